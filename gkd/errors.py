@@ -1,0 +1,21 @@
+"""The errors a user can cause. Command-line tools print them without a traceback."""
+
+
+class GKDError(Exception):
+    """Base class: the message says what is wrong, where, and what to do."""
+
+
+class ConfigError(GKDError):
+    """A config names something that does not exist or does not fit together."""
+
+
+class CheckpointError(GKDError):
+    """A checkpoint cannot be read, or does not fit the model that it is loaded into."""
+
+
+class DataError(GKDError):
+    """Annotations or images are missing, broken, or do not fit the config."""
+
+
+class EnvironmentMismatchError(GKDError):
+    """An installed package is missing, or does not work with another one."""
