@@ -1,0 +1,170 @@
+"""The detector that is trained: a student, taught by a frozen teacher."""
+
+from __future__ import annotations
+
+from typing import Any, Optional
+
+import torch
+from mmdet.models import DETECTORS, build_detector
+from mmdet.models.detectors import BaseDetector
+from torch import Tensor, nn
+
+from gkd.detectors import one_stage, two_stage
+from gkd.detectors.pair import DetectorPair
+from gkd.detectors.source import DetectorSource
+from gkd.detectors.step import StepRecord
+from gkd.errors import ConfigError
+from gkd.prototypes.bank import PrototypeBank
+from gkd.prototypes.generation import PrototypeGenerationModule
+from gkd.registry import KNOWLEDGE
+
+
+@DETECTORS.register_module()
+class Distiller(BaseDetector):
+    """A trainable student and a frozen teacher; to MMDetection it is a detector like any other.
+
+    In training it adds the losses of every kind of knowledge to the student's own detection losses;
+    in testing it *is* the student. The teacher stays in eval mode without gradients, is unknown to
+    the optimiser and is absent from checkpoints, but moves between devices with the student.
+
+    Args:
+        teacher: ``dict(config=..., checkpoint=...)``; see :class:`DetectorSource`.
+        student: ``dict(config=..., checkpoint=...)``; without a checkpoint the student starts as its
+            own config initialises it.
+        knowledge: Configs of what is taught, each of a type registered in ``KNOWLEDGE``. Empty: the
+            student trains exactly as without a teacher.
+        prototypes: Config of the :class:`PrototypeGenerationModule`; needed by kinds of knowledge
+            that lean on prototypes.
+        train_cfg: Must stay None: it belongs into the student's config.
+        test_cfg: Must stay None, likewise.
+        init_cfg: Must stay None, likewise.
+
+    Attributes:
+        bank: The current :class:`PrototypeBank`, set by the :class:`PrototypeHook`.
+        progress: Epochs done / epochs in all, set by the :class:`PrototypeHook`.
+
+    Raises:
+        ConfigError: The two detectors cannot be paired, or a kind of knowledge cannot serve them.
+        CheckpointError: A checkpoint does not fit its config.
+    """
+
+    def __init__(self, teacher: dict, student: dict, knowledge: tuple = (),
+                 prototypes: Optional[dict] = None, train_cfg: Any = None, test_cfg: Any = None,
+                 init_cfg: Any = None):
+        super().__init__()
+        if any(cfg is not None for cfg in (train_cfg, test_cfg, init_cfg)):
+            raise ConfigError('`train_cfg`, `test_cfg` and `init_cfg` do not belong into the '
+                              'Distiller\'s `model`; put them into the student\'s own config.')
+        self.student_source = DetectorSource.parse(student, 'model.student')
+        teacher_source = DetectorSource.parse(teacher, 'model.teacher', checkpoint_required=True)
+        self.student = build_detector(self.student_source.model_config())
+
+        # The student must start from the same random numbers as one that trains alone.
+        with torch.random.fork_rng(devices=[]):
+            teacher_model = build_detector(teacher_source.model_config())
+            teacher_source.load_checkpoint(teacher_model)
+            self.pair = DetectorPair.of(teacher_model, self.student)
+            self.knowledge = nn.ModuleList(
+                KNOWLEDGE.build(cfg, default_args=dict(pair=self.pair)) for cfg in knowledge)
+        # Hidden from nn.Module, so that no optimiser, checkpoint, DDP or `.train()` finds it.
+        object.__setattr__(self, 'teacher', teacher_model.requires_grad_(False).eval())
+
+        self.needs_logits = any(kind.needs_logits for kind in self.knowledge)
+        self.needs_bank = any(kind.needs_bank for kind in self.knowledge)
+        if self.needs_bank and prototypes is None:
+            raise ConfigError('a kind of knowledge needs prototypes: add `prototypes=dict(type='
+                              '"PrototypeGenerationModule")` to `model`.')
+        self.prototypes = build_generation(prototypes) if self.needs_bank else None
+        self.bank: Optional[PrototypeBank] = None
+        self.progress = 0.0
+
+    def init_weights(self) -> None:
+        """Give the student its initial weights: its checkpoint's, or those its config asks for."""
+        if self.student_source.checkpoint is None:
+            self.student.init_weights()
+        else:
+            self.student_source.load_checkpoint(self.student)
+
+    def _apply(self, fn, *args, **kwargs):
+        # `.to()`, `.cuda()` and `.half()` reach the hidden teacher through here.
+        self.teacher._apply(fn, *args, **kwargs)
+        return super()._apply(fn, *args, **kwargs)
+
+    def forward_train(self, img: Tensor, img_metas: list[dict], gt_bboxes: list[Tensor],
+                      gt_labels: list[Tensor], **kwargs) -> dict[str, Any]:
+        """Detection losses of the student, and the losses of every kind of knowledge.
+
+        Args:
+            img: Images ``(B, 3, H, W)``.
+            img_metas: MMDetection's description of every image.
+            gt_bboxes: Boxes of every image, ``(g_b, 4)`` in pixels of ``img``.
+            gt_labels: Classes of every image's boxes, ``(g_b,)`` int64.
+            **kwargs: Further ground truth that the student's class understands.
+
+        Returns:
+            Losses by name.
+        """
+        if not self.knowledge:
+            return self.student.forward_train(img, img_metas, gt_bboxes, gt_labels, **kwargs)
+        if self.needs_bank and self.bank is None:
+            raise ConfigError('no prototypes have been generated; train with the PrototypeHook '
+                              '(tools/train.py adds it by itself).')
+        losses, student, positions = self.student_step(
+            img, img_metas, gt_bboxes, gt_labels, **kwargs)
+        teacher = self.teacher_step(img, student, positions)
+        for kind in self.knowledge:
+            taught = kind(student, teacher, self.bank, self.progress)
+            twice = losses.keys() & taught.keys()
+            if twice:
+                raise ConfigError(f'two terms are named {sorted(twice)}: list every kind of '
+                                  f'knowledge once in `model.knowledge`.')
+            losses.update(taught)
+        return losses
+
+    def student_step(self, img: Tensor, img_metas: list[dict], gt_bboxes: list[Tensor],
+                     gt_labels: list[Tensor],
+                     **kwargs) -> tuple[dict, StepRecord, Optional[Tensor]]:
+        """The student's losses, its record, and where its positives are among all anchors."""
+        if self.pair.student.is_two_stage:
+            losses, record = two_stage.student_step(self.student, self.pair, img, img_metas,
+                                                    gt_bboxes, gt_labels, **kwargs)
+            return losses, record, None
+        return one_stage.student_step(self.student, self.pair, img, img_metas, gt_bboxes,
+                                      gt_labels, **kwargs)
+
+    def teacher_step(self, img: Tensor, student: StepRecord,
+                     positions: Optional[Tensor]) -> StepRecord:
+        """The teacher's record of the student's step."""
+        if self.pair.teacher.is_two_stage:
+            return two_stage.teacher_step(self.teacher, self.pair, img, student, self.needs_logits)
+        return one_stage.teacher_step(self.teacher, self.pair, img, student, positions,
+                                      self.needs_logits)
+
+    def extract_feat(self, img: Tensor) -> tuple[Tensor, ...]:
+        """FPN maps of the student."""
+        return self.student.extract_feat(img)
+
+    def forward_test(self, imgs: list[Tensor], img_metas: list[list[dict]], **kwargs) -> list:
+        """Detections of the student, in MMDetection's format."""
+        return self.student.forward_test(imgs, img_metas, **kwargs)
+
+    def simple_test(self, img: Tensor, img_metas: list[dict], **kwargs) -> list:
+        """Detections of the student on one view of each image."""
+        return self.student.simple_test(img, img_metas, **kwargs)
+
+    def aug_test(self, imgs: list[Tensor], img_metas: list[list[dict]], **kwargs) -> list:
+        """Detections of the student on several views of an image."""
+        return self.student.aug_test(imgs, img_metas, **kwargs)
+
+
+def build_generation(config: dict) -> PrototypeGenerationModule:
+    """Build the prototype generation from its config, with errors for people."""
+    config = dict(config)
+    kind = config.pop('type', 'PrototypeGenerationModule')
+    if kind != 'PrototypeGenerationModule':
+        raise ConfigError(f'model.prototypes.type = {kind!r} is unknown; '
+                          f'it must be "PrototypeGenerationModule".')
+    try:
+        return PrototypeGenerationModule(**config)
+    except TypeError as error:
+        raise ConfigError(f'model.prototypes: {error}') from None

@@ -1,0 +1,143 @@
+"""Run and record a step of a one-stage detector."""
+
+from __future__ import annotations
+
+from typing import Optional
+
+import torch
+from mmdet.core import anchor_inside_flags
+from mmdet.models.detectors import BaseDetector
+from torch import Tensor
+
+from gkd.detectors.pair import DetectorInfo, DetectorPair
+from gkd.detectors.step import Call, StepRecord, recorded
+
+
+def student_step(student: BaseDetector, pair: DetectorPair, img: Tensor, img_metas: list[dict],
+                 gt_bboxes: list[Tensor], gt_labels: list[Tensor],
+                 **kwargs) -> tuple[dict, StepRecord, Optional[Tensor]]:
+    """Compute a one-stage student's detection losses and keep what they were computed from.
+
+    Args:
+        student: The student.
+        pair: Traits of teacher and student.
+        img: Images ``(B, 3, H, W)``.
+        img_metas: MMDetection's description of every image.
+        gt_bboxes: Boxes of every image, ``(g_b, 4)`` in pixels of ``img``.
+        gt_labels: Classes of every image's boxes, ``(g_b,)``.
+        **kwargs: What else the data pipeline collects, handed to the student as it is.
+
+    Returns:
+        The detection losses, the record, and the position of every positive among all anchors of
+        the batch ``(n, 2)`` as (image, anchor), None for an anchor-free head.
+    """
+    head = student.bbox_head
+    info = pair.student
+    if not info.samples_positives:
+        with recorded(student, 'extract_feat') as features:
+            losses = student.forward_train(img, img_metas, gt_bboxes, gt_labels, **kwargs)
+        return losses, StepRecord(paired_maps(features[-1].result, pair, info), pair.strides,
+                                  gt_bboxes, gt_labels), None
+
+    with recorded(student, 'extract_feat') as features, recorded(head, 'forward') as forwards, \
+            recorded(head, 'get_anchors') as anchors, recorded(head.sampler, 'sample') as samples:
+        losses = student.forward_train(img, img_metas, gt_bboxes, gt_labels, **kwargs)
+
+    sampled = [call.result for call in samples]
+    positions = positive_positions(sampled, anchors[-1], img_metas, head.train_cfg.allowed_border)
+    record = StepRecord(
+        maps=paired_maps(features[-1].result, pair, info),
+        strides=pair.strides,
+        gt_boxes=gt_bboxes,
+        gt_labels=gt_labels,
+        boxes=[result.pos_bboxes for result in sampled],
+        labels=torch.cat([labels[result.pos_assigned_gt_inds]
+                          for labels, result in zip(gt_labels, sampled)]),
+        logits=logits_at(forwards[-1].result[0], positions, info))
+    return losses, record, positions
+
+
+@torch.no_grad()
+def teacher_step(teacher: BaseDetector, pair: DetectorPair, img: Tensor, student: StepRecord,
+                 positions: Optional[Tensor], with_logits: bool) -> StepRecord:
+    """Run a one-stage teacher on the student's images.
+
+    Args:
+        teacher: The frozen teacher.
+        pair: Traits of teacher and student.
+        img: Images ``(B, 3, H, W)``.
+        student: The student's record of the same step.
+        positions: The student's positives among all anchors, ``(n, 2)``.
+        with_logits: Whether any knowledge wants the teacher's logits at the positives.
+
+    Returns:
+        The teacher's record, with the student's boxes and labels.
+    """
+    features = teacher.extract_feat(img)
+    logits = None
+    if with_logits:
+        logits = logits_at(teacher.bbox_head(features)[0], positions, pair.teacher)
+    return StepRecord(paired_maps(features, pair, pair.teacher), pair.strides, student.gt_boxes,
+                      student.gt_labels, student.boxes, student.labels, logits)
+
+
+def paired_maps(features: tuple[Tensor, ...], pair: DetectorPair,
+                info: DetectorInfo) -> tuple[Tensor, ...]:
+    """The maps of a pyramid whose strides both detectors have."""
+    return tuple(features[level] for level in pair.levels(info))
+
+
+def positive_positions(sampled: list, anchors: Call, img_metas: list[dict],
+                       allowed_border: int) -> Tensor:
+    """Find the sampled positives among all anchors of the batch, without a host sync.
+
+    A head samples among the anchors inside the image only, so the k-th of those is the anchor at
+    which the running count of inside anchors reaches k + 1.
+
+    Args:
+        sampled: MMDetection's ``SamplingResult`` of every image.
+        anchors: The recorded call of the head's ``get_anchors``.
+        img_metas: Description of every image.
+        allowed_border: How far anchors may leave the image; negative for any distance.
+
+    Returns:
+        ``(n, 2)`` int64: image and anchor index of every positive.
+    """
+    positions = []
+    for image, (result, boxes, valid, meta) in enumerate(
+            zip(sampled, *anchors.result, img_metas)):
+        inside = anchor_inside_flags(torch.cat(boxes), torch.cat(valid), meta['img_shape'][:2],
+                                     allowed_border)
+        anchor = torch.searchsorted(inside.cumsum(0), result.pos_inds + 1)
+        positions.append(torch.stack([torch.full_like(anchor, image), anchor], dim=1))
+    return torch.cat(positions)
+
+
+def logits_at(class_scores: list[Tensor], positions: Tensor, info: DetectorInfo) -> Tensor:
+    """Read a dense head's class logits at given anchors.
+
+    Only the ``n`` rows asked for are gathered from each level, so no map is permuted or copied.
+
+    Args:
+        class_scores: Logits of every level, ``(B, A * C, H_l, W_l)``.
+        positions: ``(n, 2)`` int64: image and anchor, anchors numbered over levels, rows, columns
+            and the ``A`` anchors of a cell, in this order.
+        info: Traits of the detector.
+
+    Returns:
+        ``(n, C)`` logits.
+    """
+    image, anchor = positions.unbind(dim=1)
+    logits = class_scores[0].new_zeros(len(positions), class_scores[0].shape[1] // info.num_anchors)
+    for scores in class_scores:
+        height, width = scores.shape[-2:]
+        count = height * width * info.num_anchors
+        cell = anchor.clamp(0, count - 1)
+        row = cell // (width * info.num_anchors)
+        column = cell // info.num_anchors % width
+        scores = scores.unflatten(1, (info.num_anchors, -1))
+        here = scores[image, cell % info.num_anchors, :, row, column]
+        on_level = ((anchor >= 0) & (anchor < count)).unsqueeze(1)
+        logits = torch.where(on_level, here, logits)
+        anchor = anchor - count
+    return logits

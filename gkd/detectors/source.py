@@ -1,0 +1,152 @@
+"""Where a teacher or student comes from: a config and a checkpoint."""
+
+from __future__ import annotations
+
+import os.path as osp
+from dataclasses import dataclass
+from typing import Optional, Union
+
+import mmcv
+import mmdet
+from mmcv import Config, ConfigDict
+from torch import nn
+
+from gkd.compat.checkpoint import load_checkpoint_file, load_strictly
+from gkd.errors import CheckpointError, ConfigError
+
+MMDET_SCOPE = 'mmdet::'
+REPOSITORY = osp.dirname(osp.dirname(osp.dirname(osp.abspath(__file__))))
+NOT_GIVEN = object()
+
+
+@dataclass
+class DetectorSource:
+    """A detector's config and checkpoint, as a distillation config names them.
+
+    Attributes:
+        config: Path of a config file, ``mmdet::PATH`` for one that the installed MMDetection ships,
+            or the detector's ``model`` dict itself. Relative paths start from the working directory
+            or, if nothing is there, from the repository.
+        checkpoint: Path of the weights, or None.
+        key: Place in the distillation config, for messages.
+        overrides: Settings merged into the detector's config, as ``--cfg-options`` would.
+    """
+
+    config: Union[str, dict]
+    checkpoint: Optional[str]
+    key: str
+    overrides: dict
+
+    @classmethod
+    def parse(cls, value: dict, key: str, checkpoint_required: bool = False) -> DetectorSource:
+        """Check what the config says.
+
+        Args:
+            value: ``dict(config=..., checkpoint=..., overrides=...)``.
+            key: Place in the distillation config, for messages.
+            checkpoint_required: Whether leaving ``checkpoint`` out is an error. An explicit
+                ``checkpoint=None`` asks for untrained weights and is let through.
+
+        Raises:
+            ConfigError: A key is missing or unknown.
+        """
+        value = dict(value)
+        if 'config' not in value:
+            raise ConfigError(f'{key} needs `config`: a config file, mmdet::FILE, or a model dict.')
+        config = value.pop('config')
+        checkpoint = value.pop('checkpoint', NOT_GIVEN)
+        overrides = value.pop('overrides', {})
+        if value:
+            raise ConfigError(f'{key} has unknown keys {sorted(value)}; '
+                              f'it takes `config`, `checkpoint` and `overrides`.')
+        if checkpoint is NOT_GIVEN:
+            if checkpoint_required:
+                raise ConfigError(f'{key} needs `checkpoint`: an untrained teacher teaches noise.')
+            checkpoint = None
+        return cls(config, checkpoint, key, overrides)
+
+    def model_config(self) -> ConfigDict:
+        """The detector's ``model`` config, ready for ``build_detector``.
+
+        Raises:
+            ConfigError: The file does not exist, cannot be read, or holds no detector.
+        """
+        if isinstance(self.config, str):
+            config = self.read_file()
+        else:
+            config = Config(dict(model=self.config))
+        config.merge_from_dict({f'model.{name}': value for name, value in self.overrides.items()})
+        if 'model' not in config or 'type' not in config.model:
+            raise ConfigError(f'{self.key}.config = {self.config!r} has no `model` with a `type`.')
+        model = config.model
+        # Configs older than MMDetection 2.4 keep these two beside the model.
+        for name in ('train_cfg', 'test_cfg'):
+            if name in config and name not in model:
+                model[name] = config[name]
+        if self.checkpoint is not None:
+            drop_pretrained(model)
+        return model
+
+    def read_file(self) -> Config:
+        """Read the config file, with errors for people."""
+        path = find_file(self.config)
+        if path is None:
+            raise ConfigError(f'{self.key}.config: no such file: {self.config}'
+                              + (f' (looked in {mmdet_configs()})'
+                                 if self.config.startswith(MMDET_SCOPE) else ''))
+        try:
+            return Config.fromfile(path)
+        except Exception as error:
+            raise ConfigError(f'{self.key}.config: cannot read {self.config}: {error}') from error
+
+    def load_checkpoint(self, model: nn.Module) -> None:
+        """Fill ``model`` with the checkpoint's weights, all of them or none.
+
+        Raises:
+            CheckpointError: The file is missing, unreadable, or does not fit the model.
+        """
+        if self.checkpoint is None:
+            mmcv.utils.get_logger('mmdet').warning(
+                f'{self.key}.checkpoint is None: {type(model).__name__} has untrained weights.')
+            return
+        path = find_file(self.checkpoint)
+        if path is None:
+            raise CheckpointError(
+                f'{self.key}.checkpoint: no such file: {self.checkpoint}. Put the trained '
+                f'weights there, or change the key to where they are.')
+        load_strictly(model, load_checkpoint_file(path), path)
+
+
+def find_file(path: str) -> Optional[str]:
+    """Resolve ``mmdet::`` paths and paths relative to the repository; None if nothing is there."""
+    if path.startswith(MMDET_SCOPE):
+        candidates = [osp.join(mmdet_configs(), path[len(MMDET_SCOPE):])]
+    else:
+        candidates = [path, osp.join(REPOSITORY, path)]
+    return next((candidate for candidate in candidates if osp.isfile(candidate)), None)
+
+
+def mmdet_configs() -> str:
+    """Folder of the configs that the installed MMDetection ships."""
+    package = osp.dirname(mmdet.__file__)
+    shipped = osp.join(package, '.mim', 'configs')
+    # A development install keeps them beside the package.
+    return shipped if osp.isdir(shipped) else osp.join(osp.dirname(package), 'configs')
+
+
+def drop_pretrained(config: Union[dict, list]) -> None:
+    """Remove pretrained initialisations: the checkpoint replaces them, and they may need a network.
+
+    Args:
+        config: A model config, changed in place at every depth.
+    """
+    if isinstance(config, list):
+        for entry in config:
+            drop_pretrained(entry)
+    elif isinstance(config, dict):
+        if isinstance(config.get('init_cfg'), dict) and \
+                config['init_cfg'].get('type') == 'Pretrained':
+            config['init_cfg'] = None
+        config.pop('pretrained', None)
+        for entry in config.values():
+            drop_pretrained(entry)

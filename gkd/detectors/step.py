@@ -1,0 +1,90 @@
+"""What one training step saw of a detector."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Callable, Iterator, Optional
+
+from torch import Tensor
+
+
+@dataclass
+class StepRecord:
+    """What student or teacher computed in a training step, on the levels that both have.
+
+    The student's record is taken from the very forward pass that gives its detection losses; the
+    teacher's holds the same boxes and labels with the teacher's maps and logits. Kinds of knowledge
+    read records and nothing else.
+
+    Attributes:
+        maps: FPN maps ``(B, C, H_l, W_l)``, one a paired level, finest first.
+        strides: Stride of every paired level, in pixels.
+        gt_boxes: Ground-truth boxes of every image, ``(g_b, 4)`` as ``x1, y1, x2, y2`` in pixels.
+        gt_labels: Class of every ground-truth box, ``(g_b,)``, int64.
+        boxes: Positive proposals (two-stage) or anchors (one-stage) of every image, ``(n_b, 4)``;
+            None for a detector that samples neither. ``n`` is the sum of all ``n_b``.
+        labels: Class of the ground truth that each positive was assigned to, ``(n,)``, int64.
+        logits: Class logits at the positives, ``(n, num_logits)``; None if not computed.
+        roi_features: RoI-pooled features of the positives, ``(n, C, h, w)``; two-stage only.
+        roi_levels: Paired level that each positive was RoI-pooled from, ``(n,)``; two-stage
+            students only.
+    """
+
+    maps: tuple[Tensor, ...]
+    strides: tuple[int, ...]
+    gt_boxes: list[Tensor]
+    gt_labels: list[Tensor]
+    boxes: Optional[list[Tensor]] = None
+    labels: Optional[Tensor] = None
+    logits: Optional[Tensor] = None
+    roi_features: Optional[Tensor] = None
+    roi_levels: Optional[Tensor] = None
+
+
+@dataclass
+class Call:
+    """Arguments and result of one recorded call."""
+
+    args: tuple
+    kwargs: dict
+    result: Any
+
+
+@contextmanager
+def recorded(owner: object, name: str) -> Iterator[list[Call]]:
+    """Record every call of the method ``owner.name`` while the context is open.
+
+    This is how a step is observed without copying a line of MMDetection: the detector runs its own
+    ``forward_train``, whatever its class makes of it, and the calls of interest are kept.
+
+    Args:
+        owner: The object whose method is observed; its class stays untouched.
+        name: Name of the method.
+
+    Yields:
+        A list that grows by one :class:`Call` a call.
+
+    Example:
+        >>> class Adder:
+        ...     def add(self, a, b):
+        ...         return a + b
+        >>> adder = Adder()
+        >>> with recorded(adder, 'add') as calls:
+        ...     _ = adder.add(1, b=2)
+        >>> calls
+        [Call(args=(1,), kwargs={'b': 2}, result=3)]
+    """
+    method: Callable = getattr(owner, name)
+    calls: list[Call] = []
+
+    def record(*args, **kwargs):
+        result = method(*args, **kwargs)
+        calls.append(Call(args, kwargs, result))
+        return result
+
+    setattr(owner, name, record)
+    try:
+        yield calls
+    finally:
+        delattr(owner, name)

@@ -1,0 +1,173 @@
+"""Instance features of a detector over a data set: what prototypes are chosen from."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Iterable, Sequence
+
+import numpy as np
+import torch
+from mmcv.parallel import DataContainer
+from mmdet.datasets import CustomDataset
+from mmdet.models.detectors import BaseDetector
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from gkd.knowledge.instances import pool_instances
+
+
+@dataclass
+class CandidateImage:
+    """An image and those of its boxes that may become prototypes.
+
+    Attributes:
+        dataset: The data set that holds the image.
+        index: Its index there.
+        boxes: ``(n, 4)`` float32, ``x1, y1, x2, y2`` in pixels of the annotation.
+        labels: ``(n,)`` int64.
+    """
+
+    dataset: CustomDataset
+    index: int
+    boxes: np.ndarray
+    labels: np.ndarray
+
+    @property
+    def filename(self) -> str:
+        """File name of the image as the annotation gives it."""
+        return self.dataset.data_infos[self.index]['filename']
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height in pixels of the annotation."""
+        info = self.dataset.data_infos[self.index]
+        return info['width'], info['height']
+
+
+def choose_candidates(datasets: Sequence[CustomDataset], max_images: int, min_size: float,
+                      seed: int) -> list[CandidateImage]:
+    """Choose the instances of every class (method section 1.1).
+
+    For each class, the images that hold a large enough box of it are shuffled and cut. An image may
+    be chosen for several classes; it then is listed once, with the boxes of just those classes.
+
+    Args:
+        datasets: Data sets with annotations.
+        max_images: Images a class at most.
+        min_size: Width and height that a box must exceed, in pixels of the annotation.
+        seed: Seed of the shuffling; each class has a generator of its own, so that one class's
+            images do not depend on another's.
+
+    Returns:
+        The chosen images, in the order of the data sets.
+    """
+    annotations = []
+    holders = defaultdict(list)
+    for dataset in datasets:
+        for index in range(len(dataset)):
+            annotation = dataset.get_ann_info(index)
+            boxes, labels = annotation['bboxes'], annotation['labels']
+            large = (boxes[:, 2:] - boxes[:, :2] > min_size).all(axis=1)
+            boxes, labels = boxes[large], labels[large]
+            for label in np.unique(labels):
+                holders[int(label)].append(len(annotations))
+            annotations.append((dataset, index, boxes, labels))
+
+    chosen = defaultdict(set)
+    for label, images in holders.items():
+        shuffled = np.random.default_rng([seed, label]).permutation(images)
+        for image in shuffled[:max_images]:
+            chosen[int(image)].add(label)
+
+    candidates = []
+    for image in sorted(chosen):
+        dataset, index, boxes, labels = annotations[image]
+        wanted = np.isin(labels, list(chosen[image]))
+        candidates.append(CandidateImage(dataset, index, boxes[wanted].astype(np.float32),
+                                         labels[wanted].astype(np.int64)))
+    return candidates
+
+
+def group_by_size(candidates: Sequence[CandidateImage], batch_size: int) -> list[list[int]]:
+    """Batch images of one size, so that none is padded to fit another.
+
+    The batches depend on the images alone, not on how many processes share them: features stay
+    bit-equal whatever the number of ranks.
+
+    Args:
+        candidates: The chosen images.
+        batch_size: Images a batch at most.
+
+    Returns:
+        Positions in ``candidates``, batch by batch.
+    """
+    groups = defaultdict(list)
+    for position, candidate in enumerate(candidates):
+        groups[candidate.size].append(position)
+    return [positions[start:start + batch_size] for positions in groups.values()
+            for start in range(0, len(positions), batch_size)]
+
+
+class CandidateImages(Dataset):
+    """The chosen images as the test pipeline makes them, with their boxes scaled alike."""
+
+    def __init__(self, candidates: Sequence[CandidateImage]):
+        self.candidates = candidates
+
+    def __len__(self) -> int:
+        return len(self.candidates)
+
+    def __getitem__(self, position: int) -> tuple[Tensor, Tensor]:
+        candidate = self.candidates[position]
+        views = candidate.dataset.prepare_test_img(candidate.index)
+        image, meta = views['img'][0], views['img_metas'][0].data
+        if isinstance(image, DataContainer):
+            image = image.data
+        boxes = candidate.boxes * np.asarray(meta['scale_factor'], dtype=np.float32)
+        return image, torch.from_numpy(boxes)
+
+
+def load_batches(candidates: Sequence[CandidateImage], batches: list[list[int]],
+                 workers: int) -> DataLoader:
+    """Load batches of images ``(B, 3, H, W)`` with the boxes of each image.
+
+    Args:
+        candidates: The chosen images.
+        batches: Positions in ``candidates``, batch by batch.
+        workers: Processes that load ahead.
+    """
+    return DataLoader(CandidateImages(candidates), batch_sampler=batches, num_workers=workers,
+                      collate_fn=stack_images)
+
+
+def stack_images(samples: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, list[Tensor]]:
+    """Collate images of one size and their boxes."""
+    images, boxes = zip(*samples)
+    return torch.stack(images), list(boxes)
+
+
+@torch.no_grad()
+def instance_features(detector: BaseDetector, levels: Sequence[int], images: Tensor,
+                      boxes: list[Tensor]) -> list[Tensor]:
+    """Pool every instance on every level (method section 1.1).
+
+    Args:
+        detector: Teacher or student, in eval mode.
+        levels: Levels of its pyramid to pool on.
+        images: ``(B, 3, H, W)``.
+        boxes: Boxes of every image, ``(n_b, 4)`` in pixels of ``images``.
+
+    Returns:
+        Features of all instances, ``(sum n_b, C)`` float32 on the CPU, one tensor a level.
+    """
+    maps = detector.extract_feat(images)
+    height, width = images.shape[-2:]
+    return [pool_instances(maps[level], boxes,
+                           (maps[level].shape[-1] / width, maps[level].shape[-2] / height)).cpu()
+            for level in levels]
+
+
+def join_levels(batches: Iterable[list[Tensor]]) -> list[Tensor]:
+    """Concatenate per-batch lists of levels into one tensor a level."""
+    return [torch.cat(parts) for parts in zip(*batches)]

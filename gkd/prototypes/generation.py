@@ -1,0 +1,265 @@
+"""The Prototype Generation Module: from a data set to a bank of prototypes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import os.path as osp
+import sys
+from typing import Optional, Sequence
+
+import mmcv
+import numpy as np
+import torch
+import torch.distributed as dist
+from mmcv.runner import get_dist_info
+from mmdet.datasets import CustomDataset
+from mmdet.models.detectors import BaseDetector
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from gkd.errors import ConfigError, DataError
+from gkd.prototypes.bank import PrototypeBank
+from gkd.prototypes.features import (
+    CandidateImage,
+    choose_candidates,
+    group_by_size,
+    instance_features,
+    join_levels,
+    load_batches,
+)
+from gkd.prototypes.pursuit import select_prototypes
+
+
+class PrototypeGenerationModule:
+    """PGM: find, for every class and FPN level, real instances that span both feature spaces.
+
+    Every image is run once, whatever the number of its classes; processes share the images. The
+    teacher does not change, so its features are computed once, kept in memory, and written to disk
+    for a resumed run (paper, Sec. 3.2; method section 1).
+
+    Args:
+        num_prototypes: Prototypes a class and level, K.
+        alpha: Weight of the disagreement between both spaces' coefficients.
+        max_images: Images a class at most.
+        min_size: Width and height that a box must exceed, in pixels of the annotation.
+        interval: Epochs between two generations.
+        bandwidth: Width of the density kernel, in cosine distance.
+        density_quantile: Instances below this quantile of density are no candidates.
+        seed: Seed of the choice of images.
+        batch_size: Images a forward pass.
+        workers: Processes that load images ahead; 0 loads in the main process.
+
+    Raises:
+        ConfigError: A value is out of range.
+    """
+
+    def __init__(self, num_prototypes: int = 10, alpha: float = 10.0, max_images: int = 800,
+                 min_size: float = 30, interval: int = 1, bandwidth: float = 0.1,
+                 density_quantile: float = 0.4, seed: int = 0, batch_size: int = 8,
+                 workers: int = 0):
+        for name, value, least in (('num_prototypes', num_prototypes, 1), ('alpha', alpha, 0),
+                                   ('max_images', max_images, 1), ('min_size', min_size, 0),
+                                   ('interval', interval, 1), ('batch_size', batch_size, 1)):
+            if value < least:
+                raise ConfigError(f'model.prototypes.{name} = {value}: must be at least {least}.')
+        self.pursuit = dict(num_prototypes=num_prototypes, alpha=alpha, bandwidth=bandwidth,
+                            density_quantile=density_quantile)
+        self.max_images = max_images
+        self.min_size = min_size
+        self.interval = interval
+        self.seed = seed
+        self.batch_size = batch_size
+        self.workers = workers
+        self.candidates: Optional[list[CandidateImage]] = None
+        self.teacher_features: Optional[list[Tensor]] = None
+
+    def generate(self, teacher: BaseDetector, student: BaseDetector,
+                 teacher_levels: Sequence[int], student_levels: Sequence[int],
+                 datasets: Sequence[CustomDataset], cache_dir: str) -> PrototypeBank:
+        """Build the bank from the student's current weights.
+
+        All processes call this together and all get the same bank.
+
+        Args:
+            teacher: The frozen teacher.
+            student: The student; left in the mode it came in.
+            teacher_levels: The teacher's pyramid levels to use.
+            student_levels: The student's, paired with the teacher's.
+            datasets: Data sets with annotations and the test pipeline.
+            cache_dir: Where the teacher's features are kept for a resumed run.
+
+        Returns:
+            The bank, on the CPU. Its metadata tell the image and box of every prototype.
+
+        Raises:
+            DataError: No instance is large enough to become a prototype.
+        """
+        if self.candidates is None:
+            self.candidates = self.choose(datasets)
+        batches = group_by_size(self.candidates, self.batch_size)
+        if self.teacher_features is None:
+            fingerprint = self.fingerprint(teacher, batches)
+            share = cached_share(cache_dir, fingerprint)
+            if share is None:
+                share = self.run(teacher, teacher_levels, batches, 'teacher')
+                save_share(cache_dir, fingerprint, share)
+            self.teacher_features = gather(share, self.counts(batches))
+        training = student.training
+        student.eval()
+        share = self.run(student, student_levels, batches, 'student')
+        student.train(training)
+        student_features = gather(share, self.counts(batches))
+        device = next(student.parameters()).device
+        return self.pursue(student_features, batches, len(datasets[0].CLASSES), device)
+
+    def choose(self, datasets: Sequence[CustomDataset]) -> list[CandidateImage]:
+        """Choose the candidates once, and name the classes that have none."""
+        candidates = choose_candidates(datasets, self.max_images, self.min_size, self.seed)
+        if not candidates:
+            raise DataError(
+                f'no prototype can be chosen: no box in {datasets[0].ann_file} is wider and higher '
+                f'than model.prototypes.min_size = {self.min_size} pixels.')
+        seen = np.unique(np.concatenate([candidate.labels for candidate in candidates]))
+        classes = datasets[0].CLASSES
+        missing = [name for label, name in enumerate(classes) if label not in seen]
+        logger = mmcv.utils.get_logger('mmdet')
+        if missing:
+            logger.warning(
+                f'{len(missing)} of {len(classes)} classes have no instance larger than '
+                f'{self.min_size} pixels and get no prototype: {", ".join(missing)}')
+        logger.info(f'Prototypes: {sum(len(c.labels) for c in candidates)} instances of '
+                    f'{len(seen)} classes in {len(candidates)} images.')
+        return candidates
+
+    def counts(self, batches: list[list[int]]) -> list[int]:
+        """Instances of every batch."""
+        return [sum(len(self.candidates[position].labels) for position in batch)
+                for batch in batches]
+
+    def run(self, detector: BaseDetector, levels: Sequence[int], batches: list[list[int]],
+            role: str) -> list[list[Tensor]]:
+        """Features of this process's share of the batches: a list of levels for every batch."""
+        rank, world_size = get_dist_info()
+        share = batches[rank::world_size]
+        device = next(detector.parameters()).device
+        loader = load_batches(self.candidates, share, self.workers)
+        progress = tqdm(loader, f'prototypes, {role}', unit='batch', leave=False,
+                        disable=rank > 0 or not sys.stderr.isatty())
+        return [instance_features(detector, levels, images.to(device),
+                                  [box.to(device) for box in boxes])
+                for images, boxes in progress]
+
+    def pursue(self, student_features: list[Tensor], batches: list[list[int]], num_classes: int,
+               device: torch.device) -> PrototypeBank:
+        """Select every class's prototypes on every level; processes share the classes."""
+        order = [position for batch in batches for position in batch]
+        labels = torch.from_numpy(np.concatenate(
+            [self.candidates[position].labels for position in order]))
+        members = [torch.nonzero(labels == label).squeeze(1) for label in range(num_classes)]
+        rank, world_size = get_dist_info()
+        jobs = [(level, label) for level in range(len(student_features))
+                for label in range(num_classes) if len(members[label])]
+        mine = {}
+        for level, label in jobs[rank::world_size]:
+            rows = members[label]
+            chosen = select_prototypes(self.teacher_features[level][rows].to(device),
+                                       student_features[level][rows].to(device), **self.pursuit)
+            mine[level, label] = rows[chosen.cpu()]
+        chosen = {job: rows for part in all_gather(mine) for job, rows in part.items()}
+
+        rows = [torch.cat([chosen[job] for job in jobs if job[0] == level])
+                for level in range(len(student_features))]
+        sizes = torch.tensor([len(chosen.get((0, label), ())) for label in range(num_classes)])
+        offsets = torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])
+        return PrototypeBank(
+            student=[feature[row] for feature, row in zip(student_features, rows)],
+            teacher=[feature[row] for feature, row in zip(self.teacher_features, rows)],
+            offsets=[offsets.clone() for _ in rows],
+            metadata=dict(origins=json.dumps(self.origins(rows, order))))
+
+    def origins(self, rows: list[Tensor], order: list[int]) -> list[list]:
+        """Image, box and label of every prototype, level by level."""
+        instances = [(self.candidates[position].filename, box.tolist(), int(label))
+                     for position in order
+                     for box, label in zip(self.candidates[position].boxes,
+                                           self.candidates[position].labels)]
+        return [[instances[row] for row in level.tolist()] for level in rows]
+
+    def fingerprint(self, teacher: BaseDetector, batches: list[list[int]]) -> str:
+        """Hash of all that the teacher's features depend on."""
+        digest = hashlib.sha256()
+        for name, tensor in teacher.state_dict().items():
+            digest.update(name.encode())
+            digest.update(tensor.cpu().contiguous().view(torch.uint8).numpy())
+        for batch in batches:
+            for position in batch:
+                candidate = self.candidates[position]
+                digest.update(f'{candidate.filename} {candidate.size}'.encode())
+                digest.update(candidate.boxes.tobytes())
+        digest.update(repr(self.candidates[0].dataset.pipeline).encode())
+        return digest.hexdigest()
+
+
+def share_path(cache_dir: str) -> str:
+    """File that holds this process's share of the teacher's features."""
+    rank, world_size = get_dist_info()
+    return osp.join(cache_dir, f'teacher_features_{rank}_of_{world_size}.safetensors')
+
+
+def cached_share(cache_dir: str, fingerprint: str) -> Optional[list[list[Tensor]]]:
+    """This process's share from an earlier run; None if there is none or it is of other inputs."""
+    try:
+        with safe_open(share_path(cache_dir), framework='pt') as file:
+            metadata = file.metadata() or {}
+            if metadata.get('fingerprint') != fingerprint:
+                return None
+            num_batches, num_levels = int(metadata['batches']), int(metadata['levels'])
+            return [[file.get_tensor(f'{batch}.{level}') for level in range(num_levels)]
+                    for batch in range(num_batches)]
+    except (FileNotFoundError, SafetensorError):
+        return None
+
+
+def save_share(cache_dir: str, fingerprint: str, share: list[list[Tensor]]) -> None:
+    """Keep this process's share; the file appears whole or not at all."""
+    os.makedirs(cache_dir, exist_ok=True)
+    tensors = {f'{batch}.{level}': feature.contiguous()
+               for batch, levels in enumerate(share) for level, feature in enumerate(levels)}
+    metadata = dict(fingerprint=fingerprint, batches=str(len(share)),
+                    levels=str(len(share[0]) if share else 0))
+    path = share_path(cache_dir)
+    save_file(tensors, f'{path}.part', metadata)
+    os.replace(f'{path}.part', path)
+
+
+def all_gather(value: object) -> list:
+    """What every process has, in order of rank.
+
+    Features lie on the CPU, and so does their exchange: NCCL would move them through GPU memory.
+    """
+    if not dist.is_initialized():
+        return [value]
+    gathered = [None] * dist.get_world_size()
+    dist.all_gather_object(gathered, value, group=cpu_group())
+    return gathered
+
+
+def cpu_group() -> dist.ProcessGroup:
+    """A process group for CPU tensors, made once."""
+    if not hasattr(cpu_group, 'group'):
+        cpu_group.group = dist.new_group(backend='gloo')
+    return cpu_group.group
+
+
+def gather(share: list[list[Tensor]], counts: list[int]) -> list[Tensor]:
+    """Put all processes' batches back into their order, one tensor a level."""
+    shares = all_gather(share)
+    batches = [shares[number % len(shares)][number // len(shares)]
+               for number in range(len(counts))]
+    features = join_levels(batches)
+    assert all(len(feature) == sum(counts) for feature in features)
+    return features

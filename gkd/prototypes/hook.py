@@ -1,0 +1,88 @@
+"""Run the prototype generation when the schedule says so."""
+
+from __future__ import annotations
+
+import os.path as osp
+import re
+from typing import Union
+
+import mmcv
+from mmcv.parallel import is_module_wrapper
+from mmcv.runner import HOOKS, EpochBasedRunner, Hook
+from mmdet.datasets import CustomDataset, build_dataset
+
+from gkd.errors import ConfigError
+from gkd.prototypes.bank import PrototypeBank
+
+
+@HOOKS.register_module()
+class PrototypeHook(Hook):
+    """Keep the distiller's prototypes and progress up to date, epoch by epoch.
+
+    At the start of an epoch it rebuilds the bank if ``interval`` epochs have passed, saves it in
+    ``WORK_DIR/prototypes/``, and reloads it from there when a run is resumed between two
+    generations.
+
+    Args:
+        datasets: Configs of the data sets to choose prototypes from: annotated, with the test
+            pipeline. ``tools/train.py`` fills this in from ``data.train`` and ``data.test``.
+
+    Raises:
+        ConfigError: The runner does not count epochs.
+    """
+
+    def __init__(self, datasets: Union[dict, list]):
+        configs = datasets if isinstance(datasets, (list, tuple)) else [datasets]
+        self.datasets: list[CustomDataset] = [build_dataset(config) for config in configs]
+
+    def before_run(self, runner) -> None:
+        """Refuse runners without epochs: decay and interval are counted in them."""
+        if not isinstance(runner, EpochBasedRunner):
+            raise ConfigError(f'runner.type = {type(runner).__name__}: the decay of distillation '
+                              f'is counted in epochs; use EpochBasedRunner.')
+
+    def before_train_epoch(self, runner) -> None:
+        """Set the progress; generate or reload the bank."""
+        distiller = runner.model.module if is_module_wrapper(runner.model) else runner.model
+        distiller.progress = runner.epoch / runner.max_epochs
+        if not distiller.needs_bank:
+            return
+        folder = osp.join(runner.work_dir, 'prototypes')
+        device = next(distiller.parameters()).device
+        if runner.epoch % distiller.prototypes.interval == 0:
+            distiller.bank = self.generate(distiller, runner, folder).to(device)
+        elif distiller.bank is None:
+            path = latest_bank(folder, runner.epoch)
+            runner.logger.info(f'Prototypes: reloaded {path}.')
+            distiller.bank = PrototypeBank.load(path).to(device)
+
+    def generate(self, distiller, runner, folder: str) -> PrototypeBank:
+        """Generate the bank with the student's current weights and save it."""
+        timer = mmcv.Timer()
+        pair = distiller.pair
+        bank = distiller.prototypes.generate(
+            distiller.teacher, distiller.student, pair.levels(pair.teacher),
+            pair.levels(pair.student), self.datasets, folder)
+        if runner.rank == 0:
+            mmcv.mkdir_or_exist(folder)
+            bank.save(osp.join(folder, f'epoch_{runner.epoch + 1}.safetensors'))
+        runner.logger.info(f'Prototypes: {len(bank.student[0])} on each of {bank.num_levels} '
+                           f'levels, generated in {timer.since_start():.1f} s.')
+        return bank
+
+
+def latest_bank(folder: str, epoch: int) -> str:
+    """The newest saved bank that was made for epoch number ``epoch`` (from 0) or before.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    saved = {}
+    for name in mmcv.scandir(folder) if osp.isdir(folder) else ():
+        match = re.fullmatch(r'epoch_(\d+)\.safetensors', name)
+        if match and int(match[1]) <= epoch + 1:
+            saved[int(match[1])] = osp.join(folder, name)
+    if not saved:
+        raise ConfigError(f'cannot resume at epoch {epoch + 1}: no prototypes in {folder}. Resume '
+                          f'from an epoch at which they are generated, or restore the folder.')
+    return saved[max(saved)]
