@@ -1,0 +1,43 @@
+"""Full precision for losses and similarities, whatever precision the networks run in."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+Function = TypeVar('Function', bound=Callable)
+
+
+def full_precision(function: Function) -> Function:
+    """Decorate a function of tensors to compute in float32 at least.
+
+    Autocast is off inside, and half-precision tensors among the arguments arrive as float32;
+    float32 and float64 pass through.
+
+    Args:
+        function: takes at least one tensor, and its tensors as arguments of their own rather
+            than in lists.
+
+    Returns:
+        The same function, safe under autocast.
+    """
+
+    @functools.wraps(function)
+    def wrapped(*args, **kwargs):
+        values = (*args, *kwargs.values())
+        device = next(value.device for value in values if isinstance(value, Tensor))
+        with torch.autocast(device_type=device.type, enabled=False):
+            return function(
+                *map(_widen, args), **{name: _widen(value) for name, value in kwargs.items()}
+            )
+
+    return wrapped
+
+
+def _widen(value: Any) -> Any:
+    half = isinstance(value, Tensor) and value.dtype in (torch.float16, torch.bfloat16)
+    return value.float() if half else value

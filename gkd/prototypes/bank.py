@@ -1,0 +1,186 @@
+"""PrototypeBank: the prototypes of every class and FPN level, and the file they are kept in."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from gkd.errors import CheckpointError
+
+FORMAT = 'gkd.PrototypeBank'
+FORMAT_VERSION = '1'
+
+
+@dataclass(eq=False)
+class PrototypeBank:
+    """Prototypes of every class on every FPN level, of teacher and student.
+
+    Class c of level l owns rows ``offsets[l][c]:offsets[l][c + 1]`` of ``student[l]`` and
+    ``teacher[l]``; the range is empty where the class had no instance. Row i of both holds the
+    raw (not normalised) features of one instance.
+
+    Source: method section 1.4.
+
+    Args:
+        student: per level the student's prototypes, float of shape ``(P_l, D_S)``.
+        teacher: per level the teacher's prototypes, float of shape ``(P_l, D_T)``.
+        offsets: per level where the classes' rows begin and end, LongTensor of shape
+            ``(num_classes + 1,)``, from 0 to ``P_l``, never falling.
+        metadata: strings kept with the bank, such as class names or the epoch.
+
+    Raises:
+        ValueError: if levels, shapes, tensor types or offsets do not fit together.
+        TypeError: if the metadata holds anything but strings.
+
+    Example:
+        >>> bank = PrototypeBank(
+        ...     student=[torch.rand(3, 8)], teacher=[torch.rand(3, 16)],
+        ...     offsets=[torch.tensor([0, 2, 2, 3])])
+        >>> bank.num_levels, bank.num_classes
+        (1, 3)
+    """
+
+    student: list[Tensor]
+    teacher: list[Tensor]
+    offsets: list[Tensor]
+    metadata: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not len(self.student) == len(self.teacher) == len(self.offsets) > 0:
+            raise ValueError(
+                'a bank needs the same number of levels, at least one, of student, teacher and '
+                f'offsets, got {len(self.student)}, {len(self.teacher)} and {len(self.offsets)}'
+            )
+        for level in range(self.num_levels):
+            self._check_level(level)
+        for key, value in self.metadata.items():
+            if not isinstance(key, str) or not isinstance(value, str):
+                raise TypeError(f'metadata must map str to str, got {key!r}: {value!r}')
+            if key in ('format', 'format_version'):
+                raise ValueError(f'metadata key {key!r} is reserved for the file format')
+
+    def _check_level(self, level: int) -> None:
+        offsets = self.offsets[level]
+        if offsets.dtype != torch.long or offsets.dim() != 1 or len(offsets) < 2:
+            raise ValueError(
+                f'offsets[{level}] must be a LongTensor of shape (num_classes + 1,), got '
+                f'{offsets.dtype} of shape {tuple(offsets.shape)}'
+            )
+        if len(offsets) != len(self.offsets[0]):
+            raise ValueError(
+                f'offsets[{level}] has {len(offsets) - 1} classes, level 0 has {self.num_classes}'
+            )
+        bounds = offsets.tolist()
+        if bounds[0] != 0 or bounds != sorted(bounds):
+            raise ValueError(f'offsets[{level}] must start at 0 and never fall, got {bounds}')
+        for name in ('student', 'teacher'):
+            prototypes = getattr(self, name)[level]
+            if not prototypes.is_floating_point() or prototypes.dim() != 2:
+                raise ValueError(
+                    f'{name}[{level}] must be a float tensor of shape (P, D), got '
+                    f'{prototypes.dtype} of shape {tuple(prototypes.shape)}'
+                )
+            if len(prototypes) != bounds[-1]:
+                raise ValueError(
+                    f'{name}[{level}] has {len(prototypes)} prototypes, but offsets[{level}] '
+                    f'ends at {bounds[-1]}'
+                )
+
+    @property
+    def num_levels(self) -> int:
+        """Number of FPN levels."""
+        return len(self.offsets)
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes, those without a prototype included."""
+        return len(self.offsets[0]) - 1
+
+    def to(self, device: str | torch.device) -> PrototypeBank:
+        """A bank with the same content on ``device``."""
+        return PrototypeBank(
+            student=[prototypes.to(device) for prototypes in self.student],
+            teacher=[prototypes.to(device) for prototypes in self.teacher],
+            offsets=[offsets.to(device) for offsets in self.offsets],
+            metadata=dict(self.metadata),
+        )
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write the bank to a safetensors file, whole or not at all.
+
+        Missing folders are made. The bytes go to a file beside ``path`` that then takes its
+        name, so a reader never meets half a bank.
+
+        Args:
+            path: the file to write; an existing one is replaced.
+        """
+        path = Path(path)
+        tensors = {
+            # Levels may share one tensor of offsets, which the format does not allow.
+            f'{name}.{level}': tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+            for name in ('student', 'teacher', 'offsets')
+            for level, tensor in enumerate(getattr(self, name))
+        }
+        header = {**self.metadata, 'format': FORMAT, 'format_version': FORMAT_VERSION}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
+        try:
+            with open(unfinished, 'wb') as file:
+                file.write(save(tensors, metadata=header))
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(unfinished, path)
+        finally:
+            unfinished.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> PrototypeBank:
+        """Read a bank that :meth:`save` wrote, to the CPU. Runs no code from the file.
+
+        Args:
+            path: the file to read.
+
+        Returns:
+            The bank, its metadata included.
+
+        Raises:
+            CheckpointError: if the file is missing, cut short, not a prototype bank, or of a
+                format version that this release does not read.
+        """
+        try:
+            with safe_open(os.fspath(path), framework='pt', device='cpu') as file:
+                header = dict(file.metadata() or {})
+                names = file.keys()
+                tensors = {name: file.get_tensor(name) for name in names}
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(
+                f'{path}: cannot be read as a prototype bank ({error}). '
+                'Generate the prototypes again or point to the right file.'
+            ) from error
+        if header.pop('format', None) != FORMAT:
+            raise CheckpointError(
+                f'{path}: a safetensors file, but not a prototype bank. '
+                'Point to a file that PrototypeBank.save wrote.'
+            )
+        version = header.pop('format_version', None)
+        if version != FORMAT_VERSION:
+            raise CheckpointError(
+                f'{path}: prototype bank of format version {version}, this release reads version '
+                f'{FORMAT_VERSION}. Generate the prototypes again.'
+            )
+        levels = range(len(tensors) // 3)
+        try:
+            return cls(
+                student=[tensors[f'student.{level}'] for level in levels],
+                teacher=[tensors[f'teacher.{level}'] for level in levels],
+                offsets=[tensors[f'offsets.{level}'] for level in levels],
+                metadata=header,
+            )
+        except (KeyError, ValueError) as error:
+            raise CheckpointError(f'{path}: broken prototype bank: {error}') from error
