@@ -1,5 +1,16 @@
-"""Global knowledge distillation for object detectors of MMDetection 2.x."""
+"""Global knowledge distillation for object detectors of MMDetection 2.x.
+
+Importing the package registers all its parts with MMDetection.
+"""
 
 from gkd import compat
 
+# Before anything imports mmdet: it is what makes mmdet importable without compiled operators.
 compat.apply()
+
+from gkd import backbones, detectors, knowledge, prototypes  # noqa: E402
+from gkd.registry import KNOWLEDGE  # noqa: E402
+
+__version__ = '0.1.0'
+
+__all__ = ['KNOWLEDGE', 'backbones', 'compat', 'detectors', 'knowledge', 'prototypes']

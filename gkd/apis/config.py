@@ -1,0 +1,181 @@
+"""Read a config and check that what it names exists and fits together."""
+
+from __future__ import annotations
+
+import os
+import os.path as osp
+from collections import defaultdict
+from typing import Optional
+
+from mmcv import Config, ConfigDict
+from mmdet.datasets import CocoDataset, CustomDataset, build_dataset
+from mmdet.utils import compat_cfg, replace_cfg_vals, update_data_root
+from torch import nn
+
+from gkd.detectors import Distiller
+from gkd.detectors.source import DetectorSource
+from gkd.errors import ConfigError, DataError
+
+
+def load_config(path: str, options: Optional[dict] = None) -> Config:
+    """Read a config file.
+
+    Args:
+        path: The file. A config is Python and is run: take it from people you trust.
+        options: Settings that replace the file's, by dotted name, as from ``--cfg-options``.
+
+    Returns:
+        The config, in today's form of MMDetection 2.x.
+
+    Raises:
+        ConfigError: The file does not exist or cannot be read, or an option names no setting.
+    """
+    if not osp.isfile(path):
+        raise ConfigError(f'no such config file: {path}')
+    try:
+        config = replace_cfg_vals(Config.fromfile(path))
+    except Exception as error:
+        raise ConfigError(f'cannot read config {path}: {type(error).__name__}: {error}') from error
+    try:
+        config.merge_from_dict(options or {})
+    except (KeyError, TypeError, IndexError, AssertionError) as error:
+        raise ConfigError(f'--cfg-options {options}: {error}') from None
+    for key in ('model', 'data'):
+        if key not in config:
+            raise ConfigError(f'config {path} has no `{key}`; it must describe a detector '
+                              f'(`model`) and its data sets (`data`).')
+    update_data_root(config)
+    return compat_cfg(config)
+
+
+def student_config(config: Config) -> Config:
+    """The config to test with: a distillation config's own student, any other config as it is."""
+    if config.model.type != Distiller.__name__:
+        return config
+    config = Config(config._cfg_dict.to_dict(), filename=config.filename)
+    config.model = DetectorSource.parse(config.model.student, 'model.student').model_config()
+    return config
+
+
+def prototype_datasets(config: Config) -> list[ConfigDict]:
+    """Configs of the data sets that prototypes come from: the training data, as tests see it.
+
+    Wrappers that repeat, balance or mix images are taken off: every image counts once.
+    """
+    leaves = []
+    waiting = [config.data.train]
+    while waiting:
+        entry = waiting.pop(0)
+        if isinstance(entry, (list, tuple)):
+            waiting = [*entry, *waiting]
+        elif 'datasets' in entry:
+            waiting = [*entry.datasets, *waiting]
+        elif 'dataset' in entry:
+            waiting = [entry.dataset, *waiting]
+        else:
+            leaves.append(ConfigDict({**entry, 'pipeline': config.data.test.pipeline}))
+    return leaves
+
+
+def build_checked_dataset(config: ConfigDict, key: str,
+                          default_args: Optional[dict] = None) -> CustomDataset:
+    """Build a data set and check that its files are there.
+
+    Args:
+        config: Config of the data set, possibly of a wrapper around others.
+        key: Place in the config, for messages.
+        default_args: Passed on to MMDetection.
+
+    Raises:
+        DataError: Annotations or images are missing or broken.
+    """
+    for leaf in leaf_configs(config):
+        path = leaf.get('ann_file')
+        if isinstance(path, str) and not osp.exists(osp.join(leaf.get('data_root') or '', path)):
+            raise DataError(f'{key}.ann_file: no such file: {path}')
+    try:
+        dataset = build_dataset(config, default_args)
+    except Exception as error:
+        raise DataError(
+            f'{key}: cannot read the annotations in {config.get("ann_file", "its data sets")}: '
+            f'{type(error).__name__}: {error}. Expected COCO JSON with "images", "annotations" '
+            f'and "categories" (or the format of {config.type}).') from error
+    for leaf in leaf_datasets(dataset):
+        check_classes(leaf, key)
+        check_images(leaf, key)
+    return dataset
+
+
+def leaf_configs(config: ConfigDict) -> list[ConfigDict]:
+    """Configs of the data sets inside wrappers."""
+    if 'datasets' in config:
+        return [leaf for inner in config.datasets for leaf in leaf_configs(inner)]
+    return leaf_configs(config.dataset) if 'dataset' in config else [config]
+
+
+def leaf_datasets(dataset: CustomDataset) -> list[CustomDataset]:
+    """The data sets inside wrappers."""
+    if hasattr(dataset, 'datasets'):
+        return [leaf for inner in dataset.datasets for leaf in leaf_datasets(inner)]
+    return leaf_datasets(dataset.dataset) if hasattr(dataset, 'dataset') else [dataset]
+
+
+def check_classes(dataset: CustomDataset, key: str) -> None:
+    """Raise DataError if a class of the config is no category of a COCO file.
+
+    MMDetection would skip it silently, and number all classes after it wrongly.
+    """
+    if not isinstance(dataset, CocoDataset):
+        return
+    named = [category['name'] for category in dataset.coco.dataset['categories']]
+    missing = [name for name in dataset.CLASSES if name not in named]
+    if missing:
+        raise DataError(
+            f'{key}: {len(missing)} of {len(dataset.CLASSES)} classes are no categories of '
+            f'{dataset.ann_file}: {shorten(missing)}. It has {shorten(named)}; set `classes` of '
+            f'every data set to the names to detect.')
+
+
+def check_images(dataset: CustomDataset, key: str) -> None:
+    """Raise DataError if the folder, all images, or one of them is missing."""
+    if not len(dataset):
+        raise DataError(f'{key}: no image of {dataset.ann_file} can be used; images without boxes '
+                        f'of the classes {shorten(dataset.CLASSES)} are left out of training.')
+    if dataset.img_prefix and not osp.isdir(dataset.img_prefix):
+        raise DataError(f'{key}.img_prefix: no such folder: {dataset.img_prefix}')
+    folders = defaultdict(set)
+    for info in dataset.data_infos:
+        folder, name = osp.split(osp.join(dataset.img_prefix or '', info['filename']))
+        folders[folder].add(name)
+    # One listing a folder: asking for every file takes minutes on network disks.
+    absent = [osp.join(folder, name) for folder, names in folders.items()
+              for name in sorted(names - set(os.listdir(folder) if osp.isdir(folder) else ()))]
+    if absent:
+        raise DataError(f'{key}: {len(absent)} of {len(dataset)} images of {dataset.ann_file} are '
+                        f'missing, first {absent[0]}. Set `img_prefix` to their folder.')
+
+
+def check_num_classes(model: nn.Module, dataset: CustomDataset, key: str) -> None:
+    """Raise ConfigError if a head and the data set count classes differently.
+
+    Args:
+        model: A detector; of a distiller the student is looked at.
+        dataset: Its data set.
+        key: Place of the data set in the config, for messages.
+    """
+    detector = model.student if isinstance(model, Distiller) else model
+    owner = getattr(detector, 'roi_head', None) or detector
+    head = getattr(owner, 'bbox_head', None)
+    head = head[0] if isinstance(head, nn.ModuleList) else head
+    count = getattr(head, 'num_classes', None)
+    if count is not None and count != len(dataset.CLASSES):
+        raise ConfigError(
+            f'{type(detector).__name__} detects {count} classes, {key} has {len(dataset.CLASSES)} '
+            f'({shorten(dataset.CLASSES)}); set `num_classes` of the heads or `classes` of the '
+            f'data sets so that they agree.')
+
+
+def shorten(names: list, most: int = 8) -> str:
+    """The first few names, and how many more there are."""
+    listed = ', '.join(map(str, names[:most]))
+    return listed if len(names) <= most else f'{listed} and {len(names) - most} more'

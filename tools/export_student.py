@@ -1,0 +1,40 @@
+#!/usr/bin/env python
+"""Write a distilled student as a checkpoint that plain MMDetection loads."""
+
+import argparse
+import os.path as osp
+
+import gkd  # noqa: F401  (registers everything, and must come before mmdet)
+from mmcv import DictAction
+
+from gkd.apis import export_student, load_config
+from gkd.apis.cli import run
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument('config', help='the distillation config')
+    parser.add_argument('checkpoint', help='a checkpoint of its training')
+    parser.add_argument('output', nargs='?', help='file to write (default: student.pth beside '
+                                                  'the checkpoint)')
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
+                        help='replace settings of the config')
+    return parser.parse_args()
+
+
+def main():
+    args = parse_args()
+    output = args.output or osp.join(osp.dirname(args.checkpoint), 'student.pth')
+    config = load_config(args.config, args.cfg_options)
+    own_config = config.model.get('student', {}).get('config', args.config)
+    export_student(config, args.checkpoint, output)
+    print(f'wrote {output}\n\n'
+          f'To use it in plain MMDetection:\n'
+          f'    from mmdet.apis import init_detector, inference_detector\n'
+          f'    model = init_detector({str(own_config)!r}, {output!r}, device="cpu")\n'
+          f'    inference_detector(model, "image.png")\n')
+
+
+if __name__ == '__main__':
+    run(main)

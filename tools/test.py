@@ -1,0 +1,55 @@
+#!/usr/bin/env python
+"""Evaluate a detector: COCO mAP of a distilled student, a teacher or any plain detector."""
+
+import argparse
+
+import gkd  # noqa: F401  (registers everything, and must come before mmdet)
+from mmcv import DictAction
+
+from gkd.apis import load_config, test
+from gkd.apis.cli import run
+from gkd.compat.distributed import init_distributed
+from gkd.errors import ConfigError
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument('config', help='distillation config, or the detector\'s own')
+    parser.add_argument('checkpoint', help='checkpoint of the training, or an exported student')
+    parser.add_argument('--eval', nargs='+', metavar='METRIC', default=None,
+                        help='metrics of the data set (default: bbox, unless --format-only, '
+                             '--out or --show-dir asks for something else)')
+    parser.add_argument('--out', help='write the raw results to this .pkl file')
+    parser.add_argument('--format-only', action='store_true',
+                        help='write the results in the data set\'s format, do not evaluate; '
+                             'choose where with --eval-options jsonfile_prefix=PREFIX')
+    parser.add_argument('--show-dir', help='draw the detections into this folder')
+    parser.add_argument('--show-score-thr', type=float, default=0.3,
+                        help='draw detections with at least this score')
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
+                        help='replace settings of the config')
+    parser.add_argument('--eval-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
+                        help='settings for the evaluation or the formatting')
+    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm'], default='none',
+                        help='who started this process; tools/test.sh sets it')
+    parser.add_argument('--local-rank', '--local_rank', type=int, default=0,
+                        help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def main():
+    args = parse_args()
+    if args.eval and args.format_only:
+        raise ConfigError('--eval and --format-only exclude each other.')
+    other_output = args.format_only or args.out or args.show_dir
+    metrics = args.eval or ([] if other_output else ['bbox'])
+    config = load_config(args.config, args.cfg_options)
+    if args.launcher != 'none':
+        init_distributed(args.launcher)
+    test(config, args.checkpoint, metrics, args.out, args.format_only, args.show_dir,
+         args.show_score_thr, args.eval_options)
+
+
+if __name__ == '__main__':
+    run(main)

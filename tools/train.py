@@ -1,0 +1,62 @@
+#!/usr/bin/env python
+"""Train a distiller, a teacher or a plain student; without a config, run the quickstart."""
+
+import argparse
+import os.path as osp
+
+import gkd  # noqa: F401  (registers everything, and must come before mmdet)
+from mmcv import DictAction
+
+from gkd.apis import load_config, train
+from gkd.apis.cli import run
+from gkd.apis.quickstart import add_arguments, quickstart
+from gkd.compat.distributed import init_distributed
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument('config', nargs='?', help='config file; none runs the quickstart')
+    parser.add_argument('--work-dir', help='where checkpoints, logs and prototypes go '
+                                           '(default: work_dirs/NAME_OF_CONFIG)')
+    parser.add_argument('--resume', default='auto', metavar='auto|never|CHECKPOINT',
+                        help='go on from the last checkpoint in the work dir, start anew, or go '
+                             'on from a checkpoint')
+    parser.add_argument('--no-validate', action='store_true', help='do not evaluate')
+    parser.add_argument('--seed', type=int, help='replaces the config\'s seed')
+    parser.add_argument('--epochs', type=int, help='replaces the config\'s number of epochs')
+    parser.add_argument('--deterministic', action='store_true',
+                        help='use deterministic CUDA kernels only')
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
+                        help='replace settings of the config')
+    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm'], default='none',
+                        help='who started this process; tools/train.sh sets it')
+    parser.add_argument('--local-rank', '--local_rank', type=int, default=0,
+                        help=argparse.SUPPRESS)
+    add_arguments(parser.add_argument_group('quickstart only'))
+    return parser.parse_args()
+
+
+def main():
+    args = parse_args()
+    if args.config is None:
+        quickstart(args.family, args.seeds, args.epochs, args.work_dir)
+        return
+    config = load_config(args.config, args.cfg_options)
+    if args.launcher != 'none':
+        init_distributed(args.launcher)
+    if args.work_dir is not None:
+        config.work_dir = args.work_dir
+    elif config.get('work_dir') is None:
+        config.work_dir = osp.join('work_dirs', osp.splitext(osp.basename(args.config))[0])
+    if args.seed is not None:
+        config.seed = args.seed
+    if args.epochs is not None:
+        config.runner.max_epochs = args.epochs
+    if args.deterministic:
+        config.deterministic = True
+    train(config, resume=args.resume, validate=not args.no_validate)
+
+
+if __name__ == '__main__':
+    run(main)
