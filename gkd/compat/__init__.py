@@ -1,13 +1,50 @@
 """What makes MMDetection 2.x run on today's torch, without editing an installed package.
 
-:func:`apply` runs once, when ``gkd`` is imported, before anything imports mmdet.
+:func:`apply` runs once, when ``gkd`` is imported, before anything imports mmdet. Each mend is one
+function that says why it is there and for which versions.
 """
 
-from gkd.compat.environment import check_environment
-from gkd.compat.ops import install_ops
+from __future__ import annotations
+
+import logging
+import warnings
+
+_applied = False
 
 
 def apply() -> None:
-    """Check the installed packages and apply every mend. Safe to call again."""
+    """Check the installed packages and apply every mend. Safe to call again.
+
+    Raises:
+        EnvironmentMismatchError: if a package is missing, or does not work with another one.
+    """
+    global _applied
+    if _applied:
+        return
+
+    from gkd.compat.environment import check_environment
+    from gkd.compat.ops import install_ops
+
     check_environment()
+    # mmcv announces its version 2.0 of 2023 on every import, and makes torch look for a compiler.
+    warnings.filterwarnings('ignore', message='On January 1, 2023, MMCV', category=UserWarning)
+    logging.getLogger('torch.utils.cpp_extension').setLevel(logging.ERROR)
     install_ops()
+
+    # These import mmcv and mmdet, which is possible from here on only.
+    from gkd.compat import defaults, distributed, parallel, runner
+
+    defaults.restore_numpy_names()
+    defaults.default_to_existing_device()
+    parallel.run_steps_through_torch_ddp()
+    parallel.copy_on_cuda_streams()
+    distributed.init_without_gpus()
+    distributed.wrap_models_without_gpus()
+    distributed.collect_results_without_gpus()
+    runner.read_checkpoints_safely()
+    runner.load_checkpoints_strictly()
+    runner.resume_without_running_the_config()
+    runner.log_short_epochs()
+    runner.refuse_fp16_without_gpu()
+    runner.write_files_whole()
+    _applied = True

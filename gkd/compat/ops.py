@@ -178,7 +178,7 @@ _HOW_TO_COMPILE = ('Compile them with `bash tools/setup.sh --with-ops` (9 to 20 
 
 
 def _missing_op(name: str):
-    """Module ``__getattr__``: every operator can be imported, a missing one says so when called."""
+    """Module ``__getattr__``: each operator can be imported; a missing one says so when called."""
     if name.startswith('_'):
         raise AttributeError(name)
 

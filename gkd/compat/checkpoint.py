@@ -1,0 +1,248 @@
+"""Checkpoints: read without running code in them, and loaded completely or not at all."""
+
+from __future__ import annotations
+
+import io
+import os.path as osp
+import pickle
+import re
+import types
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Union
+
+import numpy as np
+import torch
+from mmcv.parallel import is_module_wrapper
+from torch import nn
+
+from gkd.compat.mismatch import describe_mismatch
+from gkd.errors import CheckpointError
+
+try:
+    from numpy._core import multiarray
+except ImportError:  # numpy < 1.26
+    from numpy.core import multiarray
+
+MapLocation = Union[str, torch.device, Callable, None]
+
+# What MMDetection's checkpoints hold besides tensors and plain Python: numpy numbers (a best
+# score, a seed) and small arrays. Files name numpy's functions by their old or new module.
+_DTYPE_CLASSES = {type(np.dtype(code)) for code in '?bBhHiIlLqQefdSU'}
+_HARMLESS = {
+    **{f'numpy.{core}.multiarray.{function.__name__}': function
+       for core in ('core', '_core')
+       for function in (multiarray.scalar, multiarray._reconstruct)},
+    'numpy.dtype': np.dtype,
+    'numpy.ndarray': np.ndarray,
+    **{f'{dtype.__module__}.{dtype.__qualname__}': dtype for dtype in _DTYPE_CLASSES},
+}
+_FIRST_SAFE_TORCH = (2, 6)
+
+
+def load_checkpoint_file(path: str, map_location: MapLocation = 'cpu',
+                         trust: bool = False) -> dict:
+    """Read a checkpoint without executing code that it may carry.
+
+    A checkpoint is a pickle, and a pickle can run anything while it is read. Only tensors, plain
+    Python values, and numpy's numbers and arrays are let through.
+
+    Args:
+        path: A file written by ``torch.save`` (mmcv's, MMDetection's model zoo's, torchvision's).
+        map_location: Where the tensors go, as in :func:`torch.load`.
+        trust: Read the file even if it needs other types, by running what it says. Only for files
+            of which you know where they come from.
+
+    Returns:
+        What the file holds: in MMDetection's format ``state_dict``, ``meta`` and, when a training
+        run wrote it, ``optimizer``.
+
+    Raises:
+        CheckpointError: if there is no such file, or it is cut short, no checkpoint, or needs
+            types that could execute code.
+    """
+    path = osp.expanduser(str(path))
+    _check_file(path)
+    try:
+        checkpoint = _torch_load(path, map_location, trust)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(_explain_unpickling(path, error)) from None
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, TypeError,
+            AttributeError, ImportError, AssertionError) as error:
+        # A damaged pickle can fail in any of these ways.
+        raise CheckpointError(
+            f'{path} cannot be read as a checkpoint ({_first_line(error)}). It is cut short, '
+            'damaged, or something else than a file written by torch.save: compare its size '
+            f'({osp.getsize(path)} bytes) and its hash with the source, and get it again.'
+        ) from None
+    if not isinstance(checkpoint, dict):
+        raise CheckpointError(
+            f'{path} holds a {type(checkpoint).__name__}, not a checkpoint: expected a dict with '
+            'a `state_dict`, or a state dict itself.')
+    return checkpoint
+
+
+def get_state_dict(checkpoint: dict, source: str) -> OrderedDict:
+    """Take the weights out of a checkpoint.
+
+    Args:
+        checkpoint: ``dict(state_dict=...)`` as mmcv writes it, ``dict(model=...)``, or the
+            weights themselves.
+        source: Where it comes from, for messages.
+
+    Returns:
+        The tensors by name, without the ``module.`` that a data-parallel wrapper puts in front.
+
+    Raises:
+        CheckpointError: if there are no weights in it.
+    """
+    weights = checkpoint
+    for key in ('state_dict', 'model'):
+        if isinstance(checkpoint.get(key), dict):
+            weights = checkpoint[key]
+            break
+    if not any(torch.is_tensor(value) for value in weights.values()):
+        raise CheckpointError(
+            f'{source} holds no weights: expected tensors under `state_dict`, found the keys '
+            f'{sorted(map(str, checkpoint))[:10]}.')
+    state_dict = OrderedDict((re.sub(r'^module\.', '', name), value)
+                             for name, value in weights.items())
+    # The versions of the modules that wrote it: modules use them to convert older weights.
+    state_dict._metadata = getattr(weights, '_metadata', OrderedDict())
+    return state_dict
+
+
+def load_strictly(model: nn.Module, state_dict: dict, source: str) -> None:
+    """Load weights that fit the model exactly, or change nothing and say what does not fit.
+
+    ``num_batches_tracked`` may be missing: batch normalisation counted nothing before torch 1.0,
+    and uses the count only without a momentum.
+
+    Args:
+        model: The model, possibly in a (distributed) data-parallel wrapper.
+        state_dict: Its weights, or a checkpoint that holds them.
+        source: The file they come from, for messages.
+
+    Raises:
+        CheckpointError: with the missing, unexpected and mis-shaped keys and the likely cause.
+    """
+    if is_module_wrapper(model):
+        model = model.module
+    state_dict = get_state_dict(state_dict, source)
+    own = model.state_dict()
+    misshaped = {name: (tuple(value.shape), tuple(own[name].shape))
+                 for name, value in state_dict.items()
+                 if name in own and value.shape != own[name].shape}
+    fitting = OrderedDict((name, value) for name, value in state_dict.items()
+                          if name not in misshaped)
+    fitting._metadata = state_dict._metadata
+
+    before = OrderedDict((name, value.clone()) for name, value in own.items())
+    before._metadata = own._metadata
+    try:
+        # Not by comparing names alone: modules may convert the names of older versions.
+        result = model.load_state_dict(fitting, strict=False)
+        problem = ''
+    except RuntimeError as error:
+        result, problem = None, str(error)
+    missing, unexpected = [], []
+    if result is not None:
+        unexpected = list(result.unexpected_keys)
+        missing = [name for name in result.missing_keys
+                   if name not in misshaped and not name.endswith('num_batches_tracked')]
+    if missing or unexpected or misshaped or problem:
+        model.load_state_dict(before, strict=False)
+        raise CheckpointError(describe_mismatch(
+            source, type(model).__name__, missing, unexpected, misshaped,
+            in_model=set(own), in_file=set(state_dict), problem=problem))
+
+
+def _check_file(path: str) -> None:
+    if osp.isdir(path):
+        raise CheckpointError(f'{path} is a folder, not a checkpoint; name the file in it.')
+    if not osp.isfile(path):
+        raise CheckpointError(f'No such checkpoint: {path}. Check the path, or download it first.')
+    if osp.getsize(path) == 0:
+        raise CheckpointError(f'{path} is empty; get it again.')
+
+
+def _torch_load(path: str, map_location: MapLocation, trust: bool):
+    if trust:
+        return torch.load(path, map_location=map_location, weights_only=False)
+    if _torch_version() >= _FIRST_SAFE_TORCH:
+        with torch.serialization.safe_globals(
+                [(value, name) for name, value in _HARMLESS.items()]):
+            return torch.load(path, map_location=map_location, weights_only=True)
+    return torch.load(path, map_location=map_location, weights_only=False,
+                      pickle_module=_restricted_pickle())
+
+
+def _torch_version() -> tuple:
+    return tuple(int(part) for part in torch.__version__.split('.')[:2])
+
+
+def _restricted_pickle() -> types.ModuleType:
+    """A ``pickle`` that builds tensors and harmless types only.
+
+    For torch 2.1 to 2.5: their ``weights_only`` takes no list of further types (2.1 to 2.3) and
+    can be circumvented (CVE-2025-32434).
+    """
+    allowed = {
+        **_HARMLESS,
+        'collections.OrderedDict': OrderedDict,
+        '_codecs.encode': _encode,
+        'torch.Size': torch.Size,
+        'torch.device': torch.device,
+        'torch._utils._rebuild_tensor': torch._utils._rebuild_tensor,
+        'torch._utils._rebuild_tensor_v2': torch._utils._rebuild_tensor_v2,
+        'torch._utils._rebuild_parameter': torch._utils._rebuild_parameter,
+        'torch.nn.parameter.Parameter': nn.Parameter,
+        **{f'torch.{name}': getattr(torch, name) for name in dir(torch)
+           if isinstance(getattr(torch, name), torch.dtype)},
+        **{f'{storage.__module__}.{storage.__qualname__}': storage
+           for storage in torch._storage_classes},
+    }
+
+    class Unpickler(pickle.Unpickler):
+
+        def find_class(self, module, name):
+            full_name = f'{module}.{name}'
+            if full_name not in allowed:
+                raise pickle.UnpicklingError(f'GLOBAL {full_name} was not an allowed global')
+            return allowed[full_name]
+
+    def load(file, **kwargs):
+        return Unpickler(file, **kwargs).load()
+
+    restricted = types.ModuleType('restricted_pickle')
+    restricted.Unpickler = Unpickler
+    restricted.load = load
+    restricted.loads = lambda data, **kwargs: load(io.BytesIO(data), **kwargs)
+    restricted.UnpicklingError = pickle.UnpicklingError
+    return restricted
+
+
+def _encode(text: str, encoding: str = 'latin1') -> bytes:
+    """``_codecs.encode`` for bytes in old pickle protocols, without other codecs."""
+    if encoding != 'latin1':
+        raise pickle.UnpicklingError(f'GLOBAL _codecs.encode({encoding!r})')
+    return text.encode('latin1')
+
+
+def _explain_unpickling(path: str, error: Exception) -> str:
+    needed = re.search(r'GLOBAL (\S+)', str(error))
+    if needed is None:
+        return (f'{path} is not a checkpoint written by torch.save ({_first_line(error)}). A web '
+                'page or a pointer file saved in its place, or a damaged file? Get it again.')
+    return (f'{path} needs {needed.group(1)}, which is neither a tensor nor a plain value: '
+            'reading it could execute code, so it is refused. If you know where the file comes '
+            'from, convert it once to one with weights only:\n'
+            "  python -c \"import torch; c = torch.load('IN.pth', map_location='cpu', "
+            "weights_only=False); torch.save(dict(state_dict=c['state_dict']), 'OUT.pth')\"")
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip() or type(error).__name__
+    # torch wraps the reason of a refused file in advice that would execute it.
+    reason = re.search(r'WeightsUnpickler error: *(.+)', text)
+    return (reason.group(1) if reason else text.splitlines()[0])[:200]

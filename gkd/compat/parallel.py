@@ -1,0 +1,55 @@
+"""Mends of mmcv's data-parallel wrappers."""
+
+from __future__ import annotations
+
+import functools
+
+import mmcv.parallel._functions
+import torch
+from mmcv.parallel import MMDistributedDataParallel
+from torch.nn.parallel import DistributedDataParallel
+
+
+def run_steps_through_torch_ddp() -> None:
+    """Let ``MMDistributedDataParallel`` run on torch's own forward pass, on CPU as well.
+
+    Reason: its ``forward`` reads ``_use_replicated_tensor_module``, which torch 2.1 removed; its
+    ``train_step`` and ``val_step`` are a copy of the forward pass of torch 1.x, which does not
+    prepare the reducer of torch 2.x; and without GPUs none of the three unpacks the
+    ``DataContainer`` of a batch. torch's forward pass does all the bookkeeping in every version;
+    only the module's method differs.
+    For: mmcv 1.x with torch >= 2.0.
+    """
+
+    def run_ddp_forward(self, *inputs, **kwargs):
+        device_ids = self.device_ids or [-1]  # mmcv's name for "stay on the CPU"
+        inputs, kwargs = self.scatter(inputs, kwargs, device_ids)
+        method = getattr(self.module, self._method) if self._method else self.module
+        return method(*inputs[0], **kwargs[0])
+
+    def step(self, *inputs, _method, **kwargs):
+        self._method = _method
+        try:
+            return DistributedDataParallel.forward(self, *inputs, **kwargs)
+        finally:
+            self._method = None
+
+    MMDistributedDataParallel._method = None
+    MMDistributedDataParallel._run_ddp_forward = run_ddp_forward
+    MMDistributedDataParallel.train_step = functools.partialmethod(step, _method='train_step')
+    MMDistributedDataParallel.val_step = functools.partialmethod(step, _method='val_step')
+
+
+def copy_on_cuda_streams() -> None:
+    """Give mmcv's scatter CUDA streams for GPU numbers.
+
+    Reason: mmcv asks torch's private ``_get_stream`` with the number of the GPU; since 2.1 that
+    takes a ``torch.device`` and ends in ``'int' object has no attribute 'type'``.
+    For: mmcv 1.x with torch >= 2.1.
+    """
+
+    @functools.cache
+    def get_stream(gpu: int):
+        return torch.cuda.Stream(gpu)
+
+    mmcv.parallel._functions._get_stream = get_stream

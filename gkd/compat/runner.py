@@ -1,0 +1,191 @@
+"""Mends of mmcv's runner: checkpoints, resuming, and logging of short epochs."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import os
+import os.path as osp
+
+import torch
+from mmcv.fileio.file_client import HardDiskBackend
+from mmcv.runner import BaseRunner, IterBasedRunner, LoggerHook, checkpoint
+from mmcv.runner.hooks.optimizer import Fp16OptimizerHook
+
+from gkd.compat.checkpoint import load_checkpoint_file, load_strictly
+from gkd.errors import CheckpointError, ConfigError
+
+
+def read_checkpoints_safely() -> None:
+    """Let mmcv read checkpoints without executing code in them.
+
+    Reason: mmcv calls ``torch.load`` with its default, which executes code before torch 2.6; after
+    it, files with numpy numbers (a run's best score) fail. Downloads execute code on every torch.
+    For: mmcv 1.x, every torch.
+    """
+
+    def load_from_local(filename, map_location=None):
+        return load_checkpoint_file(filename, map_location)
+
+    def load_url(url, model_dir=None, map_location=None, **kwargs):
+        folder = model_dir or osp.join(torch.hub.get_dir(), 'checkpoints')
+        path = osp.join(folder, osp.basename(url.split('?')[0]))
+        if not osp.exists(path):
+            os.makedirs(folder, exist_ok=True)
+            try:
+                torch.hub.download_url_to_file(url, path)
+            except OSError as error:
+                raise CheckpointError(
+                    f'Cannot download {url} ({error}). Without a network, get the file elsewhere '
+                    'and name its path in the config.') from error
+        return load_checkpoint_file(path, map_location)
+
+    checkpoint.CheckpointLoader.register_scheme('', load_from_local, force=True)
+    checkpoint.load_url = load_url
+
+
+def load_checkpoints_strictly() -> None:
+    """Let ``load_from`` and ``resume_from`` stop when the checkpoint does not fit the model.
+
+    Reason: mmcv only warns, and trains on from half-loaded weights. ``init_cfg`` of type
+    'Pretrained' keeps picking what it needs out of a classification network.
+    For: mmcv 1.x.
+    """
+
+    load_as_asked = BaseRunner.load_checkpoint
+
+    @functools.wraps(load_as_asked)
+    def load_checkpoint(self, filename, map_location='cpu', strict=True, **kwargs):
+        if not strict or kwargs:
+            return load_as_asked(self, filename, map_location, strict, **kwargs)
+        loaded = checkpoint.CheckpointLoader.load_checkpoint(filename, map_location, self.logger)
+        load_strictly(self.model, loaded, filename)
+        return loaded
+
+    BaseRunner.load_checkpoint = load_checkpoint
+
+
+def resume_without_running_the_config() -> None:
+    """Resume without executing the config text in the checkpoint; name files that cannot resume.
+
+    Reason: mmcv runs ``meta['config']`` as Python to learn on how many GPUs the run was before; a
+    checkpoint is data. And a file without ``meta`` ends in a bare ``KeyError``.
+    For: mmcv 1.x.
+    """
+    for runner_type in (BaseRunner, IterBasedRunner):
+        runner_type.resume = _resume_without_running(runner_type.resume)
+
+
+def _resume_without_running(resume):
+
+    @functools.wraps(resume)
+    def resume_from(self, checkpoint, *args, **kwargs):
+        config = None
+        load = self.load_checkpoint
+
+        def load_without_config(filename, *args, **kwargs):
+            nonlocal config
+            loaded = load(filename, *args, **kwargs)
+            meta = loaded.get('meta', {})
+            if 'epoch' not in meta or 'iter' not in meta:
+                raise CheckpointError(
+                    f'{filename} cannot be resumed from: it does not say at which epoch it was '
+                    'written. It holds weights only (exported or published); start from them with '
+                    '`load_from`, or resume from the epoch_*.pth of the run.')
+            config = meta.pop('config', None)
+            return loaded
+
+        self.load_checkpoint = load_without_config
+        try:
+            resume(self, checkpoint, *args, **kwargs)
+        finally:
+            del self.load_checkpoint
+        if config is None:
+            return
+        self.meta['config'] = config
+        previous = _number_of_gpus(config)
+        if previous and previous != self.world_size and not isinstance(self, IterBasedRunner):
+            # With fewer processes an epoch takes more iterations.
+            self._iter = int(self._iter * previous / self.world_size)
+            self.logger.info(f'resumed on {self.world_size} instead of {previous} processes: '
+                             f'continues from iteration {self._iter}')
+
+    return resume_from
+
+
+def _number_of_gpus(config: str) -> int | None:
+    """Read the length of ``gpu_ids`` (``range(0, 8)`` or a list) from a config's text."""
+    try:
+        statements = ast.parse(config).body
+    except SyntaxError:
+        return None
+    for statement in statements:
+        if isinstance(statement, ast.Assign) and \
+                any(getattr(target, 'id', None) == 'gpu_ids' for target in statement.targets):
+            value = statement.value
+            try:
+                if isinstance(value, ast.Call) and getattr(value.func, 'id', None) == 'range':
+                    return len(range(*map(ast.literal_eval, value.args)))
+                return len(ast.literal_eval(value))
+            except (ValueError, TypeError):
+                return None
+    return None
+
+
+def log_short_epochs() -> None:
+    """Print at least once an epoch.
+
+    Reason: with an epoch shorter than ``log_config.interval`` (50 by default) the loggers of mmcv
+    print nothing, no loss, no speed, no time left. Shortening the interval keeps averages and the
+    time left right, which ``ignore_last=False`` does not.
+    For: mmcv 1.x.
+    """
+
+    def before_train_epoch(self, runner):
+        if self.by_epoch:
+            self.interval = min(self.interval, len(runner.data_loader))
+        self.before_epoch(runner)
+
+    LoggerHook.before_train_epoch = before_train_epoch
+
+
+def refuse_fp16_without_gpu() -> None:
+    """Refuse ``fp16 = dict(...)`` where there is no GPU, instead of failing inside a layer.
+
+    Reason: mmcv casts the images to half precision and leaves the rest to ``torch.cuda.amp``,
+    which does nothing on a CPU.
+    For: mmcv 1.x.
+    """
+    before_run = Fp16OptimizerHook.before_run
+
+    @functools.wraps(before_run)
+    def before_run_on_gpu(self, runner):
+        if not torch.cuda.is_available():
+            raise ConfigError('`fp16` in the config needs a GPU, and none is found. Leave it out: '
+                              '--cfg-options fp16=None')
+        before_run(self, runner)
+
+    Fp16OptimizerHook.before_run = before_run_on_gpu
+
+
+def write_files_whole() -> None:
+    """Write checkpoints beside their place and move them there.
+
+    Reason: a run that is killed while mmcv writes leaves half a checkpoint under the final name.
+    For: mmcv 1.x.
+    """
+
+    def put(self, obj, filepath):
+        folder = osp.dirname(osp.abspath(filepath))
+        os.makedirs(folder, exist_ok=True)
+        temporary = f'{filepath}.{os.getpid()}.tmp'
+        try:
+            with open(temporary, 'wb') as file:
+                file.write(obj)
+            os.replace(temporary, filepath)
+        except BaseException:
+            if osp.exists(temporary):
+                os.unlink(temporary)
+            raise
+
+    HardDiskBackend.put = put
