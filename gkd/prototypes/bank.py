@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -104,12 +105,11 @@ class PrototypeBank:
 
     def to(self, device: str | torch.device) -> PrototypeBank:
         """A bank with the same content on ``device``."""
-        return PrototypeBank(
-            student=[prototypes.to(device) for prototypes in self.student],
-            teacher=[prototypes.to(device) for prototypes in self.teacher],
-            offsets=[offsets.to(device) for offsets in self.offsets],
-            metadata=dict(self.metadata),
-        )
+        moved = copy.copy(self)
+        moved.student = [prototypes.to(device) for prototypes in self.student]
+        moved.teacher = [prototypes.to(device) for prototypes in self.teacher]
+        moved.offsets = [offsets.to(device) for offsets in self.offsets]
+        return moved
 
     def save(self, path: str | os.PathLike) -> None:
         """Write the bank to a safetensors file, whole or not at all.
