@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import os.path as osp
 import platform
 import time
@@ -34,6 +33,7 @@ from torch import nn
 
 import gkd
 from gkd.apis.config import build_checked_dataset, check_num_classes, prototype_datasets
+from gkd.apis.files import write_atomically
 from gkd.detectors import Distiller
 from gkd.errors import CheckpointError
 
@@ -187,10 +187,3 @@ def find_checkpoint(resume: str, work_dir: str) -> Optional[str]:
     if not osp.isfile(resume):
         raise CheckpointError(f'--resume: no such file: {resume}')
     return resume
-
-
-def write_atomically(path: str, text: str) -> None:
-    """Write a text file that appears whole or not at all."""
-    with open(f'{path}.part', 'w') as file:
-        file.write(text)
-    os.replace(f'{path}.part', path)

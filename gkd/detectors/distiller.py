@@ -14,6 +14,7 @@ from gkd.detectors.pair import DetectorPair
 from gkd.detectors.source import DetectorSource
 from gkd.detectors.step import StepRecord
 from gkd.errors import ConfigError
+from gkd.knowledge.base import Knowledge
 from gkd.prototypes.bank import PrototypeBank
 from gkd.prototypes.generation import PrototypeGenerationModule
 from gkd.registry import KNOWLEDGE
@@ -64,8 +65,7 @@ class Distiller(BaseDetector):
             teacher_model = build_detector(teacher_source.model_config())
             teacher_source.load_checkpoint(teacher_model)
             self.pair = DetectorPair.of(teacher_model, self.student)
-            self.knowledge = nn.ModuleList(
-                KNOWLEDGE.build(cfg, default_args=dict(pair=self.pair)) for cfg in knowledge)
+            self.knowledge = nn.ModuleList(build_knowledge(cfg, self.pair) for cfg in knowledge)
         # Hidden from nn.Module, so that no optimiser, checkpoint, DDP or `.train()` finds it.
         object.__setattr__(self, 'teacher', teacher_model.requires_grad_(False).eval())
 
@@ -155,6 +155,17 @@ class Distiller(BaseDetector):
     def aug_test(self, imgs: list[Tensor], img_metas: list[list[dict]], **kwargs) -> list:
         """Detections of the student on several views of an image."""
         return self.student.aug_test(imgs, img_metas, **kwargs)
+
+
+def build_knowledge(config: dict, pair: DetectorPair) -> Knowledge:
+    """Build a kind of knowledge from its config, with errors for people."""
+    if config.get('type') not in KNOWLEDGE:
+        raise ConfigError(f'model.knowledge: type {config.get("type")!r} is unknown; '
+                          f'known are {sorted(KNOWLEDGE.module_dict)}.')
+    try:
+        return KNOWLEDGE.build(config, default_args=dict(pair=pair))
+    except TypeError as error:
+        raise ConfigError(f'model.knowledge: {error}') from error
 
 
 def build_generation(config: dict) -> PrototypeGenerationModule:

@@ -83,8 +83,12 @@ def recorded(owner: object, name: str) -> Iterator[list[Call]]:
         calls.append(Call(args, kwargs, result))
         return result
 
+    outer = vars(owner).get(name)
     setattr(owner, name, record)
     try:
         yield calls
     finally:
-        delattr(owner, name)
+        if outer is None:
+            delattr(owner, name)
+        else:
+            setattr(owner, name, outer)

@@ -1,6 +1,8 @@
 """Prototype generation: the common basis of the teacher's and the student's feature space."""
 
 from gkd.prototypes.bank import PrototypeBank
+from gkd.prototypes.generation import PrototypeGenerationModule
+from gkd.prototypes.hook import PrototypeHook
 from gkd.prototypes.pursuit import select_prototypes
 
-__all__ = ['PrototypeBank', 'select_prototypes']
+__all__ = ['PrototypeBank', 'PrototypeGenerationModule', 'PrototypeHook', 'select_prototypes']

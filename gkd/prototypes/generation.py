@@ -194,7 +194,7 @@ class PrototypeGenerationModule:
         digest = hashlib.sha256()
         for name, tensor in teacher.state_dict().items():
             digest.update(name.encode())
-            digest.update(tensor.cpu().contiguous().view(torch.uint8).numpy())
+            digest.update(tensor.cpu().reshape(-1).view(torch.uint8).numpy())
         for batch in batches:
             for position in batch:
                 candidate = self.candidates[position]

@@ -1,0 +1,287 @@
+"""The distiller: what it computes, what it leaves alone, what it refuses."""
+
+import copy
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import gkd  # noqa: F401
+from mmcv import Config
+from mmdet.models import build_detector
+
+sys.path.insert(0, str(Path(__file__).parent))
+import small_detectors as small  # noqa: E402
+
+from gkd.detectors import one_stage  # noqa: E402
+from gkd.detectors.step import recorded  # noqa: E402
+from gkd.errors import CheckpointError, ConfigError  # noqa: E402
+
+RDM_TERMS = {'loss_global', 'loss_local_fg', 'loss_local_bg', 'loss_soft'}
+
+
+def build(config, seed=0):
+    torch.manual_seed(seed)
+    model = build_detector(Config(dict(model=copy.deepcopy(config))).model)
+    model.init_weights()
+    return model.train()
+
+
+def build_distiller(teacher, student, **kwargs):
+    model = build(small.distiller(teacher, student, **kwargs))
+    if model.needs_bank:
+        model.bank = small.random_bank(model.pair)
+    return model
+
+
+def losses_of(model, data, seed=0):
+    torch.manual_seed(seed)
+    return model.forward_train(**copy.deepcopy(data))
+
+
+def total(losses):
+    return sum(sum(value) if isinstance(value, list) else value
+               for name, value in losses.items() if 'loss' in name)
+
+
+@pytest.mark.parametrize('family', small.FAMILIES)
+def test_student_trains_as_without_teacher(family):
+    detector = small.FAMILIES[family]
+    plain = build(detector())
+    alone = build_distiller(detector(24), detector(), knowledge=())
+    taught = build_distiller(detector(24), detector())
+    data = small.batch()
+    expected = losses_of(plain, data)
+    for model in (alone, taught):
+        losses = losses_of(model, data)
+        for name, value in expected.items():
+            torch.testing.assert_close(losses[name], value, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize('family', small.FAMILIES)
+def test_step_teaches_student_and_leaves_teacher(family):
+    detector = small.FAMILIES[family]
+    model = build_distiller(detector(24), detector())
+    losses = losses_of(model, small.batch())
+    assert RDM_TERMS < losses.keys()
+    assert all(losses[name] > 0 and losses[name].isfinite() for name in RDM_TERMS)
+    before = {name: tensor.clone() for name, tensor in model.teacher.state_dict().items()}
+    total(losses).backward()
+    assert all(parameter.grad is None for parameter in model.teacher.parameters())
+    unreached = {name for name, parameter in model.named_parameters() if parameter.grad is None}
+    assert not unreached
+    # Batch statistics of the teacher must not move either.
+    for name, tensor in model.teacher.state_dict().items():
+        torch.testing.assert_close(tensor, before[name], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize('family', small.FAMILIES)
+def test_no_knowledge_without_boxes(family):
+    model = build_distiller(small.FAMILIES[family](), small.FAMILIES[family]())
+    losses = losses_of(model, small.batch(boxes=()))
+    assert RDM_TERMS < losses.keys()
+    assert losses['loss_global'] == losses['loss_soft'] == losses['loss_local_fg'] == 0
+    total(losses).backward()
+    assert all(parameter.grad is not None for parameter in model.knowledge.parameters())
+
+
+def test_teacher_is_hidden_but_moves():
+    model = build_distiller(small.retinanet(), small.retinanet())
+    assert not any('teacher' in name for name in model.state_dict())
+    teacher = set(map(id, model.teacher.parameters()))
+    assert not teacher & set(map(id, model.parameters()))
+    model.train()
+    assert not any(module.training for module in model.teacher.modules())
+    model.double()
+    assert all(parameter.dtype == torch.double for parameter in model.teacher.parameters())
+
+
+def test_decay_and_weights_scale_terms():
+    model = build_distiller(small.retinanet(24), small.retinanet())
+    data = small.batch()
+    start = losses_of(model, data)
+    model.progress = 0.75
+    late = losses_of(model, data)
+    for name in ('loss_global', 'loss_local_fg', 'loss_local_bg'):
+        torch.testing.assert_close(late[name], start[name] / 4)
+    torch.testing.assert_close(late['loss_soft'], start['loss_soft'])
+
+
+def test_parts_can_be_left_out():
+    knowledge = [dict(type='RobustDistillingModule', global_knowledge=None, soft_label=None)]
+    model = build_distiller(small.retinanet(), small.retinanet(), knowledge=knowledge)
+    losses = losses_of(model, small.batch())
+    assert losses.keys() & RDM_TERMS == {'loss_local_fg', 'loss_local_bg'}
+    assert not model.needs_logits
+
+
+def test_one_stage_positives_are_where_the_head_assigned_them():
+    model = build_distiller(small.retinanet(), small.retinanet())
+    student = model.student
+    data = small.batch()
+    with recorded(student.bbox_head, 'get_targets') as targets, \
+            recorded(student.bbox_head, 'forward') as forwards:
+        _, record, positions = one_stage.student_step(student, model.pair, **data)
+    labels = torch.cat(targets[0].result[0], dim=1)
+    images, anchors = torch.nonzero(labels < small.NUM_CLASSES, as_tuple=True)
+    assert len(anchors) > 4
+    torch.testing.assert_close(positions, torch.stack([images, anchors], dim=1))
+    torch.testing.assert_close(record.labels, labels[images, anchors])
+    flat = torch.cat([scores.permute(0, 2, 3, 1).reshape(2, -1, small.NUM_CLASSES)
+                      for scores in forwards[0].result[0]], dim=1)
+    torch.testing.assert_close(record.logits, flat[images, anchors])
+    boxes = torch.cat(student.bbox_head.prior_generator.grid_priors(
+        [scores.shape[-2:] for scores in forwards[0].result[0]], device='cpu'))
+    torch.testing.assert_close(torch.cat(record.boxes), boxes[anchors])
+
+
+def test_two_stage_positives_are_those_of_the_loss():
+    model = build_distiller(small.faster_rcnn(), small.faster_rcnn())
+    _, record, _ = model.student_step(**small.batch())
+    boxes = torch.cat(record.boxes)
+    assert len(record.logits) == len(record.labels) == len(boxes) == len(record.roi_levels)
+    # Ground truth is among the proposals, so it is sampled and keeps its label.
+    truth = small.batch()['gt_bboxes'][0]
+    found = (boxes[:, None] == truth[None]).all(-1)
+    assert found.any(0).all()
+    torch.testing.assert_close(record.labels[found[:, 1]],
+                               torch.ones_like(record.labels[found[:, 1]]))
+    # Pooling the positives again must give the recorded features.
+    from mmdet.core import bbox2roi
+    extractor = model.student.roi_head.bbox_roi_extractor
+    again = extractor(record.maps[:4], bbox2roi(record.boxes))
+    torch.testing.assert_close(again, record.roi_features)
+
+
+def test_equal_teacher_and_student_have_nothing_to_learn():
+    knowledge = [dict(type='RobustDistillingModule', local_knowledge=None)]
+    model = build_distiller(small.retinanet(), small.retinanet(), knowledge=knowledge)
+    model.student.eval()
+    model.teacher.load_state_dict(model.student.state_dict())
+    model.bank.teacher = model.bank.student
+    losses = losses_of(model, small.batch())
+    assert losses['loss_global'] < 1e-10
+    assert losses['loss_soft'].abs() < 1e-7
+
+
+def test_families_and_channels_mix():
+    knowledge = [dict(type='RobustDistillingModule', soft_label=None)]
+    model = build_distiller(small.faster_rcnn(24), small.retinanet(16), knowledge=knowledge)
+    assert model.pair.strides == (8, 16, 32, 64)
+    assert RDM_TERMS - {'loss_soft'} < losses_of(model, small.batch()).keys()
+    model = build_distiller(small.retinanet(24), small.faster_rcnn(16), knowledge=knowledge)
+    assert RDM_TERMS - {'loss_soft'} < losses_of(model, small.batch()).keys()
+
+
+def test_anchor_free_student_learns_at_ground_truth():
+    knowledge = [dict(type='RobustDistillingModule', soft_label=None, instances='gt')]
+    model = build_distiller(small.fcos(), small.fcos(), knowledge=knowledge)
+    losses = losses_of(model, small.batch())
+    total(losses).backward()
+    assert losses['loss_global'] > 0
+
+
+def test_detections_are_the_students():
+    model = build_distiller(small.retinanet(), small.retinanet()).eval()
+    data = small.batch(1)
+    with torch.no_grad():
+        ours = model.forward(return_loss=False, rescale=True, img=[data['img']],
+                             img_metas=[data['img_metas']])
+        plain = model.student.forward(return_loss=False, rescale=True, img=[data['img']],
+                                      img_metas=[data['img_metas']])
+    assert len(ours[0]) == small.NUM_CLASSES
+    for one, other in zip(ours[0], plain[0]):
+        assert (one == other).all()
+
+
+REFUSALS = [
+    (small.retinanet(num_classes=4), small.retinanet(), {}, 'has 4 classes, student RetinaNet has 3'),
+    (small.faster_rcnn(), small.retinanet(), {}, 'soft_label: a two-stage teacher'),
+    (small.retinanet(octave_base_scale=2), small.retinanet(), {}, 'different anchors'),
+    (small.fcos(), small.fcos(), {}, 'instances="gt"'),
+    (small.retinanet(), small.retinanet(), dict(instances='all'), 'instances = .all.'),
+    (small.retinanet(), small.retinanet(), dict(soft_label=dict(heat=2)), 'heat.*temperature'),
+    (small.retinanet(), small.retinanet(), dict(soft_label=dict(activation='relu')), 'relu'),
+    (small.retinanet(), small.retinanet(), dict(local_knowledge=dict(level_reduction='max')),
+     'level_reduction = .max.'),
+    (small.retinanet(), small.retinanet(),
+     dict(global_knowledge=None, local_knowledge=None, soft_label=None), 'nothing is left'),
+    (small.retinanet(), small.retinanet(), dict(unknown=1), 'unknown'),
+]
+
+
+@pytest.mark.parametrize('teacher, student, settings, message', REFUSALS)
+def test_refuses_with_the_reason(teacher, student, settings, message):
+    knowledge = [dict(type='RobustDistillingModule', **settings)]
+    with pytest.raises(ConfigError, match=message):
+        build_detector(small.distiller(teacher, student, knowledge=knowledge))
+
+
+def test_refuses_unknown_or_repeated_knowledge():
+    with pytest.raises(ConfigError, match='RobustDistillingModule'):
+        build_detector(small.distiller(small.retinanet(), small.retinanet(),
+                                       knowledge=[dict(type='Telepathy')]))
+    model = build_distiller(small.retinanet(), small.retinanet(),
+                            knowledge=[dict(type='RobustDistillingModule')] * 2)
+    with pytest.raises(ConfigError, match='loss_global'):
+        losses_of(model, small.batch())
+
+
+def test_refuses_strides_that_do_not_meet():
+    student = small.retinanet()
+    student['neck'].update(start_level=3, num_outs=2)
+    student['bbox_head']['anchor_generator']['strides'] = [32, 64]
+    teacher = small.retinanet()
+    teacher['neck'].update(start_level=1, num_outs=2, end_level=2, add_extra_convs=False)
+    teacher['bbox_head']['anchor_generator']['strides'] = [8, 16]
+    with pytest.raises(ConfigError, match=r'\(8, 16\).*\(32, 64\)'):
+        build_detector(small.distiller(teacher, student))
+
+
+def test_training_without_prototypes_says_so():
+    model = build(small.distiller(small.retinanet(), small.retinanet()))
+    with pytest.raises(ConfigError, match='PrototypeHook'):
+        losses_of(model, small.batch())
+
+
+@pytest.mark.parametrize('role', ['teacher', 'student'])
+def test_half_fitting_checkpoint_stops(role, tmp_path):
+    config = small.distiller(small.retinanet(), small.retinanet())
+    weights = build(small.retinanet(num_classes=5)).state_dict()
+    path = tmp_path / 'other.pth'
+    torch.save(dict(meta={}, state_dict=weights), path)
+    config[role]['checkpoint'] = str(path)
+    with pytest.raises(CheckpointError, match='retina_cls'):
+        build(config)
+
+
+def test_checkpoint_paths_and_keys_are_checked():
+    config = small.distiller(small.retinanet(), small.retinanet())
+    del config['teacher']['checkpoint']
+    with pytest.raises(ConfigError, match='model.teacher needs `checkpoint`'):
+        build_detector(copy.deepcopy(config))
+    config['teacher']['checkpoint'] = 'nowhere.pth'
+    with pytest.raises(CheckpointError, match='model.teacher.checkpoint.*nowhere.pth'):
+        build_detector(copy.deepcopy(config))
+    config['student']['config'] = 'nowhere.py'
+    with pytest.raises(ConfigError, match='model.student.config.*nowhere.py'):
+        build_detector(copy.deepcopy(config))
+    config['student']['config'] = 'mmdet::retinanet/nowhere.py'
+    with pytest.raises(ConfigError, match='looked in'):
+        build_detector(copy.deepcopy(config))
+    config['student'] = dict(config=small.retinanet(), chekpoint='x')
+    with pytest.raises(ConfigError, match='chekpoint'):
+        build_detector(copy.deepcopy(config))
+
+
+def test_configs_of_mmdetection_are_found_and_overridden():
+    from gkd.detectors.source import DetectorSource
+    source = DetectorSource.parse(
+        dict(config='mmdet::retinanet/retinanet_r50_fpn_2x_coco.py', checkpoint='x.pth',
+             overrides={'bbox_head.num_classes': 7}), 'model.student')
+    config = source.model_config()
+    assert config.type == 'RetinaNet'
+    assert config.bbox_head.num_classes == 7
+    # Replaced by the checkpoint, and would need a network.
+    assert config.backbone.init_cfg is None
