@@ -80,7 +80,7 @@ def train(config: Config, resume: str = 'auto', validate: bool = True) -> dict[s
     loader = build_dataloader(train_set, dist=distributed, seed=config.seed,
                               num_gpus=1, runner_type=config.runner.type,
                               **config.data.get('train_dataloader', {}))
-    config.gpu_ids = range(1)
+    config.gpu_ids = range(world_size)
     auto_scale_lr(config, distributed, logger)
     wrapped = wrap(model.to(device), device, config)
     runner = build_runner(config.runner, default_args=dict(
