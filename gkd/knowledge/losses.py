@@ -40,7 +40,7 @@ def robust_weights(
     :math:`1 - |q^S - q^T|`. A class without prototypes, or one that the bank does not know, has
     nothing to judge an instance by: weight 1.
 
-    Source: paper, Sec. 3.2; method section 2.2.
+    Source: the paper's RDM; method section 2.2.
 
     Args:
         student: the student's features of n instances, float of shape ``(n, D_S)``.
@@ -88,7 +88,7 @@ def global_knowledge_loss(
     prototypes of all classes, :math:`r_i \cos(f^S_i, p^S_k)` and :math:`r_i \cos(f^T_i, p^T_k)`,
     mean over instances and prototypes.
 
-    Source: paper, Sec. 3.2; method section 2.3.
+    Source: the paper's RDM; method section 2.3.
 
     Args:
         student: the student's features of n instances, float of shape ``(n, D_S)``. The only
@@ -126,7 +126,7 @@ def local_knowledge_loss(
     :math:`1 - [m > 0]` for the background, each divided by twice its weight over all channels
     (at least by 1): :math:`\sum m (F^S - F^T)^2 / \max(1, 2 C \sum m)`.
 
-    Source: paper, Sec. 3.2; method section 2.4.
+    Source: the paper's RDM; method section 2.4.
 
     Args:
         student_adapted: the student's map after the adaptation layer, float of shape
@@ -168,7 +168,7 @@ def soft_label_loss(
     over the classes; ``'sigmoid'`` compares, class by class, whether the class is present, for
     heads of independent classes.
 
-    Source: paper, Sec. 3.2; method section 2.5.
+    Source: the paper's RDM; method section 2.5.
 
     Args:
         student_logits: the student's logits, float of shape ``(n, C)``. The only argument that

@@ -1,7 +1,7 @@
 """The Robust Distilling Module: global, local and soft-label knowledge, weighed by trust.
 
-*Distilling Object Detectors with Global Knowledge*, ECCV 2022, https://arxiv.org/abs/2210.09022,
-Sec. 3.3.
+*Distilling Object Detectors with Global Knowledge*, ECCV 2022, https://arxiv.org/abs/2210.09022;
+written out in docs/method.md, to which "method section" refers.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ class PrototypeGenerationModule:
 
     Every image is run once, whatever the number of its classes; processes share the images. The
     teacher does not change, so its features are computed once, kept in memory, and written to disk
-    for a resumed run (paper, Sec. 3.2; method section 1).
+    for a resumed run (the paper's PGM; method section 1).
 
     Args:
         num_prototypes: Prototypes a class and level, K.

@@ -40,7 +40,7 @@ def select_prototypes(
     All arithmetic is in double precision and equal candidates are decided by the lower index, so
     the choice depends neither on the input's precision nor on ``max_pairs``.
 
-    Source: paper, Sec. 3.1; method sections 1.2 and 1.3.
+    Source: the paper's PGM; method sections 1.2 and 1.3.
 
     Args:
         teacher: the teacher's features of N instances, float of shape ``(N, D_T)``.
