@@ -1,0 +1,50 @@
+"""Installation; `bash tools/setup.sh` makes a complete environment."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+
+
+def read(name):
+    path = ROOT / name
+    return path.read_text(encoding='utf-8') if path.exists() else ''
+
+
+setup(
+    name='gkd',
+    version=re.search(r"__version__ = '(.+)'", read('gkd/__init__.py')).group(1),
+    description='Global knowledge distillation for object detectors of MMDetection 2.x',
+    long_description=read('README.md'),
+    long_description_content_type='text/markdown',
+    license='Apache-2.0',
+    packages=find_packages(include=['gkd', 'gkd.*']),
+    python_requires='>=3.9',
+    install_requires=[
+        'torch>=2.1',
+        'torchvision>=0.16',
+        'numpy>=1.23',
+        'mmdet>=2.28,<3',
+        'pycocotools>=2.0.6',
+        'kornia>=0.7',
+        'safetensors>=0.4',
+        'tqdm>=4.60',
+        # Not mmcv: pip would build its operators, under the name mmcv-full, unless MMCV_WITH_OPS=0
+        # is set; and a user's mmcv-full would not count as mmcv. Without any, importing gkd says
+        # what to install.
+        # Not OpenCV: it comes under several names that exclude each other; mmcv brings one if
+        # there is none.
+    ],
+    extras_require={'tests': ['pytest>=7', 'hypothesis>=6']},
+    classifiers=[
+        'Intended Audience :: Science/Research',
+        'License :: OSI Approved :: Apache Software License',
+        'Programming Language :: Python :: 3.9',
+        'Programming Language :: Python :: 3.10',
+        'Programming Language :: Python :: 3.11',
+        'Programming Language :: Python :: 3.12',
+        'Topic :: Scientific/Engineering :: Artificial Intelligence',
+    ],
+)
