@@ -230,7 +230,7 @@ def _encode(text: str, encoding: str = 'latin1') -> bytes:
 
 
 def _explain_unpickling(path: str, error: Exception) -> str:
-    needed = re.search(r'GLOBAL (\S+)', str(error))
+    needed = re.search(r"(?:GLOBAL|but got <class) '?([\w.]+)", str(error))
     if needed is None:
         return (f'{path} is not a checkpoint written by torch.save ({_first_line(error)}). A web '
                 'page or a pointer file saved in its place, or a damaged file? Get it again.')
@@ -244,5 +244,5 @@ def _explain_unpickling(path: str, error: Exception) -> str:
 def _first_line(error: Exception) -> str:
     text = str(error).strip() or type(error).__name__
     # torch wraps the reason of a refused file in advice that would execute it.
-    reason = re.search(r'WeightsUnpickler error: *(.+)', text)
-    return (reason.group(1) if reason else text.splitlines()[0])[:200]
+    text = re.sub(r'(?s).*WeightsUnpickler error:\s*', '', text)
+    return text.splitlines()[0].split('. ')[0][:200]
