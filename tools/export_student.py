@@ -4,11 +4,8 @@
 import argparse
 import os.path as osp
 
-import gkd  # noqa: F401  (registers everything, and must come before mmdet)
-from mmcv import DictAction
-
 from gkd.apis import export_student, load_config
-from gkd.apis.cli import run
+from gkd.apis.cli import DictAction, run
 
 
 def parse_args():
@@ -27,12 +24,12 @@ def main():
     args = parse_args()
     output = args.output or osp.join(osp.dirname(args.checkpoint), 'student.pth')
     config = load_config(args.config, args.cfg_options)
-    own_config = config.model.get('student', {}).get('config', args.config)
-    export_student(config, args.checkpoint, output)
-    print(f'wrote {output}\n\n'
+    own_config = export_student(config, args.checkpoint, output)
+    print(f'wrote {output}; it fits {own_config}\n\n'
           f'To use it in plain MMDetection:\n'
-          f'    from mmdet.apis import init_detector, inference_detector\n'
-          f'    model = init_detector({str(own_config)!r}, {output!r}, device="cpu")\n'
+          f'    import gkd  # only where mmcv is installed without its compiled operators\n'
+          f'    from mmdet.apis import inference_detector, init_detector\n'
+          f'    model = init_detector({own_config!r}, {output!r}, device="cpu")\n'
           f'    inference_detector(model, "image.png")\n')
 
 

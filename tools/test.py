@@ -3,11 +3,8 @@
 
 import argparse
 
-import gkd  # noqa: F401  (registers everything, and must come before mmdet)
-from mmcv import DictAction
-
 from gkd.apis import load_config, test
-from gkd.apis.cli import run
+from gkd.apis.cli import DictAction, run
 from gkd.compat.distributed import init_distributed
 from gkd.errors import ConfigError
 

@@ -4,13 +4,11 @@
 import argparse
 import os.path as osp
 
-import gkd  # noqa: F401  (registers everything, and must come before mmdet)
-from mmcv import DictAction
-
 from gkd.apis import load_config, train
-from gkd.apis.cli import run
+from gkd.apis.cli import DictAction, positive, run
 from gkd.apis.quickstart import add_arguments, quickstart
 from gkd.compat.distributed import init_distributed
+from gkd.errors import ConfigError
 
 
 def parse_args():
@@ -24,7 +22,7 @@ def parse_args():
                              'on from a checkpoint')
     parser.add_argument('--no-validate', action='store_true', help='do not evaluate')
     parser.add_argument('--seed', type=int, help='replaces the config\'s seed')
-    parser.add_argument('--epochs', type=int, help='replaces the config\'s number of epochs')
+    parser.add_argument('--epochs', type=positive, help='replaces the config\'s number of epochs')
     parser.add_argument('--deterministic', action='store_true',
                         help='use deterministic CUDA kernels only')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
@@ -52,6 +50,8 @@ def main():
     if args.seed is not None:
         config.seed = args.seed
     if args.epochs is not None:
+        if config.runner.type != 'EpochBasedRunner':
+            raise ConfigError(f'--epochs: runner.type = {config.runner.type} counts no epochs.')
         config.runner.max_epochs = args.epochs
     if args.deterministic:
         config.deterministic = True

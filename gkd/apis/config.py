@@ -9,12 +9,14 @@ from typing import Optional
 
 from mmcv import Config, ConfigDict
 from mmdet.datasets import CocoDataset, CustomDataset, build_dataset
+from mmdet.models import build_detector
+from mmdet.models.detectors import BaseDetector
 from mmdet.utils import compat_cfg, replace_cfg_vals, update_data_root
 from torch import nn
 
 from gkd.detectors import Distiller
 from gkd.detectors.source import DetectorSource
-from gkd.errors import ConfigError, DataError
+from gkd.errors import ConfigError, DataError, GKDError
 
 
 def load_config(path: str, options: Optional[dict] = None) -> Config:
@@ -45,7 +47,10 @@ def load_config(path: str, options: Optional[dict] = None) -> Config:
             raise ConfigError(f'config {path} has no `{key}`; it must describe a detector '
                               f'(`model`) and its data sets (`data`).')
     update_data_root(config)
-    return compat_cfg(config)
+    try:
+        return compat_cfg(config)
+    except (AttributeError, KeyError, AssertionError) as error:
+        raise ConfigError(f'config {path}: {error}') from None
 
 
 def student_config(config: Config) -> Config:
@@ -55,6 +60,22 @@ def student_config(config: Config) -> Config:
     config = Config(config._cfg_dict.to_dict(), filename=config.filename)
     config.model = DetectorSource.parse(config.model.student, 'model.student').model_config()
     return config
+
+
+def build_model(config: Config) -> BaseDetector:
+    """Build ``config.model``.
+
+    Raises:
+        ConfigError: MMDetection cannot build it.
+    """
+    try:
+        return build_detector(config.model, train_cfg=config.get('train_cfg'),
+                              test_cfg=config.get('test_cfg'))
+    except GKDError:
+        raise
+    except Exception as error:
+        raise ConfigError(f'`model` of {config.filename} cannot be built: '
+                          f'{type(error).__name__}: {error}') from error
 
 
 def prototype_datasets(config: Config) -> list[ConfigDict]:
@@ -89,7 +110,8 @@ def build_checked_dataset(config: ConfigDict, key: str,
     Raises:
         DataError: Annotations or images are missing or broken.
     """
-    for leaf in leaf_configs(config):
+    leaves = leaf_configs(config)
+    for leaf in leaves:
         path = leaf.get('ann_file')
         if isinstance(path, str) and not osp.exists(osp.join(leaf.get('data_root') or '', path)):
             raise DataError(f'{key}.ann_file: no such file: {path}')
@@ -97,9 +119,9 @@ def build_checked_dataset(config: ConfigDict, key: str,
         dataset = build_dataset(config, default_args)
     except Exception as error:
         raise DataError(
-            f'{key}: cannot read the annotations in {config.get("ann_file", "its data sets")}: '
-            f'{type(error).__name__}: {error}. Expected COCO JSON with "images", "annotations" '
-            f'and "categories" (or the format of {config.type}).') from error
+            f'{key}: cannot read {shorten([leaf.get("ann_file") for leaf in leaves])} as '
+            f'{leaves[0].get("type")}: {type(error).__name__}: {error}. COCO data sets need a '
+            f'JSON file with "images", "annotations" and "categories".') from error
     for leaf in leaf_datasets(dataset):
         check_classes(leaf, key)
         check_images(leaf, key)
@@ -107,7 +129,9 @@ def build_checked_dataset(config: ConfigDict, key: str,
 
 
 def leaf_configs(config: ConfigDict) -> list[ConfigDict]:
-    """Configs of the data sets inside wrappers."""
+    """Configs of the data sets inside lists and wrappers."""
+    if isinstance(config, (list, tuple)):
+        return [leaf for inner in config for leaf in leaf_configs(inner)]
     if 'datasets' in config:
         return [leaf for inner in config.datasets for leaf in leaf_configs(inner)]
     return leaf_configs(config.dataset) if 'dataset' in config else [config]

@@ -12,7 +12,8 @@ import statistics
 import subprocess
 import sys
 import time
-from typing import Optional, Sequence
+from collections.abc import Sequence
+from typing import Optional
 
 from gkd.apis.config import load_config
 from gkd.apis.files import write_atomically

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import os.path as osp
-from typing import Any, Optional, Sequence
+from collections.abc import Sequence
+from typing import Any, Optional
 
 import mmcv
 import torch
@@ -11,10 +13,16 @@ from mmcv import Config
 from mmcv.parallel import MMDataParallel, MMDistributedDataParallel
 from mmcv.runner import get_dist_info, wrap_fp16_model
 from mmdet.apis import multi_gpu_test, single_gpu_test
-from mmdet.datasets import build_dataloader
-from mmdet.models import build_detector
+from mmdet.datasets import CocoDataset, CustomDataset, build_dataloader
+from mmdet.models.detectors import BaseDetector
 
-from gkd.apis.config import build_checked_dataset, check_num_classes, student_config
+from gkd.apis.config import (
+    build_checked_dataset,
+    build_model,
+    check_num_classes,
+    student_config,
+)
+from gkd.apis.console import open_logger
 from gkd.apis.export import student_weights
 from gkd.apis.train import training_device
 from gkd.compat.checkpoint import load_checkpoint_file, load_strictly
@@ -31,7 +39,9 @@ def test(config: Config, checkpoint: str, metrics: Sequence[str] = (), out: Opti
         checkpoint: A checkpoint of the training, or an exported student.
         metrics: Metrics of the data set, such as ``bbox``.
         out: Pickle file to write MMDetection's raw results to.
-        format_only: Write the results in the data set's own format instead of evaluating.
+        format_only: Write the results in the data set's own format instead of evaluating: for COCO
+            ``results.bbox.json`` beside the checkpoint, unless ``eval_options`` say
+            ``jsonfile_prefix``.
         show_dir: Folder to draw detections into.
         show_score_thr: Scores below are not drawn.
         eval_options: Passed on to the data set's ``evaluate`` or ``format_results``.
@@ -46,18 +56,25 @@ def test(config: Config, checkpoint: str, metrics: Sequence[str] = (), out: Opti
         raise ConfigError(f'--out {out}: must end in .pkl or .pickle')
     if not osp.isfile(checkpoint):
         raise CheckpointError(f'no such checkpoint: {checkpoint}')
+    distributed = torch.distributed.is_initialized()
+    if distributed and show_dir is not None:
+        raise ConfigError('--show-dir draws in one process only; leave the number of GPUs out.')
+    open_logger(config.get('log_level', 'INFO'))
     config = student_config(config)
-    model = build_detector(config.model, train_cfg=config.get('train_cfg'),
-                           test_cfg=config.get('test_cfg'))
-    load_strictly(model, student_weights(load_checkpoint_file(checkpoint)), checkpoint)
+    model = build_model(config)
+    load_strictly(model, student_weights(load_checkpoint_file(checkpoint), checkpoint), checkpoint)
     dataset = build_checked_dataset(config.data.test, 'data.test', dict(test_mode=True))
     check_num_classes(model, dataset, 'data.test')
     model.CLASSES = dataset.CLASSES
+    options = dict(eval_options or {})
+    if format_only and isinstance(dataset, CocoDataset):
+        # Without a prefix MMDetection writes into a folder that it deletes at once.
+        options.setdefault('jsonfile_prefix', osp.join(osp.dirname(checkpoint), 'results'))
+    check_evaluation(model, dataset, metrics, format_only, options)
     if config.get('fp16') is not None:
         wrap_fp16_model(model)
 
     device = training_device()
-    distributed = torch.distributed.is_initialized()
     loader_config = dict(samples_per_gpu=1, workers_per_gpu=0, shuffle=False)
     loader_config.update(config.data.get('test_dataloader', {}))
     loader = build_dataloader(dataset, dist=distributed, **loader_config)
@@ -76,7 +93,27 @@ def test(config: Config, checkpoint: str, metrics: Sequence[str] = (), out: Opti
     print()
     if out is not None:
         mmcv.dump(results, out)
+        print(f'wrote {out}')
+    if show_dir is not None:
+        print(f'drew {len(results)} images into {show_dir}')
     if format_only:
-        dataset.format_results(results, **(eval_options or {}))
-    return dataset.evaluate(results, metric=list(metrics), **(eval_options or {})) \
-        if metrics else {}
+        files, _ = dataset.format_results(results, **options)
+        print('wrote', *(sorted(set(files.values())) if isinstance(files, dict) else [files]))
+    return dataset.evaluate(results, metric=list(metrics), **options) if metrics else {}
+
+
+def check_evaluation(model: BaseDetector, dataset: CustomDataset, metrics: Sequence[str],
+                     format_only: bool, options: dict) -> None:
+    """Raise ConfigError for what would fail only after the detector has seen all images."""
+    if isinstance(dataset, CocoDataset):
+        known = ['bbox', 'proposal', 'proposal_fast'] + ['segm'] * model.with_mask
+        unknown = [metric for metric in metrics if metric not in known]
+        if unknown:
+            raise ConfigError(f'--eval {" ".join(unknown)}: a {type(model).__name__} on a '
+                              f'{type(dataset).__name__} is measured by {", ".join(known)}.')
+    function = dataset.format_results if format_only else dataset.evaluate
+    known = inspect.signature(function).parameters.keys() - {'results', 'metric'}
+    unknown = options.keys() - known
+    if unknown and 'kwargs' not in known:
+        raise ConfigError(f'--eval-options {", ".join(sorted(unknown))}: unknown; known are '
+                          f'{", ".join(sorted(known))}.')

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 import os.path as osp
 import platform
+import re
 import time
 from typing import Optional
 
@@ -14,7 +17,6 @@ import torch
 from mmcv import Config
 from mmcv.parallel import MMDataParallel, MMDistributedDataParallel
 from mmcv.runner import (
-    HOOKS,
     DistSamplerSeedHook,
     Fp16OptimizerHook,
     Hook,
@@ -26,16 +28,20 @@ from mmcv.runner import (
 from mmdet.apis import set_random_seed
 from mmdet.apis.train import auto_scale_lr
 from mmdet.core import DistEvalHook, EvalHook
-from mmdet.datasets import build_dataloader
-from mmdet.models import build_detector
-from mmdet.utils import find_latest_checkpoint, get_root_logger
+from mmdet.datasets import CocoDataset, build_dataloader
 from torch import nn
 
 import gkd
-from gkd.apis.config import build_checked_dataset, check_num_classes, prototype_datasets
+from gkd.apis.config import (
+    build_checked_dataset,
+    build_model,
+    check_num_classes,
+    prototype_datasets,
+)
+from gkd.apis.console import log_file, open_logger, without_details
 from gkd.apis.files import write_atomically
 from gkd.detectors import Distiller
-from gkd.errors import CheckpointError
+from gkd.errors import CheckpointError, ConfigError
 
 
 def train(config: Config, resume: str = 'auto', validate: bool = True) -> dict[str, float]:
@@ -58,17 +64,16 @@ def train(config: Config, resume: str = 'auto', validate: bool = True) -> dict[s
     rank, world_size = get_dist_info()
     distributed = torch.distributed.is_initialized()
     device = training_device()
-    mmcv.mkdir_or_exist(osp.abspath(config.work_dir))
-    timestamp = time.strftime('%Y%m%d_%H%M%S')
-    logger = get_root_logger(log_file=osp.join(config.work_dir, f'{timestamp}.log'),
-                             log_level=config.log_level)
-    logger.info(f'gkd {gkd.__version__}, torch {torch.__version__}, mmdet {mmdet.__version__}, '
-                f'Python {platform.python_version()}, {world_size} process(es) on {device.type}')
+    check_training(config)
+    config.setdefault('seed', 0)
+    config.gpu_ids = range(world_size)
+    logger = open_logger(config.get('log_level', 'INFO'))
 
+    # All that can be wrong is looked at before anything is written.
     set_random_seed(config.seed, deterministic=config.get('deterministic', False))
-    model = build_detector(config.model, train_cfg=config.get('train_cfg'),
-                           test_cfg=config.get('test_cfg'))
-    model.init_weights()
+    model = build_model(config)
+    with without_details():
+        model.init_weights()
     train_set = build_checked_dataset(config.data.train, 'data.train')
     check_num_classes(model, train_set, 'data.train')
     model.CLASSES = train_set.CLASSES
@@ -76,39 +81,70 @@ def train(config: Config, resume: str = 'auto', validate: bool = True) -> dict[s
             hook['type'] == 'PrototypeHook' for hook in config.get('custom_hooks') or ()):
         config.custom_hooks = [*(config.get('custom_hooks') or ()),
                                dict(type='PrototypeHook', datasets=prototype_datasets(config))]
+    recorder = evaluation = None
+    if validate:
+        evaluation = evaluation_hook(config, distributed)
+        check_num_classes(model, evaluation.dataloader.dataset, 'data.val')
+        recorder = EvaluationRecorder(evaluation)
+    checkpoint = find_checkpoint(resume, config)
 
     loader = build_dataloader(train_set, dist=distributed, seed=config.seed,
                               num_gpus=1, runner_type=config.runner.type,
                               **config.data.get('train_dataloader', {}))
-    config.gpu_ids = range(world_size)
-    auto_scale_lr(config, distributed, logger)
+    if config.get('auto_scale_lr'):
+        auto_scale_lr(config, distributed, logger)
     wrapped = wrap(model.to(device), device, config)
+    # mmcv's runner makes the work dir.
     runner = build_runner(config.runner, default_args=dict(
         model=wrapped, optimizer=build_optimizer(wrapped, config.optimizer),
         work_dir=config.work_dir, logger=logger,
         meta=dict(config=config.pretty_text, seed=config.seed, gkd_version=gkd.__version__,
                   mmdet_version=mmdet.__version__, CLASSES=train_set.CLASSES)))
-    runner.timestamp = timestamp
-    if rank == 0:
-        write_atomically(osp.join(config.work_dir, osp.basename(config.filename or 'config.py')),
-                         config.pretty_text)
-
+    runner.timestamp = time.strftime('%Y%m%d_%H%M%S')
     runner.register_training_hooks(
         config.lr_config, optimizer_hook(config, distributed), config.get('checkpoint_config'),
         config.get('log_config'), config.get('momentum_config'),
         custom_hooks_config=config.get('custom_hooks'))
     if distributed:
         runner.register_hook(DistSamplerSeedHook())
-    recorder = EvaluationRecorder()
     if validate:
-        runner.register_hook(evaluation_hook(config, distributed), priority='LOW')
+        runner.register_hook(evaluation, priority='LOW')
         runner.register_hook(recorder, priority='LOW')
 
-    checkpoint = find_checkpoint(resume, config.work_dir)
-    if checkpoint is not None:
-        runner.resume(checkpoint, map_location=str(device))
-    runner.run([loader], config.get('workflow', [('train', 1)]))
-    return recorder.metrics
+    with log_file(logger, osp.join(config.work_dir, f'{runner.timestamp}.log')):
+        logger.info(
+            f'gkd {gkd.__version__}, torch {torch.__version__}, mmdet {mmdet.__version__}, '
+            f'Python {platform.python_version()}, {world_size} process(es) on {device.type}')
+        if checkpoint is not None:
+            runner.resume(checkpoint, map_location=str(device))
+        elif config.get('load_from'):
+            runner.load_checkpoint(config.load_from)
+        if rank == 0:
+            write_atomically(osp.join(config.work_dir, osp.basename(config.filename or
+                                                                    'config.py')),
+                             config.pretty_text)
+        if checkpoint is not None and runner.epoch >= (runner.max_epochs or math.inf):
+            logger.info(f'{checkpoint} is trained for {runner.epoch} epochs already; nothing is '
+                        f'left to do. To train anew: --resume never, or another --work-dir.')
+        runner.run([loader], [('train', 1)])
+    return recorder.metrics if validate else {}
+
+
+def check_training(config: Config) -> None:
+    """Raise ConfigError if a config lacks what training needs."""
+    missing = [key for key in ('work_dir', 'optimizer', 'lr_config', 'runner')
+               if not config.get(key)]
+    missing += [f'data.{key}' for key in ('train', 'val', 'test') if key not in config.data]
+    if missing:
+        raise ConfigError(f'config {config.filename} cannot be trained: it has no '
+                          f'{", ".join(missing)}.')
+    epochs = config.runner.get('max_epochs', 1)
+    if epochs < 1:
+        raise ConfigError(f'runner.max_epochs = {epochs}: must be at least 1.')
+    workflow = config.get('workflow', [('train', 1)])
+    if [mode for mode, _ in workflow] != ['train']:
+        raise ConfigError(f'workflow = {workflow}: only [("train", 1)] is supported; '
+                          f'`evaluation` evaluates between epochs.')
 
 
 def training_device() -> torch.device:
@@ -142,48 +178,84 @@ def evaluation_hook(config: Config, distributed: bool) -> EvalHook:
     loader_config = dict(samples_per_gpu=1, workers_per_gpu=0, shuffle=False)
     loader_config.update(config.data.get('val_dataloader', {}))
     loader = build_dataloader(dataset, dist=distributed, **loader_config)
-    settings = dict(by_epoch=True, **config.get('evaluation', {}))
+    settings = {'by_epoch': True, **config.get('evaluation', {})}
     if not distributed:
         return EvalHook(loader, **settings)
     # Collecting through files works without a GPU too.
     return DistEvalHook(loader, tmpdir=osp.join(config.work_dir, '.eval_hook'), **settings)
 
 
-@HOOKS.register_module()
 class EvaluationRecorder(Hook):
     """Keep the metrics of every evaluation in ``WORK_DIR/evaluation.json``.
+
+    Args:
+        evaluation: The hook that evaluates.
 
     Attributes:
         metrics: Those of the last evaluation.
     """
 
-    def __init__(self):
+    def __init__(self, evaluation: EvalHook):
+        self.evaluation = evaluation
         self.metrics: dict[str, float] = {}
+
+    def before_run(self, runner) -> None:
+        """A resumed run knows what it has measured before."""
+        self.metrics = self.history(runner).get(str(runner.epoch), {})
 
     def after_train_epoch(self, runner) -> None:
         """Pick up what the evaluation hook, which runs just before, has put out."""
-        found = {name: float(value) for name, value in runner.log_buffer.output.items()
-                 if 'mAP' in name and isinstance(value, (int, float))}
-        if not found:
+        if runner.rank > 0 or not self.evaluation._should_evaluate(runner):
             return
-        self.metrics = found
-        if runner.rank == 0:
-            path = osp.join(runner.work_dir, 'evaluation.json')
-            history = mmcv.load(path) if osp.isfile(path) else {}
-            history[str(runner.epoch + 1)] = found
-            write_atomically(path, json.dumps(history, indent=2))
+        self.metrics = {name: float(value) for name, value in runner.log_buffer.output.items()
+                        if 'mAP' in name and isinstance(value, (int, float))}
+        if not self.metrics and isinstance(self.evaluation.dataloader.dataset, CocoDataset):
+            # MMDetection gives no metrics where nothing at all was detected.
+            self.metrics = dict(bbox_mAP=0.0, bbox_mAP_50=0.0, bbox_mAP_75=0.0)
+        history = {**self.history(runner), str(runner.epoch + 1): self.metrics}
+        write_atomically(self.path(runner), json.dumps(history, indent=2))
+
+    def path(self, runner) -> str:
+        """File of the metrics by epoch."""
+        return osp.join(runner.work_dir, 'evaluation.json')
+
+    def history(self, runner) -> dict[str, dict[str, float]]:
+        """Metrics by epoch, of the epochs that are done."""
+        found = mmcv.load(self.path(runner)) if osp.isfile(self.path(runner)) else {}
+        return {epoch: metrics for epoch, metrics in found.items() if int(epoch) <= runner.epoch}
 
 
-def find_checkpoint(resume: str, work_dir: str) -> Optional[str]:
+def find_checkpoint(resume: str, config: Config) -> Optional[str]:
     """The checkpoint to go on from, None to start anew.
+
+    Args:
+        resume: ``'auto'``, ``'never'`` or a path.
+        config: Its ``work_dir`` is looked into, then its ``resume_from``.
 
     Raises:
         CheckpointError: A named checkpoint does not exist.
     """
     if resume == 'never':
         return None
+    key, path = '--resume', resume
     if resume == 'auto':
-        return find_latest_checkpoint(work_dir)
-    if not osp.isfile(resume):
-        raise CheckpointError(f'--resume: no such file: {resume}')
-    return resume
+        latest = latest_checkpoint(config.work_dir)
+        key, path = 'resume_from', latest or config.get('resume_from')
+    if path is not None and not osp.isfile(path):
+        raise CheckpointError(f'{key}: no such checkpoint: {path}')
+    return path
+
+
+def latest_checkpoint(work_dir: str) -> Optional[str]:
+    """The newest ``epoch_N.pth`` or ``iter_N.pth`` of a run, None if there is none."""
+    if not osp.isdir(work_dir):
+        return None
+    latest = osp.join(work_dir, 'latest.pth')
+    if osp.isfile(latest):
+        return latest
+    found = {}
+    for name in os.listdir(work_dir):
+        match = re.fullmatch(r'(?:epoch|iter)_(\d+)\.pth', name)
+        if match:
+            found[int(match[1])] = osp.join(work_dir, name)
+    return found[max(found)] if found else None

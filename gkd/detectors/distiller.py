@@ -24,16 +24,17 @@ from gkd.registry import KNOWLEDGE
 class Distiller(BaseDetector):
     """A trainable student and a frozen teacher; to MMDetection it is a detector like any other.
 
-    In training it adds the losses of every kind of knowledge to the student's own detection losses;
-    in testing it *is* the student. The teacher stays in eval mode without gradients, is unknown to
-    the optimiser and is absent from checkpoints, but moves between devices with the student.
+    In training it adds the losses of every kind of knowledge to the student's own detection
+    losses; in testing it *is* the student. The teacher stays in eval mode without gradients, is
+    unknown to the optimiser and is absent from checkpoints, but moves between devices with the
+    student.
 
     Args:
         teacher: ``dict(config=..., checkpoint=...)``; see :class:`DetectorSource`.
-        student: ``dict(config=..., checkpoint=...)``; without a checkpoint the student starts as its
-            own config initialises it.
-        knowledge: Configs of what is taught, each of a type registered in ``KNOWLEDGE``. Empty: the
-            student trains exactly as without a teacher.
+        student: ``dict(config=..., checkpoint=...)``; without a checkpoint the student starts as
+            its own config initialises it.
+        knowledge: Configs of what is taught, each of a type registered in ``KNOWLEDGE``. Empty:
+            the student trains exactly as without a teacher.
         prototypes: Config of the :class:`PrototypeGenerationModule`; needed by kinds of knowledge
             that lean on prototypes.
         train_cfg: Must stay None: it belongs into the student's config.

@@ -128,7 +128,8 @@ def logits_at(class_scores: list[Tensor], positions: Tensor, info: DetectorInfo)
         ``(n, C)`` logits.
     """
     image, anchor = positions.unbind(dim=1)
-    logits = class_scores[0].new_zeros(len(positions), class_scores[0].shape[1] // info.num_anchors)
+    num_logits = class_scores[0].shape[1] // info.num_anchors
+    logits = class_scores[0].new_zeros(len(positions), num_logits)
     for scores in class_scores:
         height, width = scores.shape[-2:]
         count = height * width * info.num_anchors

@@ -61,14 +61,15 @@ class DetectorInfo:
             role: ``'teacher'`` or ``'student'``, for messages.
 
         Raises:
-            ConfigError: The detector has no feature pyramid, or is neither one-stage nor two-stage.
+            ConfigError: The detector has no feature pyramid, its parts do not fit together, or it
+                is neither one-stage nor two-stage.
         """
         name = type(detector).__name__
         if not detector.with_neck:
             raise ConfigError(
                 f'{role} {name} has no neck; knowledge is taught on FPN maps. '
                 f'Use a config with a neck such as FPN.')
-        channels, strides = measure_pyramid(detector)
+        channels, strides = measure_pyramid(detector, role)
         if getattr(detector, 'roi_head', None) is not None:
             return cls(name, TWO_STAGE, channels, strides, **two_stage_traits(detector))
         if getattr(detector, 'bbox_head', None) is not None:
@@ -102,12 +103,23 @@ def one_stage_traits(detector: BaseDetector) -> dict:
 
 
 @torch.no_grad()
-def measure_pyramid(detector: BaseDetector) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def measure_pyramid(detector: BaseDetector,
+                    role: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Channels and strides of a detector's FPN maps, whatever its neck is called."""
     modes = [(module, module.training) for module in detector.modules()]
     parameter = next(detector.parameters())
     image = parameter.new_zeros(1, 3, PROBE_SIZE, PROBE_SIZE)
-    maps = detector.eval().extract_feat(image)
+    detector.eval()
+    head = getattr(detector, 'rpn_head', None) or getattr(detector, 'bbox_head', None)
+    try:
+        maps = detector.extract_feat(image)
+        if hasattr(head, 'forward_single'):
+            head(maps)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(
+            f'the parts of {role} {type(detector).__name__} do not fit together: {error}. Check '
+            f'the channels: `neck.in_channels` are the backbone\'s, the head\'s `in_channels` '
+            f'the neck\'s `out_channels`.') from error
     for module, training in modes:
         module.training = training
     return (tuple(int(feature.shape[1]) for feature in maps),

@@ -24,9 +24,9 @@ class DetectorSource:
     """A detector's config and checkpoint, as a distillation config names them.
 
     Attributes:
-        config: Path of a config file, ``mmdet::PATH`` for one that the installed MMDetection ships,
-            or the detector's ``model`` dict itself. Relative paths start from the working directory
-            or, if nothing is there, from the repository.
+        config: Path of a config file, ``mmdet::PATH`` for one that the installed MMDetection
+            ships, or the detector's ``model`` dict itself. Relative paths start from the working
+            directory or, if nothing is there, from the repository.
         checkpoint: Path of the weights, or None.
         key: Place in the distillation config, for messages.
         overrides: Settings merged into the detector's config, as ``--cfg-options`` would.
@@ -52,7 +52,8 @@ class DetectorSource:
         """
         value = dict(value)
         if 'config' not in value:
-            raise ConfigError(f'{key} needs `config`: a config file, mmdet::FILE, or a model dict.')
+            raise ConfigError(f'{key} needs `config`: a config file, mmdet::FILE, or a model '
+                              f'dict.')
         config = value.pop('config')
         checkpoint = value.pop('checkpoint', NOT_GIVEN)
         overrides = value.pop('overrides', {})
@@ -135,7 +136,9 @@ def mmdet_configs() -> str:
 
 
 def drop_pretrained(config: Union[dict, list]) -> None:
-    """Remove pretrained initialisations: the checkpoint replaces them, and they may need a network.
+    """Remove pretrained initialisations: the checkpoint replaces them.
+
+    They may need a network, too.
 
     Args:
         config: A model config, changed in place at every depth.

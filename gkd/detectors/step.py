@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Callable, Iterator, Optional
+from typing import Any, Callable, Optional
 
 from torch import Tensor
 
@@ -14,8 +15,8 @@ class StepRecord:
     """What student or teacher computed in a training step, on the levels that both have.
 
     The student's record is taken from the very forward pass that gives its detection losses; the
-    teacher's holds the same boxes and labels with the teacher's maps and logits. Kinds of knowledge
-    read records and nothing else.
+    teacher's holds the same boxes and labels with the teacher's maps and logits. Kinds of
+    knowledge read records and nothing else.
 
     Attributes:
         maps: FPN maps ``(B, C, H_l, W_l)``, one a paired level, finest first.

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -49,8 +49,9 @@ def choose_candidates(datasets: Sequence[CustomDataset], max_images: int, min_si
                       seed: int) -> list[CandidateImage]:
     """Choose the instances of every class (method section 1.1).
 
-    For each class, the images that hold a large enough box of it are shuffled and cut. An image may
-    be chosen for several classes; it then is listed once, with the boxes of just those classes.
+    For each class, the images that hold a large enough box of it are shuffled and cut. An image
+    may be chosen for several classes; it then is listed once, with the boxes of just those
+    classes.
 
     Args:
         datasets: Data sets with annotations.
@@ -137,8 +138,9 @@ def load_batches(candidates: Sequence[CandidateImage], batches: list[list[int]],
         batches: Positions in ``candidates``, batch by batch.
         workers: Processes that load ahead.
     """
+    # A generator of its own: the loader would take a number from that of the training.
     return DataLoader(CandidateImages(candidates), batch_sampler=batches, num_workers=workers,
-                      collate_fn=stack_images)
+                      collate_fn=stack_images, generator=torch.Generator())
 
 
 def stack_images(samples: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, list[Tensor]]:

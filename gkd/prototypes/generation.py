@@ -7,7 +7,8 @@ import json
 import os
 import os.path as osp
 import sys
-from typing import Optional, Sequence
+from collections.abc import Sequence
+from typing import Optional
 
 import mmcv
 import numpy as np
@@ -102,7 +103,7 @@ class PrototypeGenerationModule:
             self.candidates = self.choose(datasets)
         batches = group_by_size(self.candidates, self.batch_size)
         if self.teacher_features is None:
-            fingerprint = self.fingerprint(teacher, batches)
+            fingerprint = self.fingerprint(teacher, teacher_levels, batches)
             share = cached_share(cache_dir, fingerprint)
             if share is None:
                 share = self.run(teacher, teacher_levels, batches, 'teacher')
@@ -121,8 +122,8 @@ class PrototypeGenerationModule:
         candidates = choose_candidates(datasets, self.max_images, self.min_size, self.seed)
         if not candidates:
             raise DataError(
-                f'no prototype can be chosen: no box in {datasets[0].ann_file} is wider and higher '
-                f'than model.prototypes.min_size = {self.min_size} pixels.')
+                f'no prototype can be chosen: no box in {datasets[0].ann_file} is wider and '
+                f'higher than model.prototypes.min_size = {self.min_size} pixels.')
         seen = np.unique(np.concatenate([candidate.labels for candidate in candidates]))
         classes = datasets[0].CLASSES
         missing = [name for label, name in enumerate(classes) if label not in seen]
@@ -147,8 +148,10 @@ class PrototypeGenerationModule:
         share = batches[rank::world_size]
         device = next(detector.parameters()).device
         loader = load_batches(self.candidates, share, self.workers)
+        # In a log file a line now and then, on a terminal a moving bar.
+        pace = {} if sys.stderr.isatty() else dict(mininterval=10, delay=10)
         progress = tqdm(loader, f'prototypes, {role}', unit='batch', leave=False,
-                        disable=rank > 0 or not sys.stderr.isatty())
+                        disable=rank > 0, **pace)
         return [instance_features(detector, levels, images.to(device),
                                   [box.to(device) for box in boxes])
                 for images, boxes in progress]
@@ -189,16 +192,18 @@ class PrototypeGenerationModule:
                                            self.candidates[position].labels)]
         return [[instances[row] for row in level.tolist()] for level in rows]
 
-    def fingerprint(self, teacher: BaseDetector, batches: list[list[int]]) -> str:
+    def fingerprint(self, teacher: BaseDetector, levels: Sequence[int],
+                    batches: list[list[int]]) -> str:
         """Hash of all that the teacher's features depend on."""
-        digest = hashlib.sha256()
+        digest = hashlib.sha256(repr(levels).encode())
         for name, tensor in teacher.state_dict().items():
             digest.update(name.encode())
             digest.update(tensor.cpu().reshape(-1).view(torch.uint8).numpy())
         for batch in batches:
             for position in batch:
                 candidate = self.candidates[position]
-                digest.update(f'{candidate.filename} {candidate.size}'.encode())
+                digest.update(f'{candidate.dataset.img_prefix} {candidate.filename} '
+                              f'{candidate.size}'.encode())
                 digest.update(candidate.boxes.tobytes())
         digest.update(repr(self.candidates[0].dataset.pipeline).encode())
         return digest.hexdigest()
@@ -220,7 +225,7 @@ def cached_share(cache_dir: str, fingerprint: str) -> Optional[list[list[Tensor]
             num_batches, num_levels = int(metadata['batches']), int(metadata['levels'])
             return [[file.get_tensor(f'{batch}.{level}') for level in range(num_levels)]
                     for batch in range(num_batches)]
-    except (FileNotFoundError, SafetensorError):
+    except (FileNotFoundError, SafetensorError, KeyError, ValueError):
         return None
 
 
@@ -250,6 +255,8 @@ def all_gather(value: object) -> list:
 
 def cpu_group() -> dist.ProcessGroup:
     """A process group for CPU tensors, made once."""
+    if dist.get_backend() == 'gloo':
+        return dist.group.WORLD
     if not hasattr(cpu_group, 'group'):
         cpu_group.group = dist.new_group(backend='gloo')
     return cpu_group.group

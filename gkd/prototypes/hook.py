@@ -33,7 +33,11 @@ class PrototypeHook(Hook):
 
     def __init__(self, datasets: Union[dict, list]):
         configs = datasets if isinstance(datasets, (list, tuple)) else [datasets]
-        self.datasets: list[CustomDataset] = [build_dataset(config) for config in configs]
+        self.datasets: list[CustomDataset] = []
+        for config in configs:
+            dataset = build_dataset(config)
+            # A list of annotation files makes several data sets.
+            self.datasets += getattr(dataset, 'datasets', [dataset])
 
     def before_run(self, runner) -> None:
         """Refuse runners without epochs: decay and interval are counted in them."""
