@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from gkd.knowledge.precision import full_precision
 
@@ -20,7 +21,7 @@ def pool_instances(
     ``int(x1 * scale_x)..int(x2 * scale_x)``, both ends included, moved into the map where it
     leaves it, so that no window is empty. Which cell belongs to which box is one matrix an image,
     and pooling is its product with the map: nothing of size boxes x channels x cells exists, in
-    the backward pass neither.
+    the backward pass neither. Images with fewer boxes than others are filled up, for one product.
 
     Source: method sections 1.1 and 2.1.
 
@@ -45,25 +46,23 @@ def pool_instances(
         raise ValueError(f'feature holds {len(feature)} images, boxes {len(boxes)}')
     scale_x, scale_y = scale if isinstance(scale, (tuple, list)) else (scale, scale)
     height, width = feature.shape[2:]
-    pooled = []
-    for image, image_boxes in zip(feature, boxes):
-        x1, y1, x2, y2 = image_boxes.unbind(dim=1)
-        rows = _mean_over_cells(y1 * scale_y, y2 * scale_y, height).to(image.dtype)
-        columns = _mean_over_cells(x1 * scale_x, x2 * scale_x, width).to(image.dtype)
-        windows = (rows[:, :, None] * columns[:, None, :]).flatten(1)
-        # The map on the left: its gradient then comes out in the map's own memory order.
-        pooled.append((image.flatten(1) @ windows.T).T)
-    return torch.cat(pooled)
+    x1, y1, x2, y2 = pad_sequence(boxes, batch_first=True).unbind(dim=2)
+    rows = _mean_over_cells(y1 * scale_y, y2 * scale_y, height).to(feature.dtype)
+    columns = _mean_over_cells(x1 * scale_x, x2 * scale_x, width).to(feature.dtype)
+    windows = (rows[:, :, :, None] * columns[:, :, None, :]).flatten(2)
+    # The map on the left: its gradient then comes out in the map's own memory order.
+    pooled = (feature.flatten(2) @ windows.mT).mT
+    return torch.cat([image[: len(own)] for image, own in zip(pooled, boxes)])
 
 
 def _mean_over_cells(low: Tensor, high: Tensor, size: int) -> Tensor:
-    """Weights ``(n, size)`` of the mean over ``int(low)..int(high)``, moved into the map."""
+    """Weights ``(B, n, size)`` of the mean over ``int(low)..int(high)``, moved into the map."""
     cells = torch.arange(size, device=low.device)
     # Clamping first and cutting the fraction off afterwards finds the same cells as int() would.
     first = low.clamp(0, size - 1).long()
     last = torch.maximum(high.clamp(0, size - 1).long(), first)
-    inside = (cells >= first[:, None]) & (cells <= last[:, None])
-    return inside / inside.sum(dim=1, keepdim=True)
+    inside = (cells >= first[..., None]) & (cells <= last[..., None])
+    return inside / inside.sum(dim=-1, keepdim=True)
 
 
 @full_precision
@@ -135,36 +134,37 @@ def instance_mask(
     """
     if len(boxes) != len(weights):
         raise ValueError(f'boxes holds {len(boxes)} images, weights {len(weights)}')
-    masks: list[Tensor] = []
-    for image_boxes, image_weights in zip(boxes, weights):
-        drawn = map_levels(image_boxes, num_levels) == level
-        masks.append(_draw(image_boxes / stride, image_weights.float(), drawn, size))
-    return torch.stack(masks)
+    padded = pad_sequence(boxes, batch_first=True)
+    drawn = map_levels(padded.flatten(0, 1), num_levels).unflatten(0, padded.shape[:2]) == level
+    # What fills an image up has weight 0 and covers no cell, so it draws nothing.
+    return _draw(padded / stride, pad_sequence(weights, batch_first=True).float(), drawn, size)
 
 
 def _draw(boxes: Tensor, weights: Tensor, drawn: Tensor, size: tuple[int, int]) -> Tensor:
-    """Draw the boxes, in units of cells, of one image in their order; ``(H, W)``."""
+    """Draw the boxes ``(B, n, 4)``, in units of cells, in their order; ``(B, H, W)``."""
     height, width = size
-    if len(boxes) == 0:
-        return weights.new_zeros(size)
-    x1, y1, x2, y2 = boxes.long().unbind(dim=1)
+    images, count = weights.shape
+    if count == 0:
+        return weights.new_zeros(images, height, width)
+    x1, y1, x2, y2 = boxes.long().unbind(dim=2)
     x1, y1 = x1.clamp(min=0), y1.clamp(min=0)
     x2, y2 = x2.clamp(max=width), y2.clamp(max=height)
     narrow = (x1 == x2) | (y1 == y2)
 
     # Numbers from 1 on stand for the order of writing: every cell learns the number of the last
     # box that covers it, 0 where none does. Small integers, as this is of size boxes x cells.
-    small = torch.int16 if len(boxes) < 2**15 else torch.int32
-    number = torch.arange(1, len(boxes) + 1, device=boxes.device)
+    small = torch.int16 if count < 2**15 else torch.int32
+    number = torch.arange(1, count + 1, device=boxes.device)
     x, y = torch.arange(width, device=boxes.device), torch.arange(height, device=boxes.device)
-    columns = (x >= x1[:, None]) & (x < x2[:, None])
-    rows = (y >= y1[:, None]) & (y < y2[:, None]) & (drawn & ~narrow)[:, None]
+    columns = (x >= x1[..., None]) & (x < x2[..., None])
+    rows = (y >= y1[..., None]) & (y < y2[..., None]) & (drawn & ~narrow)[..., None]
     numbered_rows = (rows * number[:, None]).to(small)
-    last = (numbered_rows[:, :, None] * columns.to(small)[:, None, :]).amax(dim=0).flatten().long()
-    mask = torch.cat([weights.new_zeros(1), weights])[last]
+    last = (numbered_rows[..., None] * columns.to(small)[..., None, :]).amax(dim=1)
+    last = last.flatten(1).long()
+    mask = torch.cat([weights.new_zeros(images, 1), weights], dim=1).gather(1, last)
 
     # A narrow box counts where no later box has been written over it.
     cell = y1.clamp(max=height - 1) * width + x1.clamp(max=width - 1)
-    visible = narrow & drawn & (number > last[cell])
-    mask = mask.scatter_reduce(0, cell, weights * visible, 'amax')
-    return mask.reshape(size)
+    visible = narrow & drawn & (number > last.gather(1, cell))
+    mask = mask.scatter_reduce(1, cell, weights * visible, 'amax')
+    return mask.unflatten(1, size)

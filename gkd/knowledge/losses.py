@@ -143,7 +143,7 @@ def local_knowledge_loss(
         >>> local_knowledge_loss(student, teacher, torch.tensor([[[0.5, 0.0]]]))
         (tensor(0.5000), tensor(0.5000))
     """
-    squared = (student_adapted - teacher.detach()).square().sum(dim=1)
+    squared = F.mse_loss(student_adapted, teacher.detach(), reduction='none').sum(dim=1)
     channels = teacher.shape[1]
 
     def average(weight: Tensor) -> Tensor:
