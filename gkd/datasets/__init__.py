@@ -1,5 +1,7 @@
 """Data sets that the project prepares itself."""
 
+from .degrees import evaluate_by_degree
+from .digit_scenes import prepare_digit_scenes
 from .tree_crowns import prepare_tree_crowns
 
-__all__ = ['prepare_tree_crowns']
+__all__ = ['evaluate_by_degree', 'prepare_digit_scenes', 'prepare_tree_crowns']
