@@ -98,7 +98,7 @@ def test_of_equal_instances_the_first_is_chosen():
 
 
 def test_of_instances_that_explain_as_much_the_first_is_chosen():
-    # The corners of a regular polygon differ by rounding only, in density and in what they explain.
+    # A regular polygon's corners differ by rounding only, in density and in what they explain.
     for corners in (5, 7, 11, 30):
         angle = torch.arange(corners, dtype=torch.float64) * 2 * torch.pi / corners
         polygon = torch.stack([angle.cos(), angle.sin()], dim=1)

@@ -152,12 +152,13 @@ def _draw(boxes: Tensor, weights: Tensor, drawn: Tensor, size: tuple[int, int]) 
     narrow = (x1 == x2) | (y1 == y2)
 
     # Numbers from 1 on stand for the order of writing: every cell learns the number of the last
-    # box that covers it, 0 where none does. Small integers, as this is of size boxes x cells.
+    # box that covers it, 0 where none does; a narrow box covers none. Small integers, as this is
+    # of size boxes x cells.
     small = torch.int16 if count < 2**15 else torch.int32
     number = torch.arange(1, count + 1, device=boxes.device)
     x, y = torch.arange(width, device=boxes.device), torch.arange(height, device=boxes.device)
     columns = (x >= x1[..., None]) & (x < x2[..., None])
-    rows = (y >= y1[..., None]) & (y < y2[..., None]) & (drawn & ~narrow)[..., None]
+    rows = (y >= y1[..., None]) & (y < y2[..., None]) & drawn[..., None]
     numbered_rows = (rows * number[:, None]).to(small)
     last = (numbered_rows[..., None] * columns.to(small)[..., None, :]).amax(dim=1)
     last = last.flatten(1).long()

@@ -109,11 +109,11 @@ def global_knowledge_loss(
     """
     if len(student) == 0 or len(student_prototypes) == 0:
         return _zero_loss(student)
-    with torch.no_grad():
-        weights = weights[:, None]
-        target = weights * _cosine(teacher, teacher_prototypes)
+    weights = weights.detach()[:, None]
     similarity = _cosine(student, student_prototypes.detach())
-    return F.smooth_l1_loss(weights.detach() * similarity, target)
+    with torch.no_grad():
+        target = weights * _cosine(teacher, teacher_prototypes)
+    return F.smooth_l1_loss(weights * similarity, target)
 
 
 @full_precision
