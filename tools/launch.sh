@@ -1,0 +1,32 @@
+# Sourced by train.sh and test.sh: run a tool in one process, or in several through torchrun.
+#
+# launch TOOL GPUS ARGUMENTS...
+#   GPUS: processes on this node, '' for one. NNODES, NODE_RANK, MASTER_ADDR and MASTER_PORT (or
+#   PORT) from the environment for several nodes.
+
+launch() {
+  local tool="$1" gpus="${2:-1}" python
+  shift 2
+  python="$(bash "$root/tools/setup.sh" --print-python)"
+  if [ "$gpus" -eq 1 ] && [ "${NNODES:-1}" -eq 1 ]; then
+    exec "$python" "$root/tools/$tool" "$@"
+  fi
+
+  local rendezvous=(--standalone)  # finds a free port
+  local port="${MASTER_PORT:-${PORT:-}}"
+  if [ "${NNODES:-1}" -gt 1 ] || [ -n "$port" ]; then
+    if [ "${NNODES:-1}" -gt 1 ] && [ -z "${MASTER_ADDR:-}" ]; then
+      echo 'error: NNODES is set; set MASTER_ADDR to the name of the first node, too.' >&2
+      exit 2
+    fi
+    rendezvous=(--nnodes "${NNODES:-1}" --node_rank "${NODE_RANK:-0}"
+      --master_addr "${MASTER_ADDR:-127.0.0.1}" --master_port "${port:-29500}")
+  fi
+  # Share the cores between the processes.
+  local threads=$(($(getconf _NPROCESSORS_ONLN) / gpus))
+  export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$((threads > 1 ? threads : 1))}"
+  exec "$python" -m torch.distributed.run "${rendezvous[@]}" --nproc_per_node "$gpus" \
+    "$root/tools/$tool" "$@" --launcher pytorch
+}
+
+is_number() { [[ "${1:-}" =~ ^[1-9][0-9]*$ ]]; }

@@ -1,0 +1,244 @@
+#!/usr/bin/env bash
+# Make or reuse the Python environment of this clone.
+set -euo pipefail
+
+usage() {
+  cat <<'TEXT'
+usage: bash tools/setup.sh [--with-ops] [--print-python]
+
+Makes the Python environment that the other scripts use, or does nothing if it is complete.
+
+Which environment: $GKD_VENV if set; else the active virtual or conda environment (not conda's
+base); else .venv in this clone. In an active environment a torch >= 2.1 is kept, and packages are
+only added or changed where they do not fit.
+
+  --with-ops      compile mmcv-full with its own operators instead of running on torchvision's;
+                  takes 9 to 20 minutes on 2 cores and needs a C++ compiler
+  --print-python  print the path of the environment's Python; everything else goes to stderr
+
+environment variables:
+  GKD_VENV    folder of the environment
+  GKD_PYTHON  Python 3.9 to 3.12 to make it with
+TEXT
+}
+
+root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+with_ops=''
+print_python=''
+for argument in "$@"; do
+  case "$argument" in
+    --with-ops) with_ops=yes ;;
+    --print-python) print_python=yes ;;
+    -h | --help) usage; exit 0 ;;
+    *) echo "error: unknown option $argument" >&2; usage >&2; exit 2 ;;
+  esac
+done
+
+say() { echo "setup: $*" >&2; }
+fail() { echo "error: $*" >&2; exit 1; }
+
+# --- Which environment ---------------------------------------------------------------------------
+
+own=yes  # made by this script, so that it may be remade
+if [ -n "${GKD_VENV:-}" ]; then
+  environment="$GKD_VENV"
+elif [ -n "${VIRTUAL_ENV:-}" ] && [ "$VIRTUAL_ENV" != "$root/.venv" ]; then
+  environment="$VIRTUAL_ENV"
+  own=''
+elif [ -n "${CONDA_PREFIX:-}" ] && [ "${CONDA_DEFAULT_ENV:-}" != base ]; then
+  environment="$CONDA_PREFIX"
+  own=''
+else
+  environment="$root/.venv"
+fi
+mkdir -p "$(dirname "$environment")"
+environment="$(cd "$(dirname "$environment")" && pwd)/$(basename "$environment")"
+python="$environment/bin/python"
+stamp="$environment/.gkd-setup"
+lock="$environment/.gkd-lock"
+if [ -n "$own" ]; then lock="$environment.gkd-lock"; fi  # it outlives a remade environment
+
+# What the stamp of a complete environment says: pins, clone, and how mmcv was installed.
+wanted="$(cat "$root"/requirements/*.txt "$root/setup.py" | cksum | tr ' ' '-') $root"
+stamped_ops() { [ -f "$stamp" ] && [ "$(sed -n 2p "$stamp")" = with-ops ]; }
+complete() {
+  [ -x "$python" ] && [ -f "$stamp" ] && [ "$(sed -n 1p "$stamp")" = "$wanted" ] &&
+    { [ -z "$with_ops" ] || stamped_ops; }
+}
+finish() {
+  if [ -n "$print_python" ]; then echo "$python"; fi
+  exit 0
+}
+if complete; then finish; fi
+
+# --- One set-up at a time ------------------------------------------------------------------------
+
+exec 9> "$lock" || fail "cannot write $lock; set GKD_VENV to a folder that you may write to."
+if command -v flock > /dev/null && ! flock -n 9; then
+  say "waiting for another set-up of $environment"
+  flock 9
+  if complete; then finish; fi
+fi
+# An environment with compiled operators stays one.
+if stamped_ops; then with_ops=yes; fi
+
+# --- A Python that fits --------------------------------------------------------------------------
+
+usable='import sys; sys.exit(not (3, 9) <= sys.version_info[:2] <= (3, 12))'
+
+find_python() {
+  local candidate found=''
+  for candidate in ${GKD_PYTHON:+"$GKD_PYTHON"} python3.11 python3.12 python3.10 python3.9 python3; do
+    if "$candidate" -c "$usable" 2> /dev/null; then
+      if "$candidate" -c 'import ensurepip, venv' 2> /dev/null; then
+        echo "$candidate"
+        return
+      fi
+      found+="  $candidate: without its venv module (Debian, Ubuntu: apt install python3-venv)"$'\n'
+    elif "$candidate" -V > /dev/null 2>&1; then
+      found+="  $candidate: $("$candidate" -V 2>&1)"$'\n'
+    fi
+    if [ -n "${GKD_PYTHON:-}" ]; then break; fi
+  done
+  fail "no Python 3.9 to 3.12 found. Found:
+${found:-  none
+}mmcv 1.7.2, which MMDetection 2.x needs, cannot be installed on Python 3.13 or later: its setup
+script fails there. Install one of 3.9 to 3.12 and, if it is not on the PATH, set GKD_PYTHON to it."
+}
+
+make_environment() {
+  local base
+  base="$(find_python)"
+  say "making $environment with $("$base" -V 2>&1)"
+  if [ -e "$environment" ] && [ ! -f "$environment/pyvenv.cfg" ] &&
+    [ -n "$(ls -A "$environment")" ]; then
+    fail "$environment exists and is no virtual environment; set GKD_VENV to another folder."
+  fi
+  "$base" -m venv --clear "$environment" || fail "cannot make $environment; see above."
+}
+
+# --- Installing ----------------------------------------------------------------------------------
+
+# pip is silent while it unpacks large packages.
+heartbeat() {
+  local started=$SECONDS nap
+  trap 'kill "$nap" 2> /dev/null; exit 0' TERM
+  while kill -0 $$ 2> /dev/null; do
+    sleep 10 &
+    nap=$!
+    wait "$nap"
+    say "  ... $((SECONDS - started)) s"
+  done
+}
+beat=''
+stop_heartbeat() {
+  if [ -n "$beat" ]; then kill "$beat" 2> /dev/null || true; fi
+  beat=''
+}
+trap stop_heartbeat EXIT
+step() {
+  local message="$1" status=0
+  shift
+  say "$message"
+  heartbeat > /dev/null 9>&- &
+  beat=$!
+  "$@" >&2 9>&- || status=$?
+  stop_heartbeat
+  return $status
+}
+pip() { "$python" -m pip install --disable-pip-version-check --no-warn-script-location "$@"; }
+version_of() {
+  "$python" -c "from importlib.metadata import version; print(version('$1'))" 2> /dev/null || true
+}
+
+# An interrupted set-up leaves packages of which nobody knows how complete they are.
+interrupted=''
+if [ -e "$stamp.unfinished" ]; then interrupted=yes; fi
+if [ -n "$own" ]; then
+  if [ -n "$interrupted" ] || { [ -n "$with_ops" ] && ! stamped_ops; } ||
+    ! "$python" -m pip --version > /dev/null 2>&1 || ! "$python" -c "$usable"; then
+    make_environment
+  fi
+elif ! "$python" -c "$usable" 2> /dev/null; then
+  fail "the active environment $environment has $("$python" -V 2>&1 || echo no Python); MMDetection
+2.x needs Python 3.9 to 3.12 (mmcv 1.7.2's setup script fails on 3.13 and later). Deactivate it to
+let this script make one."
+fi
+rm -f "$stamp"
+touch "$stamp.unfinished"
+
+constraints="$environment/.gkd-constraints.txt"
+: > "$constraints"
+torch_version="$(version_of torch)"
+keep_torch=''
+if [ -n "$torch_version" ] && [ -z "$own" ]; then
+  keep_torch=yes
+  case "$torch_version" in
+    0.* | 1.* | 2.0.*) fail "the active environment $environment has torch $torch_version; at least
+2.1 is needed. Upgrade it, or deactivate the environment to let this script make one." ;;
+    2.1.* | 2.2.*) echo 'numpy<2' >> "$constraints" ;;  # they are built against numpy 1
+  esac
+  say "keeping torch $torch_version of $environment"
+  echo "torch==$torch_version" >> "$constraints"
+  if [ -n "$(version_of torchvision)" ]; then
+    echo "torchvision==$(version_of torchvision)" >> "$constraints"
+  fi
+fi
+
+step '[1/5] build tools' pip -q -r "$root/requirements/build.txt" || fail 'pip failed; see above.'
+
+if [ -n "$keep_torch" ]; then
+  say '[2/5] torch is there'
+elif [ -n "$with_ops" ]; then
+  step '[2/5] torch (about 2 GB)' pip -r "$root/requirements/torch_with_ops.txt" ||
+    fail 'pip failed; see above.'
+  printf '%s\n' 'numpy<2' "torch==$(version_of torch)" > "$constraints"
+else
+  step '[2/5] torch (about 2 GB)' pip -r "$root/requirements/torch.txt" ||
+    fail 'pip failed; see above.'
+fi
+
+if [ -s "$constraints" ]; then
+  # With another torch than the pinned one, other versions may be needed: whatever fits.
+  extra=()
+  if [ -n "$with_ops" ]; then extra+=(ninja psutil); fi
+  if ! "$python" -c 'import cv2' 2> /dev/null; then extra+=(opencv-python-headless); fi
+  step '[3/5] MMDetection and tools' pip -q -c "$constraints" --no-build-isolation \
+    "${extra[@]+"${extra[@]}"}" -e "$root[tests]" || fail 'pip failed; see above.'
+else
+  step '[3/5] MMDetection and tools' pip -q -r "$root/requirements/runtime.txt" \
+    -r "$root/requirements/tests.txt" || fail 'pip failed; see above.'
+fi
+
+mmcv="$(grep -E '^mmcv==' "$root/requirements/mmcv.txt")"
+mmcv_full="mmcv-full==${mmcv#mmcv==}"
+if "$python" -c 'import torch, mmcv._ext' 2> /dev/null; then
+  say '[4/5] a compiled mmcv-full is there and works'
+elif [ -n "$with_ops" ]; then
+  command -v "${CXX:-c++}" > /dev/null || fail "--with-ops needs a C++ compiler (${CXX:-c++} not
+found; Debian, Ubuntu: apt install g++)."
+  "$python" -m pip uninstall -q -q -y mmcv mmcv-full >&2
+  # Never from pip's wheel cache, which hands out what was compiled against another torch.
+  export MMCV_WITH_OPS=1
+  step '[4/5] compiling mmcv-full; this takes 9 to 20 minutes on 2 cores' \
+    pip -c "$constraints" --no-build-isolation --no-cache-dir --no-binary mmcv-full "$mmcv_full" ||
+    fail "mmcv-full did not compile against torch $(version_of torch). It is written in C++17; the
+headers of recent torch need C++20. Versions known to work are in requirements/torch_with_ops.txt.
+Without --with-ops no compiler is needed."
+else
+  if [ -n "$(version_of mmcv-full)" ]; then
+    say "mmcv-full does not load with torch $(version_of torch); putting mmcv in its place"
+    "$python" -m pip uninstall -q -y mmcv-full >&2
+  fi
+  export MMCV_WITH_OPS=0
+  step '[4/5] mmcv' pip -q -c "$constraints" --no-build-isolation "$mmcv" ||
+    fail 'pip failed; see above.'
+fi
+
+step '[5/5] gkd' pip -q --no-deps --no-build-isolation -e "$root" || fail 'pip failed; see above.'
+"$python" -c 'import gkd' >&2 || fail 'the environment was made, but gkd cannot be imported.'
+
+printf '%s\n' "$wanted" "${with_ops:+with-ops}" > "$stamp.unfinished"
+mv "$stamp.unfinished" "$stamp"
+say "ready: $environment"
+finish
