@@ -1,27 +1,26 @@
 """A tiny COCO data set of coloured rectangles, and configs that train small detectors on it."""
 
 import json
-import sys
 from pathlib import Path
 
 import cv2
 import numpy as np
+import small_detectors as small
 import torch
-
-sys.path.insert(0, str(Path(__file__).parent))
-import small_detectors as small  # noqa: E402
+from mmcv import Config
+from mmdet.models import build_detector
 
 CLASSES = ('red', 'green', 'blue')
 COLOURS = ((30, 30, 220), (30, 220, 30), (220, 30, 30))
-# Width and height. Not square and not multiples of 32: resized and padded by the pipeline.
-SIZES = ((128, 96), (96, 128), (128, 96), (120, 120))
+# Width and height; the last one is resized to 128x77 and padded to 128x96 by the pipelines.
+SIZES = ((128, 96), (96, 128), (128, 96), (100, 60))
 
 
 def write_data(folder, sizes=SIZES, classes=CLASSES, boxes_per_image=2, empty_images=0, seed=0):
     """Write images and COCO annotations; returns the path of the JSON file.
 
-    Image i holds ``boxes_per_image`` rectangles of classes i, i + 1, ...; the last
-    ``empty_images`` hold none.
+    Image i holds ``boxes_per_image`` rectangles of classes i, i + 1, ..., the first of them at
+    its right border; the last ``empty_images`` hold none.
     """
     folder = Path(folder)
     (folder / 'images').mkdir(parents=True, exist_ok=True)
@@ -33,7 +32,7 @@ def write_data(folder, sizes=SIZES, classes=CLASSES, boxes_per_image=2, empty_im
         for position in range(boxes_per_image if number < len(sizes) - empty_images else 0):
             label = (number + position) % len(classes)
             w, h = generator.integers(34, 50, 2)
-            x = int(generator.integers(0, width // 2 - 10)) if position % 2 else width - int(w) - 3
+            x = int(generator.integers(0, width // 2 - 10)) if position % 2 else width - int(w)
             y = int(generator.integers(0, height - h))
             pixels[y:y + h, x:x + w] = COLOURS[label]
             annotations.append(dict(
@@ -108,8 +107,6 @@ def write_config(path, config):
 
 def write_weights(path, model, seed=0):
     """Write a checkpoint of a detector with random weights; returns its path as text."""
-    from mmcv import Config
-    from mmdet.models import build_detector
     torch.manual_seed(seed)
     detector = build_detector(Config(dict(model=model)).model)
     torch.save(dict(meta=dict(CLASSES=CLASSES), state_dict=detector.state_dict()), path)

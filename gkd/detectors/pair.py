@@ -8,6 +8,7 @@ import torch
 from mmdet.models.detectors import BaseDetector
 
 from gkd.errors import ConfigError
+from gkd.prototypes.features import eval_mode
 
 ONE_STAGE = 'one-stage'
 TWO_STAGE = 'two-stage'
@@ -106,22 +107,19 @@ def one_stage_traits(detector: BaseDetector) -> dict:
 def measure_pyramid(detector: BaseDetector,
                     role: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Channels and strides of a detector's FPN maps, whatever its neck is called."""
-    modes = [(module, module.training) for module in detector.modules()]
     parameter = next(detector.parameters())
     image = parameter.new_zeros(1, 3, PROBE_SIZE, PROBE_SIZE)
-    detector.eval()
     head = getattr(detector, 'rpn_head', None) or getattr(detector, 'bbox_head', None)
     try:
-        maps = detector.extract_feat(image)
-        if hasattr(head, 'forward_single'):
-            head(maps)
+        with eval_mode(detector):
+            maps = detector.extract_feat(image)
+            if hasattr(head, 'forward_single'):
+                head(maps)
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(
             f'the parts of {role} {type(detector).__name__} do not fit together: {error}. Check '
             f'the channels: `neck.in_channels` are the backbone\'s, the head\'s `in_channels` '
             f'the neck\'s `out_channels`.') from error
-    for module, training in modes:
-        module.training = training
     return (tuple(int(feature.shape[1]) for feature in maps),
             tuple(round(PROBE_SIZE / feature.shape[-1]) for feature in maps))
 

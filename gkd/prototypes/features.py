@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from mmcv.parallel import DataContainer
 from mmdet.datasets import CustomDataset
 from mmdet.models.detectors import BaseDetector
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from gkd.knowledge.instances import pool_instances
@@ -147,6 +148,18 @@ def stack_images(samples: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, list[Ten
     """Collate images of one size and their boxes."""
     images, boxes = zip(*samples)
     return torch.stack(images), list(boxes)
+
+
+@contextmanager
+def eval_mode(detector: nn.Module) -> Iterator[None]:
+    """Put a detector into eval mode, and every part of it back into its own afterwards."""
+    modes = [(module, module.training) for module in detector.modules()]
+    detector.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 @torch.no_grad()

@@ -27,6 +27,7 @@ from gkd.prototypes.bank import PrototypeBank
 from gkd.prototypes.features import (
     CandidateImage,
     choose_candidates,
+    eval_mode,
     group_by_size,
     instance_features,
     join_levels,
@@ -109,10 +110,8 @@ class PrototypeGenerationModule:
                 share = self.run(teacher, teacher_levels, batches, 'teacher')
                 save_share(cache_dir, fingerprint, share)
             self.teacher_features = gather(share, self.counts(batches))
-        training = student.training
-        student.eval()
-        share = self.run(student, student_levels, batches, 'student')
-        student.train(training)
+        with eval_mode(student):
+            share = self.run(student, student_levels, batches, 'student')
         student_features = gather(share, self.counts(batches))
         device = next(student.parameters()).device
         return self.pursue(student_features, batches, len(datasets[0].CLASSES), device)
