@@ -25,7 +25,7 @@ launch() {
   # Share the cores between the processes.
   local threads=$(($(getconf _NPROCESSORS_ONLN) / gpus))
   export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$((threads > 1 ? threads : 1))}"
-  exec "$python" -m torch.distributed.run "${rendezvous[@]}" --nproc_per_node "$gpus" \
+  exec "$python" "$root/tools/torchrun.py" "${rendezvous[@]}" --nproc_per_node "$gpus" \
     "$root/tools/$tool" "$@" --launcher pytorch
 }
 

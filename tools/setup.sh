@@ -59,7 +59,8 @@ lock="$environment/.gkd-lock"
 if [ -n "$own" ]; then lock="$environment.gkd-lock"; fi  # it outlives a remade environment
 
 # What the stamp of a complete environment says: pins, clone, and how mmcv was installed.
-wanted="$(cat "$root"/requirements/*.txt "$root/setup.py" | cksum | tr ' ' '-') $root"
+wanted="$(cd "$root" && cat requirements/{build,torch,torch_with_ops,runtime,mmcv,tests}.txt \
+  setup.py | cksum | tr ' ' '-') $root"
 stamped_ops() { [ -f "$stamp" ] && [ "$(sed -n 2p "$stamp")" = with-ops ]; }
 complete() {
   [ -x "$python" ] && [ -f "$stamp" ] && [ "$(sed -n 1p "$stamp")" = "$wanted" ] &&

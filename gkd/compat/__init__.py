@@ -39,8 +39,6 @@ def apply() -> None:
     parallel.run_steps_through_torch_ddp()
     parallel.copy_on_cuda_streams()
     distributed.init_without_gpus()
-    distributed.wrap_models_without_gpus()
-    distributed.collect_results_without_gpus()
     runner.read_checkpoints_safely()
     runner.load_checkpoints_strictly()
     runner.resume_without_running_the_config()

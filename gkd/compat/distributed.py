@@ -7,13 +7,8 @@ import re
 import subprocess
 from datetime import timedelta
 
-import mmcv.engine.test
-import mmdet.apis.test
-import mmdet.apis.train
-import mmdet.utils.util_distribution
 import torch
 import torch.distributed as dist
-from mmcv.parallel import MMDistributedDataParallel
 from mmcv.runner import dist_utils
 
 from gkd.errors import ConfigError, EnvironmentMismatchError
@@ -56,6 +51,8 @@ def init_distributed(launcher: str, timeout: timedelta = timedelta(minutes=30)) 
         torch.cuda.set_device(local_rank)
         backend = 'nccl'
     dist.init_process_group(backend, init_method='env://', timeout=timeout)
+    if backend == 'gloo' and dist.get_rank() == 0:
+        print(f'No GPU found: {dist.get_world_size()} processes compute on the CPU.')
     return True
 
 
@@ -112,45 +109,3 @@ def init_without_gpus() -> None:
 
     dist_utils._init_dist_pytorch = mended('pytorch', dist_utils._init_dist_pytorch)
     dist_utils._init_dist_slurm = mended('slurm', dist_utils._init_dist_slurm)
-
-
-def wrap_models_without_gpus() -> None:
-    """Let mmdet's ``build_ddp`` wrap a model on the CPU.
-
-    Reason: it allows accelerators only; torch wants no ``device_ids`` for a model on the CPU.
-    For: mmdet 2.x.
-    """
-    build_on_accelerator = mmdet.utils.build_ddp
-
-    def build_ddp(model, device='cuda', *args, **kwargs):
-        if device != 'cpu':
-            return build_on_accelerator(model, device, *args, **kwargs)
-        kwargs.pop('device_ids', None)
-        return MMDistributedDataParallel(model, *args, **kwargs)
-
-    for module in (mmdet.utils.util_distribution, mmdet.utils, mmdet.apis.train):
-        module.build_ddp = build_ddp
-
-
-def collect_results_without_gpus() -> None:
-    """Gather the detections of all processes where there are no GPUs.
-
-    Reason: mmcv and mmdet send them, or the name of a folder for them, through tensors on 'cuda'.
-    For: mmcv 1.x, mmdet 2.x.
-    """
-    def mended(collect_with_gpus):
-        def collect(result_part, size, *args, **kwargs):
-            if dist.get_backend() != 'gloo':
-                return collect_with_gpus(result_part, size, *args, **kwargs)
-            first = dist.get_rank() == 0
-            parts = [None] * dist.get_world_size() if first else None
-            dist.gather_object(result_part, parts)
-            if not first:
-                return None
-            # The sampler deals the images out in turn, and starts over to deal evenly.
-            return [result for turn in zip(*parts) for result in turn][:size]
-        return collect
-
-    for module in (mmcv.engine.test, mmdet.apis.test):
-        module.collect_results_cpu = mended(module.collect_results_cpu)
-        module.collect_results_gpu = mended(module.collect_results_gpu)

@@ -55,12 +55,6 @@ def install_ops() -> None:
             'to compile them for this torch.') from error
 
 
-def uses_compiled_ops() -> bool:
-    """Whether ``mmcv.ops`` runs on mmcv-full's compiled operators (else: on the stand-in)."""
-    return getattr(sys.modules.get(EXTENSION), '__spec__', None) is not None and \
-        sys.modules[EXTENSION].__spec__.loader is not None
-
-
 def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Tensor:
     """Non-maximum suppression with mmcv's conventions.
 

@@ -69,7 +69,8 @@ def resume_without_running_the_config() -> None:
     """Resume without executing the config text in the checkpoint; name files that cannot resume.
 
     Reason: mmcv runs ``meta['config']`` as Python to learn on how many GPUs the run was before; a
-    checkpoint is data. And a file without ``meta`` ends in a bare ``KeyError``.
+    checkpoint is data. A file without ``meta`` ends in a bare ``KeyError``. And the
+    ``IterBasedRunner`` loads to a GPU even where there is none.
     For: mmcv 1.x.
     """
     for runner_type in (BaseRunner, IterBasedRunner):
@@ -79,7 +80,9 @@ def resume_without_running_the_config() -> None:
 def _resume_without_running(resume):
 
     @functools.wraps(resume)
-    def resume_from(self, checkpoint, *args, **kwargs):
+    def resume_from(self, checkpoint, resume_optimizer=True, map_location='default'):
+        if map_location == 'default' and not torch.cuda.is_available():
+            map_location = 'cpu'
         config = None
         load = self.load_checkpoint
 
@@ -97,7 +100,7 @@ def _resume_without_running(resume):
 
         self.load_checkpoint = load_without_config
         try:
-            resume(self, checkpoint, *args, **kwargs)
+            resume(self, checkpoint, resume_optimizer, map_location)
         finally:
             del self.load_checkpoint
         if config is None:
