@@ -74,9 +74,9 @@ class EfficientNetLite0(EfficientNet):
         try:
             self.load_state_dict(weights, strict=True)
         except RuntimeError as error:
-            raise CheckpointError(f'{self.checkpoint} does not fit {type(self).__name__}: {error}. '
-                                  'gkd.backbones.prepare_efficientnet_lite0() fetches the right '
-                                  'weights.') from error
+            raise CheckpointError(
+                f'{self.checkpoint} does not fit {type(self).__name__}: {error}. '
+                'gkd.backbones.prepare_efficientnet_lite0() fetches the right weights.') from error
         self._is_init = True
 
 

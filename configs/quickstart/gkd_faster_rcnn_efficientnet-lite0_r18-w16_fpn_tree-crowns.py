@@ -1,0 +1,17 @@
+_base_ = [
+    '../_base_/tree_crowns_detection.py', '../_base_/schedule_quickstart.py',
+    '../_base_/runtime.py'
+]
+model = dict(
+    type='Distiller',
+    teacher=dict(
+        config='configs/quickstart/faster_rcnn_efficientnet-lite0_fpn_tree-crowns.py',
+        checkpoint='work_dirs/quickstart/faster_rcnn/teacher/latest.pth'),
+    student=dict(config='configs/quickstart/faster_rcnn_r18-w16_fpn_tree-crowns.py'),
+    prototypes=dict(type='PrototypeGenerationModule'),
+    knowledge=[
+        dict(
+            type='RobustDistillingModule',
+            # summed over batch-normalised maps, it would drown the detection losses
+            local_knowledge=dict(level_reduction='mean'))
+    ])

@@ -1,0 +1,9 @@
+_base_ = [
+    '../_base_/models/retinanet_small.py', '../_base_/tree_crowns_detection.py',
+    '../_base_/schedule_quickstart.py', '../_base_/runtime.py'
+]
+# ResNet-18, a quarter as wide, from scratch
+model = dict(
+    backbone=dict(
+        type='ResNet', depth=18, base_channels=16, stem_channels=16, norm_eval=False),
+    neck=dict(in_channels=[16, 32, 64, 128]))
