@@ -122,12 +122,11 @@ make_environment() {
 
 # pip is silent while it unpacks large packages.
 heartbeat() {
-  local started=$SECONDS nap
-  trap 'kill "$nap" 2> /dev/null; exit 0' TERM
+  local started=$SECONDS
+  trap 'kill $(jobs -p) 2> /dev/null; exit 0' TERM
   while kill -0 $$ 2> /dev/null; do
     sleep 10 &
-    nap=$!
-    wait "$nap"
+    wait $!
     say "  ... $((SECONDS - started)) s"
   done
 }
