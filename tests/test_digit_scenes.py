@@ -3,18 +3,23 @@
 import json
 import socket
 import sys
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from mmdet.models import build_detector
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from gkd.apis.config import build_checked_dataset, check_num_classes, load_config
 from gkd.datasets import digit_scenes
 from gkd.datasets.degrees import evaluate_by_degree
 from gkd.datasets.digit_scenes import Digit, Scene, draw_digit, make_scene, prepare_digit_scenes
+from gkd.detectors.source import REPOSITORY
 from gkd.errors import DataError
 
+CONFIGS = Path(REPOSITORY, 'configs', 'digits')
 FIGURES = ('1110', '0100', '1101', '1011', '0101', '1000', '0110', '0011', '1111', '1001')
 EXPECTED_SOURCE = {'photograph': 'china', 'region': [11, 95, 185, 185]}
 EXPECTED_DIGITS = [
@@ -300,3 +305,24 @@ def test_annotation_without_the_degree_is_named():
     coco = coco_of([annotation(1, 1, 10, 0), annotation(2, 1, 10, 0)])
     with pytest.raises(DataError, match='annotation 1 of image 1 has no size'):
         evaluate_by_degree(coco, [], dict(blur=((0, 1),), size=((0, 1),)))
+
+
+# Configs
+
+@pytest.mark.parametrize('path', sorted(CONFIGS.glob('*.py')), ids=lambda path: path.stem)
+def test_config_builds_and_fits_the_data(sources, tmp_path, path):
+    root = prepare_digit_scenes(tmp_path / 'digits')
+    config = load_config(str(path))
+    if config.model.type == 'Distiller':
+        config.model.teacher.checkpoint = None
+    model = build_detector(config.model)
+    for split, test_mode in (('train', False), ('val', True)):
+        entry = config.data[split]
+        assert entry.ann_file == f'data/digit_scenes/{split}.json'
+        entry.update(ann_file=str(root / f'{split}.json'), img_prefix=str(root / 'images'))
+        dataset = build_checked_dataset(entry, split, dict(test_mode=test_mode))
+        check_num_classes(model, dataset, split)
+        assert dataset.CLASSES == digit_scenes.CLASSES
+    train = build_checked_dataset(config.data.train, 'train')
+    # a mirrored digit is none
+    assert not any(train[index]['img_metas'].data['flip'] for index in range(12))

@@ -1,0 +1,3 @@
+# 9 epochs of 38 steps with 8 images
+_base_ = './schedule_quickstart.py'
+runner = dict(max_epochs=9)

@@ -1,0 +1,14 @@
+_base_ = [
+    '../_base_/models/faster_rcnn_small.py', '../_base_/digit_scenes_detection.py',
+    '../_base_/schedule_digit_scenes.py', '../_base_/runtime.py'
+]
+custom_imports = dict(imports=['gkd'])  # registers the backbone
+model = dict(
+    backbone=dict(
+        type='EfficientNetLite0',
+        init_cfg=dict(
+            type='Pretrained', checkpoint='checkpoints/efficientnet_lite0.safetensors')),
+    neck=dict(in_channels=[24, 40, 112, 320]),
+    # digits are taller than wide
+    rpn_head=dict(anchor_generator=dict(ratios=[1.6])),
+    roi_head=dict(bbox_head=dict(num_classes=10)))

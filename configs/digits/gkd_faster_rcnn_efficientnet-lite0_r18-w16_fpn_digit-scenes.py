@@ -1,0 +1,17 @@
+_base_ = [
+    '../_base_/digit_scenes_detection.py', '../_base_/schedule_digit_scenes.py',
+    '../_base_/runtime.py'
+]
+model = dict(
+    type='Distiller',
+    teacher=dict(
+        config='configs/digits/faster_rcnn_efficientnet-lite0_fpn_digit-scenes.py',
+        checkpoint='work_dirs/digits/faster_rcnn/teacher/latest.pth'),
+    student=dict(config='configs/digits/faster_rcnn_r18-w16_fpn_digit-scenes.py'),
+    prototypes=dict(type='PrototypeGenerationModule'),
+    knowledge=[
+        dict(
+            type='RobustDistillingModule',
+            # summed over batch-normalised maps, it would drown the detection losses
+            local_knowledge=dict(level_reduction='mean'))
+    ])
