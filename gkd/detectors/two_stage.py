@@ -79,7 +79,10 @@ def teacher_step(teacher: BaseDetector, pair: DetectorPair, img: Tensor, student
     record = StepRecord(paired_maps(features, pair, pair.teacher), pair.strides, student.gt_boxes,
                         student.gt_labels, student.boxes, student.labels)
     if with_logits:
-        outputs = teacher.roi_head._bbox_forward(features, bbox2roi(student.boxes))
+        rois = bbox2roi(student.boxes)
+        # Under fp16 maps are half precision, and RoIAlign wants them in that of the RoIs.
+        features = tuple(feature.to(rois.dtype) for feature in features)
+        outputs = teacher.roi_head._bbox_forward(features, rois)
         record.logits = outputs['cls_score']
         record.roi_features = outputs['bbox_feats']
     return record

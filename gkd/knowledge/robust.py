@@ -244,8 +244,8 @@ class RobustDistillingModule(Knowledge):
         if self.pair.student.is_two_stage:
             # A RoI head has pooled the positives already, each from its own level.
             levels = student.roi_levels
-            pooled = [[record.roi_features.detach().mean(dim=(-2, -1))] * self.pair.num_levels
-                      for record in (student, teacher)]
+            pooled = [[record.roi_features.detach().mean(dim=(-2, -1), dtype=torch.float)]
+                      * self.pair.num_levels for record in (student, teacher)]
             weights = self.weigh(*pooled, student.labels, bank)
         else:
             levels = map_levels(torch.cat(student.boxes), self.pair.num_levels)

@@ -1,0 +1,198 @@
+"""The knowledge never waits for the device, and computes in float32 in mixed precision."""
+
+import copy
+import functools
+import importlib
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from mmcv.runner import fp16_utils
+from torch._subclasses import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+
+import gkd  # noqa: F401
+
+sys.path.insert(0, str(Path(__file__).parent))
+import small_detectors as small  # noqa: E402
+from test_distiller import RDM_TERMS, build_distiller, losses_of, total  # noqa: E402
+
+from gkd.detectors import one_stage, two_stage  # noqa: E402
+from gkd.detectors.step import StepRecord, recorded  # noqa: E402
+from gkd.knowledge import RobustDistillingModule  # noqa: E402
+from gkd.prototypes import PrototypeBank  # noqa: E402
+
+SETTINGS = [dict(), dict(instances='gt'), dict(robust=False),
+            dict(soft_label=dict(activation='sigmoid'))]
+
+
+class StayOnDevice(TorchDispatchMode):
+    """Raise where a tensor is copied from the device to the host."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        inputs, outputs = set(), set()
+        tree_map_only(torch.Tensor, lambda tensor: inputs.add(tensor.device.type),
+                      (args, kwargs or {}))
+        tree_map_only(torch.Tensor, lambda tensor: outputs.add(tensor.device.type), result)
+        # A single number may be read from the host; it takes part in arithmetic on the device.
+        assert not ('cuda' in inputs and outputs == {'cpu'}), f'{function} leaves the device'
+        return result
+
+
+def to_fake(value, fake, device):
+    """The same structure of fake leaves on ``device``."""
+    def convert(tensor):
+        leaf = fake.from_tensor(tensor).detach().to(device)
+        return leaf.requires_grad_(tensor.requires_grad)
+
+    if isinstance(value, (StepRecord, PrototypeBank)):
+        value = copy.copy(value)
+        vars(value).update({name: to_fake(part, fake, device)
+                            for name, part in vars(value).items()})
+        return value
+    return tree_map_only(torch.Tensor, convert, value)
+
+
+def one_step(family):
+    """A distiller and the records of one of its steps."""
+    detector = small.FAMILIES[family]
+    model = build_distiller(detector(24), detector())
+    data = small.batch()
+    _, student, positions = model.student_step(**data)
+    return model, student, model.teacher_step(data['img'], student, positions)
+
+
+@pytest.fixture(scope='module', params=small.FAMILIES)
+def step(request):
+    return one_step(request.param)
+
+
+@pytest.mark.parametrize('settings', SETTINGS, ids=str)
+def test_knowledge_does_not_wait_for_the_device(step, settings):
+    model, student, teacher = step
+    with FakeTensorMode() as fake, torch.device('cuda'):
+        module = RobustDistillingModule(model.pair, **settings)
+        inputs = [to_fake(part, fake, 'cuda') for part in (student, teacher, model.bank)]
+        with StayOnDevice():
+            losses = module(*inputs, 0.25)
+    assert losses.keys() == RDM_TERMS
+    assert {(loss.device.type, loss.dim()) for loss in losses.values()} == {('cuda', 0)}
+
+
+@pytest.mark.parametrize('settings', SETTINGS, ids=str)
+def test_backward_needs_no_values(step, settings):
+    """On the CPU, as backward on a CUDA device that is not there cannot be traced."""
+    model, student, teacher = step
+    with FakeTensorMode() as fake:
+        module = RobustDistillingModule(model.pair, **settings)
+        student, teacher, bank = (to_fake(part, fake, 'cpu')
+                                  for part in (student, teacher, model.bank))
+        sum(module(student, teacher, bank, 0.25).values()).backward()
+        leaves = [*module.parameters(), *student.maps, student.logits]
+        assert all(leaf.grad.shape == leaf.shape for leaf in leaves)
+
+
+def test_reading_a_one_stage_step_does_not_wait_for_the_device():
+    model = build_distiller(small.retinanet(24), small.retinanet())
+    head, data = model.student.bbox_head, small.batch()
+    with recorded(head, 'get_anchors') as anchors, recorded(head, 'forward') as forwards, \
+            recorded(head.sampler, 'sample') as samples:
+        model.student.forward_train(**data)
+    with FakeTensorMode() as fake:
+        call = copy.copy(anchors[0])
+        call.result = to_fake(call.result, fake, 'cuda')
+        sampled = [SimpleNamespace(pos_inds=to_fake(sample.result.pos_inds, fake, 'cuda'))
+                   for sample in samples]
+        scores = to_fake(forwards[0].result[0], fake, 'cuda')
+        with StayOnDevice():
+            positions = one_stage.positive_positions(
+                sampled, call, data['img_metas'], head.train_cfg.allowed_border)
+            logits = one_stage.logits_at(scores, positions, model.pair.student)
+    assert logits.shape == (len(positions), small.NUM_CLASSES) and len(positions) > 4
+
+
+def test_reading_a_two_stage_step_does_not_wait_for_the_device():
+    model, student, _ = one_step('two_stage')
+    extractor = model.student.roi_head.bbox_roi_extractor
+    with FakeTensorMode() as fake, StayOnDevice():
+        rois = fake.from_tensor(torch.zeros(6, 5)).to('cuda')
+        levels = two_stage.roi_levels(extractor, rois, model.pair)
+        sampled = [SimpleNamespace(pos_inds=rois[:2, 0], neg_inds=rois[2:3, 0])] * 2
+        rows = two_stage.positive_rows(rois, sampled)
+    assert levels.device.type == 'cuda' and len(levels) == 6 and len(rows) == 4
+
+
+SYNCS = dict(item=lambda x: x.sum().item(), cpu=lambda x: x.cpu(), tolist=lambda x: x.tolist(),
+             nonzero=lambda x: x.nonzero(), mask=lambda x: x[x > 0], truth=lambda x: bool(x.any()),
+             numpy=lambda x: x.numpy())
+
+
+@pytest.mark.parametrize('sync', SYNCS)
+def test_the_proof_notices(sync):
+    """What the tests above rely on: every way of waiting for the device raises."""
+    with FakeTensorMode(), StayOnDevice():
+        on_device = torch.empty(3, 2, device='cuda')
+        with pytest.raises(Exception):  # noqa: B017  (each way has an error of its own)
+            SYNCS[sync](on_device)
+
+
+def widened(record):
+    """The record in float32."""
+    record = copy.copy(record)
+    vars(record).update(tree_map_only(
+        torch.Tensor, lambda tensor: tensor.float() if tensor.is_floating_point() else tensor,
+        vars(record)))
+    return record
+
+
+@pytest.mark.parametrize('family', small.FAMILIES)
+def test_autocast_keeps_similarities_and_losses_in_float32(family):
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        model, student, teacher = one_step(family)
+        rdm = model.knowledge[0]
+        losses = rdm(student, teacher, model.bank, 0.)
+    assert student.maps[0].dtype == student.logits.dtype == torch.bfloat16
+    for name in RDM_TERMS:
+        assert losses[name].dtype == torch.float32 and losses[name].isfinite()
+    exact = rdm(widened(student), widened(teacher), model.bank, 0.)
+    for name in ('loss_global', 'loss_soft'):
+        torch.testing.assert_close(losses[name], exact[name], rtol=1e-6, atol=0)
+    # The convolutions may run in half precision, what comes after them not.
+    torch.testing.assert_close(losses['loss_local_bg'], exact['loss_local_bg'], rtol=2e-2, atol=0)
+    total(losses).backward()
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters()
+               if parameter.grad is not None)
+
+
+@pytest.mark.parametrize('family', small.FAMILIES)
+def test_fp16_option_of_mmcv(family, monkeypatch):
+    """mmcv's fp16 works on CUDA only; its own code runs here on the CPU's autocast."""
+    monkeypatch.setattr(fp16_utils, 'autocast',
+                        functools.partial(torch.autocast, 'cpu', dtype=torch.float16))
+    detector = small.FAMILIES[family]
+    model = build_distiller(detector(24), detector())
+    fp16_utils.wrap_fp16_model(model)
+    seen = []
+    roi_align = importlib.import_module('mmcv.ops.roi_align').RoIAlign
+    pool = roi_align.forward
+
+    def forward(self, maps, rois):
+        seen.append((maps.dtype, rois.dtype))
+        return pool(self, maps, rois)
+
+    monkeypatch.setattr(roi_align, 'forward', forward)
+    with recorded(model, 'teacher_step') as steps:
+        losses = model.forward(return_loss=True, **small.batch())
+    assert steps[0].result.maps[0].dtype == torch.float16
+    for name in RDM_TERMS:
+        assert losses[name].dtype == torch.float32 and losses[name].isfinite()
+    full = losses_of(build_distiller(detector(24), detector()), small.batch())
+    torch.testing.assert_close(losses['loss_local_bg'], full['loss_local_bg'], rtol=5e-2, atol=0)
+    # mmcv's compiled kernel refuses maps and RoIs of two precisions.
+    assert all(maps == rois for maps, rois in seen)
+    assert bool(seen) == (family == 'two_stage')
+    total(losses).backward()
