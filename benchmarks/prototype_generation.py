@@ -30,7 +30,7 @@ from gkd.apis.config import prototype_datasets
 from gkd.prototypes import PrototypeGenerationModule
 from gkd.prototypes.features import group_by_size, load_batches
 
-QUICKSTART = 'configs/quickstart/gkd_{}_efficientnet-lite0_r18-w16_fpn_tree-crowns.py'
+QUICKSTART = 'configs/quickstart/gkd_{}_efficientnet-lite0_r18-w8_fpn_tree-crowns.py'
 
 
 class Generation:

@@ -27,7 +27,7 @@ from gkd.detectors.step import recorded
 from gkd.prototypes import PrototypeBank
 
 FAMILIES = ('retinanet', 'faster_rcnn')
-QUICKSTART = 'configs/quickstart/gkd_{}_efficientnet-lite0_r18-w16_fpn_tree-crowns.py'
+QUICKSTART = 'configs/quickstart/gkd_{}_efficientnet-lite0_r18-w8_fpn_tree-crowns.py'
 PROTOTYPES = 10
 
 

@@ -9,3 +9,6 @@ model = dict(
         init_cfg=dict(
             type='Pretrained', checkpoint='checkpoints/efficientnet_lite0.safetensors')),
     neck=dict(in_channels=[24, 40, 112, 320]))
+# pretrained, it needs smaller steps and fewer of them
+optimizer = dict(lr=0.001)
+runner = dict(max_epochs=5)

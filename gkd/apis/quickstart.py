@@ -24,8 +24,8 @@ from gkd.errors import GKDError
 
 CONFIGS = 'configs/quickstart'
 TEACHER = CONFIGS + '/{}_efficientnet-lite0_fpn_tree-crowns.py'
-STUDENT = CONFIGS + '/{}_r18-w16_fpn_tree-crowns.py'
-DISTILLER = CONFIGS + '/gkd_{}_efficientnet-lite0_r18-w16_fpn_tree-crowns.py'
+STUDENT = CONFIGS + '/{}_r18-w8_fpn_tree-crowns.py'
+DISTILLER = CONFIGS + '/gkd_{}_efficientnet-lite0_r18-w8_fpn_tree-crowns.py'
 FAMILIES = ('retinanet', 'faster_rcnn')
 METRICS = {'AP': 'bbox_mAP', 'AP50': 'bbox_mAP_50'}
 

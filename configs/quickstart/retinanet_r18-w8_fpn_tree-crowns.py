@@ -2,8 +2,8 @@ _base_ = [
     '../_base_/models/retinanet_small.py', '../_base_/tree_crowns_detection.py',
     '../_base_/schedule_quickstart.py', '../_base_/runtime.py'
 ]
-# ResNet-18, a quarter as wide, from scratch
+# ResNet-18, an eighth as wide, from scratch
 model = dict(
     backbone=dict(
-        type='ResNet', depth=18, base_channels=16, stem_channels=16, norm_eval=False),
-    neck=dict(in_channels=[16, 32, 64, 128]))
+        type='ResNet', depth=18, base_channels=8, stem_channels=8, norm_eval=False),
+    neck=dict(in_channels=[8, 16, 32, 64]))

@@ -1,13 +1,13 @@
 _base_ = [
-    '../_base_/digit_scenes_detection.py', '../_base_/schedule_digit_scenes.py',
+    '../_base_/tree_crowns_detection.py', '../_base_/schedule_quickstart.py',
     '../_base_/runtime.py'
 ]
 model = dict(
     type='Distiller',
     teacher=dict(
-        config='configs/digits/faster_rcnn_efficientnet-lite0_fpn_digit-scenes.py',
-        checkpoint='work_dirs/digits/faster_rcnn/teacher/latest.pth'),
-    student=dict(config='configs/digits/faster_rcnn_r18-w16_fpn_digit-scenes.py'),
+        config='configs/quickstart/faster_rcnn_efficientnet-lite0_fpn_tree-crowns.py',
+        checkpoint='work_dirs/quickstart/faster_rcnn/teacher/latest.pth'),
+    student=dict(config='configs/quickstart/faster_rcnn_r18-w8_fpn_tree-crowns.py'),
     prototypes=dict(type='PrototypeGenerationModule'),
     knowledge=[
         dict(

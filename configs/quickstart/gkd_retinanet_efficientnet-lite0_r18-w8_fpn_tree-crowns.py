@@ -7,7 +7,7 @@ model = dict(
     teacher=dict(
         config='configs/quickstart/retinanet_efficientnet-lite0_fpn_tree-crowns.py',
         checkpoint='work_dirs/quickstart/retinanet/teacher/latest.pth'),
-    student=dict(config='configs/quickstart/retinanet_r18-w16_fpn_tree-crowns.py'),
+    student=dict(config='configs/quickstart/retinanet_r18-w8_fpn_tree-crowns.py'),
     prototypes=dict(type='PrototypeGenerationModule'),
     knowledge=[
         dict(

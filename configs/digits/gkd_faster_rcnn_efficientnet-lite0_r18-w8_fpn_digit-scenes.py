@@ -5,9 +5,9 @@ _base_ = [
 model = dict(
     type='Distiller',
     teacher=dict(
-        config='configs/digits/retinanet_efficientnet-lite0_fpn_digit-scenes.py',
-        checkpoint='work_dirs/digits/retinanet/teacher/latest.pth'),
-    student=dict(config='configs/digits/retinanet_r18-w16_fpn_digit-scenes.py'),
+        config='configs/digits/faster_rcnn_efficientnet-lite0_fpn_digit-scenes.py',
+        checkpoint='work_dirs/digits/faster_rcnn/teacher/latest.pth'),
+    student=dict(config='configs/digits/faster_rcnn_r18-w8_fpn_digit-scenes.py'),
     prototypes=dict(type='PrototypeGenerationModule'),
     knowledge=[
         dict(
