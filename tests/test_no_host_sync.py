@@ -3,27 +3,21 @@
 import copy
 import functools
 import importlib
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import small_detectors as small
 import torch
 from mmcv.runner import fp16_utils
+from test_distiller import RDM_TERMS, build_distiller, losses_of, total
 from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
-import gkd  # noqa: F401
-
-sys.path.insert(0, str(Path(__file__).parent))
-import small_detectors as small  # noqa: E402
-from test_distiller import RDM_TERMS, build_distiller, losses_of, total  # noqa: E402
-
-from gkd.detectors import one_stage, two_stage  # noqa: E402
-from gkd.detectors.step import StepRecord, recorded  # noqa: E402
-from gkd.knowledge import RobustDistillingModule  # noqa: E402
-from gkd.prototypes import PrototypeBank  # noqa: E402
+from gkd.detectors import one_stage, two_stage
+from gkd.detectors.step import StepRecord, recorded
+from gkd.knowledge import RobustDistillingModule
+from gkd.prototypes import PrototypeBank
 
 SETTINGS = [dict(), dict(instances='gt'), dict(robust=False),
             dict(soft_label=dict(activation='sigmoid'))]
