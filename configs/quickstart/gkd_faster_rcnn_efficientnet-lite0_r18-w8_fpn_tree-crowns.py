@@ -8,7 +8,8 @@ model = dict(
         config='configs/quickstart/faster_rcnn_efficientnet-lite0_fpn_tree-crowns.py',
         checkpoint='work_dirs/quickstart/faster_rcnn/teacher/latest.pth'),
     student=dict(config='configs/quickstart/faster_rcnn_r18-w8_fpn_tree-crowns.py'),
-    prototypes=dict(type='PrototypeGenerationModule'),
+    # 100 images hold 800 trees; many are smaller than COCO's 30 pixels
+    prototypes=dict(type='PrototypeGenerationModule', min_size=8, max_images=100),
     knowledge=[
         dict(
             type='RobustDistillingModule',

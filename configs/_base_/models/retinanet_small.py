@@ -15,7 +15,7 @@ model = dict(
         in_channels=64,
         stacked_convs=2,
         feat_channels=64,
-        # The head is shared by levels whose statistics differ: running ones would fit none.
+        # Levels share the head but not their statistics, so they are normalised image by image.
         norm_cfg=dict(type='GN', num_groups=8),
         anchor_generator=dict(
             type='AnchorGenerator',
