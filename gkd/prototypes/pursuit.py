@@ -20,7 +20,7 @@ def select_prototypes(
     bandwidth: float = 0.1,
     density_quantile: float = 0.4,
     *,
-    max_pairs: int = 2**24,
+    max_pairs: int = 2**21,
 ) -> Tensor:
     r"""Choose the instances that serve as common basis vectors of both feature spaces.
 
@@ -86,12 +86,16 @@ def _density(features: Tensor, bandwidth: float, max_pairs: int) -> Tensor:
     Densities are compared in single precision: the filter looks at strict inequality, and what
     the last bits of a double say is rounding, not density.
     """
+    density = features.new_zeros(len(features))
     rows = max(1, max_pairs // len(features))
-    parts = []
-    for block in features.split(rows):
-        distance = (block @ features.T).sub_(1).div_(bandwidth)
-        parts.append(distance.square_().neg_().exp_().sum(dim=1))
-    return torch.cat(parts).float()
+    for start in range(0, len(features), rows):
+        block, rest = slice(start, start + rows), slice(start + rows, None)
+        # Similarity is symmetric: what a block's columns say of the rest need not come again.
+        distance = (features[block] @ features[start:].T).sub_(1).div_(bandwidth)
+        kernel = distance.square_().neg_().exp_()
+        density[block] += kernel.sum(dim=1)
+        density[rest] += kernel[:, rows:].sum(dim=0)
+    return density.float()
 
 
 def _pursue(
