@@ -257,9 +257,9 @@ def test_likely_cause_of_another_kind_of_file():
     assert 'quite another model' in refusal(model, dict(weight=torch.ones(1)))
 
 
-def test_weights_that_modules_convert_are_loaded():
+def test_modules_convert_weights_of_their_older_versions():
     class Renamed(nn.Module):
-        """Its weight had another name in version 1."""
+        """In version 1 its weight had another name, and was counted in percent."""
 
         _version = 2
 
@@ -268,10 +268,14 @@ def test_weights_that_modules_convert_are_loaded():
             self.weight = nn.Parameter(torch.zeros(2))
 
         def _load_from_state_dict(self, state_dict, prefix, metadata, *args):
-            if metadata.get('version', 1) < 2 and prefix + 'old' in state_dict:
-                state_dict[prefix + 'weight'] = state_dict.pop(prefix + 'old')
+            if metadata.get('version', 1) < 2:
+                old = 'old' if prefix + 'old' in state_dict else 'weight'
+                state_dict[prefix + 'weight'] = state_dict.pop(prefix + old) / 100
             super()._load_from_state_dict(state_dict, prefix, metadata, *args)
 
     model = Renamed()
-    load_strictly(model, dict(old=torch.ones(2)), 'weights.pth')
-    assert torch.equal(model.weight, torch.ones(2))
+    load_strictly(model, dict(old=torch.full((2,), 50.0)), 'weights.pth')
+    assert model.weight.tolist() == [0.5, 0.5]
+    other = Renamed()
+    load_strictly(other, model.state_dict(), 'weights.pth')
+    assert other.weight.tolist() == [0.5, 0.5]

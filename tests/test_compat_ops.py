@@ -157,7 +157,7 @@ def test_roi_align_by_hand(aligned, sampling_ratio):
 def test_roi_align_gradient(aligned):
     features = torch.randn(1, 2, 6, 6, dtype=torch.double, requires_grad=True)
     rois = torch.tensor([[0, 1.0, 2.0, 20.0, 15.0], [0, 4.0, 4.0, 9.0, 22.0]], dtype=torch.double)
-    layer = RoIAlign(2, spatial_scale=0.25, sampling_ratio=2, aligned=aligned)
+    layer = RoIAlign((2, 3), spatial_scale=0.25, sampling_ratio=2, aligned=aligned)
     assert torch.autograd.gradcheck(lambda x: layer(x, rois), (features,))
 
 

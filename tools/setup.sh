@@ -185,7 +185,12 @@ if [ -n "$torch_version" ] && [ -z "$own" ]; then
   fi
 fi
 
-step '[1/5] build tools' pip -q -r "$root/requirements/build.txt" || fail 'pip failed; see above.'
+if [ -z "$own" ] && "$python" -W ignore -c 'import pkg_resources, wheel' 2> /dev/null; then
+  say '[1/5] build tools are there'
+else
+  step '[1/5] build tools' pip -q -r "$root/requirements/build.txt" ||
+    fail 'pip failed; see above.'
+fi
 
 if [ -n "$keep_torch" ]; then
   say '[2/5] torch is there'
