@@ -12,8 +12,8 @@ from mmdet.models import build_detector
 
 CLASSES = ('red', 'green', 'blue')
 COLOURS = ((30, 30, 220), (30, 220, 30), (220, 30, 30))
-# Width and height; the last one is resized to 128x77 and padded to 128x96 by the pipelines.
-SIZES = ((128, 96), (96, 128), (128, 96), (100, 60))
+# Width and height; the last one is resized to 77x128 and padded to 96x128 by the pipelines.
+SIZES = ((128, 96), (96, 128), (128, 96), (60, 100))
 
 
 def write_data(folder, sizes=SIZES, classes=CLASSES, boxes_per_image=2, empty_images=0, seed=0):
@@ -32,7 +32,7 @@ def write_data(folder, sizes=SIZES, classes=CLASSES, boxes_per_image=2, empty_im
         for position in range(boxes_per_image if number < len(sizes) - empty_images else 0):
             label = (number + position) % len(classes)
             w, h = generator.integers(34, 50, 2)
-            x = int(generator.integers(0, width // 2 - 10)) if position % 2 else width - int(w)
+            x = int(generator.integers(0, width - w)) if position % 2 else width - int(w)
             y = int(generator.integers(0, height - h))
             pixels[y:y + h, x:x + w] = COLOURS[label]
             annotations.append(dict(

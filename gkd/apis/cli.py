@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import os
 import sys
+import time
 from typing import Callable
 
 import torch.distributed as dist
@@ -12,6 +15,9 @@ from mmcv import DictAction
 from gkd.errors import GKDError
 
 __all__ = ['DictAction', 'positive', 'run']
+
+# Seconds in which the launcher ends the other processes after the first one has failed.
+LAUNCHER_REACTS = 5
 
 
 def positive(text: str) -> int:
@@ -23,14 +29,52 @@ def positive(text: str) -> int:
 
 
 def run(main: Callable[[], None]) -> None:
-    """Run a tool; what the user can mend is one message and exit status 2, not a traceback."""
+    """Run a tool; what the user can mend is one message and exit status 2, not a traceback.
+
+    Of several processes the first one speaks. An error that all of them meet is said once: the
+    others wait before they report, and are ended by the launcher meanwhile.
+
+    Args:
+        main: The tool.
+    """
+    rank = int(os.environ.get('RANK', 0))
+    name = f'error in process {rank}' if rank else 'error'
     try:
-        main()
+        with silence() if rank else contextlib.nullcontext():
+            main()
         if dist.is_initialized():
             dist.destroy_process_group()
     except GKDError as error:
-        print(f'\nerror: {error}', file=sys.stderr)
-        sys.exit(2)
+        time.sleep(LAUNCHER_REACTS if rank else 0)
+        print(f'\n{name}: {error}', file=sys.stderr, flush=True)
+        leave(2)
+    except RuntimeError as error:
+        if not lost_another_process(error):
+            raise
+        time.sleep(LAUNCHER_REACTS)
+        print(f'\n{name}: another process has ended ({error})', file=sys.stderr, flush=True)
+        leave(1)
     except KeyboardInterrupt:
         print('\nstopped; the same command goes on from the last checkpoint.', file=sys.stderr)
         sys.exit(130)
+
+
+@contextlib.contextmanager
+def silence():
+    """Drop what is printed to standard output: progress bars, the chatter of pycocotools."""
+    with open(os.devnull, 'w') as nowhere, contextlib.redirect_stdout(nowhere):
+        yield
+
+
+def lost_another_process(error: RuntimeError) -> bool:
+    """Whether an operation failed because the process at its other end is gone."""
+    return dist.is_available() and dist.is_initialized() and (
+        isinstance(error, dist.DistError) or 'Connection closed by peer' in str(error)
+        or 'Connection reset by peer' in str(error))
+
+
+def leave(status: int) -> None:
+    """Exit; of several processes at once, without waiting for communication that never comes."""
+    if 'RANK' in os.environ:
+        os._exit(status)
+    sys.exit(status)

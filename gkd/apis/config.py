@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import os.path as osp
 from collections import defaultdict
-from typing import Optional
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Callable, Optional
 
 from mmcv import Config, ConfigDict
 from mmdet.datasets import CocoDataset, CustomDataset, build_dataset
@@ -197,6 +200,52 @@ def check_num_classes(model: nn.Module, dataset: CustomDataset, key: str) -> Non
             f'{type(detector).__name__} detects {count} classes, {key} has {len(dataset.CLASSES)} '
             f'({shorten(dataset.CLASSES)}); set `num_classes` of the heads or `classes` of the '
             f'data sets so that they agree.')
+
+
+def check_metrics(model: BaseDetector, dataset: CustomDataset, metrics: Sequence[str],
+                  key: str) -> None:
+    """Raise ConfigError for a metric that a COCO data set lacks, before hours of detection.
+
+    Args:
+        model: The detector; of a distiller the student is looked at.
+        dataset: The data set that would be evaluated.
+        metrics: Names of metrics.
+        key: Where they were asked for, for messages.
+    """
+    if not isinstance(dataset, CocoDataset):
+        return
+    detector = model.student if isinstance(model, Distiller) else model
+    known = ['bbox', 'proposal', 'proposal_fast'] + ['segm'] * detector.with_mask
+    unknown = [metric for metric in metrics if metric not in known]
+    if unknown:
+        raise ConfigError(f'{key} {" ".join(unknown)}: {type(detector).__name__} on '
+                          f'{type(dataset).__name__} is measured by {", ".join(known)}.')
+
+
+def check_options(function: Callable, options: Iterable[str], key: str) -> None:
+    """Raise ConfigError for options that a data set's function does not take.
+
+    Args:
+        function: Its ``evaluate`` or ``format_results``.
+        options: Names of options.
+        key: Where they were given, for messages.
+    """
+    known = inspect.signature(function).parameters.keys() - {'results', 'metric'}
+    unknown = set(options) - known
+    if unknown and 'kwargs' not in known:
+        raise ConfigError(f'{key} {", ".join(sorted(unknown))}: unknown; known are '
+                          f'{", ".join(sorted(known))}.')
+
+
+@contextmanager
+def naming(key: str) -> Iterator[None]:
+    """Turn what MMCV raises for a wrong setting into a ConfigError that names the key."""
+    try:
+        yield
+    except GKDError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, AssertionError) as error:
+        raise ConfigError(f'{key}: {type(error).__name__}: {error}') from error
 
 
 def shorten(names: list, most: int = 8) -> str:

@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-import inspect
 import os.path as osp
+import tempfile
 from collections.abc import Sequence
 from typing import Any, Optional
 
 import mmcv
 import torch
 from mmcv import Config
-from mmcv.parallel import MMDataParallel, MMDistributedDataParallel
 from mmcv.runner import get_dist_info, wrap_fp16_model
 from mmdet.apis import multi_gpu_test, single_gpu_test
-from mmdet.datasets import CocoDataset, CustomDataset, build_dataloader
-from mmdet.models.detectors import BaseDetector
+from mmdet.datasets import CocoDataset, build_dataloader
 
 from gkd.apis.config import (
     build_checked_dataset,
     build_model,
+    check_metrics,
     check_num_classes,
+    check_options,
     student_config,
 )
 from gkd.apis.console import open_logger
 from gkd.apis.export import student_weights
-from gkd.apis.train import training_device
+from gkd.apis.train import training_device, wrap
 from gkd.compat.checkpoint import load_checkpoint_file, load_strictly
 from gkd.errors import CheckpointError, ConfigError
 
@@ -70,7 +70,9 @@ def test(config: Config, checkpoint: str, metrics: Sequence[str] = (), out: Opti
     if format_only and isinstance(dataset, CocoDataset):
         # Without a prefix MMDetection writes into a folder that it deletes at once.
         options.setdefault('jsonfile_prefix', osp.join(osp.dirname(checkpoint), 'results'))
-    check_evaluation(model, dataset, metrics, format_only, options)
+    check_metrics(model, dataset, metrics, '--eval')
+    check_options(dataset.format_results if format_only else dataset.evaluate, options,
+                  '--eval-options')
     if config.get('fp16') is not None:
         wrap_fp16_model(model)
 
@@ -78,14 +80,10 @@ def test(config: Config, checkpoint: str, metrics: Sequence[str] = (), out: Opti
     loader_config = dict(samples_per_gpu=1, workers_per_gpu=0, shuffle=False)
     loader_config.update(config.data.get('test_dataloader', {}))
     loader = build_dataloader(dataset, dist=distributed, **loader_config)
-    device_ids = [device.index] if device.type == 'cuda' else None
+    wrapped = wrap(model.to(device), device)
     if distributed:
-        wrapped = MMDistributedDataParallel(model.to(device), device_ids=device_ids,
-                                            broadcast_buffers=False)
-        # Collecting through files works without a GPU too.
-        results = multi_gpu_test(wrapped, loader, tmpdir='.dist_test')
+        results = multi_gpu_test(wrapped, loader, tmpdir=shared_folder(osp.dirname(checkpoint)))
     else:
-        wrapped = MMDataParallel(model.to(device), device_ids=device_ids or [])
         results = single_gpu_test(wrapped, loader, out_dir=show_dir,
                                   show_score_thr=show_score_thr)
     if get_dist_info()[0] > 0:
@@ -102,18 +100,9 @@ def test(config: Config, checkpoint: str, metrics: Sequence[str] = (), out: Opti
     return dataset.evaluate(results, metric=list(metrics), **options) if metrics else {}
 
 
-def check_evaluation(model: BaseDetector, dataset: CustomDataset, metrics: Sequence[str],
-                     format_only: bool, options: dict) -> None:
-    """Raise ConfigError for what would fail only after the detector has seen all images."""
-    if isinstance(dataset, CocoDataset):
-        known = ['bbox', 'proposal', 'proposal_fast'] + ['segm'] * model.with_mask
-        unknown = [metric for metric in metrics if metric not in known]
-        if unknown:
-            raise ConfigError(f'--eval {" ".join(unknown)}: a {type(model).__name__} on a '
-                              f'{type(dataset).__name__} is measured by {", ".join(known)}.')
-    function = dataset.format_results if format_only else dataset.evaluate
-    known = inspect.signature(function).parameters.keys() - {'results', 'metric'}
-    unknown = options.keys() - known
-    if unknown and 'kwargs' not in known:
-        raise ConfigError(f'--eval-options {", ".join(sorted(unknown))}: unknown; known are '
-                          f'{", ".join(sorted(known))}.')
+def shared_folder(parent: str) -> str:
+    """A new folder that all processes know, to collect results in: works without a GPU too."""
+    name = [tempfile.mkdtemp(prefix='.results_', dir=parent or '.')
+            if get_dist_info()[0] == 0 else None]
+    torch.distributed.broadcast_object_list(name)
+    return name[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 import os
@@ -17,7 +18,9 @@ import torch
 from mmcv import Config
 from mmcv.parallel import MMDataParallel, MMDistributedDataParallel
 from mmcv.runner import (
+    RUNNERS,
     DistSamplerSeedHook,
+    EpochBasedRunner,
     Fp16OptimizerHook,
     Hook,
     OptimizerHook,
@@ -30,12 +33,16 @@ from mmdet.apis.train import auto_scale_lr
 from mmdet.core import DistEvalHook, EvalHook
 from mmdet.datasets import CocoDataset, build_dataloader
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 import gkd
 from gkd.apis.config import (
     build_checked_dataset,
     build_model,
+    check_metrics,
     check_num_classes,
+    check_options,
+    naming,
     prototype_datasets,
 )
 from gkd.apis.console import log_file, open_logger, without_details
@@ -83,34 +90,38 @@ def train(config: Config, resume: str = 'auto', validate: bool = True) -> dict[s
                                dict(type='PrototypeHook', datasets=prototype_datasets(config))]
     recorder = evaluation = None
     if validate:
-        evaluation = evaluation_hook(config, distributed)
-        check_num_classes(model, evaluation.dataloader.dataset, 'data.val')
+        evaluation = evaluation_hook(config, model, distributed)
         recorder = EvaluationRecorder(evaluation)
     checkpoint = find_checkpoint(resume, config)
 
-    loader = build_dataloader(train_set, dist=distributed, seed=config.seed,
-                              num_gpus=1, runner_type=config.runner.type,
-                              **config.data.get('train_dataloader', {}))
+    with naming('data.train_dataloader'):
+        loader = build_dataloader(train_set, dist=distributed, seed=config.seed,
+                                  num_gpus=1, runner_type=config.runner.type,
+                                  **config.data.get('train_dataloader', {}))
     if config.get('auto_scale_lr'):
         auto_scale_lr(config, distributed, logger)
-    wrapped = wrap(model.to(device), device, config)
-    # mmcv's runner makes the work dir.
-    runner = build_runner(config.runner, default_args=dict(
-        model=wrapped, optimizer=build_optimizer(wrapped, config.optimizer),
-        work_dir=config.work_dir, logger=logger,
-        meta=dict(config=config.pretty_text, seed=config.seed, gkd_version=gkd.__version__,
-                  mmdet_version=mmdet.__version__, CLASSES=train_set.CLASSES)))
+    wrapped = wrap(model.to(device), device, config.get('find_unused_parameters', False))
+    with naming('optimizer'):
+        optimizer = build_optimizer(wrapped, config.optimizer)
+    with naming('runner'):
+        runner = build_runner(config.runner, default_args=dict(
+            model=wrapped, optimizer=optimizer, logger=logger,
+            meta=dict(config=config.pretty_text, seed=config.seed, gkd_version=gkd.__version__,
+                      mmdet_version=mmdet.__version__, CLASSES=train_set.CLASSES)))
     runner.timestamp = time.strftime('%Y%m%d_%H%M%S')
-    runner.register_training_hooks(
-        config.lr_config, optimizer_hook(config, distributed), config.get('checkpoint_config'),
-        config.get('log_config'), config.get('momentum_config'),
-        custom_hooks_config=config.get('custom_hooks'))
+    with naming('lr_config, optimizer_config, checkpoint_config, log_config or custom_hooks'):
+        runner.register_training_hooks(
+            config.lr_config, optimizer_hook(config, distributed),
+            config.get('checkpoint_config'), config.get('log_config'),
+            config.get('momentum_config'), custom_hooks_config=config.get('custom_hooks'))
     if distributed:
         runner.register_hook(DistSamplerSeedHook())
     if validate:
         runner.register_hook(evaluation, priority='LOW')
         runner.register_hook(recorder, priority='LOW')
 
+    runner.work_dir = osp.abspath(config.work_dir)
+    mmcv.mkdir_or_exist(runner.work_dir)
     with log_file(logger, osp.join(config.work_dir, f'{runner.timestamp}.log')):
         logger.info(
             f'gkd {gkd.__version__}, torch {torch.__version__}, mmdet {mmdet.__version__}, '
@@ -138,9 +149,20 @@ def check_training(config: Config) -> None:
     if missing:
         raise ConfigError(f'config {config.filename} cannot be trained: it has no '
                           f'{", ".join(missing)}.')
-    epochs = config.runner.get('max_epochs', 1)
-    if epochs < 1:
-        raise ConfigError(f'runner.max_epochs = {epochs}: must be at least 1.')
+    weights = config.get('load_from')
+    if weights and '://' not in weights and not osp.isfile(weights):
+        raise CheckpointError(f'load_from: no such checkpoint: {weights}')
+    runner_type = RUNNERS.get(config.runner.get('type'))
+    if runner_type is None:
+        raise ConfigError(f'runner.type = {config.runner.get("type")!r} is unknown; use '
+                          f'EpochBasedRunner.')
+    by_epoch = issubclass(runner_type, EpochBasedRunner)
+    if config.model.type == Distiller.__name__ and not by_epoch:
+        raise ConfigError(f'runner.type = {config.runner.type}: the decay of distillation is '
+                          f'counted in epochs; use EpochBasedRunner.')
+    length = 'max_epochs' if by_epoch else 'max_iters'
+    if config.runner.get(length, 0) < 1:
+        raise ConfigError(f'runner.{length} = {config.runner.get(length)}: must be at least 1.')
     workflow = config.get('workflow', [('train', 1)])
     if [mode for mode, _ in workflow] != ['train']:
         raise ConfigError(f'workflow = {workflow}: only [("train", 1)] is supported; '
@@ -154,13 +176,21 @@ def training_device() -> torch.device:
     return torch.device('cpu')
 
 
-def wrap(model: nn.Module, device: torch.device, config: Config) -> nn.Module:
-    """Wrap a model for data containers and, in a process group, for gradient averaging."""
+def wrap(model: nn.Module, device: torch.device, find_unused: bool = False) -> nn.Module:
+    """Wrap a model for data containers and, in a process group, for gradient averaging.
+
+    Args:
+        model: A model on ``device``.
+        device: The GPU of this process, or the CPU.
+        find_unused: Whether some parameters may be left without gradients.
+    """
     device_ids = [device.index] if device.type == 'cuda' else None
     if torch.distributed.is_initialized():
-        return MMDistributedDataParallel(
-            model, device_ids=device_ids, broadcast_buffers=False,
-            find_unused_parameters=config.get('find_unused_parameters', False))
+        # Each process keeps its own batch statistics. Newer torch has renamed the setting.
+        known = inspect.signature(DistributedDataParallel).parameters
+        keep = 'forward_sync_buffers' if 'forward_sync_buffers' in known else 'broadcast_buffers'
+        return MMDistributedDataParallel(model, device_ids=device_ids, **{keep: False},
+                                         find_unused_parameters=find_unused)
     return MMDataParallel(model, device_ids=device_ids or [])
 
 
@@ -172,17 +202,26 @@ def optimizer_hook(config: Config, distributed: bool):
     return settings if 'type' in settings else OptimizerHook(**settings)
 
 
-def evaluation_hook(config: Config, distributed: bool) -> EvalHook:
+def evaluation_hook(config: Config, model: nn.Module, distributed: bool) -> EvalHook:
     """Evaluate on ``data.val`` as the config's ``evaluation`` says."""
     dataset = build_checked_dataset(config.data.val, 'data.val', dict(test_mode=True))
+    check_num_classes(model, dataset, 'data.val')
     loader_config = dict(samples_per_gpu=1, workers_per_gpu=0, shuffle=False)
     loader_config.update(config.data.get('val_dataloader', {}))
-    loader = build_dataloader(dataset, dist=distributed, **loader_config)
+    with naming('data.val_dataloader'):
+        loader = build_dataloader(dataset, dist=distributed, **loader_config)
     settings = {'by_epoch': True, **config.get('evaluation', {})}
-    if not distributed:
-        return EvalHook(loader, **settings)
-    # Collecting through files works without a GPU too.
-    return DistEvalHook(loader, tmpdir=osp.join(config.work_dir, '.eval_hook'), **settings)
+    if distributed:
+        # Collecting through files works without a GPU too.
+        settings['tmpdir'] = osp.join(config.work_dir, '.eval_hook')
+    with naming('evaluation'):
+        hook = (DistEvalHook if distributed else EvalHook)(loader, **settings)
+    options = dict(hook.eval_kwargs)
+    metrics = options.pop('metric', 'bbox')
+    check_metrics(model, dataset, [metrics] if isinstance(metrics, str) else metrics,
+                  'evaluation.metric')
+    check_options(dataset.evaluate, options, 'evaluation:')
+    return hook
 
 
 class EvaluationRecorder(Hook):

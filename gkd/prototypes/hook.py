@@ -8,7 +8,7 @@ from typing import Union
 
 import mmcv
 from mmcv.parallel import is_module_wrapper
-from mmcv.runner import HOOKS, EpochBasedRunner, Hook
+from mmcv.runner import HOOKS, Hook
 from mmdet.datasets import CustomDataset, build_dataset
 
 from gkd.errors import ConfigError
@@ -26,9 +26,6 @@ class PrototypeHook(Hook):
     Args:
         datasets: Configs of the data sets to choose prototypes from: annotated, with the test
             pipeline. ``tools/train.py`` fills this in from ``data.train`` and ``data.test``.
-
-    Raises:
-        ConfigError: The runner does not count epochs.
     """
 
     def __init__(self, datasets: Union[dict, list]):
@@ -38,12 +35,6 @@ class PrototypeHook(Hook):
             dataset = build_dataset(config)
             # A list of annotation files makes several data sets.
             self.datasets += getattr(dataset, 'datasets', [dataset])
-
-    def before_run(self, runner) -> None:
-        """Refuse runners without epochs: decay and interval are counted in them."""
-        if not isinstance(runner, EpochBasedRunner):
-            raise ConfigError(f'runner.type = {type(runner).__name__}: the decay of distillation '
-                              f'is counted in epochs; use EpochBasedRunner.')
 
     def before_train_epoch(self, runner) -> None:
         """Set the progress; generate or reload the bank."""

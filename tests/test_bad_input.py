@@ -1,0 +1,330 @@
+"""What a user can get wrong: one message with file, key or value and what to do, exit status 2.
+
+Nothing is trained, and nothing is written.
+"""
+
+import copy
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import small_detectors as small
+import tiny_data
+import torch
+from running import REPOSITORY, run_tool
+
+
+@pytest.fixture(scope='module')
+def original(tmp_path_factory):
+    """A folder with a pair that trains; kept as it is."""
+    folder = tmp_path_factory.mktemp('original')
+    tiny_data.write_pair(folder, 'one_stage')
+    return folder
+
+
+@pytest.fixture
+def folder(original, tmp_path, monkeypatch):
+    """The working directory: a pair that trains, until the test breaks it."""
+    for path in original.rglob('*'):
+        if path.is_file():
+            copied = tmp_path / path.relative_to(original)
+            copied.parent.mkdir(exist_ok=True)
+            text = path.read_bytes()
+            if path.suffix == '.py':
+                text = text.replace(str(original).encode(), str(tmp_path).encode())
+            copied.write_bytes(text)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def files(folder):
+    return {path.relative_to(folder): path.stat().st_mtime_ns for path in folder.rglob('*')}
+
+
+def refuse(folder, tool, *args, says, logged=False):
+    """Run a tool that must end with status 2 and a message that holds every text of ``says``.
+
+    ``logged``: the error is met in the run itself, which leaves its log and its config.
+    """
+    before = files(folder)
+    status, _, stderr = run_tool(tool, *args)
+    assert status == 2, stderr
+    message = stderr[stderr.rindex('\nerror: ') + 1:]
+    for text in says:
+        assert text in message
+    assert 'Traceback' not in stderr and message.count('error: ') == 1
+    assert len(message) < 1500
+    written = files(folder)
+    if logged:
+        written = {path: time for path, time in written.items() if path.parts[0] != 'work'}
+        assert not list(folder.glob('work/*.pth')) and not list(folder.glob('work/prototypes'))
+    assert written == before
+
+
+def refuse_training(folder, *args, says, logged=False):
+    refuse(folder, 'train', 'distiller.py', '--work-dir', 'work', *args, says=says, logged=logged)
+
+
+def append(path, text):
+    with open(path, 'a') as file:
+        file.write(text + '\n')
+
+
+def edit(path, change):
+    """Change the content of a JSON file."""
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize('tool, args', [
+    ('train', ['nowhere.py', '--work-dir', 'work']),
+    ('test', ['nowhere.py', 'teacher.pth']),
+    ('export_student', ['nowhere.py', 'teacher.pth']),
+])
+def test_no_such_config(folder, tool, args):
+    refuse(folder, tool, *args, says=['no such config file: nowhere.py'])
+
+
+def test_config_that_is_none(folder):
+    (folder / 'broken.py').write_text('model = dict(')
+    refuse(folder, 'train', 'broken.py', says=['cannot read config broken.py', 'SyntaxError'])
+    (folder / 'empty.py').write_text('')
+    refuse(folder, 'train', 'empty.py', says=['empty.py', '`model`'])
+    (folder / 'base.py').write_text('_base_ = ["./gone.py"]')
+    refuse(folder, 'train', 'base.py', says=['base.py', 'gone.py'])
+    append('distiller.py', 'del data["val"]')
+    refuse_training(folder, says=['distiller.py', 'val'])
+
+
+@pytest.mark.parametrize('key', ['optimizer', 'lr_config'])
+def test_config_that_lacks_what_training_needs(folder, key):
+    append('distiller.py', f'del {key}')
+    refuse_training(folder, says=['distiller.py', key])
+
+
+@pytest.mark.parametrize('role', ['teacher', 'student'])
+def test_no_such_detector_config(folder, role):
+    refuse_training(folder, '--cfg-options', f'model.{role}.config=gone.py',
+                    says=[f'model.{role}.config', 'gone.py'])
+    refuse_training(folder, '--cfg-options', f'model.{role}.config=mmdet::retinanet/gone.py',
+                    says=[f'model.{role}.config', 'gone.py', 'looked in'])
+
+
+@pytest.mark.parametrize('role', ['teacher', 'student'])
+def test_no_such_checkpoint(folder, role):
+    refuse_training(folder, '--cfg-options', f'model.{role}.checkpoint=gone.pth',
+                    says=[f'model.{role}.checkpoint', 'gone.pth'])
+
+
+def test_no_checkpoint_to_resume_test_or_export(folder):
+    refuse_training(folder, '--resume', 'gone.pth', says=['--resume', 'gone.pth'])
+    refuse_training(folder, '--cfg-options', 'resume_from=gone.pth',
+                    says=['resume_from', 'gone.pth'])
+    refuse_training(folder, '--cfg-options', 'load_from=gone.pth', says=['load_from', 'gone.pth'])
+    refuse(folder, 'test', 'distiller.py', 'gone.pth', says=['gone.pth'])
+    refuse(folder, 'export_student', 'distiller.py', 'gone.pth', says=['gone.pth'])
+
+
+@pytest.mark.parametrize('role', ['teacher', 'student'])
+def test_checkpoint_of_another_detector(folder, role):
+    tiny_data.write_weights('other.pth', small.retinanet(32))
+    refuse_training(folder, '--cfg-options', f'model.{role}.checkpoint=other.pth',
+                    says=['other.pth', 'neck.fpn_convs.0.conv.weight', '32', 'widths'])
+    tiny_data.write_weights('family.pth', small.faster_rcnn())
+    refuse_training(folder, '--cfg-options', f'model.{role}.checkpoint=family.pth',
+                    says=['family.pth', 'rpn_head', 'bbox_head'])
+
+
+def test_checkpoint_of_another_detector_to_test_export_or_resume(folder):
+    tiny_data.write_weights('other.pth', small.retinanet(32))
+    refuse(folder, 'test', 'distiller.py', 'other.pth', says=['other.pth', 'neck'])
+    refuse(folder, 'export_student', 'distiller.py', 'other.pth', 'out.pth',
+           says=['other.pth', 'neck'])
+    refuse(folder, 'export_student', 'student.py', 'teacher.pth', 'teacher.pth',
+           says=['teacher.pth', 'another file'])
+
+
+def test_damaged_checkpoint(folder):
+    whole = (folder / 'teacher.pth').read_bytes()
+    (folder / 'teacher.pth').write_bytes(whole[:len(whole) // 2])
+    refuse_training(folder, says=['teacher.pth'])
+    (folder / 'page.pth').write_text('<html>Not found</html>')
+    refuse(folder, 'test', 'student.py', 'page.pth', says=['page.pth'])
+
+
+@pytest.mark.parametrize('part', ['train', 'val'])
+def test_no_such_image_folder(folder, part):
+    refuse_training(folder, '--cfg-options', f'data.{part}.img_prefix=gone/',
+                    says=[f'data.{part}.img_prefix', 'gone/'])
+
+
+def test_image_missing(folder):
+    (folder / 'images' / 'image_2.png').unlink()
+    refuse_training(folder, says=['data.train', '1 of 4 images', 'image_2.png', 'img_prefix'])
+    tiny_data.write_weights('student.pth', small.retinanet())
+    refuse(folder, 'test', 'student.py', 'student.pth', says=['data.test', 'image_2.png'])
+
+
+@pytest.mark.parametrize('part', ['train', 'val'])
+def test_no_such_annotations(folder, part):
+    refuse_training(folder, '--cfg-options', f'data.{part}.ann_file=gone.json',
+                    says=[f'data.{part}.ann_file', 'gone.json'])
+
+
+@pytest.mark.parametrize('content', [
+    'not JSON', '[1, 2]', '{"images": []}', '{"images": [], "annotations": []}',
+    '{"images": [{"id": 1}], "annotations": [], "categories": [{"id": 1, "name": "red"}]}',
+    '"text"', '{"images": 3, "annotations": 4, "categories": 5}', '',
+])
+def test_annotations_that_are_not_coco(folder, content):
+    (folder / 'annotations.json').write_text(content)
+    refuse_training(folder, says=['data.train', 'annotations.json'])
+
+
+def test_annotations_without_any_box_of_the_classes(folder):
+    edit(folder / 'annotations.json', lambda content: content['annotations'].clear())
+    refuse_training(folder, says=['data.train', 'annotations.json', 'without boxes'])
+
+
+def test_teacher_and_student_count_classes_differently(folder):
+    teacher = small.retinanet(num_classes=5)
+    weights = tiny_data.write_weights('five.pth', teacher)
+    append('distiller.py', f'model["teacher"] = dict(config={teacher!r}, checkpoint={weights!r})')
+    refuse_training(folder, says=['teacher RetinaNet has 5 classes', 'student RetinaNet has 3',
+                                  'num_classes'])
+
+
+@pytest.mark.parametrize('part', ['train', 'val'])
+def test_detector_and_data_count_classes_differently(folder, part):
+    append('distiller.py', f'data["{part}"]["classes"] = ["red", "green"]')
+    refuse_training(folder, says=['RetinaNet detects 3 classes', f'data.{part} has 2',
+                                  'red, green', 'num_classes'])
+
+
+def test_tested_detector_and_data_count_classes_differently(folder):
+    weights = tiny_data.write_weights('student.pth', small.retinanet())
+    append('student.py', 'data["test"]["classes"] = ["red", "green"]')
+    refuse(folder, 'test', 'student.py', weights,
+           says=['RetinaNet detects 3 classes', 'data.test has 2'])
+
+
+def test_class_names_that_the_annotations_do_not_have(folder):
+    # Left to MMDetection, all 80 classes of COCO would be searched for, and three found by number.
+    append('distiller.py', 'data["train"]["classes"] = ["red", "grean", "blue"]')
+    refuse_training(folder, says=['data.train', '1 of 3 classes', 'grean', 'red, green, blue'])
+
+
+def test_strides_that_cannot_be_paired(folder):
+    student = small.retinanet()
+    student['neck'].update(start_level=3, num_outs=2)
+    student['bbox_head']['anchor_generator']['strides'] = [32, 64]
+    teacher = small.retinanet()
+    teacher['neck'].update(start_level=1, end_level=2, num_outs=2, add_extra_convs=False)
+    teacher['bbox_head']['anchor_generator']['strides'] = [8, 16]
+    weights = tiny_data.write_weights('strides.pth', teacher)
+    append('distiller.py', f'model["teacher"] = dict(config={teacher!r}, checkpoint={weights!r})\n'
+                           f'model["student"] = dict(config={student!r})')
+    refuse_training(folder, says=['strides', '(8, 16)', '(32, 64)'])
+
+
+@pytest.mark.parametrize('part, channels', [('neck', dict(in_channels=[8, 16, 32, 128])),
+                                            ('bbox_head', dict(in_channels=48))])
+def test_channels_that_do_not_fit(folder, part, channels):
+    student = small.retinanet()
+    student[part].update(channels)
+    append('distiller.py', f'model["student"] = dict(config={student!r})')
+    refuse_training(folder, says=['student RetinaNet', 'channels'])
+
+
+@pytest.mark.parametrize('option, says', [
+    ('model.student.config.x=1', ['model.student']),
+    ('model.knowledge.0.type=Telepathy', ['Telepathy', 'RobustDistillingModule']),
+    ('model.knowledge.0.instance=gt', ['model.knowledge', 'instance']),
+    ('model.knowledge.0.soft_label.heat=2', ['soft_label', 'heat', 'temperature']),
+    ('model.knowledge.3.type=x', ['--cfg-options', 'model.knowledge']),
+    ('model.prototypes.interval=0', ['model.prototypes.interval = 0', 'at least 1']),
+    ('model.prototypes.images=5', ['model.prototypes', 'images']),
+    ('model.type=Distillr', ['Distillr']),
+    ('runner.type=IterBasedRunner', ['runner.type = IterBasedRunner', 'EpochBasedRunner']),
+    ('runner.type=Walker', ['Walker', 'EpochBasedRunner']),
+    ('runner.max_epochs=0', ['runner.max_epochs = 0']),
+    ('optimizer.type=SDG', ['optimizer', 'SDG']),
+    ('optimizer.speed=3', ['optimizer', 'speed']),
+    ('lr_config.policy=stairs', ['lr_config', 'Stairs']),
+    ('evaluation.metric=boxes', ['evaluation.metric', 'boxes', 'bbox']),
+    ('evaluation.save=1', ['evaluation', 'save']),
+    ('data.train.type=Coco', ['data.train', 'Coco']),
+])
+def test_settings(folder, option, says):
+    append('distiller.py', 'model["knowledge"][0]["soft_label"] = dict()')
+    refuse_training(folder, '--cfg-options', option, says=says)
+
+
+def test_no_instance_for_any_prototype(folder):
+    refuse_training(folder, '--cfg-options', 'model.prototypes.min_size=900',
+                    says=['model.prototypes.min_size = 900', 'annotations.json'], logged=True)
+
+
+def test_options_of_the_tools(folder):
+    weights = tiny_data.write_weights('student.pth', small.retinanet())
+
+    def test(*args, says):
+        refuse(folder, 'test', 'student.py', weights, *args, says=says)
+
+    test('--eval', 'box', says=['--eval box', 'bbox'])
+    test('--eval', 'segm', says=['--eval segm', 'RetinaNet'])
+    test('--eval', 'bbox', '--format-only', says=['--eval and --format-only'])
+    test('--out', 'found.json', says=['--out found.json', '.pkl'])
+    test('--eval-options', 'speed=1', says=['--eval-options speed', 'classwise'])
+    status, _, stderr = run_tool('train', 'distiller.py', '--epochs', '0')
+    assert status == 2 and '--epochs' in stderr and 'at least 1' in stderr
+
+
+def test_real_processes_end_with_the_message_alone(folder):
+    (folder / 'images').rename('moved')
+    before = files(folder)
+    ended = subprocess.run(
+        [sys.executable, str(REPOSITORY / 'tools' / 'train.py'), 'distiller.py'],
+        capture_output=True, text=True, env={**os.environ, 'OMP_NUM_THREADS': '1'})
+    assert ended.returncode == 2
+    assert ended.stderr.startswith('\nerror: data.train.img_prefix: no such folder')
+    assert len(ended.stderr.strip().splitlines()) == 1
+    assert files(folder) == before
+
+
+def succeed(*args):
+    status, _, stderr = run_tool('train', 'distiller.py', '--work-dir', 'work', *args)
+    assert status == 0, stderr
+    return stderr
+
+
+def test_class_without_instance_goes_on(folder):
+    def drop(content):
+        content['annotations'] = [annotation for annotation in content['annotations']
+                                  if annotation['category_id'] != 3]
+    edit(folder / 'annotations.json', drop)
+    stderr = succeed()
+    assert stderr.count('get no prototype: blue') == 1
+    assert 'Epoch [2]' in stderr and 'nan' not in stderr.split('Evaluating')[0]
+
+
+@pytest.mark.parametrize('filtered', [True, False])
+def test_images_without_boxes_go_on(folder, filtered):
+    def drop(content):
+        content['annotations'] = [annotation for annotation in content['annotations']
+                                  if annotation['image_id'] in (1, 2)]
+    edit(folder / 'annotations.json', drop)
+    stderr = succeed('--epochs', '1', '--cfg-options', 'data.samples_per_gpu=1',
+                     f'data.train.filter_empty_gt={filtered}')
+    assert f'Epoch [1][{2 if filtered else 4}/{2 if filtered else 4}]' in stderr
+    checkpoint = torch.load('work/latest.pth')
+    assert all(tensor.isfinite().all() for tensor in checkpoint['state_dict'].values())
+
+
+def test_configuration_is_not_changed_by_reading_it(folder):
+    # Guards the fixture: the pair trains as long as nothing is broken.
+    assert 'Epoch [2]' in succeed('--no-validate')
+    assert copy.copy(files(folder)).keys() > {(folder / 'work').relative_to(folder)}

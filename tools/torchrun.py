@@ -1,0 +1,31 @@
+#!/usr/bin/env python
+"""torchrun with its own options, ending with the failed process's message and exit status.
+
+torchrun itself appends a traceback of its own, forty lines that bury the message.
+"""
+
+import logging
+import signal
+import sys
+
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.run import main
+
+
+def explain(error):
+    """Exit status of the process that failed first; says so if it could not speak itself."""
+    rank, failure = error.get_first_failure()
+    if failure.exitcode > 0:
+        return failure.exitcode
+    name = signal.Signals(-failure.exitcode).name
+    reason = ' (out of memory?)' if name == 'SIGKILL' else ''
+    print(f'\nerror: process {rank} was ended by {name}{reason}', file=sys.stderr)
+    return 128 - failure.exitcode
+
+
+if __name__ == '__main__':
+    logging.getLogger('torch.distributed.elastic').setLevel(logging.CRITICAL)
+    try:
+        main()
+    except ChildFailedError as error:
+        sys.exit(explain(error))
