@@ -6,8 +6,10 @@ custom_imports = dict(imports=['gkd'])  # registers the backbone
 model = dict(
     backbone=dict(
         type='EfficientNetLite0',
+        frozen_stages=2,  # edges and textures are known already
         init_cfg=dict(
             type='Pretrained', checkpoint='checkpoints/efficientnet_lite0.safetensors')),
     neck=dict(in_channels=[24, 40, 112, 320]),
     # digits are taller than wide
     bbox_head=dict(num_classes=10, anchor_generator=dict(ratios=[1.6])))
+optimizer = dict(lr=0.001)
