@@ -7,7 +7,10 @@ model = dict(
     teacher=dict(
         config='configs/quickstart/faster_rcnn_efficientnet-lite0_fpn_tree-crowns.py',
         checkpoint='work_dirs/quickstart/faster_rcnn/teacher/latest.pth'),
-    student=dict(config='configs/quickstart/faster_rcnn_r18-w8_fpn_tree-crowns.py'),
+    # As in the paper, the student has been trained before it is distilled.
+    student=dict(
+        config='configs/quickstart/faster_rcnn_r18-w8_fpn_tree-crowns.py',
+        checkpoint='work_dirs/quickstart/faster_rcnn/student_seed0/latest.pth'),
     # 100 images hold 800 trees; many are smaller than COCO's 30 pixels
     prototypes=dict(type='PrototypeGenerationModule', min_size=8, max_images=100),
     knowledge=[
@@ -16,3 +19,5 @@ model = dict(
             # summed over batch-normalised maps, it would drown the detection losses
             local_knowledge=dict(level_reduction='mean'))
     ])
+optimizer = dict(lr=0.001)
+runner = dict(max_epochs=4)
