@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 def run_steps_through_torch_ddp() -> None:
     """Let ``MMDistributedDataParallel`` run on torch's own forward pass, on CPU as well.
 
-    Reason: its ``forward`` reads ``_use_replicated_tensor_module``, which torch 2.1 removed; its
+    Reason: its ``forward`` reads ``_use_replicated_tensor_module``, which torch has no more; its
     ``train_step`` and ``val_step`` are a copy of the forward pass of torch 1.x, which does not
     prepare the reducer of torch 2.x; and without GPUs none of the three unpacks the
     ``DataContainer`` of a batch. torch's forward pass does all the bookkeeping in every version;
