@@ -1,0 +1,175 @@
+"""What a prototype generation will take, told before anything is run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import ceil
+from typing import Optional
+
+import numpy as np
+
+from gkd.prototypes.features import CandidateImage, group_by_size
+
+FLOAT32 = 4  # bytes; features and prototypes
+FLOAT64 = 8  # bytes; the search
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Counts of a prototype generation.
+
+    Attributes:
+        images: Images to run.
+        batches: Batches they make, each of images of one size; None if the sizes are not known.
+        instances: For every class its instances among them.
+        teacher_channels: Channels of the teacher on every level.
+        student_channels: Channels of the student on every level.
+        num_prototypes: Prototypes a class and level.
+        max_pairs: Similarities that the search holds at a time.
+        exact: Whether images and instances were counted; else they are upper bounds.
+
+    Example:
+        >>> plan = Plan(images=20, batches=3, instances=(100, 0, 50), teacher_channels=(256,),
+        ...             student_channels=(256,), num_prototypes=10, max_pairs=2**24, exact=True)
+        >>> plan.feature_bytes == 150 * (256 + 256) * 4
+        True
+    """
+
+    images: int
+    batches: Optional[int]
+    instances: tuple[int, ...]
+    teacher_channels: tuple[int, ...]
+    student_channels: tuple[int, ...]
+    num_prototypes: int
+    max_pairs: int
+    exact: bool
+
+    @classmethod
+    def of(cls, candidates: Sequence[CandidateImage], num_classes: int, batch_size: int,
+           **settings) -> Plan:
+        """Count what has been chosen.
+
+        Args:
+            candidates: The chosen images.
+            num_classes: Number of classes.
+            batch_size: Images a forward pass.
+            **settings: The other attributes.
+        """
+        labels = np.concatenate([np.zeros(0, np.int64)] + [image.labels for image in candidates])
+        return cls(images=len(candidates), batches=len(group_by_size(candidates, batch_size)),
+                   instances=tuple(np.bincount(labels, minlength=num_classes).tolist()),
+                   exact=True, **settings)
+
+    @classmethod
+    def bound(cls, images: int, boxes: int, num_classes: int, max_images: int,
+              **settings) -> Plan:
+        """Bound what can be chosen from a data set of which only the totals are known.
+
+        Every box may lie in a chosen image, and boxes are taken to spread evenly over classes,
+        which only :attr:`operations` depends on.
+
+        Args:
+            images: Images with boxes.
+            boxes: Boxes in all of them.
+            num_classes: Number of classes.
+            max_images: Images a class at most.
+            **settings: The other attributes.
+        """
+        return cls(images=min(images, num_classes * max_images), batches=None,
+                   instances=tuple(np.bincount(np.arange(boxes) % num_classes).tolist()),
+                   exact=False, **settings)
+
+    @property
+    def channels(self) -> int:
+        """Channels of both detectors, summed over levels."""
+        return sum(self.teacher_channels) + sum(self.student_channels)
+
+    @property
+    def teacher_bytes(self) -> int:
+        """The teacher's features, kept on disk and in memory."""
+        return sum(self.instances) * sum(self.teacher_channels) * FLOAT32
+
+    @property
+    def feature_bytes(self) -> int:
+        """Features of teacher and student, in memory while a bank is made."""
+        return sum(self.instances) * self.channels * FLOAT32
+
+    @property
+    def bank_bytes(self) -> int:
+        """One bank."""
+        classes = sum(count > 0 for count in self.instances)
+        return classes * self.num_prototypes * self.channels * FLOAT32
+
+    @property
+    def search_bytes(self) -> int:
+        """Memory of the largest search, in double precision.
+
+        The features, scaled and side by side, once more for the candidates; the second moments
+        and their weights; a block of similarities.
+        """
+        count = max(self.instances)
+        width = max(map(sum, zip(self.teacher_channels, self.student_channels)))
+        block = min(count ** 2, max(self.max_pairs, count))
+        return FLOAT64 * (5 * count * width + 4 * width ** 2 + 2 * block)
+
+    @property
+    def operations(self) -> int:
+        """Multiplications and additions of all searches of one generation, at most.
+
+        Per class and level: similarities for the densities, the second moments, and in every
+        round the gain of all candidates, for which all instances are taken.
+        """
+        total = 0
+        for teacher, student in zip(self.teacher_channels, self.student_channels):
+            width = teacher + student
+            for count in self.instances:
+                total += 2 * count ** 2 * width
+                total += 2 * count * width ** 2 * (1 + self.num_prototypes)
+        return total
+
+    def lines(self, generations: int, processes: int = 1) -> list[str]:
+        """The plan in words.
+
+        Args:
+            generations: How often a bank is made in the whole training.
+            processes: Processes that share the images.
+        """
+        most = '' if self.exact else 'at most '
+        found = [count for count in self.instances if count]
+        batches = '' if self.batches is None else f' in {self.batches:,} batches'
+        each = (f'{min(found):,} to {max(found):,}' if self.exact and found
+                else f'about {max(self.instances):,} if they are evenly spread')
+        rows = [
+            ('images to run', f'{most}{self.images:,}{batches}: by the teacher once, by the '
+                              f'student in every generation'),
+            ('generations', f'{generations}, so {most}{self.images * (generations + 1):,} images '
+                            f'run in all'),
+            ('a process', f'{most}{ceil(self.images / processes):,} images a pass, of '
+                          f'{processes} processes'),
+            ('instances', f'{most}{sum(self.instances):,}, of {len(found)} of '
+                          f'{len(self.instances)} classes, {each} a class'),
+            ('kept on disk', f'{most}{size(self.teacher_bytes)} of teacher\'s features, and '
+                             f'{size(self.bank_bytes)} for every bank'),
+            ('kept in memory', f'{most}{size(self.feature_bytes)} of features, in every process'),
+            ('search', f'{len(found) * len(self.teacher_channels)} searches '
+                       f'({len(found)} classes on {len(self.teacher_channels)} levels), '
+                       f'{self.operations / 1e12:,.2f} TFLOP in double precision, the largest in '
+                       f'{size(self.search_bytes)}'),
+        ]
+        if processes == 1:
+            rows = [row for row in rows if row[0] != 'a process']
+        return [f'{name + ":":16}{text}' for name, text in rows]
+
+
+def size(count: int) -> str:
+    """Bytes for people.
+
+    Example:
+        >>> size(3_520_000_000)
+        '3.5 GB'
+    """
+    for unit, factor in (('GB', 10 ** 9), ('MB', 10 ** 6), ('kB', 10 ** 3)):
+        if count >= factor:
+            return f'{count / factor:.1f} {unit}'
+    return f'{count} B'
