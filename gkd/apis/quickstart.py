@@ -21,7 +21,10 @@ from gkd.backbones.efficientnet_lite import prepare_efficientnet_lite0
 from gkd.datasets import prepare_tree_crowns
 from gkd.detectors.source import REPOSITORY
 from gkd.errors import GKDError
+from gkd.prototypes import PrototypeBank
+from gkd.prototypes.hook import latest_bank
 from gkd.reporting.detections import draw_detections
+from gkd.reporting.prototypes import draw_prototypes
 
 CONFIGS = 'configs/quickstart'
 TEACHER = CONFIGS + '/{}_efficientnet-lite0_fpn_tree-crowns.py'
@@ -92,17 +95,28 @@ def quickstart(family: str = 'retinanet', seeds: Sequence[int] = (0,),
 
     table = format_table(results)
     write_atomically(osp.join(work_dir, 'table.md'), table)
-    picture = osp.join(work_dir, 'detections.png')
-    draw_detections([('teacher', load_config(TEACHER.format(family)), teacher),
-                     ('student, continued', load_config(CONTINUED.format(family)), plain),
-                     ('student, distilled', load_config(DISTILLER.format(family)), distilled)],
-                    picture)
+    draw_pictures(family, work_dir, teacher, plain, distilled, epochs)
     command = f'{DISTILLER.format(family)} {osp.relpath(distilled)}'
     print(f'\n{family} on tree crowns, validation, seeds {" ".join(map(str, seeds))}, '
           f'{(time.time() - started) / 60:.1f} min:\n\n{table}\n'
-          f'pictures:  {osp.relpath(picture)}\n'
+          f'pictures:  {osp.relpath(work_dir)}/detections.png, prototypes.png\n'
           f'evaluate:  bash tools/test.sh {command}\n'
           f'export:    python tools/export_student.py {command}')
+
+
+def draw_pictures(family: str, work_dir: str, teacher: str, plain: str, distilled: str,
+                  epochs: Optional[int]) -> None:
+    """Draw the detections of the three checkpoints, and the prototypes of the last generation."""
+    config = load_config(DISTILLER.format(family))
+    draw_detections([('teacher', load_config(TEACHER.format(family)), teacher),
+                     ('student, continued', load_config(CONTINUED.format(family)), plain),
+                     ('student, distilled', config, distilled)],
+                    osp.join(work_dir, 'detections.png'))
+    folder = osp.join(osp.dirname(distilled), 'prototypes')
+    last = epochs or config.runner.max_epochs
+    draw_prototypes(PrototypeBank.load(latest_bank(folder, last)),
+                    config.data.train.img_prefix, config.data.train.classes, 0,
+                    osp.join(work_dir, 'prototypes.png'))
 
 
 def announce(number: int, total: int, what: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Sequence
+from collections.abc import Sequence
 
 import matplotlib
 import mmcv
@@ -58,7 +58,8 @@ def draw_detections(detectors: Sequence[tuple[str, Config, str]], path: str,
 def load_detector(config: Config, checkpoint: str) -> torch.nn.Module:
     """Build the detector, or a distillation config's student, with its weights."""
     model = build_detector(student_config(config).model)
-    load_strictly(model, student_weights(load_checkpoint_file(checkpoint)), checkpoint)
+    load_strictly(model, student_weights(load_checkpoint_file(checkpoint), checkpoint),
+                  checkpoint)
     return model.eval()
 
 

@@ -1,0 +1,61 @@
+"""Draw the prototypes of a bank as crops of the images that they come from."""
+
+from __future__ import annotations
+
+import json
+import os.path as osp
+from collections.abc import Sequence
+
+import matplotlib
+import mmcv
+import numpy as np
+
+from gkd.prototypes import PrototypeBank
+
+matplotlib.use('Agg')
+from matplotlib import pyplot as plt  # noqa: E402
+
+MARGIN = 0.25  # of the box's size, around it
+
+
+def draw_prototypes(bank: PrototypeBank, folder: str, classes: Sequence[str], label: int,
+                    path: str) -> None:
+    """Draw a class's prototypes: a row a level, in order of choice.
+
+    Args:
+        bank: A bank that the :class:`gkd.prototypes.PrototypeGenerationModule` made.
+        folder: Folder of the images.
+        classes: Names of the classes.
+        label: The class to draw.
+        path: PNG file to write.
+    """
+    levels = [[origin for origin in level if origin[2] == label]
+              for level in json.loads(bank.metadata['origins'])]
+    most = max(map(len, levels))
+    figure, axes = plt.subplots(len(levels), most, squeeze=False,
+                                figsize=(0.9 * most + 0.8, 0.95 * len(levels) + 0.5))
+    for axis in axes.flat:
+        axis.set_xticks([])
+        axis.set_yticks([])
+        axis.set_frame_on(False)
+    for number, level in enumerate(levels):
+        axes[number, 0].set_ylabel(f'level {number}', fontsize=9)
+        for place, (filename, box, _) in enumerate(level):
+            axes[number, place].imshow(crop(osp.join(folder, filename), box))
+    for place in range(most):
+        axes[0, place].set_title(str(place + 1), fontsize=9)
+    figure.suptitle(f'prototypes of "{classes[label]}", in order of choice', fontsize=10)
+    figure.tight_layout(pad=0.4)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def crop(path: str, box: Sequence[float]) -> np.ndarray:
+    """The box and a margin around it, as an RGB image."""
+    x1, y1, x2, y2 = box
+    margin_x, margin_y = MARGIN * (x2 - x1), MARGIN * (y2 - y1)
+    image = mmcv.imread(path, channel_order='rgb')
+    height, width = image.shape[:2]
+    left, right = max(0, int(x1 - margin_x)), min(width, int(x2 + margin_x) + 1)
+    top, bottom = max(0, int(y1 - margin_y)), min(height, int(y2 + margin_y) + 1)
+    return image[top:bottom, left:right]
