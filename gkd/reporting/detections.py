@@ -28,7 +28,7 @@ MATCH_IOU = 0.5
 
 def draw_detections(detectors: Sequence[tuple[str, Config, str]], path: str,
                     num_images: int = 2) -> None:
-    """Draw what each detector finds on the validation images that hold the most objects.
+    """Draw what each detector finds on validation images that hold as many objects as most do.
 
     On every image a detector may show as many boxes as there are objects, its best scored ones, so
     that detectors of different calibration compare: green boxes match an object (IoU above 0.5),
@@ -42,8 +42,10 @@ def draw_detections(detectors: Sequence[tuple[str, Config, str]], path: str,
     """
     config = detectors[0][1]
     dataset = build_dataset(config.data.val, dict(test_mode=True))
-    counts = [len(dataset.get_ann_info(index)['labels']) for index in range(len(dataset))]
-    images = sorted(np.argsort(counts)[::-1][:num_images])
+    counts = np.array([len(dataset.get_ann_info(index)['labels'])
+                       for index in range(len(dataset))])
+    typical = np.abs(counts - np.median(counts[counts > 0]))
+    images = sorted(np.argsort(typical, kind='stable')[:num_images])
     figure, axes = plt.subplots(num_images, len(detectors), squeeze=False,
                                 figsize=(3.6 * len(detectors), 3.9 * num_images))
     for column, (title, config, checkpoint) in enumerate(detectors):
