@@ -1,9 +1,6 @@
 """The quickstart's data set: tree crowns on two aerial photographs."""
 
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from xml.etree import ElementTree
@@ -11,6 +8,7 @@ from xml.etree import ElementTree
 import cv2
 import numpy as np
 
+from gkd.datasets.once import build_once
 from gkd.datasets.wheels import read_from_wheel
 from gkd.errors import DataError
 
@@ -18,7 +16,6 @@ REQUIREMENT = 'deepforest==2.1.0'
 SHA256 = '8c2798d8e9be7f0004b194fe207b76c1d9fff6e711b3db67b9508dcd5d00ae54'
 SCENES = ('2019_YELL_2_528000_4978000_image_crop2', '2019_YELL_2_541000_4977000_image_crop')
 RECIPE = 2  # count up when the files below come out differently
-STAMP = 'recipe.json'
 
 TILE = 256  # pixels
 TRAIN_STRIDE = 96  # pixels between training tiles, at most
@@ -53,50 +50,37 @@ def prepare_tree_crowns(root: str = 'data/tree_crowns',
     Raises:
         DataError: the scenes cannot be downloaded, or ``root`` holds something else.
     """
-    root = Path(root)
     recipe = dict(data_set='tree_crowns', recipe=RECIPE, validation=list(validation))
-    if root.exists() and any(root.iterdir()):
-        made_with = _read_stamp(root)
-        if made_with == recipe:
-            return root
-        if made_with is None:
-            raise DataError(f'{root} is neither empty nor a tree-crown data set made by gkd. '
-                            'Move it away, or name another folder.')
+    return build_once(root, recipe, lambda folder: _build(folder, validation))
 
-    folder = 'deepforest/data/'
+
+def _build(folder: Path, validation: tuple[float, float]) -> None:
+    """Write the data set into an empty folder."""
+    inside = 'deepforest/data/'
     files = read_from_wheel(
         REQUIREMENT, SHA256,
-        [folder + scene + suffix for scene in SCENES for suffix in ('.png', '.xml')])
-    root.parent.mkdir(parents=True, exist_ok=True)
-    # Built beside the final place and renamed: there is a complete data set or none.
-    with tempfile.TemporaryDirectory(prefix='.tree_crowns-', dir=root.parent) as temporary:
-        build = Path(temporary) / root.name
-        (build / 'images').mkdir(parents=True)
-        train, val = [], []
-        for scene in SCENES:
-            pixels = np.frombuffer(files[folder + scene + '.png'], np.uint8)
-            image = cv2.imdecode(pixels, cv2.IMREAD_COLOR)
-            boxes = read_voc_boxes(files[folder + scene + '.xml'])
-            width = image.shape[1]
-            left, right = (round(end * width) for end in validation)
-            if not 0 <= left <= right - TILE <= width - TILE:
-                raise DataError(f'validation={validation} is no strip of at least {TILE} pixels '
-                                f'inside {scene}, which is {width} pixels wide.')
-            val += _cut(image, boxes, left, right, TILE, scene, build / 'images', once=True)
-            for start, stop in ((0, left), (right, width)):
-                if stop - start >= TILE:
-                    train += _cut(image, boxes, start, stop, TRAIN_STRIDE, scene,
-                                  build / 'images', once=False)
-        for name, tiles in (('train', train), ('val', val)):
-            coco = to_coco(tiles)
-            counted = sum(not annotation['iscrowd'] for annotation in coco['annotations'])
-            print(f'{root}: {name}.json with {len(tiles)} tiles, {counted} boxes', flush=True)
-            (build / f'{name}.json').write_text(json.dumps(coco))
-        (build / STAMP).write_text(json.dumps(recipe))
-        if root.exists():
-            shutil.rmtree(root)
-        os.replace(build, root)
-    return root
+        [inside + scene + suffix for scene in SCENES for suffix in ('.png', '.xml')])
+    (folder / 'images').mkdir()
+    train, val = [], []
+    for scene in SCENES:
+        pixels = np.frombuffer(files[inside + scene + '.png'], np.uint8)
+        image = cv2.imdecode(pixels, cv2.IMREAD_COLOR)
+        boxes = read_voc_boxes(files[inside + scene + '.xml'])
+        width = image.shape[1]
+        left, right = (round(end * width) for end in validation)
+        if not 0 <= left <= right - TILE <= width - TILE:
+            raise DataError(f'validation={validation} is no strip of at least {TILE} pixels '
+                            f'inside {scene}, which is {width} pixels wide.')
+        val += _cut(image, boxes, left, right, TILE, scene, folder / 'images', once=True)
+        for start, stop in ((0, left), (right, width)):
+            if stop - start >= TILE:
+                train += _cut(image, boxes, start, stop, TRAIN_STRIDE, scene, folder / 'images',
+                              once=False)
+    for name, tiles in (('train', train), ('val', val)):
+        coco = to_coco(tiles)
+        counted = sum(not annotation['iscrowd'] for annotation in coco['annotations'])
+        print(f'tree crowns: {name}.json with {len(tiles)} tiles, {counted} boxes', flush=True)
+        (folder / f'{name}.json').write_text(json.dumps(coco))
 
 
 def read_voc_boxes(xml: bytes) -> np.ndarray:
@@ -173,7 +157,7 @@ def to_coco(tiles: Sequence[tuple[str, np.ndarray, np.ndarray]]) -> dict:
                 bbox=[x1, y1, x2 - x1, y2 - y1], area=(x2 - x1) * (y2 - y1), iscrowd=int(crowd)))
     return dict(
         info=dict(description='Tree crowns of the NEON benchmark, tiled',
-                  url='https://pypi.org/project/deepforest/2.1.0/'),
+                  source=REQUIREMENT),
         licenses=[dict(id=1, name='MIT')],
         categories=[dict(id=1, name='tree')], images=images, annotations=annotations)
 
@@ -190,11 +174,3 @@ def _cut(image, boxes, left, right, stride, scene, folder, once):
                     [cv2.IMWRITE_PNG_COMPRESSION, 0])
         tiles.append((file_name, placed, ignored))
     return tiles
-
-
-def _read_stamp(root):
-    try:
-        stamp = json.loads((root / STAMP).read_text())
-    except (OSError, ValueError):
-        return None
-    return stamp if isinstance(stamp, dict) and stamp.get('data_set') == 'tree_crowns' else None
