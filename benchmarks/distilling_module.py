@@ -11,6 +11,7 @@ import argparse
 import json
 from dataclasses import asdict, dataclass, replace
 
+import inputs
 import measure
 import torch
 from torch import nn
@@ -73,7 +74,7 @@ class Module:
         self.bank = PrototypeBank([torch.rand(count, CHANNELS) for _ in STRIDES],
                                   [torch.rand(count, CHANNELS) for _ in STRIDES],
                                   [torch.arange(0, count + 1, PROTOTYPES) for _ in STRIDES])
-        self.boxes = [measure.random_boxes(case.positives, (case.height, case.width),
+        self.boxes = [inputs.random_boxes(case.positives, (case.height, case.width),
                                    torch.Generator().manual_seed(image))
                       for image in range(case.images)]
         self.labels = torch.randint(case.classes, (case.images * case.positives,))

@@ -1,4 +1,4 @@
-"""What the benchmarks share: timing in turns, peak memory, random boxes, tables and results."""
+"""What the benchmarks share: timing in turns, peak memory, tables, and where results go."""
 
 from __future__ import annotations
 
@@ -15,8 +15,6 @@ from pathlib import Path
 from typing import Callable
 
 import torch
-
-import gkd  # noqa: F401  (mends mmdet, so that scripts that import this file first can import it)
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 RESULTS = REPOSITORY / 'work_dirs' / 'benchmarks'
@@ -86,16 +84,6 @@ def in_fresh_process(script: str, *arguments: str) -> str:
     done = subprocess.run([sys.executable, script, *arguments], env=environment, check=True,
                           stdout=subprocess.PIPE, text=True)
     return done.stdout.splitlines()[-1]
-
-
-def random_boxes(count: int, size: tuple[int, int], generator: torch.Generator) -> torch.Tensor:
-    """Boxes ``(count, 4)`` inside an image, log-uniform from 16 pixels to half its size."""
-    limits = torch.tensor([size[1], size[0]], dtype=torch.float)
-    shortest = torch.full((2,), 16.).log()
-    sides = torch.lerp(shortest.expand(count, 2), (limits / 2).log(),
-                       torch.rand(count, 2, generator=generator)).exp()
-    corner = torch.rand(count, 2, generator=generator) * (limits - sides)
-    return torch.cat([corner, corner + sides], dim=1)
 
 
 def machine() -> dict[str, str]:

@@ -8,7 +8,6 @@ takes in the first epoch (teacher, student, search) and in later ones (student, 
 from __future__ import annotations
 
 import argparse
-import logging
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -16,21 +15,18 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import cv2
+import inputs
 import measure
 import mmcv
 import numpy as np
 import torch
-from mmcv import Config
 from mmdet.datasets import CocoDataset, CustomDataset, build_dataset
 from mmdet.models import build_detector
 from torch import nn
 
-from gkd.apis import load_config
 from gkd.apis.config import prototype_datasets
 from gkd.prototypes import PrototypeGenerationModule
 from gkd.prototypes.features import group_by_size, load_batches
-
-QUICKSTART = 'configs/quickstart/gkd_{}_efficientnet-lite0_r18-w8_fpn_tree-crowns.py'
 
 
 class Generation:
@@ -42,10 +38,8 @@ class Generation:
     """
 
     def __init__(self, model: dict, datasets: Sequence[CustomDataset]):
-        for name in ('mmcv', 'mmdet'):
-            logging.getLogger(name).setLevel(logging.WARNING)
         torch.manual_seed(0)
-        distiller = build_detector(Config(dict(model=model)).model)
+        distiller = build_detector(model)
         distiller.init_weights()
         self.datasets = datasets
         self.teacher, self.student = distiller.teacher, distiller.student.eval()
@@ -81,21 +75,14 @@ class Generation:
 @contextmanager
 def quickstart() -> Iterator[Generation]:
     """The quickstart's RetinaNets on its training tiles."""
-    config = load_config(str(measure.REPOSITORY / QUICKSTART.format('retinanet')))
-    config.model.teacher.checkpoint = None
+    config = inputs.quickstart_config('retinanet')
     yield Generation(config.model, [build_dataset(entry) for entry in prototype_datasets(config)])
 
 
 @contextmanager
 def coco(images: int = 6) -> Iterator[Generation]:
     """Faster R-CNN R101 and R50 on random images of COCO's usual size, with its test pipeline."""
-    def detector(depth: int) -> dict:
-        return dict(config=f'mmdet::faster_rcnn/faster_rcnn_r{depth}_fpn_2x_coco.py',
-                    checkpoint=None, overrides={'backbone.init_cfg': None})
-
-    model = dict(type='Distiller', teacher=detector(101), student=detector(50),
-                 prototypes=dict(type='PrototypeGenerationModule', batch_size=2),
-                 knowledge=[dict(type='RobustDistillingModule')])
+    model = inputs.coco_model('faster_rcnn', batch_size=2)
     with tempfile.TemporaryDirectory() as folder:
         annotations = write_random_coco(Path(folder), images)
         yield Generation(model, [build_dataset(dict(
@@ -114,7 +101,7 @@ def write_random_coco(folder: Path, images: int, size: tuple[int, int] = (480, 6
         cv2.imwrite(str(folder / f'{image}.jpg'), pixels)
         content['images'].append(dict(id=image, file_name=f'{image}.jpg', height=size[0],
                                       width=size[1]))
-        boxes = measure.random_boxes(7, size, torch.Generator().manual_seed(image))
+        boxes = inputs.random_boxes(7, size, torch.Generator().manual_seed(image))
         for x1, y1, x2, y2 in boxes.tolist():
             content['annotations'].append(dict(
                 id=len(content['annotations']), image_id=image, iscrowd=0,

@@ -9,25 +9,21 @@ optimiser's step is in neither.
 from __future__ import annotations
 
 import argparse
-import logging
 from typing import Optional
 
+import inputs
 import measure
 import numpy as np
 import torch
-from mmcv import Config
 from mmcv.parallel import collate, scatter
 from mmdet.core import bbox2roi
 from mmdet.models import build_detector
 
-from gkd.apis import load_config
 from gkd.apis.config import build_checked_dataset
 from gkd.detectors import Distiller
 from gkd.detectors.step import recorded
 from gkd.prototypes import PrototypeBank
 
-FAMILIES = ('retinanet', 'faster_rcnn')
-QUICKSTART = 'configs/quickstart/gkd_{}_efficientnet-lite0_r18-w8_fpn_tree-crowns.py'
 PROTOTYPES = 10
 
 
@@ -113,9 +109,8 @@ def total(losses: dict) -> torch.Tensor:
 
 def build_distiller(model: dict) -> Distiller:
     """A distiller with random weights and random prototypes."""
-    logging.getLogger('mmcv').setLevel(logging.WARNING)  # lists every initialised weight
     torch.manual_seed(0)
-    distiller = build_detector(Config(dict(model=model)).model)
+    distiller = build_detector(model)
     distiller.init_weights()
     pair = distiller.pair
     count = PROTOTYPES * pair.num_classes
@@ -128,8 +123,7 @@ def build_distiller(model: dict) -> Distiller:
 
 def quickstart_step(family: str) -> Step:
     """The quickstart's step on its first training images."""
-    config = load_config(str(measure.REPOSITORY / QUICKSTART.format(family)))
-    config.model.teacher.checkpoint = None
+    config = inputs.quickstart_config(family)
     dataset = build_checked_dataset(config.data.train, 'data.train')
     batch_size = config.data.train_dataloader.samples_per_gpu
     np.random.seed(0)
@@ -139,23 +133,16 @@ def quickstart_step(family: str) -> Step:
 
 def coco_step(family: str, size: tuple[int, int] = (800, 1344), images: int = 2) -> Step:
     """A step of ResNet-101 teaching ResNet-50 on COCO's 80 classes, on random images."""
-    def detector(depth: int) -> dict:
-        return dict(config=f'mmdet::{family}/{family}_r{depth}_fpn_2x_coco.py', checkpoint=None,
-                    overrides={'backbone.init_cfg': None})
-
-    model = dict(type='Distiller', teacher=detector(101), student=detector(50),
-                 prototypes=dict(type='PrototypeGenerationModule'),
-                 knowledge=[dict(type='RobustDistillingModule')])
     height, width = size
     # Anchors match many to a box; of the RPN, which is not trained here, few proposals match any.
     boxes = 8 if family == 'retinanet' else 64
     meta = dict(img_shape=(height, width, 3), ori_shape=(height, width, 3),
                 pad_shape=(height, width, 3), scale_factor=1.0, flip=False, filename='random')
     generator = torch.Generator().manual_seed(0)
-    return Step(build_distiller(model), dict(
+    return Step(build_distiller(inputs.coco_model(family)), dict(
         img=torch.randn(images, 3, height, width, generator=generator),
         img_metas=[dict(meta) for _ in range(images)],
-        gt_bboxes=[measure.random_boxes(boxes, size, generator) for _ in range(images)],
+        gt_bboxes=[inputs.random_boxes(boxes, size, generator) for _ in range(images)],
         gt_labels=[torch.randint(80, (boxes,), generator=generator) for _ in range(images)]))
 
 
@@ -195,7 +182,8 @@ def main() -> None:
     """Measure what is asked for."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--settings', nargs='+', choices=SETTINGS, default=list(SETTINGS))
-    parser.add_argument('--families', nargs='+', choices=FAMILIES, default=list(FAMILIES))
+    parser.add_argument('--families', nargs='+', choices=inputs.FAMILIES,
+                        default=list(inputs.FAMILIES))
     parser.add_argument('--rounds', type=int, default=15, help='timings a part at quickstart size')
     parser.add_argument('--coco-rounds', type=int, default=3, help='timings a part at COCO size')
     parser.add_argument('--memory', choices=['whole', 'lower_bound'], help=argparse.SUPPRESS)

@@ -138,8 +138,8 @@ class Plan:
         most = '' if self.exact else 'at most '
         found = [count for count in self.instances if count]
         batches = '' if self.batches is None else f' in {self.batches:,} batches'
-        each = (f'{min(found):,} to {max(found):,}' if self.exact and found
-                else f'about {max(self.instances):,} if they are evenly spread')
+        each = (f'{min(found):,} to {max(found):,} a class' if self.exact
+                else f'about {max(found):,} a class if they spread evenly')
         rows = [
             ('images to run', f'{most}{self.images:,}{batches}: by the teacher once, by the '
                               f'student in every generation'),
@@ -148,7 +148,7 @@ class Plan:
             ('a process', f'{most}{ceil(self.images / processes):,} images a pass, of '
                           f'{processes} processes'),
             ('instances', f'{most}{sum(self.instances):,}, of {len(found)} of '
-                          f'{len(self.instances)} classes, {each} a class'),
+                          f'{len(self.instances)} classes, {each}'),
             ('kept on disk', f'{most}{size(self.teacher_bytes)} of teacher\'s features, and '
                              f'{size(self.bank_bytes)} for every bank'),
             ('kept in memory', f'{most}{size(self.feature_bytes)} of features, in every process'),

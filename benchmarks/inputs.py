@@ -1,0 +1,52 @@
+"""What the benchmarks run on: the quickstart's configs, COCO's detectors, random boxes."""
+
+from __future__ import annotations
+
+import logging
+import os
+
+import measure
+import torch
+from mmcv import Config, ConfigDict
+
+import gkd  # noqa: F401  (mends mmdet, so that scripts that import this file first can import it)
+from gkd.apis import load_config
+from gkd.apis.quickstart import DISTILLER, FAMILIES
+from gkd.datasets import prepare_tree_crowns
+
+__all__ = ['FAMILIES', 'coco_model', 'quickstart_config', 'random_boxes']
+
+for name in ('mmcv', 'mmdet'):
+    logging.getLogger(name).setLevel(logging.WARNING)  # they list every initialised weight
+
+
+def quickstart_config(family: str) -> Config:
+    """The quickstart's distillation config, with untrained detectors; makes its data set."""
+    os.chdir(measure.REPOSITORY)
+    prepare_tree_crowns()
+    config = load_config(DISTILLER.format(family))
+    for role in ('teacher', 'student'):
+        config.model[role].checkpoint = None
+    return config
+
+
+def coco_model(family: str, **prototypes) -> ConfigDict:
+    """A distiller for COCO, ResNet-101 teaching ResNet-50, with untrained detectors."""
+    def detector(depth: int) -> dict:
+        return dict(config=f'mmdet::{family}/{family}_r{depth}_fpn_2x_coco.py', checkpoint=None,
+                    overrides={'backbone.init_cfg': None})
+
+    return Config(dict(model=dict(
+        type='Distiller', teacher=detector(101), student=detector(50),
+        prototypes=dict(type='PrototypeGenerationModule', **prototypes),
+        knowledge=[dict(type='RobustDistillingModule')]))).model
+
+
+def random_boxes(count: int, size: tuple[int, int], generator: torch.Generator) -> torch.Tensor:
+    """Boxes ``(count, 4)`` inside an image, log-uniform from 16 pixels to half its size."""
+    limits = torch.tensor([size[1], size[0]], dtype=torch.float)
+    shortest = torch.full((2,), 16.).log()
+    sides = torch.lerp(shortest.expand(count, 2), (limits / 2).log(),
+                       torch.rand(count, 2, generator=generator)).exp()
+    corner = torch.rand(count, 2, generator=generator) * (limits - sides)
+    return torch.cat([corner, corner + sides], dim=1)
