@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-
-import gkd  # noqa: F401
 from mmcv import Config
 from mmdet.models import build_detector
+
+import gkd  # noqa: F401
 
 sys.path.insert(0, str(Path(__file__).parent))
 import small_detectors as small  # noqa: E402
@@ -196,7 +196,7 @@ def test_detections_are_the_students():
 
 
 REFUSALS = [
-    (small.retinanet(num_classes=4), small.retinanet(), {}, 'has 4 classes, student RetinaNet has 3'),
+    (small.retinanet(num_classes=4), small.retinanet(), {}, '4 classes, student RetinaNet has 3'),
     (small.faster_rcnn(), small.retinanet(), {}, 'soft_label: a two-stage teacher'),
     (small.retinanet(octave_base_scale=2), small.retinanet(), {}, 'different anchors'),
     (small.fcos(), small.fcos(), {}, 'instances="gt"'),

@@ -15,12 +15,12 @@ class Knowledge(nn.Module):
     """A kind of knowledge: reads what teacher and student saw in a step, returns losses.
 
     To add one: subclass in a file of its own, register with ``KNOWLEDGE``, list it in a config.
-    Layers that only distillation needs (such as adaptation convolutions) are submodules; they train
-    with the student, are saved with it and are left behind on export.
+    Layers that only distillation needs (such as adaptation convolutions) are submodules; they
+    train with the student, are saved with it and are left behind on export.
 
     Args:
-        pair: Traits of teacher and student. A subclass raises :class:`gkd.errors.ConfigError` here,
-            with the reason, if it cannot serve them.
+        pair: Traits of teacher and student. A subclass raises :class:`gkd.errors.ConfigError`
+            here, with the reason, if it cannot serve them.
 
     Attributes:
         needs_logits: The teacher's class logits at the student's positives are wanted.

@@ -7,8 +7,9 @@ written out in docs/method.md, to which "method section" refers.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Mapping, Optional
+from typing import TYPE_CHECKING, Optional
 
 import mmcv
 import torch
@@ -126,8 +127,8 @@ class SoftLabel(nn.Module):
         loss_weight: Factor of the loss.
         temperature: Divides the logits.
         activation: ``'softmax'`` over the classes as the authors do for every head, or
-            ``'sigmoid'`` for each class alone. By default softmax, but sigmoid where a sigmoid head
-            has a single class: a softmax over one class is constant.
+            ``'sigmoid'`` for each class alone. By default softmax, but sigmoid where a sigmoid
+            head has a single class: a softmax over one class is constant.
 
     Raises:
         ConfigError: Teacher and student do not classify the same boxes, or ``activation`` is
