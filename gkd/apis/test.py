@@ -73,10 +73,9 @@ def test(config: Config, checkpoint: str, metrics: Sequence[str] = (), out: Opti
     check_metrics(model, dataset, metrics, '--eval')
     check_options(dataset.format_results if format_only else dataset.evaluate, options,
                   '--eval-options')
-    if config.get('fp16') is not None:
-        wrap_fp16_model(model)
-
     device = training_device()
+    if config.get('fp16') is not None and device.type == 'cuda':
+        wrap_fp16_model(model)
     loader_config = dict(samples_per_gpu=1, workers_per_gpu=0, shuffle=False)
     loader_config.update(config.data.get('test_dataloader', {}))
     loader = build_dataloader(dataset, dist=distributed, **loader_config)
