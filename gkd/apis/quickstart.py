@@ -33,6 +33,7 @@ CONTINUED = CONFIGS + '/{}_r18-w8_fpn_continued_tree-crowns.py'
 DISTILLER = CONFIGS + '/gkd_{}_efficientnet-lite0_r18-w8_fpn_tree-crowns.py'
 FAMILIES = ('retinanet', 'faster_rcnn')
 STAMP = 'stage.txt'
+LOG_INTERVAL = 10  # steps; a line every few seconds on two cores
 METRICS = {'AP': 'bbox_mAP', 'AP50': 'bbox_mAP_50'}
 
 
@@ -158,10 +159,10 @@ def run_stage(config_path: str, checkpoint: str, epochs: Optional[int], seed: in
         write_atomically(stamp, fingerprint)
     history = osp.join(work_dir, 'evaluation.json')
     if last not in json.loads(read(history) or '{}'):
+        settings = {'log_config.interval': LOG_INTERVAL, **(options or {})}
         command = [sys.executable, osp.join(REPOSITORY, 'tools', 'train.py'), config_path,
-                   '--work-dir', work_dir, '--seed', str(seed), '--epochs', last]
-        if options:
-            command += ['--cfg-options', *(f'{key}={value}' for key, value in options.items())]
+                   '--work-dir', work_dir, '--seed', str(seed), '--epochs', last,
+                   '--cfg-options', *(f'{key}={value}' for key, value in settings.items())]
         if subprocess.run(command).returncode:
             raise StageFailed(f'training {config_path} failed, see above. The same command goes '
                               f'on from here.')
