@@ -77,5 +77,6 @@ def run_process(rank, function, world_size, folder):
     dist.init_process_group('gloo', init_method=f'file://{folder}/store', rank=rank,
                             world_size=world_size, timeout=timedelta(seconds=60))
     torch.save(function(rank), folder / f'{rank}.pt')
-    dist.barrier()
-    dist.destroy_process_group()
+    if dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()

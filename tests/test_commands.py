@@ -308,6 +308,17 @@ def test_nothing_detected_is_an_average_precision_of_zero(pair):
         {'1': dict(bbox_mAP=0.0, bbox_mAP_50=0.0, bbox_mAP_75=0.0)}
 
 
+def test_kept_config_trains_again_and_is_never_written_over_the_users(trained, tmp_path):
+    folder, _ = trained
+    config = shutil.copy(folder / 'work' / 'distiller.py', tmp_path / 'again.py')
+    text = Path(config).read_text()
+    succeed('train', config, '--work-dir', tmp_path, '--epochs', 1)
+    assert (tmp_path / 'epoch_1.pth').exists() and Path(config).read_text() == text
+    assert [line['loss_global'] for line in log_of(tmp_path) if line.get('mode') == 'train'] == \
+        [line['loss_global'] for line in log_of(folder / 'work') if line.get('epoch') == 1
+         and line.get('mode') == 'train']
+
+
 def test_python_functions_do_what_the_commands_do(trained):
     folder, _ = trained
     metrics = apis.test(load_config(str(folder / 'distiller.py')),

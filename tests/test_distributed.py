@@ -13,10 +13,12 @@ import small_detectors as small
 import tiny_data
 import torch
 from mmcv import Config
-from mmcv.parallel import MMDataParallel, MMDistributedDataParallel
 from mmdet.models import build_detector
 from running import REPOSITORY, in_processes, run_tool
 
+from gkd.apis.train import wrap
+
+CPU = torch.device('cpu')
 TERMS = {'loss_global', 'loss_local_fg', 'loss_local_bg', 'loss_soft'}
 
 
@@ -74,12 +76,12 @@ def test_two_processes_give_the_gradients_of_one(family, knowledge, tmp_path):
         return build(family, knowledge, take_all=family == 'two_stage')
 
     def half(rank):
-        return gradients(MMDistributedDataParallel(model()),
+        return gradients(wrap(model(), CPU),
                          part_of(data, slice(2 * rank, 2 * rank + 2)))
 
-    expected_losses, expected = gradients(MMDataParallel(model(), device_ids=[]), data)
+    expected_losses, expected = gradients(wrap(model(), CPU), data)
     # The halves alone teach something else.
-    _, first = gradients(MMDataParallel(model(), device_ids=[]), part_of(data, slice(2)))
+    _, first = gradients(wrap(model(), CPU), part_of(data, slice(2)))
     far = [name for name, gradient in first.items()
            if (gradient - expected[name]).norm() > 0.02 * expected[name].norm()]
     assert len(far) > len(first) / 2
@@ -102,9 +104,9 @@ def test_identical_halves_give_the_gradients_of_one(family, tmp_path):
     data = small.batch(num_images=1)
 
     def half(rank):
-        return gradients(MMDistributedDataParallel(build(family, {})), data)
+        return gradients(wrap(build(family, {}), CPU), data)
 
-    expected_losses, expected = gradients(MMDataParallel(build(family, {}), device_ids=[]), data)
+    expected_losses, expected = gradients(wrap(build(family, {}), CPU), data)
     for losses, found in in_processes(tmp_path / 'group', half):
         assert TERMS < losses.keys()
         assert losses == pytest.approx(expected_losses, rel=1e-5)
@@ -118,7 +120,7 @@ def test_process_without_boxes_does_not_stall_the_others(family, settings, tmp_p
     full, empty = small.batch(num_images=2), small.batch(num_images=2, boxes=())
 
     def steps(rank):
-        model = MMDistributedDataParallel(build(family, settings))
+        model = wrap(build(family, settings), CPU)
         optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
         for data in ((full, empty)[rank], (empty, full)[rank], empty, full):
             losses, found = gradients(model, data)
@@ -134,7 +136,7 @@ def test_process_without_boxes_does_not_stall_the_others(family, settings, tmp_p
 
 
 def launch(*arguments):
-    """Run a tool in two processes, as tools/train.sh and tools/test.sh do."""
+    """Run a tool in two processes, as tools/train.sh does."""
     command = [sys.executable, str(REPOSITORY / 'tools' / 'torchrun.py'), '--standalone',
                '--nproc_per_node', '2', *map(str, arguments), '--launcher', 'pytorch']
     return subprocess.run(command, capture_output=True, text=True, timeout=900,
@@ -144,8 +146,7 @@ def launch(*arguments):
 def test_training_and_testing_in_two_processes(tmp_path):
     _, config = tiny_data.write_pair(tmp_path, 'one_stage', epochs=1)
     work_dir = tmp_path / 'work'
-    train, test = REPOSITORY / 'tools' / 'train.py', REPOSITORY / 'tools' / 'test.py'
-    trained = launch(train, config, '--work-dir', work_dir)
+    trained = launch(REPOSITORY / 'tools' / 'train.py', config, '--work-dir', work_dir)
     assert trained.returncode == 0, trained.stderr
     assert trained.stderr.count('2 process(es) on') == 1
     # One line of losses, not one a process.
@@ -160,10 +161,16 @@ def test_training_and_testing_in_two_processes(tmp_path):
     assert not list(work_dir.glob('.*'))
 
     out = tmp_path / 'found.pkl'
-    tested = launch(test, config, work_dir / 'latest.pth', '--eval', 'bbox', '--out', out)
-    assert tested.returncode == 0, tested.stderr
     evaluation = json.loads((work_dir / 'evaluation.json').read_text())['1']
-    assert f'maxDets=100 ] = {evaluation["bbox_mAP"]:.3f}' in tested.stdout
+
+    def test(rank):
+        return run_tool('test', config, work_dir / 'latest.pth', '--eval', 'bbox', '--out', out)
+
+    (status, printed, stderr), (other_status, other_printed, _) = in_processes(
+        tmp_path / 'group', test)
+    assert status == other_status == 0, stderr
+    assert f'maxDets=100 ] = {evaluation["bbox_mAP"]:.3f}' in printed
+    assert 'Average Precision' not in other_printed
     assert not list(work_dir.glob('.*'))
     # In one process the same detections come out, in the same order.
     status, _, stderr = run_tool('test', config, work_dir / 'latest.pth', '--out',

@@ -101,12 +101,13 @@ def train(config: Config, resume: str = 'auto', validate: bool = True) -> dict[s
     if config.get('auto_scale_lr'):
         auto_scale_lr(config, distributed, logger)
     wrapped = wrap(model.to(device), device, config.get('find_unused_parameters', False))
+    text = config.pretty_text
     with naming('optimizer'):
         optimizer = build_optimizer(wrapped, config.optimizer)
     with naming('runner'):
         runner = build_runner(config.runner, default_args=dict(
             model=wrapped, optimizer=optimizer, logger=logger,
-            meta=dict(config=config.pretty_text, seed=config.seed, gkd_version=gkd.__version__,
+            meta=dict(config=text, seed=config.seed, gkd_version=gkd.__version__,
                       mmdet_version=mmdet.__version__, CLASSES=train_set.CLASSES)))
     runner.timestamp = time.strftime('%Y%m%d_%H%M%S')
     with naming('lr_config, optimizer_config, checkpoint_config, log_config or custom_hooks'):
@@ -130,10 +131,9 @@ def train(config: Config, resume: str = 'auto', validate: bool = True) -> dict[s
             runner.resume(checkpoint, map_location=str(device))
         elif config.get('load_from'):
             runner.load_checkpoint(config.load_from)
-        if rank == 0:
-            write_atomically(osp.join(config.work_dir, osp.basename(config.filename or
-                                                                    'config.py')),
-                             config.pretty_text)
+        kept = osp.join(config.work_dir, osp.basename(config.filename or 'config.py'))
+        if rank == 0 and osp.abspath(kept) != osp.abspath(config.filename or ''):
+            write_atomically(kept, text)
         if checkpoint is not None and runner.epoch >= (runner.max_epochs or math.inf):
             logger.info(f'{checkpoint} is trained for {runner.epoch} epochs already; nothing is '
                         f'left to do. To train anew: --resume never, or another --work-dir.')
