@@ -14,6 +14,7 @@ from mmcv.runner import get_dist_info, wrap_fp16_model
 from mmdet.apis import multi_gpu_test, single_gpu_test
 from mmdet.datasets import CocoDataset, build_dataloader
 
+from gkd.apis.allocator import keep_freed_memory
 from gkd.apis.config import (
     build_checked_dataset,
     build_model,
@@ -74,6 +75,8 @@ def test(config: Config, checkpoint: str, metrics: Sequence[str] = (), out: Opti
     check_options(dataset.format_results if format_only else dataset.evaluate, options,
                   '--eval-options')
     device = training_device()
+    if device.type == 'cpu':
+        keep_freed_memory()
     if config.get('fp16') is not None and device.type == 'cuda':
         wrap_fp16_model(model)
     loader_config = dict(samples_per_gpu=1, workers_per_gpu=0, shuffle=False)

@@ -36,6 +36,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import gkd
+from gkd.apis.allocator import keep_freed_memory
 from gkd.apis.config import (
     build_checked_dataset,
     build_model,
@@ -71,6 +72,8 @@ def train(config: Config, resume: str = 'auto', validate: bool = True) -> dict[s
     rank, world_size = get_dist_info()
     distributed = torch.distributed.is_initialized()
     device = training_device()
+    if device.type == 'cpu':
+        keep_freed_memory()
     check_training(config)
     config.setdefault('seed', 0)
     config.gpu_ids = range(world_size)
