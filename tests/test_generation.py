@@ -44,14 +44,14 @@ def dataset_config(annotations, **settings):
 
 @pytest.fixture(scope='module')
 def detectors():
-    """Teacher and student with random weights and random statistics."""
+    """Teacher and student with random weights, and statistics that keep their maps alive."""
     built = []
     for seed, channels in ((1, 24), (2, 16)):
         torch.manual_seed(seed)
         detector = build_detector(Config(dict(model=small.retinanet(channels))).model)
-        for name, buffer in detector.named_buffers():
-            if 'running' in name:
-                buffer.uniform_(0.5, 1.5)
+        with torch.no_grad():
+            for _ in range(40):
+                detector.extract_feat(torch.randn(2, 3, 64, 64))
         built.append(detector)
     return built[0].eval(), built[1].train()
 
@@ -158,13 +158,18 @@ def test_features_are_means_over_the_cells_of_boxes(detectors, datasets, tmp_pat
                 features.append(cells[:, y1:y2 + 1, x1:x2 + 1].mean(dim=(1, 2)))
             expected[info['filename'], tuple(box.tolist()), int(label)] = features
     assert len({shape for shape, _ in paddings}) > 1
+    # Nothing is proven by maps that are the same everywhere.
+    features = torch.stack([features[0] for features in expected.values()])
+    assert features.std(dim=0).mean() > 0.05 * features.abs().mean()
     assert not all(whole for _, whole in paddings)
 
     origins = json.loads(bank.metadata['origins'])
     for position in range(len(LEVELS)):
         assert len(origins[position]) == len(bank.teacher[position]) == 6
         for row, (filename, box, label) in zip(bank.teacher[position], origins[position]):
-            torch.testing.assert_close(row, expected[filename, tuple(box), label][position])
+            # One image a pass here and two there: convolutions round differently.
+            torch.testing.assert_close(row, expected[filename, tuple(box), label][position],
+                                       rtol=1e-4, atol=1e-4)
         assert [origin[2] for origin in origins[position]] == [0, 0, 1, 1, 2, 2]
         assert bank.offsets[position].tolist() == [0, 2, 4, 6]
 
@@ -307,8 +312,8 @@ def test_batch_size_does_not_change_the_bank(detectors, datasets, tmp_path):
     for level in range(len(LEVELS)):
         assert json.loads(one.metadata['origins'])[level] == \
             json.loads(four.metadata['origins'])[level]
-        torch.testing.assert_close(one.teacher[level], four.teacher[level], rtol=1e-5, atol=1e-6)
-        torch.testing.assert_close(one.student[level], four.student[level], rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(one.teacher[level], four.teacher[level], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(one.student[level], four.student[level], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize('batch_size', [1, 8])
