@@ -88,11 +88,14 @@ def test_no_such_config(folder, tool, args):
     refuse(folder, tool, *args, says=['no such config file: nowhere.py'])
 
 
+@pytest.mark.filterwarnings('error::pytest.PytestUnraisableExceptionWarning')
 def test_config_that_is_none(folder):
     (folder / 'broken.py').write_text('model = dict(')
     refuse(folder, 'train', 'broken.py', says=['cannot read config broken.py', 'SyntaxError'])
     (folder / 'empty.py').write_text('')
     refuse(folder, 'train', 'empty.py', says=['empty.py', '`model`'])
+    (folder / 'variable.py').write_text('model = dict(type="${gone.key}")\ndata = dict()')
+    refuse(folder, 'train', 'variable.py', says=['variable.py', 'gone'])
     (folder / 'base.py').write_text('_base_ = ["./gone.py"]')
     refuse(folder, 'train', 'base.py', says=['base.py', 'gone.py'])
     append('distiller.py', 'del data["val"]')

@@ -18,7 +18,7 @@ from mmdet.utils import compat_cfg, replace_cfg_vals, update_data_root
 from torch import nn
 
 from gkd.detectors import Distiller
-from gkd.detectors.source import DetectorSource
+from gkd.detectors.source import DetectorSource, read_config
 from gkd.errors import ConfigError, DataError, GKDError
 
 
@@ -37,10 +37,11 @@ def load_config(path: str, options: Optional[dict] = None) -> Config:
     """
     if not osp.isfile(path):
         raise ConfigError(f'no such config file: {path}')
+    config = read_config(path)
     try:
-        config = replace_cfg_vals(Config.fromfile(path))
-    except Exception as error:
-        raise ConfigError(f'cannot read config {path}: {type(error).__name__}: {error}') from error
+        config = replace_cfg_vals(config)
+    except (AssertionError, AttributeError, KeyError, TypeError) as error:
+        raise ConfigError(f'config {path}: cannot fill in ${{...}}: {error}') from error
     try:
         config.merge_from_dict(options or {})
     except (KeyError, TypeError, IndexError, AssertionError) as error:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os.path as osp
+import sys
+import traceback
 from dataclasses import dataclass
 from typing import Optional, Union
 
@@ -95,10 +97,7 @@ class DetectorSource:
             raise ConfigError(f'{self.key}.config: no such file: {self.config}'
                               + (f' (looked in {mmdet_configs()})'
                                  if self.config.startswith(MMDET_SCOPE) else ''))
-        try:
-            return Config.fromfile(path)
-        except Exception as error:
-            raise ConfigError(f'{self.key}.config: cannot read {self.config}: {error}') from error
+        return read_config(path, f'{self.key}.config: ')
 
     def load_checkpoint(self, model: nn.Module) -> None:
         """Fill ``model`` with the checkpoint's weights, all of them or none.
@@ -116,6 +115,30 @@ class DetectorSource:
                 f'{self.key}.checkpoint: no such file: {self.checkpoint}. Put the trained '
                 f'weights there, or change the key to where they are.')
         load_strictly(model, load_checkpoint_file(path), path)
+
+
+def read_config(path: str, where: str = '') -> Config:
+    """Read a config file.
+
+    Args:
+        path: The file. It is Python and is run.
+        where: What to begin messages with.
+
+    Raises:
+        ConfigError: The file cannot be read.
+    """
+    try:
+        return Config.fromfile(path)
+    except Exception as error:
+        message = f'{where}cannot read config {path}: {type(error).__name__}: {error}'
+        # mmcv deletes the temporary copy that it reads while it is open: its end would be reported
+        # in the terminal as an error. It hangs on the frames of this one.
+        hook, sys.unraisablehook = sys.unraisablehook, lambda unraisable: None
+        try:
+            traceback.clear_frames(error.__traceback__)
+        finally:
+            sys.unraisablehook = hook
+        raise ConfigError(message) from error
 
 
 def find_file(path: str) -> Optional[str]:
