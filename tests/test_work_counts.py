@@ -110,7 +110,8 @@ def test_no_tensor_of_boxes_by_channels_by_cells():
     images, channels, cells, positives, classes = 2, 48, 48, 100, 5
     strides = (8, 16)
     info = DetectorInfo('any', 'two-stage', (channels,) * 2, strides, classes, anchors=(),
-                        sigmoid=False, samples_positives=True, classifies_boxes=True)
+                        sigmoid=False, samples_positives=True, classifies_boxes=True,
+                        regresses_offsets=False)
     module = RobustDistillingModule(DetectorPair(info, info, strides))
     corners = torch.rand(images, positives, 2, 2).sort(dim=2).values * cells * strides[0]
     boxes = list(corners.flatten(2))

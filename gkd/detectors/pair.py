@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Optional
 
 import torch
+from mmdet.core.bbox.coder import DeltaXYWHBBoxCoder
 from mmdet.models.detectors import BaseDetector
 
 from gkd.errors import ConfigError
@@ -26,11 +28,12 @@ class DetectorInfo:
         channels: Channels of every FPN map, finest first.
         strides: Stride of every FPN map in pixels.
         num_classes: Classes without background.
-        anchors: Anchors of a one-stage head: for every level those of one cell, as boxes around
-            its centre in pixels; empty for other heads.
+        anchors: Anchors of the dense head, which is a one-stage head or an RPN: for every level
+            those of one cell, as boxes around its centre in pixels; empty for other heads.
         sigmoid: Whether classes are scored by independent sigmoids.
         samples_positives: Whether a training step chooses positive proposals or anchors.
         classifies_boxes: Whether class logits can be had for given positives.
+        regresses_offsets: Whether the dense head regresses offsets of its anchors.
     """
 
     name: str
@@ -42,6 +45,7 @@ class DetectorInfo:
     sigmoid: bool
     samples_positives: bool
     classifies_boxes: bool
+    regresses_offsets: bool
 
     @property
     def is_two_stage(self) -> bool:
@@ -87,20 +91,33 @@ def two_stage_traits(detector: BaseDetector) -> dict:
     # A shared head (C4) pools features that lie in no FPN map's space.
     standard = not cascaded and not detector.roi_head.with_shared_head
     head = head[0] if cascaded else head
-    return dict(num_classes=head.num_classes, anchors=(),
+    proposal_head = getattr(detector, 'rpn_head', None)
+    return dict(num_classes=head.num_classes, anchors=base_anchors(proposal_head),
                 sigmoid=bool(getattr(head.loss_cls, 'use_sigmoid', False)),
-                samples_positives=standard, classifies_boxes=standard)
+                samples_positives=standard, classifies_boxes=standard,
+                regresses_offsets=regresses_offsets(proposal_head))
 
 
 def one_stage_traits(detector: BaseDetector) -> dict:
     """Traits read off a dense head."""
     head = detector.bbox_head
     anchor_based = hasattr(head, 'get_anchors') and hasattr(head, 'sampler')
-    anchors = head.prior_generator.base_anchors if anchor_based else ()
-    return dict(num_classes=head.num_classes,
-                anchors=tuple(tuple(map(tuple, level.tolist())) for level in anchors),
+    return dict(num_classes=head.num_classes, anchors=base_anchors(head),
                 sigmoid=bool(getattr(head, 'use_sigmoid_cls', True)),
-                samples_positives=anchor_based, classifies_boxes=anchor_based)
+                samples_positives=anchor_based, classifies_boxes=anchor_based,
+                regresses_offsets=regresses_offsets(head))
+
+
+def base_anchors(head: Optional[torch.nn.Module]) -> tuple[tuple[tuple[float, ...], ...], ...]:
+    """Anchors of one cell of every level; none if there is no head or it has no anchors."""
+    levels = getattr(getattr(head, 'prior_generator', None), 'base_anchors', ())
+    return tuple(tuple(map(tuple, level.tolist())) for level in levels)
+
+
+def regresses_offsets(head: Optional[torch.nn.Module]) -> bool:
+    """Whether a dense head's boxes are offsets of its anchors, four numbers each."""
+    return (isinstance(getattr(head, 'bbox_coder', None), DeltaXYWHBBoxCoder)
+            and bool(base_anchors(head)))
 
 
 @torch.no_grad()

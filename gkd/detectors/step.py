@@ -11,6 +11,32 @@ from torch import Tensor
 
 
 @dataclass
+class DensePredictions:
+    """What a dense head predicted at all ``N`` places: a one-stage head, or a two-stage's RPN.
+
+    Places are numbered over paired levels (finest first), rows, columns and the anchors of a cell,
+    in this order.
+
+    Attributes:
+        logits: Class logits ``(B, N, num_logits)``; an RPN has a single one, object or not.
+        counts: Places on every paired level; they sum to ``N``.
+        anchors: Anchors ``(N, 4)`` as ``x1, y1, x2, y2`` in pixels; None for a head without.
+        boxes: Predicted boxes ``(B, N, 4)`` in pixels, without gradient; None if the head does not
+            regress offsets of anchors.
+        deltas: Offsets as predicted ``(B, N, 4)``; None likewise.
+        positives: Whether the student trains a place as an object, ``(B, N)`` bool; None for an
+            RPN or a head without anchors.
+    """
+
+    logits: Tensor
+    counts: tuple[int, ...]
+    anchors: Optional[Tensor] = None
+    boxes: Optional[Tensor] = None
+    deltas: Optional[Tensor] = None
+    positives: Optional[Tensor] = None
+
+
+@dataclass
 class StepRecord:
     """What student or teacher computed in a training step, on the levels that both have.
 
@@ -30,6 +56,13 @@ class StepRecord:
         roi_features: RoI-pooled features of the positives, ``(n, C, h, w)``; two-stage only.
         roi_levels: Paired level that each positive was RoI-pooled from, ``(n,)``; two-stage
             students only.
+        objects: Ground truth that each positive was assigned to, ``(n,)`` int64, counted over
+            the batch: an index into ``torch.cat(gt_boxes)``.
+        proposal_logits: Class logits ``(m, num_logits)`` of all proposals that the student
+            sampled, negatives too; two-stage only, and only if a kind of knowledge
+            ``needs_proposals``.
+        proposal_positives: Which of these are positives, ``(m,)`` bool.
+        dense: Predictions at all anchors; only if a kind of knowledge ``needs_dense``.
     """
 
     maps: tuple[Tensor, ...]
@@ -41,6 +74,10 @@ class StepRecord:
     logits: Optional[Tensor] = None
     roi_features: Optional[Tensor] = None
     roi_levels: Optional[Tensor] = None
+    objects: Optional[Tensor] = None
+    proposal_logits: Optional[Tensor] = None
+    proposal_positives: Optional[Tensor] = None
+    dense: Optional[DensePredictions] = None
 
 
 @dataclass

@@ -24,10 +24,15 @@ class Knowledge(nn.Module):
 
     Attributes:
         needs_logits: The teacher's class logits at the student's positives are wanted.
+        needs_proposals: Both detectors' class logits at all of a two-stage student's sampled
+            proposals are wanted.
+        needs_dense: Both detectors' :class:`~gkd.detectors.step.DensePredictions` are wanted.
         needs_bank: A prototype bank must have been generated.
     """
 
     needs_logits = False
+    needs_proposals = False
+    needs_dense = False
     needs_bank = False
 
     def __init__(self, pair: DetectorPair):

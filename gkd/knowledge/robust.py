@@ -294,7 +294,7 @@ def refuse_soft_labels(pair: DetectorPair) -> None:
     if teacher.sigmoid != student.sigmoid:
         raise ConfigError(f'soft_label: one of teacher {teacher.name} and student {student.name} '
                           f'scores classes by sigmoid, the other by softmax; {advice}')
-    if teacher.anchors != student.anchors:
+    if not student.is_two_stage and teacher.anchors != student.anchors:
         raise ConfigError(f'soft_label: teacher and student have different anchors (of the first '
                           f'level: {teacher.anchors[0]} and {student.anchors[0]}); use one '
                           f'`anchor_generator` for both, or {advice}')
