@@ -42,8 +42,8 @@ class Step:
         self.data = data
         torch.manual_seed(0)
         with torch.no_grad():
-            _, record, positions = distiller.student_step(**data)
-            taught = distiller.teacher_step(data['img'], record, positions)
+            _, record = distiller.student_step(**data)
+            taught = distiller.teacher_step(data['img'], record)
         self.positives = len(record.labels)
         self.rois = bbox2roi(record.boxes)
         self.maps = [feature.detach().requires_grad_() for feature in record.maps]

@@ -113,7 +113,7 @@ def test_parts_can_be_left_out():
     model = build_distiller(small.retinanet(), small.retinanet(), knowledge=knowledge)
     losses = losses_of(model, small.batch())
     assert losses.keys() & RDM_TERMS == {'loss_local_fg', 'loss_local_bg'}
-    assert not model.needs_logits
+    assert not model.needs.logits
 
 
 def test_one_stage_positives_are_where_the_head_assigned_them():
@@ -122,11 +122,11 @@ def test_one_stage_positives_are_where_the_head_assigned_them():
     data = small.batch()
     with recorded(student.bbox_head, 'get_targets') as targets, \
             recorded(student.bbox_head, 'forward') as forwards:
-        _, record, positions = one_stage.student_step(student, model.pair, **data)
+        _, record = one_stage.student_step(student, model.pair, model.needs, **data)
     labels = torch.cat(targets[0].result[0], dim=1)
     images, anchors = torch.nonzero(labels < small.NUM_CLASSES, as_tuple=True)
     assert len(anchors) > 4
-    torch.testing.assert_close(positions, torch.stack([images, anchors], dim=1))
+    torch.testing.assert_close(record.positions, torch.stack([images, anchors], dim=1))
     torch.testing.assert_close(record.labels, labels[images, anchors])
     flat = torch.cat([scores.permute(0, 2, 3, 1).reshape(2, -1, small.NUM_CLASSES)
                       for scores in forwards[0].result[0]], dim=1)
@@ -138,7 +138,7 @@ def test_one_stage_positives_are_where_the_head_assigned_them():
 
 def test_two_stage_positives_are_those_of_the_loss():
     model = build_distiller(small.faster_rcnn(), small.faster_rcnn())
-    _, record, _ = model.student_step(**small.batch())
+    _, record = model.student_step(**small.batch())
     boxes = torch.cat(record.boxes)
     assert len(record.logits) == len(record.labels) == len(boxes) == len(record.roi_levels)
     # Ground truth is among the proposals, so it is sampled and keeps its label.

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 from gkd.detectors import one_stage, two_stage
-from gkd.detectors.step import StepRecord, recorded
+from gkd.detectors.step import DensePredictions, StepRecord, recorded
 from gkd.knowledge import RobustDistillingModule
 from gkd.prototypes import PrototypeBank
 
@@ -43,7 +43,7 @@ def to_fake(value, fake, device):
         leaf = fake.from_tensor(tensor).detach().to(device)
         return leaf.requires_grad_(tensor.requires_grad)
 
-    if isinstance(value, (StepRecord, PrototypeBank)):
+    if isinstance(value, (StepRecord, DensePredictions, PrototypeBank)):
         value = copy.copy(value)
         vars(value).update({name: to_fake(part, fake, device)
                             for name, part in vars(value).items()})
@@ -56,8 +56,8 @@ def one_step(family):
     detector = small.FAMILIES[family]
     model = build_distiller(detector(24), detector())
     data = small.batch()
-    _, student, positions = model.student_step(**data)
-    return model, student, model.teacher_step(data['img'], student, positions)
+    _, student = model.student_step(**data)
+    return model, student, model.teacher_step(data['img'], student)
 
 
 @pytest.fixture(scope='module', params=small.FAMILIES)
@@ -115,8 +115,8 @@ def test_reading_a_two_stage_step_does_not_wait_for_the_device():
     with FakeTensorMode() as fake, StayOnDevice():
         rois = fake.from_tensor(torch.zeros(6, 5)).to('cuda')
         levels = two_stage.roi_levels(extractor, rois, model.pair)
-        sampled = [SimpleNamespace(pos_inds=rois[:2, 0], neg_inds=rois[2:3, 0])] * 2
-        rows = two_stage.positive_rows(rois, sampled)
+        student = SimpleNamespace(boxes=[rois[:2, 1:]] * 2, proposals=[rois[:3, 1:]] * 2)
+        rows = two_stage.positive_rows(rois, student)
     assert levels.device.type == 'cuda' and len(levels) == 6 and len(rows) == 4
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from gkd.detectors import one_stage, two_stage
 from gkd.detectors.pair import DetectorPair
 from gkd.detectors.source import DetectorSource
-from gkd.detectors.step import StepRecord
+from gkd.detectors.step import Needs, StepRecord
 from gkd.errors import ConfigError
 from gkd.knowledge.base import Knowledge
 from gkd.prototypes.bank import PrototypeBank
@@ -70,7 +70,9 @@ class Distiller(BaseDetector):
         # Hidden from nn.Module, so that no optimiser, checkpoint, DDP or `.train()` finds it.
         object.__setattr__(self, 'teacher', teacher_model.requires_grad_(False).eval())
 
-        self.needs_logits = any(kind.needs_logits for kind in self.knowledge)
+        self.needs = Needs(logits=any(kind.needs_logits for kind in self.knowledge),
+                           proposals=any(kind.needs_proposals for kind in self.knowledge),
+                           dense=any(kind.needs_dense for kind in self.knowledge))
         self.needs_bank = any(kind.needs_bank for kind in self.knowledge)
         if self.needs_bank and prototypes is None:
             raise ConfigError('a kind of knowledge needs prototypes: add `prototypes=dict(type='
@@ -110,9 +112,8 @@ class Distiller(BaseDetector):
         if self.needs_bank and self.bank is None:
             raise ConfigError('no prototypes have been generated; train with the PrototypeHook '
                               '(tools/train.py adds it by itself).')
-        losses, student, positions = self.student_step(
-            img, img_metas, gt_bboxes, gt_labels, **kwargs)
-        teacher = self.teacher_step(img, student, positions)
+        losses, student = self.student_step(img, img_metas, gt_bboxes, gt_labels, **kwargs)
+        teacher = self.teacher_step(img, student)
         for kind in self.knowledge:
             taught = kind(student, teacher, self.bank, self.progress)
             twice = losses.keys() & taught.keys()
@@ -123,23 +124,16 @@ class Distiller(BaseDetector):
         return losses
 
     def student_step(self, img: Tensor, img_metas: list[dict], gt_bboxes: list[Tensor],
-                     gt_labels: list[Tensor],
-                     **kwargs) -> tuple[dict, StepRecord, Optional[Tensor]]:
-        """The student's losses, its record, and where its positives are among all anchors."""
-        if self.pair.student.is_two_stage:
-            losses, record = two_stage.student_step(self.student, self.pair, img, img_metas,
-                                                    gt_bboxes, gt_labels, **kwargs)
-            return losses, record, None
-        return one_stage.student_step(self.student, self.pair, img, img_metas, gt_bboxes,
-                                      gt_labels, **kwargs)
+                     gt_labels: list[Tensor], **kwargs) -> tuple[dict, StepRecord]:
+        """The student's losses and its record."""
+        family = two_stage if self.pair.student.is_two_stage else one_stage
+        return family.student_step(self.student, self.pair, self.needs, img, img_metas, gt_bboxes,
+                                   gt_labels, **kwargs)
 
-    def teacher_step(self, img: Tensor, student: StepRecord,
-                     positions: Optional[Tensor]) -> StepRecord:
+    def teacher_step(self, img: Tensor, student: StepRecord) -> StepRecord:
         """The teacher's record of the student's step."""
-        if self.pair.teacher.is_two_stage:
-            return two_stage.teacher_step(self.teacher, self.pair, img, student, self.needs_logits)
-        return one_stage.teacher_step(self.teacher, self.pair, img, student, positions,
-                                      self.needs_logits)
+        family = two_stage if self.pair.teacher.is_two_stage else one_stage
+        return family.teacher_step(self.teacher, self.pair, self.needs, img, student)
 
     def extract_feat(self, img: Tensor) -> tuple[Tensor, ...]:
         """FPN maps of the student."""

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Optional
+from dataclasses import replace
 
 import torch
 from mmdet.core import anchor_inside_flags
 from mmdet.models.detectors import BaseDetector
 from torch import Tensor
 
+from gkd.detectors.dense import dense_predictions
 from gkd.detectors.pair import DetectorInfo, DetectorPair
-from gkd.detectors.step import Call, StepRecord, recorded
+from gkd.detectors.step import Call, Needs, StepRecord, recorded
 
 
-def student_step(student: BaseDetector, pair: DetectorPair, img: Tensor, img_metas: list[dict],
-                 gt_bboxes: list[Tensor], gt_labels: list[Tensor],
-                 **kwargs) -> tuple[dict, StepRecord, Optional[Tensor]]:
+def student_step(student: BaseDetector, pair: DetectorPair, needs: Needs, img: Tensor,
+                 img_metas: list[dict], gt_bboxes: list[Tensor], gt_labels: list[Tensor],
+                 **kwargs) -> tuple[dict, StepRecord]:
     """Compute a one-stage student's detection losses and keep what they were computed from.
 
     Args:
         student: The student.
         pair: Traits of teacher and student.
+        needs: What the kinds of knowledge want to see.
         img: Images ``(B, 3, H, W)``.
         img_metas: MMDetection's description of every image.
         gt_bboxes: Boxes of every image, ``(g_b, 4)`` in pixels of ``img``.
@@ -28,16 +30,18 @@ def student_step(student: BaseDetector, pair: DetectorPair, img: Tensor, img_met
         **kwargs: What else the data pipeline collects, handed to the student as it is.
 
     Returns:
-        The detection losses, the record, and the position of every positive among all anchors of
-        the batch ``(n, 2)`` as (image, anchor), None for an anchor-free head.
+        The detection losses and the record.
     """
     head = student.bbox_head
     info = pair.student
     if not info.samples_positives:
-        with recorded(student, 'extract_feat') as features:
+        with recorded(student, 'extract_feat') as features, recorded(head, 'forward') as forwards:
             losses = student.forward_train(img, img_metas, gt_bboxes, gt_labels, **kwargs)
-        return losses, StepRecord(paired_maps(features[-1].result, pair, info), pair.strides,
-                                  gt_bboxes, gt_labels), None
+        record = StepRecord(paired_maps(features[-1].result, pair, info), pair.strides, gt_bboxes,
+                            gt_labels)
+        if needs.dense:
+            record.dense = dense_predictions(head, forwards[-1].result, pair, info)
+        return losses, record
 
     with recorded(student, 'extract_feat') as features, recorded(head, 'forward') as forwards, \
             recorded(head, 'get_anchors') as anchors, recorded(head.sampler, 'sample') as samples:
@@ -53,38 +57,55 @@ def student_step(student: BaseDetector, pair: DetectorPair, img: Tensor, img_met
         boxes=[result.pos_bboxes for result in sampled],
         labels=torch.cat([labels[result.pos_assigned_gt_inds]
                           for labels, result in zip(gt_labels, sampled)]),
-        logits=logits_at(forwards[-1].result[0], positions, info))
-    return losses, record, positions
+        logits=logits_at(forwards[-1].result[0], positions, info),
+        positions=positions,
+        objects=assigned_objects(sampled, gt_labels))
+    if needs.dense:
+        record.dense = dense_predictions(head, forwards[-1].result, pair, info, positions)
+    return losses, record
 
 
 @torch.no_grad()
-def teacher_step(teacher: BaseDetector, pair: DetectorPair, img: Tensor, student: StepRecord,
-                 positions: Optional[Tensor], with_logits: bool) -> StepRecord:
+def teacher_step(teacher: BaseDetector, pair: DetectorPair, needs: Needs, img: Tensor,
+                 student: StepRecord) -> StepRecord:
     """Run a one-stage teacher on the student's images.
 
     Args:
         teacher: The frozen teacher.
         pair: Traits of teacher and student.
+        needs: What the kinds of knowledge want to see.
         img: Images ``(B, 3, H, W)``.
         student: The student's record of the same step.
-        positions: The student's positives among all anchors, ``(n, 2)``.
-        with_logits: Whether any knowledge wants the teacher's logits at the positives.
 
     Returns:
         The teacher's record, with the student's boxes and labels.
     """
     features = teacher.extract_feat(img)
-    logits = None
-    if with_logits:
-        logits = logits_at(teacher.bbox_head(features)[0], positions, pair.teacher)
-    return StepRecord(paired_maps(features, pair, pair.teacher), pair.strides, student.gt_boxes,
-                      student.gt_labels, student.boxes, student.labels, logits)
+    record = replace(student, maps=paired_maps(features, pair, pair.teacher), logits=None,
+                     roi_features=None, proposal_logits=None, dense=None)
+    if needs.logits or needs.dense:
+        outputs = teacher.bbox_head(features)
+    if needs.logits:
+        record.logits = logits_at(outputs[0], student.positions, pair.teacher)
+    if needs.dense:
+        record.dense = dense_predictions(teacher.bbox_head, outputs, pair, pair.teacher)
+    return record
 
 
 def paired_maps(features: tuple[Tensor, ...], pair: DetectorPair,
                 info: DetectorInfo) -> tuple[Tensor, ...]:
     """The maps of a pyramid whose strides both detectors have."""
     return tuple(features[level] for level in pair.levels(info))
+
+
+def assigned_objects(sampled: list, gt_labels: list[Tensor]) -> Tensor:
+    """Ground truth of every positive ``(n,)``, counted over the batch."""
+    before = 0
+    objects = []
+    for result, labels in zip(sampled, gt_labels):
+        objects.append(result.pos_assigned_gt_inds + before)
+        before += len(labels)
+    return torch.cat(objects)
 
 
 def positive_positions(sampled: list, anchors: Call, img_metas: list[dict],

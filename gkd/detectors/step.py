@@ -10,6 +10,21 @@ from typing import Any, Callable, Optional
 from torch import Tensor
 
 
+@dataclass(frozen=True)
+class Needs:
+    """What kinds of knowledge want to see of a step, besides maps and boxes.
+
+    Attributes:
+        logits: Class logits at the student's positives.
+        proposals: Class logits at all proposals that a two-stage student sampled.
+        dense: What the dense heads predict at all anchors.
+    """
+
+    logits: bool = False
+    proposals: bool = False
+    dense: bool = False
+
+
 @dataclass
 class DensePredictions:
     """What a dense head predicted at all ``N`` places: a one-stage head, or a two-stage's RPN.
@@ -56,11 +71,14 @@ class StepRecord:
         roi_features: RoI-pooled features of the positives, ``(n, C, h, w)``; two-stage only.
         roi_levels: Paired level that each positive was RoI-pooled from, ``(n,)``; two-stage
             students only.
+        positions: Where each positive is among all anchors of the student, ``(n, 2)`` int64 as
+            image and anchor; one-stage only.
         objects: Ground truth that each positive was assigned to, ``(n,)`` int64, counted over
             the batch: an index into ``torch.cat(gt_boxes)``.
-        proposal_logits: Class logits ``(m, num_logits)`` of all proposals that the student
-            sampled, negatives too; two-stage only, and only if a kind of knowledge
-            ``needs_proposals``.
+        proposals: All proposals that the student sampled, of every image its positives first, then
+            its negatives, ``(m_b, 4)``; two-stage only. ``m`` is the sum of all ``m_b``.
+        proposal_logits: Class logits at these, ``(m, num_logits)``; the teacher's only if a kind
+            of knowledge ``needs_proposals``.
         proposal_positives: Which of these are positives, ``(m,)`` bool.
         dense: Predictions at all anchors; only if a kind of knowledge ``needs_dense``.
     """
@@ -74,7 +92,9 @@ class StepRecord:
     logits: Optional[Tensor] = None
     roi_features: Optional[Tensor] = None
     roi_levels: Optional[Tensor] = None
+    positions: Optional[Tensor] = None
     objects: Optional[Tensor] = None
+    proposals: Optional[list[Tensor]] = None
     proposal_logits: Optional[Tensor] = None
     proposal_positives: Optional[Tensor] = None
     dense: Optional[DensePredictions] = None
