@@ -1,0 +1,87 @@
+"""CWD: imitate where each channel of the teacher's maps is active.
+
+*Channel-wise Knowledge Distillation for Dense Prediction*, ICCV 2021,
+https://arxiv.org/abs/2011.13256.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Optional
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from gkd.errors import ConfigError
+from gkd.knowledge.base import Knowledge
+from gkd.knowledge.channels import match_channels
+from gkd.knowledge.precision import full_precision
+from gkd.registry import KNOWLEDGE
+
+if TYPE_CHECKING:
+    from gkd.detectors import DetectorPair, StepRecord
+    from gkd.prototypes import PrototypeBank
+
+
+@full_precision
+def channel_divergence(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
+    r"""Teach the student, channel by channel, which cells are the most active.
+
+    A channel of an image becomes a distribution over its cells,
+    :math:`\phi(y_c) = \mathrm{softmax}(y_c / T)` over :math:`H W` cells; the loss is
+    :math:`T^2 \, \mathrm{KL}(\phi(y^T_c) \,\|\, \phi(y^S_c))`, mean over channels and images.
+
+    Source: the paper, Eq. 2 to 4. The mean over the images of a batch is the public
+    implementation's (MMRazor's ``ChannelWiseDivergence``).
+
+    Args:
+        student: the student's map, float of shape ``(B, C, H, W)``. The only argument that
+            receives a gradient.
+        teacher: the teacher's map, float of shape ``(B, C, H, W)``.
+        temperature: both maps are divided by it.
+
+    Returns:
+        Scalar.
+
+    Example:
+        >>> import torch
+        >>> student, teacher = torch.zeros(1, 1, 1, 2), torch.tensor([[[[0.0, 2.0]]]])
+        >>> round(channel_divergence(student, teacher).item(), 4)
+        0.3278
+    """
+    log_student, log_teacher = (F.log_softmax(feature.flatten(2) / temperature, dim=2)
+                                for feature in (student, teacher.detach()))
+    divergence = F.kl_div(log_student, log_teacher, reduction='none', log_target=True)
+    return divergence.sum(dim=2).mean() * temperature**2
+
+
+@KNOWLEDGE.register_module()
+class CWD(Knowledge):
+    """Channel-wise distillation of FPN maps, for teachers and students of any kind.
+
+    The loss is the weighted sum over levels of :func:`channel_divergence`. The student's maps pass
+    a 1x1 convolution where teacher and student differ in channels, as in the paper.
+
+    Args:
+        pair: Traits of teacher and student; the :class:`gkd.detectors.Distiller` fills it in.
+        loss_weight: Factor of the loss of each level; 10 in MMRazor's configurations for Faster
+            R-CNN and RetinaNet.
+        temperature: Softens the distributions of cells; 1 in the same configurations.
+
+    Raises:
+        ConfigError: ``temperature`` is not positive.
+    """
+
+    def __init__(self, pair: DetectorPair, loss_weight: float = 10.0, temperature: float = 1.0):
+        super().__init__(pair)
+        if temperature <= 0:
+            raise ConfigError(f'CWD.temperature = {temperature}: must be positive.')
+        self.loss_weight = loss_weight
+        self.temperature = temperature
+        self.adaptation = match_channels(pair.channels(pair.student), pair.channels(pair.teacher))
+
+    def forward(self, student: StepRecord, teacher: StepRecord, bank: Optional[PrototypeBank],
+                progress: float) -> dict[str, Tensor]:
+        """Compute the loss of one step; see :class:`Knowledge`."""
+        loss = sum(channel_divergence(adapt(own), target, self.temperature)
+                   for adapt, own, target in zip(self.adaptation, student.maps, teacher.maps))
+        return dict(loss_cwd=self.loss_weight * loss)
