@@ -1,0 +1,207 @@
+"""Feature-based knowledge distillation: attention, features where attention is, and relations.
+
+Zhang and Ma, *Improve Object Detection with Feature-based Knowledge Distillation: Towards
+Accurate and Efficient Detectors*, ICLR 2021, https://openreview.net/forum?id=uKhGRvM8QNH.
+"""
+
+from __future__ import annotations
+
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Optional
+
+import torch
+from mmcv.cnn import NonLocal2d
+from torch import Tensor, nn
+
+from gkd.errors import ConfigError
+from gkd.knowledge.attention import attention_mask, channel_attention, spatial_attention
+from gkd.knowledge.base import Knowledge
+from gkd.knowledge.precision import full_precision
+from gkd.registry import KNOWLEDGE
+
+if TYPE_CHECKING:
+    from gkd.detectors import DetectorPair, StepRecord
+    from gkd.prototypes import PrototypeBank
+
+ONE_STAGE = MappingProxyType(dict(attention_weight=2e-2, feature_weight=4e-4,
+                                  relation_weight=4e-4, temperature=0.1))
+TWO_STAGE = MappingProxyType(dict(attention_weight=4e-3, feature_weight=7e-5,
+                                  relation_weight=7e-5, temperature=0.5))
+
+
+@KNOWLEDGE.register_module()
+class FBKD(Knowledge):
+    r"""Teach where the teacher looks, what it sees there, and how the places of an image relate.
+
+    With :math:`A` the student's and the teacher's map of a level, :math:`G^s` and :math:`G^c` the
+    mean of :math:`|A|` over channels and over cells, and every norm an L2 norm over the whole
+    batch, a level's losses are (paper, Sec. 3.1 and 3.2):
+
+    * attention transfer :math:`\|G^s(A^S) - G^s(A^T)\| + \|G^c(A^S) - G^c(A^T)\|`;
+    * feature imitation :math:`\sqrt{\sum (A^S - A^T)^2 M^s M^c}`, where :math:`M^s` and
+      :math:`M^c` are the means of both detectors' attention masks, softmaxes of :math:`G / T` over
+      the cells and over the channels, without gradient;
+    * relation :math:`\|r(A^S) - r(A^T)\|`, :math:`r` being a non-local block for each detector,
+      :class:`NonLocal`.
+
+    Levels are summed. The student's maps, attention and relations pass adaptation layers before
+    they are compared, as the authors' do: 1x1 convolutions for the maps and the relations, a fully
+    connected layer for the channels, a 3x3 convolution for the cells. The teacher's non-local
+    block is trained too, with the student; the teacher is not.
+
+    Where paper and published code part: the attention that is transferred is that of the absolute
+    values (paper; the code takes the mean of the signed ones), features are masked by cell and
+    channel (paper; the code for two-stage detectors only by cell), and of the paper's weights and
+    temperatures each goes where the code has it. The student's masks are those of its adapted map,
+    whose channels are the teacher's, so that channel counts may differ.
+
+    Args:
+        pair: Traits of teacher and student; the :class:`gkd.detectors.Distiller` fills it in.
+        attention_weight: Factor of the attention transfer. By default, as all of the following,
+            the authors' choice: 2e-2 for one-stage, 4e-3 for two-stage students.
+        feature_weight: Factor of the masked imitation; by default 4e-4 or 7e-5.
+        relation_weight: Factor of the relations; by default 4e-4 or 7e-5.
+        temperature: Of the masks; by default 0.1 or 0.5.
+
+    Raises:
+        ConfigError: ``temperature`` is not positive.
+    """
+
+    def __init__(self, pair: DetectorPair, attention_weight: Optional[float] = None,
+                 feature_weight: Optional[float] = None, relation_weight: Optional[float] = None,
+                 temperature: Optional[float] = None):
+        super().__init__(pair)
+        default = TWO_STAGE if pair.student.is_two_stage else ONE_STAGE
+
+        def chosen(value: Optional[float], name: str) -> float:
+            return default[name] if value is None else value
+
+        self.attention_weight = chosen(attention_weight, 'attention_weight')
+        self.feature_weight = chosen(feature_weight, 'feature_weight')
+        self.relation_weight = chosen(relation_weight, 'relation_weight')
+        temperature = chosen(temperature, 'temperature')
+        if temperature <= 0:
+            raise ConfigError(f'FBKD.temperature = {temperature!r}: must be positive.')
+        self.levels = nn.ModuleList(
+            FBKDLevel(student, teacher, temperature) for student, teacher in
+            zip(pair.channels(pair.student), pair.channels(pair.teacher)))
+
+    def forward(self, student: StepRecord, teacher: StepRecord, bank: Optional[PrototypeBank],
+                progress: float) -> dict[str, Tensor]:
+        """Compute the losses of one step; see :class:`Knowledge`."""
+        losses = [level(own, target.detach()) for level, own, target in
+                  zip(self.levels, student.maps, teacher.maps)]
+        attention, feature, relation = map(sum, zip(*losses))
+        return dict(loss_fbkd_attention=self.attention_weight * attention,
+                    loss_fbkd_feature=self.feature_weight * feature,
+                    loss_fbkd_relation=self.relation_weight * relation)
+
+
+class FBKDLevel(nn.Module):
+    """The layers and losses of one level.
+
+    Args:
+        student_channels: Channels of the student's map, ``C_S``.
+        teacher_channels: Channels of the teacher's map, ``C_T``.
+        temperature: Of the masks.
+    """
+
+    def __init__(self, student_channels: int, teacher_channels: int, temperature: float):
+        super().__init__()
+        self.temperature = temperature
+        self.feature_adaptation = nn.Conv2d(student_channels, teacher_channels, kernel_size=1)
+        self.channel_adaptation = nn.Linear(student_channels, teacher_channels)
+        self.spatial_adaptation = nn.Conv2d(1, 1, kernel_size=3, padding=1)
+        self.relation_adaptation = nn.Conv2d(student_channels, teacher_channels, kernel_size=1)
+        self.student_relation = NonLocal(student_channels)
+        self.teacher_relation = NonLocal(teacher_channels)
+
+    def forward(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Compare maps ``(B, C_S, H, W)`` and ``(B, C_T, H, W)``: attention, feature, relation."""
+        adapted = self.feature_adaptation(student)
+        mask = feature_mask(adapted, teacher, self.temperature)
+        cells = self.spatial_adaptation(spatial_attention(student)[:, None]).squeeze(1)
+        channels = self.channel_adaptation(channel_attention(student))
+        relation = self.relation_adaptation(self.student_relation(student))
+        attention = (distance(cells, spatial_attention(teacher))
+                     + distance(channels, channel_attention(teacher)))
+        return (attention, distance(adapted, teacher, mask),
+                distance(relation, self.teacher_relation(teacher)))
+
+
+class NonLocal(NonLocal2d):
+    r"""mmcv's non-local block with dot products, in linear memory.
+
+    :math:`r_i = x_i + W\, \frac{1}{HW} \sum_j (\theta_i \cdot \phi_j)\, g_j`, with 1x1
+    convolutions to half of the channels, and back to all of them by :math:`W`, which is batch
+    normalised and starts at 0 (paper, Sec. 3.2 and Fig. 2). As no softmax stands between the two
+    products, the second one may come first: no matrix of all pairs of cells is ever built, and
+    nothing has to be downsampled, as the authors do on fine levels, to make it fit.
+
+    Args:
+        channels: Channels of the map.
+    """
+
+    def __init__(self, channels: int):
+        super().__init__(channels, reduction=2, mode='dot_product', norm_cfg=dict(type='BN'))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Relate all cells of every map ``(B, C, H, W)``; the result has the same shape."""
+        return x + self.conv_out(relate(self.theta(x), self.phi(x), self.g(x)))
+
+
+@full_precision
+def relate(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    r"""At every cell i the mean over all cells j of :math:`(q_i \cdot k_j)\, v_j`.
+
+    Args:
+        queries: Float of shape ``(B, C, H, W)``.
+        keys: Likewise.
+        values: Float of shape ``(B, D, H, W)``.
+
+    Returns:
+        Tensor of shape ``(B, D, H, W)``.
+
+    Example:
+        >>> one = torch.ones(1, 2, 3, 3)
+        >>> relate(one, one, one)[0, :, 0, 0]
+        tensor([2., 2.])
+    """
+    size = queries.shape[2:]
+    context = values.flatten(2) @ keys.flatten(2).mT / size.numel()
+    return (context @ queries.flatten(2)).unflatten(2, size)
+
+
+@torch.no_grad()
+@full_precision
+def feature_mask(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """Product of the mean spatial and the mean channel mask of two maps.
+
+    Args:
+        student: The student's adapted map ``(B, C, H, W)``.
+        teacher: The teacher's map ``(B, C, H, W)``.
+        temperature: Of the masks.
+
+    Returns:
+        Tensor of shape ``(B, C, H, W)``, without gradient.
+    """
+    cells, channels = (
+        sum(attention_mask(attention(feature), temperature) for feature in (student, teacher)) / 2
+        for attention in (spatial_attention, channel_attention))
+    return cells[:, None] * channels[:, :, None, None]
+
+
+@full_precision
+def distance(student: Tensor, teacher: Tensor, mask: Optional[Tensor] = None) -> Tensor:
+    """L2 norm of the difference of two tensors, each squared difference times its mask.
+
+    Its gradient is 0, not undefined, where the tensors are equal.
+
+    Example:
+        >>> distance(torch.tensor([3.0, 4.0]), torch.zeros(2))
+        tensor(5.)
+    """
+    difference = student - teacher
+    if mask is not None:
+        difference = difference * mask.sqrt()
+    return torch.linalg.vector_norm(difference)

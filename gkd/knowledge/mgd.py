@@ -1,0 +1,96 @@
+"""Masked generative distillation.
+
+Yang et al., *Masked Generative Distillation*, ECCV 2022, https://arxiv.org/abs/2205.01529.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Optional
+
+import torch
+from torch import Tensor, nn
+
+from gkd.errors import ConfigError
+from gkd.knowledge.base import Knowledge
+from gkd.knowledge.precision import full_precision
+from gkd.registry import KNOWLEDGE
+
+if TYPE_CHECKING:
+    from gkd.detectors import DetectorPair, StepRecord
+    from gkd.prototypes import PrototypeBank
+
+
+@KNOWLEDGE.register_module()
+class MGD(Knowledge):
+    r"""Let the student generate the teacher's full map from a map of its own with random gaps.
+
+    On every level the student's map (after a 1x1 convolution where channel counts differ) loses
+    random cells, all channels at once, and a block of two 3x3 convolutions with a ReLU between
+    them, :math:`G`, generates the teacher's map from the rest (paper, Sec. 3):
+    :math:`\sum (F^T - G(F^S M))^2` for an image, over all cells, lost or not. Images are averaged,
+    levels summed, as the authors do.
+
+    Args:
+        pair: Traits of teacher and student; the :class:`gkd.detectors.Distiller` fills it in.
+        loss_weight: Factor of the loss, the paper's alpha. By default, as the mask ratio, the
+            authors' choice for detection: 2e-5 for one-stage, 5e-7 for two-stage students.
+        mask_ratio: Probability of a cell to be lost, the paper's lambda, in [0, 1); by default
+            0.65 for one-stage, 0.45 for two-stage students.
+
+    Raises:
+        ConfigError: ``mask_ratio`` is not in [0, 1).
+    """
+
+    def __init__(self, pair: DetectorPair, loss_weight: Optional[float] = None,
+                 mask_ratio: Optional[float] = None):
+        super().__init__(pair)
+        if loss_weight is None:
+            loss_weight = 5e-7 if pair.student.is_two_stage else 2e-5
+        if mask_ratio is None:
+            mask_ratio = 0.45 if pair.student.is_two_stage else 0.65
+        if not 0 <= mask_ratio < 1:
+            raise ConfigError(f'MGD.mask_ratio = {mask_ratio!r}: must be at least 0 and below 1.')
+        self.loss_weight = loss_weight
+        self.mask_ratio = mask_ratio
+        channels = list(zip(pair.channels(pair.student), pair.channels(pair.teacher)))
+        self.adaptation = nn.ModuleList(
+            nn.Identity() if student == teacher else nn.Conv2d(student, teacher, kernel_size=1)
+            for student, teacher in channels)
+        self.generation = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(teacher, teacher, kernel_size=3, padding=1), nn.ReLU(),
+                          nn.Conv2d(teacher, teacher, kernel_size=3, padding=1))
+            for _, teacher in channels)
+
+    def forward(self, student: StepRecord, teacher: StepRecord, bank: Optional[PrototypeBank],
+                progress: float) -> dict[str, Tensor]:
+        """Compute the loss of one step; see :class:`Knowledge`."""
+        losses = []
+        for level, (adapt, generate) in enumerate(zip(self.adaptation, self.generation)):
+            feature = adapt(student.maps[level])
+            generated = generate(feature * random_mask(feature, self.mask_ratio))
+            losses.append(generation_loss(generated, teacher.maps[level]))
+        return dict(loss_mgd=self.loss_weight * sum(losses))
+
+
+def random_mask(feature: Tensor, ratio: float) -> Tensor:
+    """Mask of a map's cells, ``(B, 1, H, W)``: 0 with the probability ``ratio``, else 1.
+
+    Args:
+        feature: The map ``(B, C, H, W)``; the mask has its device and dtype.
+        ratio: Share of cells to lose, in [0, 1).
+    """
+    images, _, height, width = feature.shape
+    # Drawn in float32 whatever the map's precision: half precision is too coarse for a ratio.
+    drawn = torch.rand(images, 1, height, width, device=feature.device)
+    return (drawn >= ratio).to(feature.dtype)
+
+
+@full_precision
+def generation_loss(generated: Tensor, teacher: Tensor) -> Tensor:
+    """Sum of the squared differences of two maps ``(B, C, H, W)``, per image.
+
+    Example:
+        >>> generation_loss(torch.zeros(2, 3, 4, 4), torch.ones(2, 3, 4, 4))
+        tensor(48.)
+    """
+    return (generated - teacher.detach()).square().sum() / len(generated)

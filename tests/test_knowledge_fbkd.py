@@ -1,0 +1,255 @@
+"""FBKD against its formulas in explicit loops, and its block against mmcv's."""
+
+import math
+
+import pytest
+import torch
+from mmcv.cnn import NonLocal2d
+from synthetic_steps import pair, records
+from test_no_host_sync import StayOnDevice, to_fake
+from torch._subclasses import FakeTensorMode
+
+from gkd.errors import ConfigError
+from gkd.knowledge.fbkd import FBKD, NonLocal, relate
+from gkd.registry import KNOWLEDGE
+
+TERMS = {'loss_fbkd_attention', 'loss_fbkd_feature', 'loss_fbkd_relation'}
+
+
+def build(detectors=None, **settings):
+    """FBKD in float64 with random parameters: as it starts, its relations are but the maps."""
+    module = FBKD(detectors or pair(teacher_channels=6, student_channels=4), **settings).double()
+    for parameter in module.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    return module
+
+
+def records_4_6(**settings):
+    return records(student_channels=4, teacher_channels=6, dtype=torch.float64, **settings)
+
+
+def convolve(feature, layer):
+    """A convolution, cell by cell, with zeros around the map."""
+    images, _, height, width = feature.shape
+    reach = layer.kernel_size[0] // 2
+    out = feature.new_zeros(images, layer.out_channels, height, width)
+    for image in range(images):
+        for y in range(height):
+            for x in range(width):
+                value = layer.bias.clone() if layer.bias is not None else 0
+                for dy in range(-reach, reach + 1):
+                    for dx in range(-reach, reach + 1):
+                        if 0 <= y + dy < height and 0 <= x + dx < width:
+                            value = value + (layer.weight[:, :, dy + reach, dx + reach]
+                                             @ feature[image, :, y + dy, x + dx])
+                out[image, :, y, x] = value
+    return out
+
+
+def slow_mask(values, temperature):
+    """Softmax of a list of numbers, times their number."""
+    largest = max(values)
+    exponentials = [math.exp((value - largest) / temperature) for value in values]
+    return [len(values) * value / sum(exponentials) for value in exponentials]
+
+
+def slow_masks(feature, image, temperature):
+    _, channels, height, width = feature.shape
+    cells = [sum(abs(feature[image, c, y, x].item()) for c in range(channels)) / channels
+             for y in range(height) for x in range(width)]
+    planes = [sum(abs(feature[image, c, y, x].item()) for y in range(height)
+                  for x in range(width)) / (height * width) for c in range(channels)]
+    return slow_mask(cells, temperature), slow_mask(planes, temperature)
+
+
+def slow_relation(block, feature):
+    """The non-local block over all pairs of cells, with the statistics of the batch."""
+    size = feature.shape[2:]
+    queries, keys, values = (convolve(feature, layer.conv).flatten(2)
+                             for layer in (block.theta, block.phi, block.g))
+    related = torch.zeros_like(values)
+    cells = queries.shape[2]
+    for image in range(len(feature)):
+        for i in range(cells):
+            for j in range(cells):
+                affinity = (queries[image, :, i] * keys[image, :, j]).sum()
+                related[image, :, i] += affinity * values[image, :, j] / cells
+    related = convolve(related.unflatten(2, size), block.conv_out.conv)
+    norm = block.conv_out.norm
+    for c in range(related.shape[1]):
+        plane = related[:, c]
+        deviation = (plane.var(unbiased=False) + norm.eps).sqrt()
+        related[:, c] = (plane - plane.mean()) / deviation * norm.weight[c] + norm.bias[c]
+    return feature + related
+
+
+def slow_losses(level, student, teacher, temperature):
+    """A level's attention, feature and relation loss."""
+    images, _, height, width = student.shape
+    adapted = convolve(student, level.feature_adaptation)
+    feature = 0.
+    for image in range(images):
+        student_masks = slow_masks(adapted, image, temperature)
+        teacher_masks = slow_masks(teacher, image, temperature)
+        for c in range(teacher.shape[1]):
+            for y in range(height):
+                for x in range(width):
+                    cell = y * width + x
+                    feature += ((adapted[image, c, y, x] - teacher[image, c, y, x]).item() ** 2
+                                * (student_masks[0][cell] + teacher_masks[0][cell]) / 2
+                                * (student_masks[1][c] + teacher_masks[1][c]) / 2)
+    cells = convolve(student.abs().mean(1, keepdim=True), level.spatial_adaptation)[:, 0]
+    spatial = ((cells - teacher.abs().mean(1)) ** 2).sum().sqrt()
+    channels = torch.stack([level.channel_adaptation.weight @ row + level.channel_adaptation.bias
+                            for row in student.abs().mean((2, 3))])
+    channel = ((channels - teacher.abs().mean((2, 3))) ** 2).sum().sqrt()
+    relation = (convolve(slow_relation(level.student_relation, student),
+                         level.relation_adaptation)
+                - slow_relation(level.teacher_relation, teacher))
+    return spatial + channel, math.sqrt(feature), (relation ** 2).sum().sqrt()
+
+
+@torch.no_grad()
+def test_losses_are_those_of_the_paper():
+    module = build(attention_weight=2., feature_weight=3., relation_weight=5., temperature=0.4)
+    student, teacher = records_4_6()
+    losses = module(student, teacher, None, 0.)
+    attention, feature, relation = (sum(parts) for parts in zip(*(
+        slow_losses(*level, 0.4) for level in zip(module.levels, student.maps, teacher.maps))))
+    expected = dict(loss_fbkd_attention=2 * attention, loss_fbkd_feature=3 * feature,
+                    loss_fbkd_relation=5 * relation)
+    assert losses.keys() == expected.keys() == TERMS
+    for name, value in expected.items():
+        torch.testing.assert_close(losses[name].item(), float(value), rtol=1e-9, atol=0)
+
+
+def test_non_local_block_is_mmcvs():
+    block = NonLocal(6).double()
+    for parameter in block.parameters():
+        torch.nn.init.normal_(parameter)
+    feature = torch.randn(2, 6, 5, 7, dtype=torch.float64)
+    torch.testing.assert_close(block(feature), NonLocal2d.forward(block, feature))
+
+
+def test_relations_of_a_fine_level_need_no_matrix_of_its_cells():
+    with FakeTensorMode():
+        largest = 0
+
+        class Largest(torch.utils._python_dispatch.TorchDispatchMode):
+            def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+                nonlocal largest
+                result = function(*args, **(kwargs or {}))
+                if isinstance(result, torch.Tensor):
+                    largest = max(largest, result.numel())
+                return result
+
+        feature = torch.empty(2, 64, 200, 336)
+        with Largest():
+            relate(feature, feature, feature)
+    assert largest <= feature.numel()
+
+
+def test_equal_maps_cost_nothing_and_have_a_finite_gradient():
+    """Where the adaptation changes nothing and both blocks are alike."""
+    detectors = pair()
+    module = build(detectors)
+    student, teacher = records(dtype=torch.float64)
+    teacher.maps = tuple(feature.detach().clone() for feature in student.maps)
+    eye = torch.eye(8, dtype=torch.float64)
+    with torch.no_grad():
+        for level in module.levels:
+            level.teacher_relation.load_state_dict(level.student_relation.state_dict())
+            for layer in (level.feature_adaptation, level.channel_adaptation,
+                          level.relation_adaptation):
+                layer.weight.copy_(eye.view_as(layer.weight))
+                layer.bias.zero_()
+            level.spatial_adaptation.weight.zero_()
+            level.spatial_adaptation.weight[0, 0, 1, 1] = 1
+            level.spatial_adaptation.bias.zero_()
+    losses = module(student, teacher, None, 0.)
+    assert sum(losses.values()).item() == pytest.approx(0, abs=1e-12)
+    sum(losses.values()).backward()
+    assert all(feature.grad.isfinite().all() for feature in student.maps)
+
+
+@pytest.mark.parametrize('term', sorted(TERMS - {'loss_fbkd_feature'}))
+def test_gradients(term):
+    module = build()
+    student, teacher = records_4_6()
+
+    def loss(*maps):
+        student.maps = maps
+        return module(student, teacher, None, 0.)[term]
+
+    assert torch.autograd.gradcheck(loss, student.maps, fast_mode=True)
+
+
+def test_masks_have_no_gradient():
+    """The imitation's gradient is that of fixed masks, not the whole derivative."""
+    module = build(feature_weight=1.)
+    student, teacher = records_4_6()
+    loss = module(student, teacher, None, 0.)['loss_fbkd_feature']
+    level = module.levels[2]
+    adapted = level.feature_adaptation(student.maps[2])
+    weight = []
+    for image in range(2):
+        (s_cells, s_planes), (t_cells, t_planes) = (
+            slow_masks(feature, image, 0.1) for feature in (adapted, teacher.maps[2]))
+        cells = (torch.tensor(s_cells) + torch.tensor(t_cells)).view(1, *adapted.shape[2:]) / 2
+        weight.append(cells * (torch.tensor(s_planes) + torch.tensor(t_planes))[:, None, None] / 2)
+    fixed = ((adapted - teacher.maps[2]) ** 2 * torch.stack(weight)).sum().sqrt()
+    expected, = torch.autograd.grad(fixed, student.maps[2])
+    actual, = torch.autograd.grad(loss, student.maps[2])
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize('empty', [False, True])
+def test_gradients_reach_the_student_and_every_layer_but_not_the_teacher(empty):
+    boxes = dict(boxes=[torch.zeros(0, 4)] * 2, labels=[torch.zeros(0, dtype=torch.long)] * 2)
+    student, teacher = records_4_6(**(boxes if empty else {}))
+    for feature in teacher.maps:
+        feature.requires_grad_()
+    module = FBKD(pair(teacher_channels=6, student_channels=4)).double()  # as a training starts
+    losses = module(student, teacher, None, 0.)
+    assert all(loss.isfinite() for loss in losses.values())
+    sum(losses.values()).backward()
+    assert all(feature.grad.abs().sum() > 0 for feature in student.maps)
+    assert all(parameter.grad is not None for parameter in module.parameters())
+    assert all(feature.grad is None for feature in teacher.maps)
+
+
+def test_defaults_are_the_authors():
+    one_stage, two_stage = (KNOWLEDGE.build(dict(type='FBKD', pair=pair(family)))
+                            for family in ('one-stage', 'two-stage'))
+    found = [(module.attention_weight, module.feature_weight, module.relation_weight,
+              module.levels[0].temperature) for module in (one_stage, two_stage)]
+    assert found == [(2e-2, 4e-4, 4e-4, 0.1), (4e-3, 7e-5, 7e-5, 0.5)]
+
+
+def test_weight_zero_is_not_the_default():
+    assert FBKD(pair(), attention_weight=0).attention_weight == 0
+
+
+def test_refuses_a_temperature_that_divides_by_nothing():
+    with pytest.raises(ConfigError, match=r'FBKD.temperature = 0: must be positive'):
+        FBKD(pair(), temperature=0)
+
+
+def test_does_not_wait_for_the_device():
+    steps = records(student_channels=4, teacher_channels=6)
+    with FakeTensorMode() as fake:
+        student, teacher = (to_fake(record, fake, 'cuda') for record in steps)
+        with torch.device('cuda'):
+            module = FBKD(pair(teacher_channels=6, student_channels=4))
+        with StayOnDevice():
+            losses = module(student, teacher, None, 0.)
+    assert {(loss.device.type, loss.dim()) for loss in losses.values()} == {('cuda', 0)}
+
+
+def test_losses_stay_in_float32_under_autocast():
+    student, teacher = records(student_channels=4, teacher_channels=6)
+    student.maps, teacher.maps = ([feature.bfloat16() for feature in record.maps]
+                                  for record in (student, teacher))
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        losses = FBKD(pair(teacher_channels=6, student_channels=4))(student, teacher, None, 0.)
+    assert {loss.dtype for loss in losses.values()} == {torch.float32}
