@@ -1,4 +1,4 @@
-# 300 training and 100 validation scenes of 256x256 pixels,
+# 1600 training and 200 validation scenes of 256x256 pixels,
 # made by gkd.datasets.prepare_digit_scenes().
 dataset_type = 'CocoDataset'
 data_root = 'data/digit_scenes/'

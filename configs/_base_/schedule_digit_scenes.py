@@ -1,3 +1,3 @@
-# 9 epochs of 38 steps with 8 images
+# 4 epochs of 200 steps with 8 images
 _base_ = './schedule_quickstart.py'
-runner = dict(max_epochs=9)
+runner = dict(max_epochs=4)

@@ -14,3 +14,4 @@ model = dict(
     rpn_head=dict(anchor_generator=dict(ratios=[1.6])),
     roi_head=dict(bbox_head=dict(num_classes=10)))
 optimizer = dict(lr=0.001)
+runner = dict(max_epochs=3)

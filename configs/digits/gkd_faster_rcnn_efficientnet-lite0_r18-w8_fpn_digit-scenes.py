@@ -6,13 +6,18 @@ model = dict(
     type='Distiller',
     teacher=dict(
         config='configs/digits/faster_rcnn_efficientnet-lite0_fpn_digit-scenes.py',
-        checkpoint='work_dirs/digits/faster_rcnn/teacher/latest.pth'),
-    student=dict(config='configs/digits/faster_rcnn_r18-w8_fpn_digit-scenes.py'),
-    # 100 images hold 700 digits; few are larger than COCO's 30 pixels both ways
-    prototypes=dict(type='PrototypeGenerationModule', min_size=12, max_images=100),
+        checkpoint='work_dirs/compare/digits/faster_rcnn/teacher/latest.pth'),
+    # As in the paper, the student has been trained before it is distilled.
+    student=dict(
+        config='configs/digits/faster_rcnn_r18-w8_fpn_digit-scenes.py',
+        checkpoint='work_dirs/compare/digits/faster_rcnn/student_seed0/latest.pth'),
+    # 20 images a class hold a thousand digits; many are narrower than COCO's 30 pixels
+    prototypes=dict(type='PrototypeGenerationModule', min_size=12, max_images=20),
     knowledge=[
         dict(
             type='RobustDistillingModule',
             # summed over batch-normalised maps, it would drown the detection losses
             local_knowledge=dict(level_reduction='mean'))
     ])
+optimizer = dict(lr=0.001)
+runner = dict(max_epochs=2)

@@ -13,3 +13,4 @@ model = dict(
     # digits are taller than wide
     bbox_head=dict(num_classes=10, anchor_generator=dict(ratios=[1.6])))
 optimizer = dict(lr=0.001)
+runner = dict(max_epochs=3)

@@ -16,7 +16,7 @@ from gkd.errors import DataError
 DIGIT_SCENES_DEGREES = dict(
     blur=((0, 0.3), (0.3, 1.5), (1.5, math.inf)),
     occlusion=((0, 0.05), (0.05, 0.3), (0.3, math.inf)),
-    size=((48, math.inf), (28, 48), (0, 28)))
+    size=((60, math.inf), (38, 60), (0, 38)))
 
 
 def evaluate_by_degree(
