@@ -1,0 +1,200 @@
+"""PFI: imitate features where predictions differ, and the order of an object's anchors.
+
+*Knowledge Distillation for Object Detection via Rank Mimicking and Prediction-guided Feature
+Imitation*, AAAI 2022, https://arxiv.org/abs/2112.04840.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Optional
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gkd.errors import ConfigError
+from gkd.knowledge.base import Knowledge
+from gkd.knowledge.channels import match_channels
+from gkd.knowledge.precision import full_precision
+from gkd.registry import KNOWLEDGE
+
+if TYPE_CHECKING:
+    from gkd.detectors import DetectorPair, StepRecord
+    from gkd.detectors.step import DensePredictions
+    from gkd.prototypes import PrototypeBank
+
+
+@full_precision
+def prediction_guided_loss(student: Tensor, teacher: Tensor, student_logits: Tensor,
+                           teacher_logits: Tensor) -> Tensor:
+    r"""Teach the student the teacher's features, most where their predictions differ.
+
+    With the mean squared difference of the logits of a cell, :math:`P`, and that of its features,
+    :math:`F`, the loss is the mean of :math:`(P F)^2` over cells and images. Both factors pass a
+    gradient on.
+
+    Source: the paper's prediction-guided feature imitation. Its :math:`P` is the difference of
+    class predictions; as in a public implementation (``PredictionGuidedFeatureImitation``, a loss
+    for MMRazor) these are logits, as probabilities of background hardly differ anywhere and would
+    leave next to nothing to learn. That implementation takes the mean of :math:`P F`; here it is
+    the paper's square.
+
+    Args:
+        student: the student's map, float of shape ``(B, C, H, W)``. It receives a gradient.
+        teacher: the teacher's map, float of shape ``(B, C, H, W)``.
+        student_logits: the student's class logits at the level's anchors, over rows, columns and
+            the anchors of a cell, float of shape ``(B, H * W * A, num_logits)``. They receive a
+            gradient.
+        teacher_logits: the teacher's, likewise.
+
+    Returns:
+        Scalar.
+
+    Example:
+        >>> student, teacher = torch.zeros(1, 2, 1, 2), torch.ones(1, 2, 1, 2)
+        >>> logits = torch.tensor([[[1.0], [2.0]]])
+        >>> prediction_guided_loss(student, teacher, logits, torch.zeros(1, 2, 1))
+        tensor(8.5000)
+    """
+    images, _, height, width = student.shape
+    features = F.mse_loss(student, teacher.detach(), reduction='none').mean(dim=1)
+    predictions = F.mse_loss(student_logits, teacher_logits.detach(), reduction='none')
+    predictions = predictions.mean(dim=2).reshape(images, height, width, -1).mean(dim=3)
+    return (predictions * features).square().mean()
+
+
+@full_precision
+def rank_loss(student: Tensor, teacher: Tensor, objects: Tensor, num_objects: int) -> Tensor:
+    r"""Teach the student to prefer, among the anchors of an object, those the teacher prefers.
+
+    The scores of an object's positive anchors become a distribution over these anchors by a
+    softmax; the loss is the divergence KL(teacher || student) of an object's two distributions,
+    mean over the objects that have a positive anchor.
+
+    Source: the paper's rank mimicking, on classification scores. Scores are compared anchor by
+    anchor; a public implementation (``RankMimicLoss``, for MMRazor) sorts both first, after which
+    it no longer matters which anchor is the best.
+
+    Args:
+        student: the student's scores in [0, 1] of n positive anchors for the classes of their
+            objects, float of shape ``(n,)``. The only argument that receives a gradient.
+        teacher: the teacher's scores of the same anchors, float of shape ``(n,)``.
+        objects: object of every anchor, LongTensor of shape ``(n,)``, counted from 0.
+        num_objects: number of objects, those without a positive anchor too.
+
+    Returns:
+        Scalar; 0, with a gradient of 0, for no anchor.
+
+    Example:
+        >>> student, teacher = torch.tensor([0.0, 1.0, 0.3]), torch.tensor([1.0, 0.0, 0.9])
+        >>> rank_loss(student, teacher, torch.tensor([0, 0, 2]), 3)
+        tensor(0.2311)
+    """
+    def log_distribution(scores: Tensor) -> Tensor:
+        # Scores lie in [0, 1]: their exponentials need no shift to be safe.
+        sums = scores.new_zeros(num_objects).index_add(0, objects, scores.exp())
+        return scores - sums[objects].log()
+
+    divergence = F.kl_div(log_distribution(student), log_distribution(teacher.detach()),
+                          reduction='sum', log_target=True)
+    present = divergence.new_zeros(num_objects).index_fill(0, objects, 1)
+    return divergence / present.sum().clamp(min=1)
+
+
+@KNOWLEDGE.register_module()
+class PFI(Knowledge):
+    """Prediction-guided feature imitation, and rank mimicking.
+
+    Feature imitation (:func:`prediction_guided_loss`, mean over levels) reads the class logits of
+    the dense heads at all anchors and so wants the same anchors in both detectors. Rank mimicking
+    (:func:`rank_loss`) wants positive anchors besides, which anchor-based one-stage students have.
+    The paper treats one-stage detectors only; with two-stage ones the logits are the RPN's, object
+    or not, and ranks are left out. The student's maps pass a 1x1 convolution where teacher and
+    student differ in channels.
+
+    Args:
+        pair: Traits of teacher and student; the :class:`gkd.detectors.Distiller` fills it in.
+        feature_weight: Factor of the feature imitation. 1.5 in the RetinaNet configuration of a
+            public implementation for MMRazor; the authors published no code.
+        rank_weight: Factor of the rank mimicking; 0 leaves it out. By default 4 for one-stage
+            students, as in the same configuration, and 0 for two-stage students.
+
+    Raises:
+        ConfigError: The dense heads do not predict the same at the same anchors, or there are no
+            anchors to rank.
+    """
+
+    needs_dense = True
+
+    def __init__(self, pair: DetectorPair, feature_weight: float = 1.5,
+                 rank_weight: Optional[float] = None):
+        super().__init__(pair)
+        refuse_unlike_predictions(pair)
+        if rank_weight is None:
+            rank_weight = 0.0 if pair.student.is_two_stage else 4.0
+        self.needs_logits = rank_weight != 0
+        if self.needs_logits:
+            refuse_ranks(pair)
+        self.feature_weight = feature_weight
+        self.rank_weight = rank_weight
+        self.adaptation = match_channels(pair.channels(pair.student), pair.channels(pair.teacher))
+
+    def forward(self, student: StepRecord, teacher: StepRecord, bank: Optional[PrototypeBank],
+                progress: float) -> dict[str, Tensor]:
+        """Compute the losses of one step; see :class:`Knowledge`."""
+        levels = zip(self.adaptation, student.maps, teacher.maps, split_levels(student.dense),
+                     split_levels(teacher.dense))
+        features = torch.stack([prediction_guided_loss(adapt(own), target, *logits)
+                                for adapt, own, target, *logits in levels])
+        losses = dict(loss_pfi_feature=self.feature_weight * features.mean())
+        if self.needs_logits:
+            num_objects = sum(len(boxes) for boxes in student.gt_boxes)
+            ranks = rank_loss(*(class_scores(logits, student.labels, self.pair.student.sigmoid)
+                                for logits in (student.logits, teacher.logits)),
+                              student.objects, num_objects)
+            losses.update(loss_pfi_rank=self.rank_weight * ranks)
+        return losses
+
+
+@full_precision
+def class_scores(logits: Tensor, labels: Tensor, sigmoid: bool) -> Tensor:
+    """Scores ``(n,)`` of anchors for given classes, from logits ``(n, num_logits)``."""
+    scores = logits.sigmoid() if sigmoid else logits.softmax(dim=1)
+    return scores.gather(1, labels[:, None]).squeeze(1)
+
+
+def split_levels(dense: DensePredictions) -> tuple[Tensor, ...]:
+    """Class logits ``(B, N_l, num_logits)`` of every level."""
+    return dense.logits.split(dense.counts, dim=1)
+
+
+def refuse_unlike_predictions(pair: DetectorPair) -> None:
+    """Raise ConfigError where logits of the dense heads cannot be compared place by place."""
+    teacher, student = pair.teacher, pair.student
+    advice = 'PKD and CWD compare feature maps alone.'
+    if teacher.family != student.family:
+        raise ConfigError(f'PFI: the dense heads of a {teacher.family} teacher ({teacher.name}) '
+                          f'and a {student.family} student ({student.name}) predict different '
+                          f'things; {advice}')
+    if not student.is_two_stage and teacher.sigmoid != student.sigmoid:
+        raise ConfigError(f'PFI: one of teacher {teacher.name} and student {student.name} scores '
+                          f'classes by sigmoid, the other by softmax; {advice}')
+    if teacher.anchors != student.anchors:
+        raise ConfigError(f'PFI: teacher and student have different anchors (of the first level: '
+                          f'{teacher.anchors[:1]} and {student.anchors[:1]}); use one '
+                          f'`anchor_generator` for both, or another method: {advice}')
+
+
+def refuse_ranks(pair: DetectorPair) -> None:
+    """Raise ConfigError where there are no positive anchors that both detectors classify."""
+    advice = 'set rank_weight=0 to imitate features alone.'
+    if pair.student.is_two_stage:
+        raise ConfigError(f'PFI: ranks are those of the anchors of a one-stage detector, and '
+                          f'student {pair.student.name} is a two-stage one; {advice}')
+    if not pair.student.samples_positives:
+        raise ConfigError(f'PFI: student {pair.student.name} samples no positive anchors to '
+                          f'rank; {advice}')
+    for role, info in (('teacher', pair.teacher), ('student', pair.student)):
+        if not info.classifies_boxes:
+            raise ConfigError(f'PFI: {role} {info.name} gives no class logits for given anchors; '
+                              f'{advice}')

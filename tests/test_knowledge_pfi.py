@@ -1,0 +1,200 @@
+"""PFI against loops over cells, anchors and objects."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+from synthetic_steps import ANCHOR_SHAPES, BOXES, IMAGE_SIZE, LABELS, STRIDES, info, pair, records
+from test_no_host_sync import StayOnDevice, to_fake
+from torch._subclasses import FakeTensorMode
+
+from gkd.detectors import DetectorPair
+from gkd.errors import ConfigError
+from gkd.knowledge.pfi import PFI, prediction_guided_loss, rank_loss
+from gkd.registry import KNOWLEDGE
+
+EMPTY = dict(boxes=[torch.zeros(0, 4)] * 2, labels=[torch.zeros(0, dtype=torch.long)] * 2)
+
+
+def random(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def slow_feature_loss(student, teacher):
+    """Level by level, cell by cell, anchor by anchor of two records."""
+    first, levels = 0, []
+    for own, target, stride in zip(student.maps, teacher.maps, STRIDES):
+        size, total = IMAGE_SIZE // stride, 0
+        for image in range(len(own)):
+            for y in range(size):
+                for x in range(size):
+                    start = first + (y * size + x) * len(ANCHOR_SHAPES)
+                    place = [
+                        record.dense.logits[image, start + anchor, logit].item()
+                        for record in (student, teacher) for anchor in range(len(ANCHOR_SHAPES))
+                        for logit in range(record.dense.logits.shape[2])]
+                    half = len(place) // 2
+                    prediction = sum((a - b) ** 2
+                                     for a, b in zip(place[:half], place[half:])) / half
+                    feature = sum((own[image, c, y, x].item() - target[image, c, y, x].item()) ** 2
+                                  for c in range(own.shape[1])) / own.shape[1]
+                    total += (prediction * feature) ** 2
+        first += size * size * len(ANCHOR_SHAPES)
+        levels.append(total / (len(own) * size * size))
+    return sum(levels) / len(levels)
+
+
+def slow_rank_loss(student, teacher, objects, num_objects):
+    total, present = 0, 0
+    for number in range(num_objects):
+        own = [score.item() for score, other in zip(student, objects) if other == number]
+        target = [score.item() for score, other in zip(teacher, objects) if other == number]
+        own, target = ([math.exp(score) / sum(map(math.exp, scores)) for score in scores]
+                       for scores in (own, target))
+        total += sum(t * math.log(t / s) for s, t in zip(own, target))
+        present += bool(own)
+    return total / max(present, 1)
+
+
+def losses_of(student, teacher, family='one-stage', **settings):
+    module = KNOWLEDGE.build(dict(type='PFI', **settings), default_args=dict(pair=pair(family)))
+    return module(student, teacher, None, 0.5)
+
+
+@pytest.mark.parametrize('family', ['one-stage', 'two-stage'])
+def test_feature_imitation(family):
+    student, teacher = records(family, dtype=torch.float64)
+    losses = losses_of(student, teacher, family)
+    expected = 1.5 * slow_feature_loss(student, teacher)
+    assert losses['loss_pfi_feature'].item() == pytest.approx(expected)
+
+
+def test_rank_mimicking():
+    student, teacher = records(dtype=torch.float64)
+    own, target = (torch.stack([row[label] for row, label in
+                                zip(record.logits.sigmoid(), student.labels)])
+                   for record in (student, teacher))
+    expected = 4 * slow_rank_loss(own, target, student.objects, sum(map(len, BOXES)))
+    assert losses_of(student, teacher)['loss_pfi_rank'].item() == pytest.approx(expected)
+
+
+def test_rank_loss_of_shuffled_objects_some_without_anchors():
+    student, teacher = random(9).sigmoid(), random(9, seed=1).sigmoid()
+    objects = torch.tensor([4, 0, 2, 4, 4, 0, 2, 0, 1])
+    expected = slow_rank_loss(student, teacher, objects, 7)
+    assert rank_loss(student, teacher, objects, 7).item() == pytest.approx(expected)
+
+
+def test_ranks_of_a_softmax_head():
+    def softmax(detector):
+        return dataclasses.replace(detector, sigmoid=False)
+
+    student, teacher = records(dtype=torch.float64)
+    module = PFI(DetectorPair(softmax(info()), softmax(info()), STRIDES))
+    own, target = (torch.stack([row[label] for row, label in
+                                zip(record.logits.softmax(1), student.labels)])
+                   for record in (student, teacher))
+    expected = 4 * slow_rank_loss(own, target, student.objects, sum(map(len, BOXES)))
+    loss = module(student, teacher, None, 0.)['loss_pfi_rank']
+    assert loss.item() == pytest.approx(expected)
+
+
+def test_the_best_anchor_matters_and_not_only_its_score():
+    scores, objects = torch.tensor([0.1, 0.9]), torch.tensor([0, 0])
+    assert rank_loss(scores, scores, objects, 1) == 0
+    assert rank_loss(scores, scores.flip(0), objects, 1) > 0.1
+    assert rank_loss(scores, scores - 0.1, objects, 1).abs() < 1e-6
+
+
+def test_equal_features_have_no_loss_whatever_is_predicted():
+    feature = random(1, 2, 2, 2)
+    logits = random(1, 8, 3), random(1, 8, 3, seed=1)
+    assert prediction_guided_loss(feature, feature, *logits) == 0
+    assert prediction_guided_loss(feature, 0 * feature, logits[0], logits[0]) == 0
+    assert prediction_guided_loss(feature, 0 * feature, *logits) > 0
+
+
+def test_gradients():
+    feature, logits = random(2, 2, 2, 1).requires_grad_(), random(2, 4, 3).requires_grad_()
+    targets = random(2, 2, 2, 1, seed=1), random(2, 4, 3, seed=1)
+    assert torch.autograd.gradcheck(
+        lambda own, scores: prediction_guided_loss(own, targets[0], scores, targets[1]),
+        (feature, logits))
+    scores = random(5).sigmoid().requires_grad_()
+    objects = torch.tensor([1, 0, 1, 1, 0])
+    assert torch.autograd.gradcheck(
+        lambda own: rank_loss(own, random(5, seed=1).sigmoid(), objects, 3), scores)
+
+
+def test_gradients_reach_the_student_and_not_the_teacher():
+    module = PFI(pair(teacher_channels=12))
+    student, teacher = records(teacher_channels=12)
+    taught = [*student.maps, student.logits, student.dense.logits, *module.parameters()]
+    others = [*teacher.maps, teacher.logits, teacher.dense.logits]
+    for tensor in others:
+        tensor.requires_grad_()
+    sum(module(student, teacher, None, 0.).values()).backward()
+    assert all(tensor.grad.abs().sum() > 0 for tensor in taught)
+    assert all(tensor.grad is None for tensor in others)
+
+
+@pytest.mark.parametrize('boxes', [EMPTY, dict(boxes=[BOXES[0], torch.zeros(0, 4)],
+                                               labels=[LABELS[0], EMPTY['labels'][1]])])
+def test_images_without_objects(boxes):
+    student, teacher = records(**boxes)
+    losses = losses_of(student, teacher)
+    assert all(loss.isfinite() for loss in losses.values())
+    assert (losses['loss_pfi_rank'] == 0) == (boxes is EMPTY)
+    sum(losses.values()).backward()
+    assert student.logits.grad is not None and student.maps[0].grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize('family, settings', [('two-stage', {}),
+                                              ('one-stage', dict(rank_weight=0))])
+def test_ranks_can_be_left_out(family, settings):
+    module = PFI(pair(family), **settings)
+    losses = module(*records(family), None, 0.)
+    assert losses.keys() == {'loss_pfi_feature'}
+    assert module.needs_dense and not module.needs_logits
+    assert PFI(pair()).needs_logits
+
+
+def other(first=None, second=None):
+    return DetectorPair(first or info(), second or info(), STRIDES)
+
+
+@pytest.mark.parametrize('unfit, settings, reason', [
+    (other(info('two-stage')), {}, 'predict different things'),
+    (other(info(sigmoid=False)), {}, 'other by softmax'),
+    (other(info(anchors=())), {}, 'different anchors'),
+    (pair('two-stage'), dict(rank_weight=4.), 'set rank_weight=0'),
+    (other(*[info(anchors=(), samples_positives=False)] * 2), {}, 'set rank_weight=0'),
+    (other(info(classifies_boxes=False)), {}, 'teacher RetinaNet gives no class logits'),
+])
+def test_refusals(unfit, settings, reason):
+    with pytest.raises(ConfigError, match=reason):
+        PFI(unfit, **settings)
+
+
+def test_anchor_free_detectors_can_imitate_features():
+    assert PFI(other(*[info(anchors=(), samples_positives=False)] * 2), rank_weight=0)
+
+
+def test_autocast_computes_the_losses_in_float32():
+    student, teacher = records(dtype=torch.bfloat16)
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        losses = losses_of(student, teacher)
+    assert {loss.dtype for loss in losses.values()} == {torch.float32}
+    exact = slow_feature_loss(student, teacher)
+    assert losses['loss_pfi_feature'].item() == pytest.approx(1.5 * exact, rel=1e-5)
+
+
+def test_does_not_wait_for_the_device():
+    steps = records(teacher_channels=12)
+    with FakeTensorMode() as fake, torch.device('cuda'):
+        module = PFI(pair(teacher_channels=12))
+        steps = [to_fake(step, fake, 'cuda') for step in steps]
+        with StayOnDevice():
+            losses = module(*steps, None, 0.)
+    assert {(loss.device.type, loss.dim()) for loss in losses.values()} == {('cuda', 0)}
