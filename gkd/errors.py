@@ -19,3 +19,11 @@ class DataError(GKDError):
 
 class EnvironmentMismatchError(GKDError):
     """An installed package is missing, or does not work with another one."""
+
+
+class StorageError(GKDError):
+    """A file cannot be written: no space, no permission."""
+
+
+class NumericalError(GKDError):
+    """A loss or a weight is not finite any more."""

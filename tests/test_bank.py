@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 import gkd.prototypes.bank as bank_module
-from gkd.errors import CheckpointError
+from gkd.errors import CheckpointError, StorageError
 from gkd.prototypes import PrototypeBank
 
 
@@ -94,7 +94,7 @@ def test_a_failed_save_keeps_the_old_file(tmp_path, monkeypatch):
         raise OSError(28, 'No space left on device')
 
     monkeypatch.setattr(bank_module.os, 'fsync', full_disk)
-    with pytest.raises(OSError, match='No space'):
+    with pytest.raises(StorageError, match='bank cannot be written: No space'):
         make_bank(metadata={}).save(path)
     assert os.listdir(tmp_path) == ['bank']
     assert_equal(PrototypeBank.load(path), bank)

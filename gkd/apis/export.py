@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import os.path as osp
 
 import torch
@@ -16,6 +15,7 @@ from gkd.compat.checkpoint import get_state_dict, load_checkpoint_file, load_str
 from gkd.detectors import Distiller
 from gkd.detectors.source import DetectorSource, find_file
 from gkd.errors import ConfigError
+from gkd.files import written_whole
 
 STUDENT_PREFIX = 'student.'
 
@@ -63,9 +63,8 @@ def export_student(config: Config, checkpoint: str, output: str) -> str:
     load_strictly(model, weights, checkpoint)
     meta = {name: loaded['meta'][name] for name in ('CLASSES', 'epoch', 'iter', 'mmdet_version')
             if name in loaded.get('meta', {})}
-    os.makedirs(osp.dirname(output) or '.', exist_ok=True)
-    torch.save(dict(meta=meta, state_dict=weights), f'{output}.part')
-    os.replace(f'{output}.part', output)
+    with written_whole(output) as file:
+        torch.save(dict(meta=meta, state_dict=weights), file)
     return own_config(config, output)
 
 

@@ -1,10 +1,9 @@
-"""Writing files that appear whole or not at all."""
+"""Text files that appear whole or not at all."""
 
-import os
+from gkd.files import written_whole
 
 
 def write_atomically(path: str, text: str) -> None:
     """Write a text file beside its place, then move it there."""
-    with open(f'{path}.part', 'w', encoding='utf-8') as file:
-        file.write(text)
-    os.replace(f'{path}.part', path)
+    with written_whole(path) as file:
+        file.write(text.encode('utf-8'))

@@ -7,6 +7,7 @@ import os.path as osp
 import pickle
 import re
 import types
+import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Union
@@ -58,11 +59,12 @@ def load_checkpoint_file(path: str, map_location: MapLocation = 'cpu',
         run wrote it, ``optimizer``.
 
     Raises:
-        CheckpointError: if there is no such file, or it is cut short, no checkpoint, or needs
-            types that could execute code.
+        CheckpointError: if there is no such file, or it is cut short, damaged, no checkpoint, or
+            needs types that could execute code.
     """
     path = osp.expanduser(str(path))
     _check_file(path)
+    _check_sums(path)
     try:
         checkpoint = _torch_load(path, map_location, trust)
     except pickle.UnpicklingError as error:
@@ -164,6 +166,23 @@ def _check_file(path: str) -> None:
         raise CheckpointError(f'No such checkpoint: {path}. Check the path, or download it first.')
     if osp.getsize(path) == 0:
         raise CheckpointError(f'{path} is empty; get it again.')
+
+
+def _check_sums(path: str) -> None:
+    """Compare the checksum of every part of the file, which torch.save writes and no one reads.
+
+    Files in the format before torch 1.6 have none.
+    """
+    if not zipfile.is_zipfile(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as parts:
+            broken = parts.testzip()
+    except Exception as error:  # the tables themselves are damaged, which has many forms
+        broken = _first_line(error)
+    if broken is not None:
+        raise CheckpointError(f'{path} is damaged: what it holds does not match its checksums '
+                              f'({broken}). Get it again, or go on from another checkpoint.')
 
 
 def _torch_load(path: str, map_location: MapLocation, trust: bool):

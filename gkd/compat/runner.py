@@ -7,6 +7,7 @@ import functools
 import os
 import os.path as osp
 
+import mmcv
 import torch
 from mmcv.fileio.file_client import HardDiskBackend
 from mmcv.runner import BaseRunner, IterBasedRunner, LoggerHook, checkpoint
@@ -14,6 +15,7 @@ from mmcv.runner.hooks.optimizer import Fp16OptimizerHook
 
 from gkd.compat.checkpoint import load_checkpoint_file, load_strictly
 from gkd.errors import CheckpointError, ConfigError
+from gkd.files import written_whole
 
 
 def read_checkpoints_safely() -> None:
@@ -172,23 +174,25 @@ def refuse_fp16_without_gpu() -> None:
 
 
 def write_files_whole() -> None:
-    """Write checkpoints beside their place and move them there.
+    """Write checkpoints, and the link to the latest one, beside their place and move them there.
 
-    Reason: a run that is killed while mmcv writes leaves half a checkpoint under the final name.
+    Reason: a run that is killed while mmcv writes leaves half a checkpoint under the final name,
+    or, between removing the old link and making the new one, none.
     For: mmcv 1.x.
     """
 
     def put(self, obj, filepath):
-        folder = osp.dirname(osp.abspath(filepath))
-        os.makedirs(folder, exist_ok=True)
-        temporary = f'{filepath}.{os.getpid()}.tmp'
-        try:
-            with open(temporary, 'wb') as file:
-                file.write(obj)
-            os.replace(temporary, filepath)
-        except BaseException:
-            if osp.exists(temporary):
-                os.unlink(temporary)
-            raise
+        with written_whole(filepath) as file:
+            file.write(obj)
+
+    def symlink(source, target, overwrite=True, **kwargs):
+        if overwrite and osp.lexists(target):
+            folder, name = osp.split(target)
+            beside = osp.join(folder, f'.{name}.{os.getpid()}.tmp')
+            os.symlink(source, beside, **kwargs)
+            os.replace(beside, target)
+        else:
+            os.symlink(source, target, **kwargs)
 
     HardDiskBackend.put = put
+    mmcv.symlink = symlink

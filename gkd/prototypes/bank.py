@@ -5,17 +5,17 @@ from __future__ import annotations
 import copy
 import os
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
 from gkd.errors import CheckpointError
+from gkd.files import CHECKSUM, load_tensors, save_tensors
 
 FORMAT = 'gkd.PrototypeBank'
-FORMAT_VERSION = '1'
+FORMAT_VERSION = '2'
+WITHOUT_CHECKSUM = '1'
+ADVICE = 'Generate the prototypes again or point to the right file.'
 
 
 @dataclass(eq=False)
@@ -63,7 +63,7 @@ class PrototypeBank:
         for key, value in self.metadata.items():
             if not isinstance(key, str) or not isinstance(value, str):
                 raise TypeError(f'metadata must map str to str, got {key!r}: {value!r}')
-            if key in ('format', 'format_version'):
+            if key in ('format', 'format_version', CHECKSUM):
                 raise ValueError(f'metadata key {key!r} is reserved for the file format')
 
     def _check_level(self, level: int) -> None:
@@ -114,30 +114,20 @@ class PrototypeBank:
     def save(self, path: str | os.PathLike) -> None:
         """Write the bank to a safetensors file, whole or not at all.
 
-        Missing folders are made. The bytes go to a file beside ``path`` that then takes its
-        name, so a reader never meets half a bank.
-
         Args:
-            path: the file to write; an existing one is replaced.
+            path: the file to write; an existing one is replaced, missing folders are made.
+
+        Raises:
+            StorageError: if it cannot be written.
         """
-        path = Path(path)
         tensors = {
             # Levels may share one tensor of offsets, which the format does not allow.
             f'{name}.{level}': tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
             for name in ('student', 'teacher', 'offsets')
             for level, tensor in enumerate(getattr(self, name))
         }
-        header = {**self.metadata, 'format': FORMAT, 'format_version': FORMAT_VERSION}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
-        try:
-            with open(unfinished, 'wb') as file:
-                file.write(save(tensors, metadata=header))
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(unfinished, path)
-        finally:
-            unfinished.unlink(missing_ok=True)
+        save_tensors(path, tensors,
+                     {**self.metadata, 'format': FORMAT, 'format_version': FORMAT_VERSION})
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> PrototypeBank:
@@ -150,30 +140,23 @@ class PrototypeBank:
             The bank, its metadata included.
 
         Raises:
-            CheckpointError: if the file is missing, cut short, not a prototype bank, or of a
-                format version that this release does not read.
+            CheckpointError: if the file is missing, damaged, not a prototype bank, or of a format
+                version that this release does not read.
         """
-        try:
-            with safe_open(os.fspath(path), framework='pt', device='cpu') as file:
-                header = dict(file.metadata() or {})
-                names = file.keys()
-                tensors = {name: file.get_tensor(name) for name in names}
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(
-                f'{path}: cannot be read as a prototype bank ({error}). '
-                'Generate the prototypes again or point to the right file.'
-            ) from error
+        tensors, header = load_tensors(path, ADVICE)
         if header.pop('format', None) != FORMAT:
             raise CheckpointError(
                 f'{path}: a safetensors file, but not a prototype bank. '
                 'Point to a file that PrototypeBank.save wrote.'
             )
         version = header.pop('format_version', None)
-        if version != FORMAT_VERSION:
+        if version not in (FORMAT_VERSION, WITHOUT_CHECKSUM):
             raise CheckpointError(
                 f'{path}: prototype bank of format version {version}, this release reads version '
                 f'{FORMAT_VERSION}. Generate the prototypes again.'
             )
+        if header.pop(CHECKSUM, None) is None and version != WITHOUT_CHECKSUM:
+            raise CheckpointError(f'{path} is damaged: its checksum is missing. {ADVICE}')
         levels = range(len(tensors) // 3)
         try:
             return cls(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import os.path as osp
 import sys
 from collections.abc import Sequence
@@ -17,12 +16,11 @@ import torch.distributed as dist
 from mmcv.runner import get_dist_info
 from mmdet.datasets import CustomDataset
 from mmdet.models.detectors import BaseDetector
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from gkd.errors import ConfigError, DataError
+from gkd.errors import CheckpointError, ConfigError, DataError
+from gkd.files import CHECKSUM, load_tensors, save_tensors
 from gkd.prototypes.bank import PrototypeBank
 from gkd.prototypes.features import (
     CandidateImage,
@@ -34,6 +32,8 @@ from gkd.prototypes.features import (
     load_batches,
 )
 from gkd.prototypes.pursuit import select_prototypes
+
+ADVICE = 'The teacher\'s features are computed again.'
 
 
 class PrototypeGenerationModule:
@@ -215,29 +215,34 @@ def share_path(cache_dir: str) -> str:
 
 
 def cached_share(cache_dir: str, fingerprint: str) -> Optional[list[list[Tensor]]]:
-    """This process's share from an earlier run; None if there is none or it is of other inputs."""
-    try:
-        with safe_open(share_path(cache_dir), framework='pt') as file:
-            metadata = file.metadata() or {}
-            if metadata.get('fingerprint') != fingerprint:
-                return None
-            num_batches, num_levels = int(metadata['batches']), int(metadata['levels'])
-            return [[file.get_tensor(f'{batch}.{level}') for level in range(num_levels)]
-                    for batch in range(num_batches)]
-    except (FileNotFoundError, SafetensorError, KeyError, ValueError):
+    """This process's share from an earlier run.
+
+    Returns:
+        None if there is none, it is of other inputs, or it is damaged; the last is logged.
+    """
+    path = share_path(cache_dir)
+    if not osp.exists(path):
         return None
+    try:
+        tensors, metadata = load_tensors(path, ADVICE)
+        if metadata.get('fingerprint') != fingerprint:
+            return None
+        if CHECKSUM not in metadata:
+            raise CheckpointError(f'{path} has no checksum. {ADVICE}')
+    except CheckpointError as error:
+        mmcv.utils.get_logger('mmdet').warning(str(error))
+        return None
+    return [[tensors[f'{batch}.{level}'] for level in range(int(metadata['levels']))]
+            for batch in range(int(metadata['batches']))]
 
 
 def save_share(cache_dir: str, fingerprint: str, share: list[list[Tensor]]) -> None:
     """Keep this process's share; the file appears whole or not at all."""
-    os.makedirs(cache_dir, exist_ok=True)
     tensors = {f'{batch}.{level}': feature.contiguous()
                for batch, levels in enumerate(share) for level, feature in enumerate(levels)}
-    metadata = dict(fingerprint=fingerprint, batches=str(len(share)),
-                    levels=str(len(share[0]) if share else 0))
-    path = share_path(cache_dir)
-    save_file(tensors, f'{path}.part', metadata)
-    os.replace(f'{path}.part', path)
+    save_tensors(share_path(cache_dir), tensors,
+                 dict(fingerprint=fingerprint, batches=str(len(share)),
+                      levels=str(len(share[0]) if share else 0)))
 
 
 def all_gather(value: object) -> list:

@@ -1,0 +1,114 @@
+"""Files that appear whole or not at all, and say so when they are damaged."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO, Union
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from gkd.errors import CheckpointError, StorageError
+
+CHECKSUM = 'sha256'
+
+
+@contextmanager
+def written_whole(path: Union[str, os.PathLike]) -> Iterator[BinaryIO]:
+    """Open a file for writing that takes its name once it is complete and on the disk.
+
+    Until then it lies beside its place under a hidden name. A reader never meets half a file, and
+    an older file stays as it is if writing fails or is interrupted.
+
+    Args:
+        path: The file to write; missing folders are made.
+
+    Yields:
+        The open file, for bytes.
+
+    Raises:
+        StorageError: The disk is full, or the place cannot be written to.
+    """
+    path = Path(path)
+    unfinished = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(unfinished, 'wb') as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(unfinished, path)
+    except OSError as error:
+        raise StorageError(f'{path} cannot be written: {error.strerror or error}. Make room or '
+                           f'name another folder; the same command goes on from here.') from error
+    finally:
+        with suppress(OSError):
+            unfinished.unlink()
+
+
+def remove_unfinished(folder: Union[str, os.PathLike]) -> None:
+    """Remove what :func:`written_whole` left in a folder when its process was killed."""
+    for unfinished in Path(folder).glob('.*.tmp'):
+        if unfinished.name.split('.')[-2].isdigit():
+            unfinished.unlink(missing_ok=True)
+
+
+def save_tensors(path: Union[str, os.PathLike], tensors: Mapping[str, Tensor],
+                 metadata: Mapping[str, str]) -> None:
+    """Write tensors and strings to a safetensors file with a checksum.
+
+    Args:
+        path: The file to write, whole or not at all.
+        tensors: Tensors by name, on the CPU, contiguous, none sharing memory.
+        metadata: Strings kept with them; ``sha256`` is the checksum's.
+
+    Raises:
+        StorageError: The file cannot be written.
+    """
+    with written_whole(path) as file:
+        file.write(save(dict(tensors), {**metadata, CHECKSUM: checksum(tensors, metadata)}))
+
+
+def load_tensors(path: Union[str, os.PathLike],
+                 advice: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read a file that :func:`save_tensors` wrote, to the CPU. Runs no code from the file.
+
+    A safetensors file without a checksum is read as it is.
+
+    Args:
+        path: The file.
+        advice: What to do if it cannot be read, for the message.
+
+    Returns:
+        Tensors by name, and the metadata with the checksum as ``sha256``.
+
+    Raises:
+        CheckpointError: The file is missing, cut short, or not what was written.
+    """
+    try:
+        with safe_open(os.fspath(path), framework='pt', device='cpu') as file:
+            metadata = dict(file.metadata() or {})
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f'{path}: cannot be read as a safetensors file ({error}). '
+                              f'{advice}') from error
+    if CHECKSUM in metadata and metadata[CHECKSUM] != checksum(tensors, metadata):
+        raise CheckpointError(f'{path} is damaged: its content does not match its checksum. '
+                              f'{advice}')
+    return tensors, metadata
+
+
+def checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    """SHA-256 of names, types, shapes and bytes of tensors, and of all other metadata."""
+    kept = sorted(item for item in metadata.items() if item[0] != CHECKSUM)
+    digest = hashlib.sha256(repr(kept).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f'{name} {tensor.dtype} {tuple(tensor.shape)}'.encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
