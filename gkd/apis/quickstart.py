@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
 import os
 import os.path as osp
-import shutil
-import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from typing import Optional
 
 from gkd.apis.config import load_config
 from gkd.apis.files import write_atomically
+from gkd.apis.stages import Training, announce
 from gkd.backbones.efficientnet_lite import prepare_efficientnet_lite0
 from gkd.datasets import prepare_tree_crowns
 from gkd.detectors.source import REPOSITORY
-from gkd.errors import GKDError
 from gkd.prototypes import PrototypeBank
 from gkd.prototypes.hook import latest_bank
+from gkd.reporting.comparison import summarize
 from gkd.reporting.detections import draw_detections
 from gkd.reporting.prototypes import draw_prototypes
 
@@ -32,13 +27,8 @@ STUDENT = CONFIGS + '/{}_r18-w8_fpn_tree-crowns.py'
 CONTINUED = CONFIGS + '/{}_r18-w8_fpn_continued_tree-crowns.py'
 DISTILLER = CONFIGS + '/gkd_{}_efficientnet-lite0_r18-w8_fpn_tree-crowns.py'
 FAMILIES = ('retinanet', 'faster_rcnn')
-STAMP = 'stage.txt'
 LOG_INTERVAL = 10  # steps; a line every few seconds on two cores
 METRICS = {'AP': 'bbox_mAP', 'AP50': 'bbox_mAP_50'}
-
-
-class StageFailed(GKDError):
-    """A stage ended with an error, which it has printed itself."""
 
 
 def add_arguments(group: argparse._ArgumentGroup) -> None:
@@ -120,68 +110,15 @@ def draw_pictures(family: str, work_dir: str, teacher: str, plain: str, distille
                     osp.join(work_dir, 'prototypes.png'))
 
 
-def announce(number: int, total: int, what: str) -> None:
-    """Say which stage begins."""
-    print(f'\n=== {number}/{total}  {what}', flush=True)
-
-
-def run_stage(config_path: str, checkpoint: str, epochs: Optional[int], seed: int = 0,
+def run_stage(config: str, checkpoint: str, epochs: Optional[int], seed: int = 0,
               options: Optional[dict] = None) -> dict[str, float]:
-    """Train one detector with the very command that a user would type.
-
-    Args:
-        config_path: Its config.
-        checkpoint: Checkpoint to train, the latest of its work dir. What is finished there is
-            reused if nothing it depends on changed.
-        epochs: Replaces the config's number of epochs.
-        seed: Seed of weights and data order.
-        options: Settings that replace the config's.
-
-    Returns:
-        Metrics of the last epoch.
-
-    Raises:
-        StageFailed: The training ended with an error.
-    """
-    work_dir = osp.dirname(checkpoint)
-    config = load_config(config_path, options)
-    last = str(epochs or config.runner.max_epochs)
-    depends_on = [config.pretty_text, seed, last, *map(stamp_of, (options or {}).values())]
-    if config.model.type == 'Distiller':
-        depends_on += [load_config(config.model[role].config).pretty_text
-                       for role in ('teacher', 'student')]
-    fingerprint = hashlib.sha256(repr(depends_on).encode()).hexdigest()
-    stamp = osp.join(work_dir, STAMP)
-    if read(stamp) != fingerprint:
-        if osp.isfile(stamp):
-            shutil.rmtree(work_dir)
-        os.makedirs(work_dir, exist_ok=True)
-        write_atomically(stamp, fingerprint)
-    history = osp.join(work_dir, 'evaluation.json')
-    if last not in json.loads(read(history) or '{}'):
-        settings = {'log_config.interval': LOG_INTERVAL, **(options or {})}
-        command = [sys.executable, osp.join(REPOSITORY, 'tools', 'train.py'), config_path,
-                   '--work-dir', work_dir, '--seed', str(seed), '--epochs', last,
-                   '--cfg-options', *(f'{key}={value}' for key, value in settings.items())]
-        if subprocess.run(command).returncode:
-            raise StageFailed(f'training {config_path} failed, see above. The same command goes '
-                              f'on from here.')
+    """Train one detector, unless that is done; returns the metrics of the last epoch."""
+    stage = Training(config, checkpoint, epochs, seed, options or {}, LOG_INTERVAL)
+    if stage.prepare():
+        print(f'finished before: {osp.relpath(stage.work_dir)}')
     else:
-        print(f'finished before: {osp.relpath(work_dir)}')
-    return json.loads(read(history))[last]
-
-
-def stamp_of(checkpoint: str) -> str:
-    """What an earlier stage's checkpoint was made from."""
-    return read(osp.join(osp.dirname(checkpoint), STAMP))
-
-
-def read(path: str) -> str:
-    """Contents of a text file, empty if there is none."""
-    if not osp.isfile(path):
-        return ''
-    with open(path) as file:
-        return file.read()
+        stage.run()
+    return stage.metrics()
 
 
 def format_table(results: dict[str, list[dict[str, float]]]) -> str:
@@ -213,9 +150,3 @@ def format_table(results: dict[str, list[dict[str, float]]]) -> str:
     lines.append(f'| {"gain":18} | ' + ' | '.join(f'{summarize(gain, "+"):>12}'
                                                   for gain in gains) + ' |')
     return '\n'.join(lines) + '\n'
-
-
-def summarize(values: list[float], sign: str = '-') -> str:
-    """Mean of several runs, with their standard deviation if there is more than one."""
-    mean = f'{statistics.mean(values):{sign}.1f}'
-    return f'{mean} ± {statistics.stdev(values):.1f}' if len(values) > 1 else mean

@@ -1,0 +1,227 @@
+"""Tables and a plot that compare methods by several runs of each."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import matplotlib
+
+matplotlib.use('Agg')
+from matplotlib import pyplot as plt  # noqa: E402
+
+METRICS = {'AP': 'bbox_mAP', 'AP50': 'bbox_mAP_50', 'AP75': 'bbox_mAP_75',
+           'AP small': 'bbox_mAP_s', 'AP medium': 'bbox_mAP_m', 'AP large': 'bbox_mAP_l'}
+TEACHER, PLAIN = 'teacher', 'plain student'
+NOTHING = '–'
+GREY, BLUE, RED = '#777777', '#1f77b4', '#d62728'
+
+
+@dataclass
+class Row:
+    """A method and its runs.
+
+    Attributes:
+        name: The method.
+        runs: Values by name of every run, by seed. APs are in percent; ``'time'`` is a step's in
+            seconds, ``'memory'`` the peak in MiB.
+        note: Why runs are missing.
+    """
+
+    name: str
+    runs: dict[int, dict[str, float]] = field(default_factory=dict)
+    note: str = ''
+
+    def values(self, column: str) -> list[float]:
+        """A value of all runs that have it."""
+        return [run[column] for run in self.runs.values() if column in run]
+
+    def gains(self, plain: Row, column: str) -> list[float]:
+        """Differences to the plain student of the same seed.
+
+        Both had the same start and saw the same images in the same order, so that the difference
+        varies less than either does.
+
+        Example:
+            >>> plain = Row('plain student', {0: {'AP': 10.0}, 1: {'AP': 14.0}})
+            >>> Row('gkd', {1: {'AP': 16.5}, 2: {'AP': 20.0}}).gains(plain, 'AP')
+            [2.5]
+        """
+        return [run[column] - plain.runs[seed][column] for seed, run in self.runs.items()
+                if column in run and column in plain.runs.get(seed, {})]
+
+
+def summarize(values: Sequence[float], sign: str = '-') -> str:
+    """Mean of several runs, with their standard deviation if there is more than one.
+
+    Example:
+        >>> summarize([12.0, 14.0]), summarize([1.25], '+')
+        ('13.0 ± 1.4', '+1.2')
+    """
+    mean = f'{statistics.mean(values):{sign}.1f}'
+    return f'{mean} ± {statistics.stdev(values):.1f}' if len(values) > 1 else mean
+
+
+def format_comparison(rows: Sequence[Row], columns: Sequence[str] = tuple(METRICS)) -> str:
+    """Markdown table of all methods: APs, gain, time and memory.
+
+    Args:
+        rows: The methods; one of them should be the plain student.
+        columns: APs to show.
+
+    Example:
+        >>> print(format_comparison([
+        ...     Row('plain student', {0: {'AP': 10., 'time': .4, 'memory': 900.}}),
+        ...     Row('gkd', {0: {'AP': 12.5, 'time': .6, 'memory': 950.}}),
+        ...     Row('fgfi', note='refused: no anchors')], ['AP']))
+        | method        | seeds | AP   | gain in AP | time per step      | peak memory       |
+        | ------------- | ----- | ---- | ---------- | ------------------ | ----------------- |
+        | plain student | 1     | 10.0 | –          | 0.400 s            | 900 MiB           |
+        | gkd           | 1     | 12.5 | +2.5       | 0.600 s (+0.200 s) | 950 MiB (+50 MiB) |
+        | fgfi          | 0     | –    | –          | –                  | –                 |
+        <BLANKLINE>
+        - fgfi: refused: no anchors
+        <BLANKLINE>
+    """
+    plain = plain_of(rows)
+    cells = [['method', 'seeds', *columns, 'gain in AP', 'time per step', 'peak memory']]
+    for row in rows:
+        compared = row.name not in (TEACHER, PLAIN)
+        gains = row.gains(plain, 'AP') if compared else []
+        cells.append([row.name, str(len(row.runs)),
+                      *(cell(row.values(column)) for column in columns), cell(gains, '+'),
+                      cost_cell(row, plain, 'time', '.3f', 's'),
+                      cost_cell(row, plain, 'memory', '.0f', 'MiB')])
+    return markdown(cells) + format_notes(rows)
+
+
+def format_columns(rows: Sequence[Row], columns: Sequence[str]) -> str:
+    """Markdown table of any values, each with its gain over the plain student in parentheses.
+
+    Example:
+        >>> print(format_columns([Row('plain student', {0: {'blur 0 to 1': 10.}}),
+        ...                       Row('gkd', {0: {'blur 0 to 1': 12.}})], ['blur 0 to 1']))
+        | method        | seeds | blur 0 to 1 |
+        | ------------- | ----- | ----------- |
+        | plain student | 1     | 10.0        |
+        | gkd           | 1     | 12.0 (+2.0) |
+    """
+    plain = plain_of(rows)
+    cells = [['method', 'seeds', *columns]]
+    for row in rows:
+        cells.append([row.name, str(len(row.runs))])
+        for column in columns:
+            gains = row.gains(plain, column) if row.name not in (TEACHER, PLAIN) else []
+            gain = f' ({statistics.mean(gains):+.1f})' if gains else ''
+            cells[-1].append(cell(row.values(column)) + gain)
+    return markdown(cells) + format_notes(rows)
+
+
+def format_csv(rows: Sequence[Row], columns: Sequence[str]) -> str:
+    """The same as numbers: mean, spread and gain of every value, a line a method.
+
+    Standard deviations of a single run are empty.
+
+    Example:
+        >>> print(format_csv([Row('plain student', {0: {'AP': 10.}, 1: {'AP': 12.}}),
+        ...                   Row('gkd', {1: {'AP': 15.}})], ['AP']))
+        method,seeds,AP mean,AP std,AP gain mean,AP gain std,note
+        plain student,2,11.0000,1.4142,,,
+        gkd,1,15.0000,,3.0000,,
+    """
+    plain = plain_of(rows)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator='\n')
+    writer.writerow(['method', 'seeds', *(f'{column} {part}' for column in columns for part in (
+        'mean', 'std', 'gain mean', 'gain std')), 'note'])
+    for row in rows:
+        numbers = []
+        for column in columns:
+            gains = row.gains(plain, column) if row.name not in (TEACHER, PLAIN) else []
+            for values in (row.values(column), gains):
+                numbers.append(f'{statistics.mean(values):.4f}' if values else '')
+                numbers.append(f'{statistics.stdev(values):.4f}' if len(values) > 1 else '')
+        writer.writerow([row.name, len(row.runs), *numbers, row.note])
+    return text.getvalue()
+
+
+def draw_comparison(rows: Sequence[Row], title: str, path: str) -> None:
+    """Dot-and-whisker plot of AP, best method on top; the plain student is a band.
+
+    Args:
+        rows: The methods; those without runs are left out.
+        title: Title of the picture.
+        path: PNG file to write.
+    """
+    plain = plain_of(rows).values('AP')
+    teacher = [ap for row in rows if row.name == TEACHER for ap in row.values('AP')]
+    drawn = sorted((row for row in rows if row.values('AP') and row.name != TEACHER),
+                   key=lambda row: statistics.mean(row.values('AP')))
+    figure, axis = plt.subplots(figsize=(7.5, 1.3 + 0.42 * max(2, len(drawn))))
+    if plain:
+        mean = statistics.mean(plain)
+        spread = statistics.stdev(plain) if len(plain) > 1 else 0.0
+        axis.axvspan(mean - spread, mean + spread, color=GREY, alpha=0.2, linewidth=0)
+        axis.axvline(mean, color=GREY, linewidth=1)
+    if teacher:
+        axis.axvline(statistics.mean(teacher), color=RED, linestyle='--', linewidth=1.2)
+        axis.annotate('teacher', (statistics.mean(teacher), 1), (0, 3), color=RED, fontsize=9,
+                      xycoords=('data', 'axes fraction'), textcoords='offset points',
+                      horizontalalignment='center')
+    for place, row in enumerate(drawn):
+        values = row.values('AP')
+        mean = statistics.mean(values)
+        color = GREY if row.name == PLAIN else BLUE
+        axis.plot(values, [place] * len(values), 'o', color=color, alpha=0.3, markersize=4,
+                  markeredgewidth=0)
+        axis.errorbar(mean, place, fmt='o', color=color, markersize=7, capsize=4,
+                      xerr=statistics.stdev(values) if len(values) > 1 else None)
+    axis.set_yticks(range(len(drawn)), [f'{row.name} ({len(row.values("AP"))})' for row in drawn])
+    axis.set_ylim(-0.6, max(0, len(drawn) - 1) + 0.6)
+    axis.margins(x=0.08)
+    axis.grid(axis='x', alpha=0.3)
+    axis.spines[['top', 'right']].set_visible(False)
+    axis.set_xlabel('AP in percent: mean ± standard deviation over (seeds)')
+    axis.set_title(title, fontsize=11, pad=18)
+    figure.tight_layout()
+    figure.savefig(f'{path}.part', format='png', dpi=130)
+    os.replace(f'{path}.part', path)
+    plt.close(figure)
+
+
+def plain_of(rows: Sequence[Row]) -> Row:
+    """The plain student's row, without runs if there is none."""
+    return next((row for row in rows if row.name == PLAIN), Row(PLAIN))
+
+
+def cell(values: Sequence[float], sign: str = '-') -> str:
+    """Mean and spread, or a dash."""
+    return summarize(values, sign) if values else NOTHING
+
+
+def cost_cell(row: Row, plain: Row, column: str, digits: str, unit: str) -> str:
+    """Mean of a cost and, in parentheses, what it is more than the plain student's."""
+    values = row.values(column)
+    if not values:
+        return NOTHING
+    extra = row.gains(plain, column) if row.name != PLAIN else []
+    more = f' ({statistics.mean(extra):+{digits}} {unit})' if extra else ''
+    return f'{statistics.mean(values):{digits}} {unit}{more}'
+
+
+def format_notes(rows: Sequence[Row]) -> str:
+    """A list of what is to be said of some methods."""
+    notes = [f'- {row.name}: {row.note}\n' for row in rows if row.note]
+    return '\n' + ''.join(notes) if notes else ''
+
+
+def markdown(cells: Sequence[Sequence[str]]) -> str:
+    """A Markdown table with aligned columns; the first row is the head."""
+    widths = [max(map(len, column)) for column in zip(*cells)]
+    head, *body = [[text.ljust(width) for text, width in zip(row, widths)] for row in cells]
+    return ''.join('| ' + ' | '.join(row) + ' |\n'
+                   for row in [head, ['-' * width for width in widths], *body])
