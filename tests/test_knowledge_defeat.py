@@ -241,8 +241,8 @@ def test_half_precision_is_compared_in_float32():
 
     half = [own.proposal_logits.detach().bfloat16() for own in (student, teacher)]
     chosen = student.proposal_positives
-    close(proposal_divergence(*half, chosen, 2.0),
-          proposal_divergence(*(own.float() for own in half), chosen, 2.0))
+    torch.testing.assert_close(proposal_divergence(*half, chosen, 2.0),
+                               proposal_divergence(*(own.float() for own in half), chosen, 2.0))
 
 
 def test_never_waits_for_the_device():
