@@ -28,6 +28,7 @@ setup(
         'numpy>=1.23',
         'mmdet>=2.28,<3',
         'pycocotools>=2.0.6',
+        'ijson>=3.2',
         'kornia>=0.7',
         'safetensors>=0.4',
         'tqdm>=4.60',

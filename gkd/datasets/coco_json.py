@@ -1,0 +1,83 @@
+"""COCO's JSON: ``images``, ``annotations`` and ``categories``."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+
+from gkd.datasets.annotations import Annotations, Collector, Image, by_id
+from gkd.datasets.json_stream import read_items, write_items, written_whole
+from gkd.errors import DataError
+
+
+def read_coco(path: str) -> Annotations:
+    """Read a COCO file of any size; polygons and text are passed over, not kept.
+
+    Args:
+        path: COCO JSON.
+
+    Raises:
+        DataError: It is no COCO file.
+    """
+    try:
+        images = by_id(((image['id'], Image(image['file_name'], image['width'], image['height']))
+                        for image in read_items(path, 'images')), f'{path}, images')
+        categories = by_id(((category['id'], category['name'])
+                            for category in read_items(path, 'categories')),
+                           f'{path}, categories')
+    except (KeyError, TypeError) as error:
+        raise DataError(f'{path}: an image or a category lacks {error}.') from None
+    if not images or not categories:
+        raise DataError(f'{path} is no COCO file: "images" or "categories" are missing or empty.')
+    collector = Collector()
+    try:
+        for annotation in read_items(path, 'annotations'):
+            collector.add(annotation['image_id'], annotation['category_id'],
+                          annotation.get('bbox'), annotation.get('iscrowd', 0), annotation['id'])
+    except (KeyError, TypeError) as error:
+        raise DataError(f'{path}: annotation {len(collector) + 1} lacks {error}.') from None
+    return collector.annotations(images, categories)
+
+
+def write_coco(annotations: Annotations, path: str) -> None:
+    """Write a COCO file.
+
+    Areas are those of the boxes. What is ignored becomes a crowd, the only kind of instance that
+    both training and COCO's evaluation pass over.
+
+    Args:
+        annotations: The annotations.
+        path: The file; it appears whole or not at all.
+
+    Raises:
+        DataError: An annotation has no image, no category or no box.
+    """
+    annotations.require_sound()
+    columns = zip(annotations.ids.tolist(), annotations.image_ids.tolist(),
+                  annotations.category_ids.tolist(), map(np.ndarray.tolist, annotations.boxes),
+                  annotations.ignored.tolist())
+    with written_whole(path) as file:
+        file.write('{"images": ')
+        write_items(file, (dict(id=number, file_name=image.file, width=image.width,
+                                height=image.height)
+                           for number, image in annotations.images.items()))
+        file.write(',\n"annotations": ')
+        write_items(file, (
+            dict(id=number, image_id=image, category_id=category,
+                 bbox=[shortest(value) for value in box], area=shortest(box[2] * box[3]),
+                 iscrowd=int(ignored)) for number, image, category, box, ignored in columns))
+        categories = [dict(id=number, name=name)
+                      for number, name in annotations.categories.items()]
+        file.write(f',\n"categories": {json.dumps(categories)}}}\n')
+
+
+def shortest(value: float) -> float:
+    """A number of pixels without noise of rounding, to a thousandth.
+
+    Example:
+        >>> shortest(0.1 + 0.2), shortest(3.0)
+        (0.3, 3)
+    """
+    value = round(value, 3)
+    return int(value) if value == int(value) else value

@@ -1,0 +1,96 @@
+"""Reading JSON files of any size item by item, and writing files whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import ijson
+
+from gkd.errors import DataError
+
+
+def read_items(path: str, key: str) -> Iterator[Any]:
+    """Items of one list of a JSON object, such as ``annotations`` of a COCO file, one at a time.
+
+    Args:
+        path: The JSON file.
+        key: Key of the list.
+
+    Raises:
+        DataError: The file is missing or no JSON.
+    """
+    return _read(path, lambda file: ijson.items(file, f'{key}.item', use_float=True))
+
+
+def read_pairs(path: str) -> Iterator[tuple[str, Any]]:
+    """Keys and values of a JSON object, one at a time.
+
+    Args:
+        path: The JSON file.
+
+    Raises:
+        DataError: The file is missing or no JSON.
+    """
+    return _read(path, lambda file: ijson.kvitems(file, '', use_float=True))
+
+
+def _read(path, parse):
+    try:
+        with open(path, 'rb') as file:
+            yield from parse(file)
+    except OSError as error:
+        raise DataError(f'{path}: {error.strerror}') from None
+    except ijson.JSONError as error:
+        reason = str(error).split('\n')[0].strip()
+        raise DataError(f'{path} is no complete JSON file: {reason}') from None
+
+
+@contextmanager
+def written_whole(path: str) -> Iterator[IO[str]]:
+    """Open a text file for writing; it appears under its name when all is written.
+
+    Args:
+        path: The file. Its folder is made if need be.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f'{path.name}.part')
+    try:
+        with open(part, 'w', encoding='utf-8') as file:
+            yield file
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_items(file: IO[str], items: Iterable[Any]) -> None:
+    """Write a JSON list item by item.
+
+    Args:
+        file: Open for writing.
+        items: What JSON can hold.
+    """
+    _write_joined(file, '[', map(json.dumps, items), ']')
+
+
+def write_pairs(file: IO[str], pairs: Iterable[tuple[str, Any]]) -> None:
+    """Write a JSON object pair by pair.
+
+    Args:
+        file: Open for writing.
+        pairs: Keys and values.
+    """
+    _write_joined(file, '{', (f'{json.dumps(key)}: {json.dumps(value)}' for key, value in pairs),
+                  '}')
+
+
+def _write_joined(file, start, texts, end):
+    file.write(start)
+    for number, text in enumerate(texts):
+        file.write(f',\n{text}' if number else f'\n{text}')
+    file.write(end)
