@@ -70,6 +70,15 @@ def test_feature_imitation(family):
     assert losses['loss_pfi_feature'].item() == pytest.approx(expected)
 
 
+def test_cells_of_a_wide_map_are_on_their_own():
+    features, logits = random(2, 1, 4, 2, 3), random(2, 1, 2 * 3 * 5, 3, seed=1)
+    cells = [prediction_guided_loss(*features[:, :, :, y:y + 1, x:x + 1],
+                                    *logits[:, :, (y * 3 + x) * 5:(y * 3 + x + 1) * 5])
+             for y in range(2) for x in range(3)]
+    torch.testing.assert_close(prediction_guided_loss(*features, *logits),
+                               torch.stack(cells).mean())
+
+
 def test_rank_mimicking():
     student, teacher = records(dtype=torch.float64)
     own, target = (torch.stack([row[label] for row, label in

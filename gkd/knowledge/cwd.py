@@ -30,7 +30,7 @@ def channel_divergence(student: Tensor, teacher: Tensor, temperature: float = 1.
     :math:`\phi(y_c) = \mathrm{softmax}(y_c / T)` over :math:`H W` cells; the loss is
     :math:`T^2 \, \mathrm{KL}(\phi(y^T_c) \,\|\, \phi(y^S_c))`, mean over channels and images.
 
-    Source: the paper, Eq. 2 to 4. The mean over the images of a batch is the public
+    Source: the paper's channel-wise divergence. The mean over the images of a batch is the public
     implementation's (MMRazor's ``ChannelWiseDivergence``).
 
     Args:

@@ -51,9 +51,9 @@ def pearson_loss(student: Tensor, teacher: Tensor) -> Tensor:
     Pearson correlation coefficient :math:`r` of a channel over all cells of all images, averaged
     over channels.
 
-    Source: the paper, Sec. 3 (feature normalisation and the imitation loss). The public
-    implementation (MMRazor's ``PKDLoss``) divides by the sample's deviation; here it is the
-    population's, for which the identity above holds exactly.
+    Source: the paper's normalisation and imitation loss. The public implementation (MMRazor's
+    ``PKDLoss``) divides by the sample's standard deviation; here it is the population's, for which
+    the identity above holds exactly.
 
     Args:
         student: the student's map, float of shape ``(B, C, H, W)``. The only argument that

@@ -1,0 +1,360 @@
+"""GID: imitate the instances on which teacher and student disagree the most.
+
+*General Instance Distillation for Object Detection*, CVPR 2021, https://arxiv.org/abs/2103.02340.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Optional
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.ops import roi_align
+
+from gkd.errors import ConfigError
+from gkd.knowledge.base import Knowledge
+from gkd.knowledge.instances import map_levels
+from gkd.knowledge.precision import full_precision
+from gkd.registry import KNOWLEDGE
+
+if TYPE_CHECKING:
+    from gkd.detectors import DetectorInfo, DetectorPair, StepRecord
+    from gkd.prototypes import PrototypeBank
+
+# The authors' settings that this file has no argument for.
+CANDIDATES = 3000  # places with the largest difference that instances are chosen from
+MIN_SIDE = 10  # pixels
+ROI_SIZE = 10  # cells
+SAMPLES = 2  # of RoIAlign, a cell and axis
+
+
+def overlaps(boxes: Tensor, others: Tensor) -> Tensor:
+    """IoU of boxes ``(..., 4)`` with others ``(..., 4)``, pair by pair; shapes may broadcast."""
+    low = torch.maximum(boxes[..., :2], others[..., :2])
+    high = torch.minimum(boxes[..., 2:], others[..., 2:])
+    shared = (high - low).clamp(min=0).prod(dim=-1)
+    area, other_area = ((box[..., 2:] - box[..., :2]).prod(dim=-1) for box in (boxes, others))
+    return shared / (area + other_area - shared)
+
+
+@torch.no_grad()
+@full_precision
+def select_instances(
+    student_scores: Tensor,
+    teacher_scores: Tensor,
+    student_boxes: Tensor,
+    teacher_boxes: Tensor,
+    size: tuple[int, int],
+    num_instances: int = 10,
+    iou_threshold: float = 0.3,
+) -> tuple[Tensor, Tensor]:
+    """Select the general instances: distinct boxes that are scored most differently.
+
+    A place's score is the difference of the student's and the teacher's scores, its box that of
+    the one who is surer. Of the places, those with the highest scores are kept whose boxes do not
+    overlap a better one by more than the threshold (non-maximum suppression over all classes and
+    levels). Boxes are clipped to the image; those of less than 10 pixels on a side and those
+    beyond the 3000 best before suppression are never selected.
+
+    Source: the paper's general instance selection module; 10 and 3000 are the authors' code's.
+
+    Args:
+        student_scores: the student's scores at N places, in [0, 1], float of shape ``(B, N)``.
+        teacher_scores: the teacher's, likewise.
+        student_boxes: the student's boxes ``x1, y1, x2, y2`` in pixels, float of shape
+            ``(B, N, 4)``.
+        teacher_boxes: the teacher's, likewise.
+        size: height and width of the padded images in pixels.
+        num_instances: the paper's K, the instances of an image.
+        iou_threshold: boxes may overlap so far.
+
+    Returns:
+        Boxes ``(B, num_instances, 4)``, best first, and which of them are instances
+        ``(B, num_instances)`` bool: where an image has fewer, the rest is arbitrary. Both without
+        gradient.
+
+    Example:
+        >>> boxes = torch.tensor([[[0., 0., 20., 20.], [1., 0., 21., 20.], [40., 0., 60., 20.]]])
+        >>> scores = torch.tensor([[0.9, 0.8, 0.3]])
+        >>> chosen, valid = select_instances(torch.zeros(1, 3), scores, boxes, boxes, (64, 64), 3)
+        >>> chosen[valid]
+        tensor([[ 0.,  0., 20., 20.],
+                [40.,  0., 60., 20.]])
+    """
+    difference = teacher_scores - student_scores
+    boxes = torch.where(difference[..., None] > 0, teacher_boxes, student_boxes)
+    boxes = torch.stack([boxes[..., axis].clamp(0, size[1 - axis % 2]) for axis in range(4)], -1)
+    fits = ((boxes[..., 2:] - boxes[..., :2]) > MIN_SIDE).all(dim=-1)
+    # Of a fixed size throughout, as counting what is left would wait for the device.
+    used = -1
+    scores = difference.abs().masked_fill(~fits, used)
+    scores, places = scores.topk(min(CANDIDATES, scores.shape[1]), dim=1)
+    boxes = boxes.gather(1, places[..., None].expand(-1, -1, 4))
+    chosen, valid = [], []
+    for _ in range(num_instances):
+        best, place = scores.max(dim=1, keepdim=True)
+        box = boxes.gather(1, place[..., None].expand(-1, -1, 4))
+        # The box overlaps itself entirely and so is not selected again.
+        scores = scores.masked_fill(overlaps(box, boxes) > iou_threshold, used)
+        chosen.append(box)
+        valid.append(best > used)
+    return torch.cat(chosen, dim=1), torch.cat(valid, dim=1)
+
+
+@torch.no_grad()
+@full_precision
+def responsible_anchors(anchors: Tensor, boxes: Tensor, valid: Tensor, threshold: float) -> Tensor:
+    """Find the anchors that would be positive if the instances were the ground truth.
+
+    An anchor is if it overlaps an instance by the threshold at least, or overlaps it the best of
+    all anchors.
+
+    Source: the mask of the paper's response-based distillation.
+
+    Args:
+        anchors: all anchors ``x1, y1, x2, y2`` in pixels, float of shape ``(N, 4)``.
+        boxes: the instances, float of shape ``(B, K, 4)``.
+        valid: which of them count, bool of shape ``(B, K)``.
+        threshold: IoU in [0, 1].
+
+    Returns:
+        Bool of shape ``(B, N)``.
+    """
+    found = torch.zeros(len(boxes), len(anchors), dtype=torch.bool, device=boxes.device)
+    # One instance an image at a time: with all of them the overlaps would take gigabytes.
+    for box, counts in zip(boxes.unbind(dim=1), valid.unbind(dim=1)):
+        iou = overlaps(anchors, box[:, None]) * counts[:, None]
+        best = iou.amax(dim=1, keepdim=True)
+        found |= (iou > 0) & ((iou >= threshold) | (iou == best))
+    return found
+
+
+@full_precision
+def feature_loss(student: Tensor, teacher: Tensor, valid: Tensor) -> Tensor:
+    """Teach the student the teacher's features of the instances.
+
+    The squared difference of the RoI features, summed over channels, mean over the cells of all
+    instances.
+
+    Source: the paper's feature-based distillation; the mean over cells is the authors' code's.
+
+    Args:
+        student: the student's adapted RoI features, float of shape ``(n, C, h, w)``. The only
+            argument that receives a gradient.
+        teacher: the teacher's, likewise.
+        valid: which instances count, bool of shape ``(n,)``.
+
+    Returns:
+        Scalar; 0, with a gradient of 0, for no instance.
+    """
+    squared = F.mse_loss(student, teacher.detach(), reduction='none').sum(dim=1)
+    return (squared.mean(dim=(1, 2)) * valid).sum() / valid.sum().clamp(min=1)
+
+
+@full_precision
+def relation_loss(student: Tensor, teacher: Tensor, valid: Tensor) -> Tensor:
+    """Teach the student how far the instances lie apart in the teacher's feature space.
+
+    Smooth L1 (beta 1) between the Euclidean distances of all pairs of instances of the batch,
+    divided by their mean in either space; mean over pairs.
+
+    Source: the paper's relation-based distillation.
+
+    Args:
+        student: the student's adapted RoI features, float of shape ``(n, C, h, w)``. The only
+            argument that receives a gradient.
+        teacher: the teacher's, likewise.
+        valid: which instances count, bool of shape ``(n,)``.
+
+    Returns:
+        Scalar; 0, with a gradient of 0, for less than two instances.
+    """
+    pairs = valid[:, None] & valid & ~torch.eye(len(valid), dtype=torch.bool, device=valid.device)
+    count = pairs.sum().clamp(min=1)
+
+    def relations(features: Tensor) -> Tensor:
+        # Of all pairs at once by products, which are exact where vectors are not far from 0.
+        vectors = features.flatten(1)
+        vectors = vectors - vectors.mean(dim=0)
+        squared = vectors.square().sum(dim=1)
+        squared = squared[:, None] + squared - 2 * vectors @ vectors.T
+        distances = squared.masked_fill(~pairs, 1).clamp(min=1e-12).sqrt() * pairs
+        return distances / (distances.sum() / count).clamp(min=1e-12)
+
+    difference = F.smooth_l1_loss(relations(student), relations(teacher.detach()),
+                                  reduction='sum')
+    return difference / count
+
+
+@full_precision
+def class_response_loss(student: Tensor, teacher: Tensor, anchors: Tensor) -> Tensor:
+    """Teach the student the teacher's class scores at the responsible anchors.
+
+    Binary cross-entropy, with the teacher's scores as targets, summed over classes, mean over the
+    anchors. At equal scores it is as large as the teacher's entropy, not 0.
+
+    Source: the paper's response-based distillation.
+
+    Args:
+        student: the student's logits, float of shape ``(B, N, C)``. The only argument that
+            receives a gradient.
+        teacher: the teacher's, likewise.
+        anchors: which anchors count, bool of shape ``(B, N)``.
+
+    Returns:
+        Scalar; 0, with a gradient of 0, for no anchor.
+    """
+    entropy = F.binary_cross_entropy_with_logits(student, teacher.detach().sigmoid(),
+                                                 reduction='none').sum(dim=2)
+    return (entropy * anchors).sum() / anchors.sum().clamp(min=1)
+
+
+@full_precision
+def box_response_loss(student: Tensor, teacher: Tensor, anchors: Tensor) -> Tensor:
+    """Teach the student the teacher's box offsets at the responsible anchors.
+
+    Absolute difference, summed over the four offsets, mean over the anchors.
+
+    Source: the paper's response-based distillation.
+
+    Args:
+        student: the student's offsets, float of shape ``(B, N, 4)``. The only argument that
+            receives a gradient.
+        teacher: the teacher's, likewise.
+        anchors: which anchors count, bool of shape ``(B, N)``.
+
+    Returns:
+        Scalar; 0, with a gradient of 0, for no anchor.
+    """
+    difference = (student - teacher.detach()).abs().sum(dim=2)
+    return (difference * anchors).sum() / anchors.sum().clamp(min=1)
+
+
+@KNOWLEDGE.register_module()
+class GID(Knowledge):
+    """General instance distillation: features, relations and responses where detectors disagree.
+
+    Instances are selected by the predictions of the dense heads (:func:`select_instances`), a
+    two-stage detector's RPN among them, whose only class is "object"; the ground truth plays no
+    part. They are pooled by RoIAlign to 10 x 10 cells, each from the level of its size, and the
+    student's features pass a 3x3 convolution.
+
+    The authors' code (a reproduction for Detectron2) builds that convolution for whole maps and
+    then leaves it out; here it is applied as in the paper, to what is pooled, for the relations
+    too.
+
+    Args:
+        pair: Traits of teacher and student; the :class:`gkd.detectors.Distiller` fills it in.
+        feature_weight: Factor of :func:`feature_loss`.
+        relation_weight: Factor of :func:`relation_loss`.
+        class_weight: Factor of :func:`class_response_loss`.
+        box_weight: Factor of :func:`box_response_loss`. All four by default as in the authors'
+            configurations for RetinaNet; there are none for two-stage detectors.
+        num_instances: Instances of an image, the paper's K.
+        iou_threshold: Instances may overlap so far; the paper's 0.3.
+        anchor_iou: Anchors that overlap an instance so far answer for it, and the best one in any
+            case. By default the usual threshold of positives: 0.5 for one-stage detectors, 0.7 for
+            an RPN.
+
+    Raises:
+        ConfigError: The dense heads do not predict the same offsets of the same anchors, score
+            classes by softmax, or levels differ in their channels.
+    """
+
+    needs_dense = True
+
+    def __init__(self, pair: DetectorPair, feature_weight: float = 5e-4,
+                 relation_weight: float = 40.0, class_weight: float = 0.1,
+                 box_weight: float = 1.0, num_instances: int = 10, iou_threshold: float = 0.3,
+                 anchor_iou: Optional[float] = None):
+        super().__init__(pair)
+        refuse_unlike_boxes(pair)
+        channels = [common_channels(pair, info) for info in (pair.student, pair.teacher)]
+        if num_instances < 1:
+            raise ConfigError(f'GID.num_instances = {num_instances}: must be at least 1.')
+        if anchor_iou is None:
+            anchor_iou = 0.7 if pair.student.is_two_stage else 0.5
+        self.feature_weight = feature_weight
+        self.relation_weight = relation_weight
+        self.class_weight = class_weight
+        self.box_weight = box_weight
+        self.num_instances = num_instances
+        self.iou_threshold = iou_threshold
+        self.anchor_iou = anchor_iou
+        self.adaptation = nn.Conv2d(*channels, kernel_size=3, padding=1)
+
+    def forward(self, student: StepRecord, teacher: StepRecord, bank: Optional[PrototypeBank],
+                progress: float) -> dict[str, Tensor]:
+        """Compute the losses of one step; see :class:`Knowledge`."""
+        own, target = student.dense, teacher.dense
+        size = [length * student.strides[0] for length in student.maps[0].shape[-2:]]
+        # The sigmoid of the largest logit is the largest score, for a fraction of the work.
+        boxes, valid = select_instances(
+            *(dense.logits.detach().amax(dim=2).float().sigmoid() for dense in (own, target)),
+            own.boxes, target.boxes, size, self.num_instances, self.iou_threshold)
+        instances = valid.flatten()
+        features = self.adaptation(pool_rois(student, boxes)), pool_rois(teacher, boxes)
+        anchors = responsible_anchors(own.anchors, boxes, valid, self.anchor_iou)
+        return dict(
+            loss_gid_feature=self.feature_weight * feature_loss(*features, instances),
+            loss_gid_relation=self.relation_weight * relation_loss(*features, instances),
+            loss_gid_cls=self.class_weight * class_response_loss(own.logits, target.logits,
+                                                                 anchors),
+            loss_gid_bbox=self.box_weight * box_response_loss(own.deltas, target.deltas, anchors))
+
+
+def pool_rois(record: StepRecord, boxes: Tensor) -> Tensor:
+    """RoI features ``(B * K, C, 10, 10)`` of boxes ``(B, K, 4)``, each from its own level.
+
+    Levels are those of the paper on feature pyramid networks: of a pyramid whose strides double,
+    the map of stride 16 for boxes of 224 pixels up to twice that.
+    """
+    images = torch.arange(len(boxes), device=boxes.device).repeat_interleave(boxes.shape[1])
+    boxes = boxes.flatten(0, 1)
+    levels = map_levels(boxes, len(record.maps), finest_scale=14 * record.strides[0])
+    # A few boxes on every level cost less than finding out which belong to which.
+    return sum(pool_level(feature, boxes, images, stride) * (levels == level)[:, None, None, None]
+               for level, (feature, stride) in enumerate(zip(record.maps, record.strides)))
+
+
+@full_precision
+def pool_level(feature: Tensor, boxes: Tensor, images: Tensor, stride: int) -> Tensor:
+    """RoI features ``(n, C, 10, 10)`` of boxes ``(n, 4)`` of given images, on one level."""
+    rois = torch.cat([images[:, None], boxes], dim=1).to(feature.dtype)
+    return roi_align(feature, rois, ROI_SIZE, 1 / stride, SAMPLES, aligned=True)
+
+
+def common_channels(pair: DetectorPair, info: DetectorInfo) -> int:
+    """Channels of every paired level of a detector.
+
+    Raises:
+        ConfigError: They differ.
+    """
+    channels = set(pair.channels(info))
+    if len(channels) > 1:
+        raise ConfigError(f'GID: the levels of {info.name} have {pair.channels(info)} channels, '
+                          f'but instances of all levels are compared with each other; use a neck '
+                          f'such as FPN, whose levels have as many.')
+    return channels.pop()
+
+
+def refuse_unlike_boxes(pair: DetectorPair) -> None:
+    """Raise ConfigError where the dense heads do not classify and refine the same anchors."""
+    teacher, student = pair.teacher, pair.student
+    advice = 'PKD and CWD compare feature maps alone.'
+    if teacher.family != student.family:
+        raise ConfigError(f'GID: the dense heads of a {teacher.family} teacher ({teacher.name}) '
+                          f'and a {student.family} student ({student.name}) predict different '
+                          f'things; {advice}')
+    for role, info in (('teacher', teacher), ('student', student)):
+        if not info.regresses_offsets:
+            raise ConfigError(f'GID: {role} {info.name} does not predict boxes as offsets of '
+                              f'anchors; {advice}')
+        if not info.is_two_stage and not info.sigmoid:
+            raise ConfigError(f'GID: {role} {info.name} scores classes by softmax; instances are '
+                              f'selected and taught by the scores of a sigmoid. {advice}')
+    if teacher.anchors != student.anchors:
+        raise ConfigError(f'GID: teacher and student have different anchors (of the first level: '
+                          f'{teacher.anchors[0]} and {student.anchors[0]}); use one '
+                          f'`anchor_generator` for both, or another method: {advice}')
