@@ -10,7 +10,7 @@ from test_no_host_sync import StayOnDevice, to_fake
 from torch._subclasses import FakeTensorMode
 
 from gkd.errors import ConfigError
-from gkd.knowledge.fbkd import FBKD, NonLocal, relate
+from gkd.knowledge.fbkd import FBKD, NonLocal, feature_mask, relate
 from gkd.registry import KNOWLEDGE
 
 TERMS = {'loss_fbkd_attention', 'loss_fbkd_feature', 'loss_fbkd_relation'}
@@ -253,3 +253,12 @@ def test_losses_stay_in_float32_under_autocast():
     with torch.autocast('cpu', dtype=torch.bfloat16):
         losses = FBKD(pair(teacher_channels=6, student_channels=4))(student, teacher, None, 0.)
     assert {loss.dtype for loss in losses.values()} == {torch.float32}
+
+
+def test_relations_and_masks_are_computed_in_float32_under_autocast():
+    maps = [torch.randn(2, 4, 5, 6).bfloat16() for _ in range(3)]
+    wide = [feature.float() for feature in maps]
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        related, mask = relate(*maps), feature_mask(*maps[:2], 0.5)
+    torch.testing.assert_close(related, relate(*wide))
+    torch.testing.assert_close(mask, feature_mask(*wide[:2], 0.5))

@@ -173,7 +173,6 @@ def relate(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-@full_precision
 def feature_mask(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     """Product of the mean spatial and the mean channel mask of two maps.
 
