@@ -1,0 +1,421 @@
+"""Comparing methods of distillation, from trainings of small detectors to table and plot."""
+
+import csv
+import json
+import os
+import threading
+from pathlib import Path
+
+import pytest
+import tiny_data
+import torch
+from mmcv import Config
+from running import run_tool
+
+from gkd.apis import compare, stages
+from gkd.apis.compare import choose_methods, degree_column, shares
+from gkd.apis.config import load_config
+from gkd.apis.stages import Detection, Training
+from gkd.datasets.degrees import DIGIT_SCENES_DEGREES
+from gkd.errors import ConfigError
+from gkd.knowledge import Knowledge
+from gkd.registry import KNOWLEDGE
+from gkd.reporting.comparison import Row, draw_comparison, format_comparison
+
+
+@KNOWLEDGE.register_module(force=True)
+class MeanOfMaps(Knowledge):
+    """Teach the mean of each map."""
+
+    def __init__(self, pair, weight=1.0):
+        super().__init__(pair)
+        self.weight = weight
+
+    def forward(self, student, teacher, bank, progress):
+        return dict(loss_mean=self.weight * sum(
+            (own.mean() - other.mean()) ** 2 for own, other in zip(student.maps, teacher.maps)))
+
+
+METRICS = ('bbox_mAP', 'bbox_mAP_50', 'bbox_mAP_75', 'bbox_mAP_s', 'bbox_mAP_m', 'bbox_mAP_l')
+
+
+@pytest.fixture(scope='module', autouse=True)
+def plain_text():
+    """Write configs as they are: laying them out nicely takes longer than all the rest."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Config, 'pretty_text', property(lambda config: ''.join(
+            f'{name} = {value!r}\n' for name, value in config._cfg_dict.to_dict().items())))
+        yield
+
+
+def write_experiment(folder, methods=None):
+    """A distillation config whose teacher and student are still to be trained."""
+    # One step an epoch: what is logged are the losses of untouched weights.
+    tiny_data.write_data(folder, sizes=((128, 96),) * 4)
+    student, distiller = tiny_data.write_pair(folder, 'one_stage', epochs=1, batch_size=4)
+    config = load_config(distiller)
+    config.model.teacher.checkpoint = str(folder / 'nowhere' / 'teacher.pth')
+    config.model.student.checkpoint = str(folder / 'nowhere' / 'seed0.pth')
+    config.methods = dict(mean=[dict(type='MeanOfMaps')], **(methods or {}))
+    Path(distiller).write_text(config.pretty_text)
+    return distiller
+
+
+def add_degrees(folder):
+    path = folder / 'annotations.json'
+    coco = json.loads(path.read_text())
+    for annotation in coco['annotations']:
+        annotation.update(blur=0, occlusion=0, size=1000)
+    path.write_text(json.dumps(coco))
+
+
+def what(command):
+    """Tool and stage of a command."""
+    if command[0] == 'train.py':
+        return 'train ' + Path(command[command.index('--work-dir') + 1]).name
+    return 'test ' + Path(command[-1].split('=')[1]).parent.name
+
+
+@pytest.fixture
+def processes(monkeypatch):
+    """Commands that would be run; nothing is trained, but every result is there.
+
+    The metrics of a training are those that ``outcome`` says, which may raise, too.
+    """
+    def run(command, environment=None, log=None):
+        commands.append((what(command), environment, log))
+        metrics = run.outcome(what(command))
+        if metrics is None:
+            return 1, 0.0
+        if command[0] == 'train.py':
+            folder = Path(command[command.index('--work-dir') + 1])
+            (folder / 'latest.pth').write_text(what(command))
+            (folder / 'evaluation.json').write_text(json.dumps({'1': metrics}))
+        else:
+            Path(command[-1].split('=')[1] + '.bbox.json').write_text('[]')
+        return 0, 500.0
+
+    commands = []
+    run.commands = commands
+    run.outcome = lambda name: dict.fromkeys(METRICS, 0.25)
+    monkeypatch.setattr(stages, 'run_tool', run)
+    return run
+
+
+def run_compare(*args):
+    """Run the command; returns its exit status and all that it prints."""
+    status, out, err = run_tool('compare', *args)
+    return status, out + err
+
+
+@pytest.fixture(scope='module')
+def compared(tmp_path_factory):
+    """Folder of a comparison that was interrupted, and then run with one more seed.
+
+    Also the commands of both times.
+    """
+    folder = tmp_path_factory.mktemp('compared')
+    config = write_experiment(folder)
+    add_degrees(folder)
+    commands = []
+
+    def run(command, environment=None, log=None):
+        if len(commands) == 4:
+            commands.append('interrupted')
+            raise KeyboardInterrupt
+        commands.append(what(command))
+        status, out, err = run_tool(command[0][:-3], *command[1:])
+        assert status == 0, err
+        return status, 500.0
+
+    arguments = [config, '--methods', 'gkd', 'mean', 'gkd+mean', '--work-dir', folder / 'work']
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stages, 'run_tool', run)
+        status, printed = run_compare(*arguments, '--seeds', 1)
+        assert status == 130 and 'goes on' in printed
+        status, printed = run_compare(*arguments, '--seeds', 2)
+        assert status == 0, printed
+    return folder, commands, printed
+
+
+def evaluation(folder, name):
+    return json.loads((folder / 'work' / name / 'evaluation.json').read_text())['1']
+
+
+def table_of(path):
+    """Rows of a CSV by method."""
+    return {row['method']: row for row in csv.DictReader(path.read_text().splitlines())}
+
+
+def test_goes_on_where_it_was_interrupted_one_seed_after_the_other(compared):
+    _, commands, _ = compared
+    stop = commands.index('interrupted')
+    assert commands[:stop] == ['train teacher', 'train student_seed0', 'test teacher',
+                               'train plain_seed0']
+    methods = ('plain', 'gkd', 'mean', 'gkd+mean')
+    by_seed = [[f'{tool} {method}_seed{seed}' for method in methods for tool in ('train', 'test')]
+               for seed in (0, 1)]
+    assert sorted(commands[stop + 1:]) == sorted(
+        ['train student_seed1', *by_seed[0][1:], *by_seed[1]])
+    runs = [command for command in commands[stop + 1:] if 'student' not in command]
+    assert runs == by_seed[0][1:] + by_seed[1]
+
+
+def test_all_runs_of_a_seed_have_the_same_start_and_data(compared):
+    folder, _, _ = compared
+
+    def losses(name):
+        log, = (folder / 'work' / name).glob('*.log.json')
+        line, = (line for line in map(json.loads, log.read_text().splitlines())
+                 if line.get('mode') == 'train')
+        return {key: line[key] for key in line if key.startswith('loss_')}
+
+    def detection(name):
+        found = losses(name)
+        return found['loss_cls'], found['loss_bbox']
+
+    for seed in (0, 1):
+        assert losses(f'plain_seed{seed}').keys() == {'loss_cls', 'loss_bbox'}
+        for method in ('gkd', 'mean', 'gkd+mean'):
+            assert detection(f'{method}_seed{seed}') == detection(f'plain_seed{seed}')
+        both = losses(f'gkd+mean_seed{seed}')
+        assert both.keys() == {*losses(f'gkd_seed{seed}'), *losses(f'mean_seed{seed}')}
+        assert len(both) > len(losses(f'gkd_seed{seed}')) > 2
+    assert detection('plain_seed0') != detection('plain_seed1')
+    # They start from the student of their seed, which learned alone.
+    start = torch.load(folder / 'work' / 'student_seed1' / 'latest.pth')['state_dict']
+    frozen = load_config(str(folder / 'work' / 'plain_seed1' / 'plain.py')).model.student
+    assert frozen.checkpoint == str(folder / 'work' / 'student_seed1' / 'latest.pth')
+    assert 'bbox_head.retina_cls.weight' in start
+
+
+def test_table_holds_what_was_measured(compared):
+    folder, _, printed = compared
+    text = (folder / 'work' / 'comparison.md').read_text()
+    assert text in printed
+    assert [line.split()[1] for line in text.splitlines()[2:7]] == [
+        'teacher', 'plain', 'gkd', 'mean', 'gkd+mean']
+    table = table_of(folder / 'work' / 'comparison.csv')
+    assert float(table['teacher']['AP mean']) == pytest.approx(
+        100 * evaluation(folder, 'teacher')['bbox_mAP'], abs=0.06)  # it is rounded there
+    for method in ('plain', 'gkd', 'mean', 'gkd+mean'):
+        row = table['plain student' if method == 'plain' else method]
+        for name, key in (('AP', 'bbox_mAP'), ('AP50', 'bbox_mAP_50'),
+                          ('AP medium', 'bbox_mAP_m')):
+            first, second = (100 * evaluation(folder, f'{method}_seed{seed}')[key]
+                             for seed in (0, 1))
+            assert float(row[f'{name} mean']) == pytest.approx((first + second) / 2, abs=1e-4)
+            assert float(row[f'{name} std']) == pytest.approx(
+                abs(first - second) / 2 ** 0.5, abs=1e-4)
+        assert row['AP small mean'] == ''  # there are no small objects
+        assert row['seeds'] == '2' and float(row['time mean']) > 0
+        assert float(row['memory mean']) == 500
+    assert (folder / 'work' / 'comparison.png').read_bytes().startswith(b'\x89PNG')
+
+
+def test_average_precision_by_degree(compared):
+    folder, _, _ = compared
+    overall = table_of(folder / 'work' / 'comparison.csv')
+    for method, row in table_of(folder / 'work' / 'degrees.csv').items():
+        for degree, ranges in DIGIT_SCENES_DEGREES.items():
+            first, *others = (degree_column(degree, low, high) for low, high in ranges)
+            # All objects are of the first degree.
+            assert float(row[f'{first} mean']) == pytest.approx(
+                float(overall[method]['AP mean']), abs=0.06)
+            assert [row[f'{other} mean'] for other in others] == [''] * len(others)
+    assert '| size from ' in (folder / 'work' / 'degrees.md').read_text()
+
+
+def test_finished_stages_are_reused_and_others_redone(compared, processes, tmp_path):
+    folder, _, _ = compared
+    config = load_config(str(folder / 'distiller.py'))
+    arguments = ['--methods', 'gkd', 'mean', '--seeds', 1, '--work-dir', folder / 'work']
+    before = (folder / 'work' / 'gkd_seed0' / 'latest.pth').read_bytes()
+    # Further methods change nothing; another weight changes its own method.
+    config.methods = dict(mine=[dict(type='Mine')], mean=[dict(type='MeanOfMaps', weight=2.0)])
+    (tmp_path / 'changed.py').write_text(config.pretty_text)
+    processes.outcome = lambda name: None
+    status, printed = run_compare(tmp_path / 'changed.py', *arguments)
+    assert [name for name, *_ in processes.commands] == ['train mean_seed0']
+    assert status == 2 and '2 stages failed or could not start' in printed
+    text = (folder / 'work' / 'comparison.md').read_text()
+    assert '- mean: failed with seed 0' in text and '- gkd' not in text
+    assert not (folder / 'work' / 'mean_seed0' / 'latest.pth').exists()
+    assert (folder / 'work' / 'gkd_seed0' / 'latest.pth').read_bytes() == before
+
+
+def test_checkpoints_that_are_there_are_used(processes, tmp_path):
+    config = write_experiment(tmp_path)
+    (tmp_path / 'nowhere').mkdir()
+    for name in ('teacher', 'seed1'):
+        (tmp_path / 'nowhere' / f'{name}.pth').write_text(name)
+    status, printed = run_compare(config, '--methods', 'gkd', '--seeds', 2, '--epochs', 1,
+                                  '--work-dir', tmp_path / 'work')
+    assert status == 0, printed
+    assert 'teacher.pth is there' in printed and 'seed1.pth is there' in printed
+    assert [name for name, *_ in processes.commands] == [
+        'train student_seed0', 'test teacher', 'train plain_seed0', 'train gkd_seed0',
+        'train plain_seed1', 'train gkd_seed1']
+    # Another teacher at the same place makes another comparison.
+    (tmp_path / 'nowhere' / 'teacher.pth').write_text('better')
+    processes.commands.clear()
+    run_compare(config, '--methods', 'gkd', '--seeds', 1, '--work-dir', tmp_path / 'work')
+    assert [name for name, *_ in processes.commands] == [
+        'test teacher', 'train plain_seed0', 'train gkd_seed0']
+
+
+def test_method_that_cannot_serve_is_refused_and_the_others_go_on(processes, tmp_path):
+    config = write_experiment(tmp_path, dict(odd=[dict(type='MeanOfMaps', wieght=1)]))
+    status, printed = run_compare(config, '--methods', 'odd', 'gkd', 'gkd+odd', '--seeds', 1,
+                                  '--work-dir', tmp_path / 'work')
+    assert status == 0, printed
+    names = [name for name, *_ in processes.commands]
+    assert 'train gkd_seed0' in names and not any('odd' in name for name in names)
+    rows = table_of(tmp_path / 'work' / 'comparison.csv')
+    for method in ('odd', 'gkd+odd'):
+        assert rows[method]['note'].startswith('refused: ')
+        assert 'wieght' in rows[method]['note'] and rows[method]['seeds'] == '0'
+        assert f'- {method}: refused: ' in printed
+
+
+def test_a_failure_stops_only_what_needs_it(processes, tmp_path):
+    config = write_experiment(tmp_path)
+    processes.outcome = lambda name: None if name in (
+        'train student_seed0', 'train gkd_seed1') else dict.fromkeys(METRICS, 0.3)
+    status, printed = run_compare(config, '--methods', 'gkd', 'mean', '--seeds', 2,
+                                  '--work-dir', tmp_path / 'work')
+    assert status == 2 and '5 stages failed or could not start' in printed
+    rows = table_of(tmp_path / 'work' / 'comparison.csv')
+    assert {name: row['seeds'] for name, row in rows.items()} == {
+        'teacher': '1', 'plain student': '1', 'gkd': '0', 'mean': '1'}
+    assert rows['mean']['note'] == 'failed with seed 0'
+    assert rows['gkd']['note'] == 'failed with seed 0, 1'
+
+
+def test_training_without_a_last_evaluation_has_failed(processes, tmp_path):
+    config = write_experiment(tmp_path)
+    status, printed = run_compare(config, '--methods', 'gkd', '--seeds', 1, '--epochs', 2,
+                                  '--work-dir', tmp_path / 'work')
+    assert status == 2 and 'epoch 2, the last, was not evaluated' in printed
+
+
+def test_jobs_run_at_once_and_wait_for_what_they_need(processes, tmp_path, monkeypatch):
+    config = write_experiment(tmp_path)
+    monkeypatch.delenv('OMP_NUM_THREADS')
+    monkeypatch.setattr(os, 'cpu_count', lambda: 6)
+    together = threading.Barrier(2, timeout=60)
+
+    def outcome(name):
+        if name.startswith('train student'):
+            together.wait()  # both, or neither ends
+        return dict.fromkeys(METRICS, 0.25)
+
+    processes.outcome = outcome
+    status, printed = run_compare(config, '--methods', 'gkd', '--seeds', 2, '--jobs', 2,
+                                  '--work-dir', tmp_path / 'work')
+    assert status == 0, printed
+    names = [name for name, *_ in processes.commands]
+    assert len(names) == 8 and names.index('train teacher') < names.index('train plain_seed0')
+    for seed in (0, 1):
+        start = names.index(f'train student_seed{seed}')
+        assert start < min(names.index(f'train {name}_seed{seed}') for name in ('plain', 'gkd'))
+    for name, environment, log in processes.commands:
+        assert environment['OMP_NUM_THREADS'] == '3'
+        assert Path(log).stem == name.split()[1]
+
+
+def test_gpus_are_dealt_out_in_turn(monkeypatch):
+    monkeypatch.setenv('OMP_NUM_THREADS', '4')
+    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '2,5')
+    assert [share['CUDA_VISIBLE_DEVICES'] for share in shares(3)] == ['2', '5', '2']
+    assert shares(3)[0]['OMP_NUM_THREADS'] == '4'
+    assert shares(1) == [{}]
+
+
+@pytest.mark.parametrize('names, problem', [
+    (['gkd', 'fdg'], "'fdg' unknown; known are gkd, .*fgd, .*mine"),
+    (['gkd+fdg'], r"--methods gkd\+fdg: 'fdg' unknown"),
+])
+def test_unknown_method_names_those_that_are_known(names, problem):
+    config = Config(dict(model=dict(knowledge=[]), methods=dict(mine=[])))
+    with pytest.raises(ConfigError, match=problem):
+        choose_methods(config, names)
+
+
+def test_methods_come_from_the_config_before_the_defaults():
+    own, mine, other = dict(type='Own'), dict(type='Mine'), dict(type='FGD', weight=3)
+    config = Config(dict(model=dict(knowledge=[own]), methods=dict(mine=[mine], fgd=[other])))
+    chosen = choose_methods(config)
+    assert chosen['gkd'] == [own] and chosen['mine'] == [mine] and chosen['fgd'] == [other]
+    assert chosen['pkd'] == [dict(type='PKD')]
+    assert choose_methods(config, ['fgd+gkd']) == {'fgd+gkd': [other, own]}
+    for name in ('plain', 'a+b', '../x'):
+        config.methods = {name: [mine]}
+        with pytest.raises(ConfigError, match='cannot name a method'):
+            choose_methods(config)
+
+
+def test_config_that_cannot_be_compared_is_explained(tmp_path):
+    config = write_experiment(tmp_path)
+    status, printed = run_compare(tmp_path / 'student.py', '--work-dir', tmp_path / 'work')
+    assert status == 2 and 'trains a RetinaNet; a comparison needs a distillation' in printed
+    whole = load_config(config)
+    whole.model.teacher.config = load_config(str(tmp_path / 'teacher.py')).model
+    (tmp_path / 'inline.py').write_text(whole.pretty_text)
+    status, printed = run_compare(tmp_path / 'inline.py', '--work-dir', tmp_path / 'work')
+    assert status == 2 and 'model.teacher.config names no config file to train it' in printed
+    assert 'Traceback' not in printed
+
+
+def test_a_tool_runs_in_a_process_of_its_own(tmp_path):
+    log = tmp_path / 'log'
+    status, memory = stages.run_tool(['compare.py', 'nowhere.py'], {'OMP_NUM_THREADS': '1'},
+                                     str(log))
+    assert status == 2 and 'no such config file: nowhere.py' in log.read_text()
+    assert 50 < memory < 50_000
+
+
+def test_cost_is_read_from_the_logs(tmp_path):
+    stage = Training('unused.py', str(tmp_path / 'latest.pth'))
+    assert stage.cost() == {}
+    lines = [dict(mode='train', time=9.0, data_time=8.5), dict(mode='val'),
+             dict(mode='train', time=0.3, data_time=0.1),
+             dict(mode='train', time=0.4, data_time=0)]
+    (tmp_path / '1.log.json').write_text('\n'.join(map(json.dumps, lines)))
+    (tmp_path / 'process.json').write_text('{"peak_memory": 800.5}')
+    assert stage.cost() == dict(time=0.4, memory=800.5)
+    (tmp_path / '2.log.json').write_text(json.dumps(
+        dict(mode='train', time=0.1, data_time=0, memory=70)))
+    assert stage.cost()['memory'] == 70  # of the GPU
+
+
+def test_detection_is_renewed_with_its_checkpoint(processes, tmp_path):
+    config = write_experiment(tmp_path)
+    (tmp_path / 'weights.pth').write_text('1')
+    stage = Detection(config, str(tmp_path / 'weights.pth'), str(tmp_path / 'found'))
+    assert not stage.prepare()
+    stage.run()
+    assert stage.prepare() and Path(stage.output).exists()
+    (tmp_path / 'weights.pth').write_text('22')
+    assert not stage.prepare() and not Path(stage.output).exists()
+
+
+def test_table_and_plot_of_few_and_odd_runs(tmp_path):
+    rows = [Row('teacher', {0: {'AP': 20.0}}), Row('plain student'),
+            Row('gkd', {0: {'AP': 12.0, 'time': 0.5}})]
+    text = format_comparison(rows, ['AP'])
+    assert '| gkd           | 1     | 12.0 | –          | 0.500 s       | –           |' in text
+    draw_comparison(rows, 'title', str(tmp_path / 'plot.png'))
+    draw_comparison([], 'nothing yet', str(tmp_path / 'empty.png'))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['empty.png', 'plot.png']
+
+
+def test_metrics_are_those_of_mmdetection(tmp_path):
+    data = load_config(write_experiment(tmp_path)).data
+    dataset = compare.validation_data(Config(dict(data=data)))
+    found = [dict(image_id=a['image_id'], category_id=a['category_id'], bbox=a['bbox'],
+                  score=0.9) for a in list(dataset.coco.anns.values())[:4]]
+    metrics = compare.coco_metrics(dataset, found)
+    assert metrics['bbox_mAP_s'] == -1
+    assert 0 < metrics['bbox_mAP'] < 1 and list(metrics) == list(METRICS)
+    assert compare.coco_metrics(dataset, [])['bbox_mAP'] == 0
