@@ -169,6 +169,12 @@ def test_selection_takes_the_box_of_the_surer_one():
     assert torch.equal(chosen, torch.stack([boxes[0, 0], boxes[0, 1] + 1])[None])
 
 
+def test_instances_are_selected_where_all_scores_agree():
+    boxes = torch.tensor([[[0., 0., 20., 20.], [40., 0., 60., 20.]]])
+    _, valid = select_instances(*torch.full((2, 1, 2), 0.5), boxes, boxes, (64, 64), 3)
+    assert valid.tolist() == [[True, True, False]]
+
+
 def test_features_come_from_the_level_of_a_box():
     maps = [random(1, 2, 512 // stride, 512 // stride, seed=stride) for stride in STRIDES]
     boxes = [[3., 5., 220., 210.], [20., 10., 290., 270.], [0., 11., 500., 480.]]
