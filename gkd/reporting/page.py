@@ -1,0 +1,181 @@
+"""Make the report: one HTML file that needs no network."""
+
+from __future__ import annotations
+
+import json
+import os.path as osp
+import statistics
+import time
+from collections.abc import Sequence
+from typing import Any, Optional
+
+import plotly.graph_objects as go
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from plotly.offline import get_plotlyjs
+
+from gkd.apis.files import write_atomically
+from gkd.reporting import figures
+from gkd.reporting.runs import DISTILLED, PLAIN, TEACHER, Run, read_json, read_runs
+from gkd.reporting.validation import Picture, Precision, Validation, read_detections
+
+COLUMNS = {'AP': 'bbox_mAP', 'AP50': 'bbox_mAP_50', 'AP75': 'bbox_mAP_75',
+           'small': 'bbox_mAP_s', 'medium': 'bbox_mAP_m', 'large': 'bbox_mAP_l'}
+MEMORY = {'student': 'weights of the student', 'teacher': 'weights of the teacher',
+          'knowledge': 'weights of the knowledge'}
+KEPT = {'student': 'kept by the student for the backward pass', 'teacher': 'kept by the teacher',
+        'knowledge': 'kept by the knowledge for the backward pass'}
+NOTHING = '–'
+
+
+def write_report(work_dir: str, others: Sequence[str], path: str) -> None:
+    """Write the report of a run, next to its teacher and other runs.
+
+    Args:
+        work_dir: Work dir of the run. What it lacks, the report lacks.
+        others: Work dirs to compare it with.
+        path: HTML file to write.
+
+    Raises:
+        GKDError: A folder holds no training, or the file cannot be written.
+    """
+    main, runs = read_runs(work_dir, others)
+    validation = Validation(main.config)
+    precisions, pictures, notes = evaluate(runs, validation)
+    metrics = {run.name: figures.metrics_of(run, precisions) for run in runs}
+    environment = Environment(loader=PackageLoader('gkd.reporting', ''), autoescape=True,
+                              undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters['plot'] = plot_data
+    page = environment.get_template('report.jinja').render(
+        title=osp.basename(osp.abspath(work_dir)), main=main, runs=runs,
+        colours=figures.colours(runs), state=state(main), summary=summarize(runs, metrics),
+        made=time.strftime('%Y-%m-%d %H:%M'), columns=list(COLUMNS),
+        table=ap_table(runs, metrics), notes=notes, pictures=pictures,
+        shown=[run for run in runs if run.name in precisions],
+        ap=figures.draw_ap(runs), sizes=figures.draw_sizes(runs, metrics),
+        precision=figures.draw_precision(runs, precisions), losses=figures.draw_losses(runs),
+        weights={run.name: figures.draw_weights(run) for run in runs},
+        time=figures.draw_time(runs), memory=memory_table(runs), versions=versions_table(runs),
+        plotly=get_plotlyjs())
+    write_atomically(path, page)
+
+
+def evaluate(runs: Sequence[Run], validation: Validation,
+             ) -> tuple[dict[str, Precision], list[Picture], list[str]]:
+    """Evaluate the saved detections of all runs on the same data.
+
+    Returns:
+        Results by name of the run, the images on which they differ most, and what is to be said
+        of runs that have none.
+    """
+    if validation.problem:
+        return {}, [], [validation.problem]
+    detections, notes = {}, []
+    for run in runs:
+        if not validation.same_as(run.config):
+            notes.append(f'The {run.name} was validated on other data.')
+            continue
+        found = read_detections(run.detections)
+        if found is None:
+            notes.append(f'There are no saved detections of the {run.name}.')
+        else:
+            detections[run.name] = found
+    precisions = {name: validation.precision(found) for name, found in detections.items()}
+    pictures = validation.pictures(list(detections.values())) if detections else []
+    if detections and not pictures:
+        notes.append(f'The images in {validation.folder} are not in reach.')
+    return precisions, pictures, notes
+
+
+def plot_data(plot: go.Figure) -> Any:
+    """A figure as plain JSON values."""
+    return json.loads(plot.to_json())
+
+
+def state(run: Run) -> str:
+    """How far a run is."""
+    unit = 'epoch' if run.by_epoch else 'step'
+    done = f'{run.trained:.4g}'
+    if run.trained >= run.length:
+        return f'trained for {run.length} {unit}{"s" * (run.length != 1)}'
+    return f'not finished: {done} of {run.length} {unit}s'
+
+
+def summarize(runs: Sequence[Run], metrics: dict[str, dict[str, float]]) -> str:
+    """The result in a sentence; empty without one."""
+    means = role_means(runs, metrics)
+    if DISTILLED not in means:
+        return ''
+    text = f'The distilled student reaches AP {means[DISTILLED]:.1f}'
+    if PLAIN in means:
+        gain = means[DISTILLED] - means[PLAIN]
+        text += f', {abs(gain):.1f} {"more" if gain >= 0 else "less"} than the plain student'
+    if TEACHER in means:
+        text += f'; its teacher has {means[TEACHER]:.1f}'
+    return text + '.'
+
+
+def role_means(runs: Sequence[Run], metrics: dict[str, dict[str, float]]) -> dict[str, float]:
+    """Mean AP in percent of the runs of each role."""
+    values: dict[str, list[float]] = {}
+    for run in runs:
+        if 'bbox_mAP' in metrics[run.name]:
+            values.setdefault(run.role, []).append(100 * metrics[run.name]['bbox_mAP'])
+    return {role: statistics.mean(aps) for role, aps in values.items()}
+
+
+def ap_table(runs: Sequence[Run], metrics: dict[str, dict[str, float]]) -> list[dict[str, Any]]:
+    """Rows of the AP table: ``run``, ``epoch``, ``cells`` and ``gain`` over the plain student."""
+    plain = role_means(runs, metrics).get(PLAIN)
+    rows = []
+    for run in runs:
+        found = metrics[run.name]
+        values = [found.get(key, -1) for key in COLUMNS.values()]
+        gain = ''
+        if run.role == DISTILLED and plain is not None and 'bbox_mAP' in found:
+            gain = f'{100 * found["bbox_mAP"] - plain:+.1f}'
+        rows.append(dict(run=run, epoch=max(run.evaluations, default=NOTHING), gain=gain,
+                         cells=[f'{100 * v:.1f}' if v >= 0 else NOTHING for v in values]))
+    return rows
+
+
+def memory_table(runs: Sequence[Run]) -> dict[str, list[str]]:
+    """Rows of the memory table, a cell a run; rows without any number are left out."""
+    rows: dict[str, list[Optional[float]]] = {}
+    for part, title in MEMORY.items():
+        rows[title] = [run.record.get('weights', {}).get(part) for run in runs]
+    for part, title in KEPT.items():
+        rows[title] = [kept_memory(run, part) for run in runs]
+    rows['peak of the GPU, else of the process'] = [peak_memory(run) for run in runs]
+    return {title: [NOTHING if value is None else f'{value:.1f}' if value < 100 else f'{value:.0f}'
+                    for value in values]
+            for title, values in rows.items() if any(values)}
+
+
+def kept_memory(run: Run, part: str) -> Optional[float]:
+    """Most memory in MiB that a part of the step has left allocated on the GPU."""
+    kept = [epoch['kept'].get(part, 0.0) for epoch in run.record.get('epochs', {}).values()
+            if 'kept' in epoch]
+    return max(kept, default=None)
+
+
+def peak_memory(run: Run) -> Optional[float]:
+    """Most memory in MiB that training has used."""
+    logged = [line['memory'] for line in run.lines if 'memory' in line]
+    process = read_json(osp.join(run.work_dir, 'process.json')) if run.work_dir else {}
+    return max(logged, default=None) or run.record.get('peak') or process.get('peak_memory')
+
+
+def versions_table(runs: Sequence[Run]) -> dict[str, list[str]]:
+    """Rows of versions and settings, a cell a run."""
+    found = {}
+    for run in runs:
+        head = next((line for line in run.lines if 'config' in line), {})
+        seed = run.record.get('seed', head.get('seed'))
+        logged = dict(gkd=head.get('gkd_version'), mmdet=head.get('mmdet_version'))
+        found[run.name] = {**run.record.get('versions', logged), 'seed': seed,
+                           'processes': run.record.get('processes'),
+                           'checkpoint': run.checkpoint}
+    keys = dict.fromkeys(key for values in found.values() for key in values)
+    rows = {key: [found[run.name].get(key) for run in runs] for key in keys}
+    return {key: [NOTHING if value is None else str(value) for value in row]
+            for key, row in rows.items() if any(value is not None for value in row)}
