@@ -67,7 +67,7 @@ def test_changed_pins_are_installed(environment, stamp):
     (environment / '.gkd-setup').write_text('other pins\n')
     result = run(SETUP, GKD_VENV=str(environment))
     assert result.returncode == 0
-    for name in ('build', 'torch', 'runtime', 'tests'):
+    for name in ('build', 'torch', 'runtime', 'tests', 'benchmarks'):
         assert f'{ROOT}/requirements/{name}.txt\n' in result.stderr
     assert (environment / '.gkd-setup').read_text().splitlines()[0] == stamp.strip()
 

@@ -59,8 +59,8 @@ lock="$environment/.gkd-lock"
 if [ -n "$own" ]; then lock="$environment.gkd-lock"; fi  # it outlives a remade environment
 
 # What the stamp of a complete environment says: pins, clone, and how mmcv was installed.
-wanted="$(cd "$root" && cat requirements/{build,torch,torch_with_ops,runtime,mmcv,tests}.txt \
-  setup.py | cksum | tr ' ' '-') $root"
+wanted="$(cd "$root" && cat \
+  requirements/{build,torch,torch_with_ops,runtime,mmcv,tests,benchmarks}.txt setup.py | cksum | tr ' ' '-') $root"
 stamped_ops() { [ -f "$stamp" ] && [ "$(sed -n 2p "$stamp")" = with-ops ]; }
 complete() {
   [ -x "$python" ] && [ -f "$stamp" ] && [ "$(sed -n 1p "$stamp")" = "$wanted" ] &&
@@ -212,7 +212,8 @@ if [ -s "$constraints" ]; then
     "${extra[@]+"${extra[@]}"}" -e "$root[tests]" || fail 'pip failed; see above.'
 else
   step '[3/5] MMDetection and tools' pip -q -r "$root/requirements/runtime.txt" \
-    -r "$root/requirements/tests.txt" || fail 'pip failed; see above.'
+    -r "$root/requirements/tests.txt" -r "$root/requirements/benchmarks.txt" ||
+    fail 'pip failed; see above.'
 fi
 
 mmcv="$(grep -E '^mmcv==' "$root/requirements/mmcv.txt")"

@@ -17,6 +17,7 @@ from mmdet.models.detectors import BaseDetector
 from mmdet.utils import compat_cfg, replace_cfg_vals, update_data_root
 from torch import nn
 
+from gkd.datasets import prepare_embedded
 from gkd.detectors import Distiller
 from gkd.detectors.source import DetectorSource, read_config
 from gkd.errors import ConfigError, DataError, GKDError
@@ -117,6 +118,8 @@ def build_checked_dataset(config: ConfigDict, key: str,
     leaves = leaf_configs(config)
     for leaf in leaves:
         path = leaf.get('ann_file')
+        if isinstance(path, str):
+            prepare_embedded(path)
         if isinstance(path, str) and not osp.exists(osp.join(leaf.get('data_root') or '', path)):
             raise DataError(f'{key}.ann_file: no such file: {path}')
     try:

