@@ -220,6 +220,14 @@ def test_equal_predictions_and_features_have_no_loss():
     assert logits.grad.abs().max() < 1e-12
 
 
+def test_instances_may_look_the_same():
+    """The root of a squared distance of 0, or just below by rounding, has no gradient."""
+    student = random(1, 3, 10, 10).float().expand(4, -1, -1, -1).clone().requires_grad_()
+    loss = relation_loss(student, random(4, 3, 10, 10, seed=1), torch.ones(4, dtype=torch.bool))
+    loss.backward()
+    assert loss.isfinite() and student.grad.isfinite().all()
+
+
 @pytest.mark.parametrize('loss', [feature_loss, relation_loss])
 def test_gradients_of_features(loss):
     student, teacher = random(4, 2, 2, 1).requires_grad_(), random(4, 2, 2, 1, seed=1)
