@@ -6,6 +6,7 @@ from gkd.knowledge.defeat import DeFeat
 from gkd.knowledge.fbkd import FBKD
 from gkd.knowledge.fgd import FGD
 from gkd.knowledge.fgfi import FGFI
+from gkd.knowledge.gid import GID
 from gkd.knowledge.instances import instance_mask, map_levels, pool_instances
 from gkd.knowledge.losses import (
     global_knowledge_loss,
@@ -23,6 +24,7 @@ __all__ = [
     'FBKD',
     'FGD',
     'FGFI',
+    'GID',
     'MGD',
     'PFI',
     'PKD',

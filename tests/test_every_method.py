@@ -1,0 +1,125 @@
+"""What holds for every kind of knowledge, on real detectors."""
+
+import copy
+
+import pytest
+import small_detectors as small
+import torch
+from test_distiller import build_distiller, losses_of, total
+from test_no_host_sync import StayOnDevice, to_fake
+from torch._subclasses import FakeTensorMode
+
+from gkd.registry import KNOWLEDGE
+
+METHODS = ('RobustDistillingModule', 'CWD', 'DeFeat', 'FBKD', 'FGD', 'FGFI', 'GID', 'MGD', 'PFI',
+           'PKD')
+every_method = pytest.mark.parametrize('method', METHODS)
+both_families = pytest.mark.parametrize('family', small.FAMILIES)
+
+
+def build(method, family, teacher_channels=24):
+    """A distiller that teaches by one method."""
+    detector = small.FAMILIES[family]
+    return build_distiller(detector(teacher_channels), detector(),
+                           knowledge=[dict(type=method)])
+
+
+def own_losses(model, data):
+    """What the kind of knowledge adds to the detection losses."""
+    losses = losses_of(model, data)
+    alone = model.student.forward_train(**copy.deepcopy(data))
+    return {name: value for name, value in losses.items() if name not in alone}
+
+
+def test_all_are_registered():
+    assert set(METHODS) <= set(KNOWLEDGE.module_dict)
+
+
+@both_families
+@every_method
+def test_it_teaches_the_student_and_its_own_layers_and_nothing_else(method, family):
+    model = build(method, family)
+    losses = own_losses(model, small.batch())
+    assert losses
+    assert all(name.startswith('loss') and loss.dim() == 0 and loss.isfinite()
+               for name, loss in losses.items())
+    taught = sum(losses.values())
+    assert taught > 0
+    taught.backward()
+    # Distributed training hangs where a parameter has no gradient in some step.
+    for name, parameter in model.knowledge.named_parameters():
+        assert parameter.grad is not None, name
+    reached = [parameter.grad is not None and bool(parameter.grad.any())
+               for parameter in model.student.backbone.layer4.parameters()]
+    assert any(reached)
+    assert all(parameter.grad is None for parameter in model.teacher.parameters())
+
+
+@both_families
+@every_method
+def test_one_step_learns(method, family):
+    """A small step against the gradient makes the loss smaller."""
+    model = build(method, family)
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.SGD(parameters, lr=1e-4)
+
+    def taught():
+        return sum(own_losses(model, small.batch()).values())
+
+    before = taught()
+    before.backward()
+    norm = torch.stack([parameter.grad.norm() for parameter in parameters
+                        if parameter.grad is not None]).norm()
+    optimizer.param_groups[0]['lr'] = float(1e-3 * before.detach() / norm ** 2)
+    optimizer.step()
+    assert taught() < before
+
+
+@both_families
+@every_method
+def test_images_without_objects(method, family):
+    model = build(method, family)
+    losses = own_losses(model, small.batch(boxes=()))
+    assert all(loss.isfinite() for loss in losses.values())
+    sum(losses.values()).backward()
+    for name, parameter in model.knowledge.named_parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+
+
+@both_families
+@every_method
+def test_it_does_not_wait_for_the_device(method, family):
+    model = build(method, family)
+    data = small.batch()
+    _, student = model.student_step(**data)
+    teacher = model.teacher_step(data['img'], student)
+    with FakeTensorMode() as fake, torch.device('cuda'):
+        kind = KNOWLEDGE.build(dict(type=method, pair=model.pair))
+        inputs = [to_fake(part, fake, 'cuda') for part in (student, teacher, model.bank)]
+        with StayOnDevice():
+            losses = kind(*inputs, 0.25)
+    assert {(loss.device.type, loss.dim()) for loss in losses.values()} == {('cuda', 0)}
+
+
+@both_families
+@every_method
+def test_its_losses_are_in_full_precision_under_autocast(method, family):
+    model = build(method, family)
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        losses = own_losses(model, small.batch())
+    assert all(loss.dtype == torch.float32 and loss.isfinite() for loss in losses.values())
+    sum(losses.values()).backward()
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters()
+               if parameter.grad is not None)
+
+
+@every_method
+def test_it_goes_together_with_global_knowledge(method):
+    if method == 'RobustDistillingModule':
+        pytest.skip('is global knowledge')
+    model = build_distiller(small.retinanet(24), small.retinanet(), knowledge=[
+        dict(type='RobustDistillingModule'), dict(type=method)])
+    losses = losses_of(model, small.batch())
+    single = own_losses(build(method, 'one_stage'), small.batch())
+    assert single.keys() <= losses.keys() and 'loss_global' in losses
+    total(losses).backward()
