@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Union
 
 import torch
 from mmdet.core import anchor_inside_flags
@@ -127,11 +128,16 @@ def positive_positions(sampled: list, anchors: Call, img_metas: list[dict],
     positions = []
     for image, (result, boxes, valid, meta) in enumerate(
             zip(sampled, *anchors.result, img_metas)):
-        inside = anchor_inside_flags(torch.cat(boxes), torch.cat(valid), meta['img_shape'][:2],
+        inside = anchor_inside_flags(joined(boxes), joined(valid), meta['img_shape'][:2],
                                      allowed_border)
         anchor = torch.searchsorted(inside.cumsum(0), result.pos_inds + 1)
         positions.append(torch.stack([torch.full_like(anchor, image), anchor], dim=1))
     return torch.cat(positions)
+
+
+def joined(levels: Union[list[Tensor], Tensor]) -> Tensor:
+    """All levels in one tensor; heads that assign as ATSS does have joined them in place."""
+    return levels if torch.is_tensor(levels) else torch.cat(levels)
 
 
 def logits_at(class_scores: list[Tensor], positions: Tensor, info: DetectorInfo) -> Tensor:
