@@ -13,11 +13,11 @@ import mmdet
 from mmcv import Config, ConfigDict
 from torch import nn
 
+from gkd.checkpoints import REPOSITORY, check_file, how_to_get
 from gkd.compat.checkpoint import load_checkpoint_file, load_strictly
 from gkd.errors import CheckpointError, ConfigError
 
 MMDET_SCOPE = 'mmdet::'
-REPOSITORY = osp.dirname(osp.dirname(osp.dirname(osp.abspath(__file__))))
 NOT_GIVEN = object()
 
 
@@ -103,18 +103,56 @@ class DetectorSource:
         """Fill ``model`` with the checkpoint's weights, all of them or none.
 
         Raises:
-            CheckpointError: The file is missing, unreadable, or does not fit the model.
+            CheckpointError: The file is missing, unreadable, not the published one of its name,
+                or does not fit the model.
         """
         if self.checkpoint is None:
             mmcv.utils.get_logger('mmdet').warning(
                 f'{self.key}.checkpoint is None: {type(model).__name__} has untrained weights.')
             return
+        self.check_checkpoint()
+        path = find_file(self.checkpoint)
+        load_strictly(model, load_checkpoint_file(path), path)
+
+    def check_checkpoint(self) -> None:
+        """Check that the checkpoint, if one is named, is there and not damaged.
+
+        Raises:
+            CheckpointError: It is missing, or is not the published file of its name; with the way
+                to get it.
+        """
+        if self.checkpoint is None:
+            return
         path = find_file(self.checkpoint)
         if path is None:
-            raise CheckpointError(
-                f'{self.key}.checkpoint: no such file: {self.checkpoint}. Put the trained '
-                f'weights there, or change the key to where they are.')
-        load_strictly(model, load_checkpoint_file(path), path)
+            raise CheckpointError(f'{self.key}.checkpoint: no such file: {self.checkpoint}. '
+                                  f'{how_to_get(self.checkpoint)}')
+        check_file(path)
+
+
+def sources_of(model: dict) -> list[DetectorSource]:
+    """Teacher and student that a distiller's ``model`` config names; none of other models."""
+    return [DetectorSource.parse(model[role], f'model.{role}') for role in ('teacher', 'student')
+            if role in model]
+
+
+def check_checkpoints(model: dict) -> None:
+    """Check that the checkpoints to start from are there and whole, before anything is built.
+
+    Args:
+        model: A ``model`` config.
+
+    Raises:
+        CheckpointError: What is wrong with each of them, and the way to get it.
+    """
+    faults = []
+    for source in sources_of(model):
+        try:
+            source.check_checkpoint()
+        except CheckpointError as error:
+            faults.append(str(error))
+    if faults:
+        raise CheckpointError('\n'.join(faults))
 
 
 def read_config(path: str, where: str = '') -> Config:

@@ -1,0 +1,197 @@
+"""The model zoo's checkpoints that recipes name: where they are, how to get and verify them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import os.path as osp
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from functools import cache
+from http.client import HTTPException
+from typing import Optional
+
+from tqdm import tqdm
+
+from gkd.errors import CheckpointError
+
+REPOSITORY = osp.dirname(osp.dirname(osp.abspath(__file__)))
+FOLDER = osp.join(REPOSITORY, 'checkpoints')
+MANIFEST = osp.join(FOLDER, 'manifest.json')
+BLOCK = 1 << 20  # bytes read at a time
+TIMEOUT = 60  # seconds without a byte
+
+
+@dataclass(frozen=True)
+class PublishedCheckpoint:
+    """A checkpoint of the model zoo.
+
+    Attributes:
+        name: File name. The zoo ends it in the first digits of the file's SHA-256.
+        url: Where the zoo has it.
+        sha256: Those digits.
+        config: The detector's config, as a distillation config names it.
+        size: Bytes, None where it is not known.
+    """
+
+    name: str
+    url: str
+    sha256: str
+    config: str
+    size: Optional[int] = None
+
+    def matches(self, path: str) -> bool:
+        """Whether a file is the published one."""
+        return sha256_of(path).startswith(self.sha256)
+
+
+@cache
+def published(path: str = MANIFEST) -> dict[str, PublishedCheckpoint]:
+    """The checkpoints of ``checkpoints/manifest.json`` by name; none where it is not installed."""
+    if not osp.isfile(path):
+        return {}
+    with open(path, encoding='utf-8') as file:
+        return {entry['name']: PublishedCheckpoint(**entry)
+                for entry in json.load(file)['checkpoints']}
+
+
+def check_file(path: str) -> None:
+    """Check that a file with the name of a published checkpoint is that checkpoint.
+
+    Files of other names are the user's own and are not looked at.
+
+    Raises:
+        CheckpointError: The content does not have the SHA-256 of the name.
+    """
+    checkpoint = published().get(osp.basename(path))
+    if checkpoint is not None and not checkpoint.matches(path):
+        raise CheckpointError(
+            f'{path} ({osp.getsize(path):,} bytes) is not the published file of this name: its '
+            f'SHA-256 does not begin with {checkpoint.sha256}. It is damaged or was cut short. '
+            f'Delete it and get it again: {get_command(checkpoint.name)}')
+
+
+def how_to_get(path: str) -> str:
+    """What to do about a checkpoint that is missing, for messages.
+
+    Args:
+        path: The missing file, as a config names it.
+    """
+    checkpoint = published().get(osp.basename(path))
+    if checkpoint is not None:
+        return (f'Get it with\n'
+                f'  {get_command(checkpoint.name)}\n'
+                f'or fetch {checkpoint.url} and save it as {path}.')
+    folder, name = osp.split(osp.normpath(path))
+    recipe = find_recipe(osp.basename(folder)) if name == 'latest.pth' else None
+    if recipe is not None:
+        return f'No one has published it; train it first:\n  bash tools/train.sh {recipe} 8'
+    return 'Put the trained weights there, or change the key to where they are.'
+
+
+def find_recipe(name: str) -> Optional[str]:
+    """Path of the config file of this name under ``configs/``; None if there is none."""
+    configs = osp.join(REPOSITORY, 'configs')
+    for folder, _, files in sorted(os.walk(configs)):
+        if f'{name}.py' in files:
+            return osp.relpath(osp.join(folder, f'{name}.py'), REPOSITORY)
+    return None
+
+
+def get_command(name: str) -> str:
+    """The command that downloads a checkpoint."""
+    return f'python tools/checkpoints.py get {name}'
+
+
+def download(checkpoint: PublishedCheckpoint, folder: str = FOLDER) -> str:
+    """Download a checkpoint; go on where an earlier attempt ended.
+
+    The file grows under another name and gets its own once its hash is right.
+
+    Args:
+        checkpoint: What to get.
+        folder: Where to put it.
+
+    Returns:
+        Path of the file. One that is there already and right is kept.
+
+    Raises:
+        CheckpointError: There is no connection, it broke off, or the file is not the published
+            one.
+    """
+    path = osp.join(folder, checkpoint.name)
+    if osp.isfile(path):
+        if checkpoint.matches(path):
+            return path
+        raise CheckpointError(f'{path} is there, but is not the published file (its SHA-256 does '
+                              f'not begin with {checkpoint.sha256}). Delete it, or move it away.')
+    os.makedirs(folder, exist_ok=True)
+    part = f'{path}.part'
+    try:
+        fetch(checkpoint.url, part, checkpoint.name)
+    except (OSError, HTTPException) as error:  # URLError, timeouts and resets are OSErrors
+        raise CheckpointError(
+            f'cannot download {checkpoint.url} ({reason_of(error)}).\n'
+            f'The same command goes on where it ended. Without a network, fetch the file on '
+            f'another machine and save it as\n  {path}\n'
+            f'then: python tools/checkpoints.py verify {checkpoint.name}') from error
+    if not checkpoint.matches(part):
+        digest = sha256_of(part)
+        os.remove(part)
+        raise CheckpointError(
+            f'{checkpoint.url} sent another file than the published one: its SHA-256 is {digest}, '
+            f'expected {checkpoint.sha256}.... It was deleted; try again, or get it elsewhere.')
+    os.replace(part, path)
+    return path
+
+
+def fetch(url: str, part: str, name: str) -> None:
+    """Append what is missing of a file.
+
+    Args:
+        url: Where it is.
+        part: The part of it that is here, or a file to be made.
+        name: What to call it in the progress bar.
+
+    Raises:
+        OSError: The connection failed or ended early.
+    """
+    start = osp.getsize(part) if osp.isfile(part) else 0
+    request = urllib.request.Request(url, headers={'Range': f'bytes={start}-'} if start else {})
+    try:
+        response = urllib.request.urlopen(request, timeout=TIMEOUT)
+    except urllib.error.HTTPError as error:
+        if error.code == 416 and start:  # nothing is left to send; the hash will tell
+            return
+        raise
+    with response:
+        if response.status != 206:  # the server sends the whole file
+            start = 0
+        length = response.headers.get('Content-Length')
+        total = start + int(length) if length else None
+        with open(part, 'ab' if start else 'wb') as file, \
+                tqdm(desc=name, total=total, initial=start, unit='B', unit_scale=True,
+                     unit_divisor=1024) as progress:
+            while block := response.read(BLOCK):
+                file.write(block)
+                progress.update(len(block))
+            if total is not None and file.tell() < total:
+                raise ConnectionError(f'it ended after {file.tell():,} of {total:,} bytes')
+
+
+def reason_of(error: Exception) -> str:
+    """Why a download failed, in words."""
+    if isinstance(error, urllib.error.HTTPError):
+        return f'the server answers {error.code} {error.reason}'
+    return str(getattr(error, 'reason', error)) or type(error).__name__
+
+
+def sha256_of(path: str) -> str:
+    """SHA-256 of a file in hexadecimal digits."""
+    digest = hashlib.sha256()
+    with open(path, 'rb') as file:
+        while block := file.read(BLOCK):
+            digest.update(block)
+    return digest.hexdigest()

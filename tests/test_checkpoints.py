@@ -1,0 +1,212 @@
+"""Getting published checkpoints: from a server of this test's own."""
+
+import hashlib
+import json
+import re
+import threading
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+import torch
+from running import REPOSITORY, run_tool
+
+from gkd import checkpoints
+from gkd.apis import key_lists, load_config
+from gkd.checkpoints import PublishedCheckpoint, check_file, download, how_to_get, published
+from gkd.detectors.source import DetectorSource, check_checkpoints, find_file
+from gkd.errors import CheckpointError
+
+CONFIG = 'mmdet::retinanet/retinanet_r50_fpn_2x_coco.py'
+
+
+@dataclass
+class Zoo:
+    """A server with one file, and what it does with it."""
+
+    content: bytes
+    ranges: bool = True  # whether it can send the rest of a file
+    stops_after: int = 10 ** 9  # bytes after which it hangs up
+    asked: list = field(default_factory=list)  # Range headers of all requests
+
+    def checkpoint(self, url):
+        digest = hashlib.sha256(self.content).hexdigest()[:8]
+        name = f'detector_20200131-{digest}.pth'
+        return PublishedCheckpoint(name, f'{url}/{name}', digest, CONFIG)
+
+
+@pytest.fixture
+def zoo(tmp_path):
+    """A zoo that is served, and its checkpoint."""
+    weights = tmp_path / 'source.pth'
+    torch.save(dict(state_dict={'fc.weight': torch.randn(700, 500)}), weights)
+    zoo = Zoo(weights.read_bytes())
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked = self.headers['Range']
+            zoo.asked.append(asked)
+            start = int(re.match(r'bytes=(\d+)-$', asked)[1]) if asked and zoo.ranges else 0
+            rest = zoo.content[start:]
+            if not rest:
+                self.send_error(416)
+                return
+            self.send_response(206 if start else 200)
+            self.send_header('Content-Length', str(len(rest)))
+            self.end_headers()
+            self.wfile.write(rest[:zoo.stops_after])
+
+        def log_message(self, *args):
+            pass
+
+    server = ThreadingHTTPServer(('127.0.0.1', 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield zoo, zoo.checkpoint(f'http://127.0.0.1:{server.server_port}')
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def manifest(zoo, tmp_path, monkeypatch):
+    """The tools know the served checkpoint only."""
+    _, checkpoint = zoo
+    monkeypatch.setattr(checkpoints, 'published', lambda: {checkpoint.name: checkpoint})
+    keys = tmp_path / 'keys.json'
+    keys.write_text(json.dumps({checkpoint.name: {'fc.weight': [700, 500]}}))
+    monkeypatch.setattr(key_lists, 'KEYS', str(keys))
+    return checkpoint
+
+
+def test_a_file_is_downloaded_whole_and_once(zoo, tmp_path):
+    zoo, checkpoint = zoo
+    path = download(checkpoint, str(tmp_path / 'new'))
+    assert path == str(tmp_path / 'new' / checkpoint.name)
+    assert open(path, 'rb').read() == zoo.content
+    assert [file.name for file in (tmp_path / 'new').iterdir()] == [checkpoint.name]
+    assert download(checkpoint, str(tmp_path / 'new')) == path
+    assert zoo.asked == [None]
+
+
+@pytest.mark.parametrize('ranges', [True, False])
+def test_a_broken_download_goes_on(zoo, tmp_path, ranges):
+    zoo, checkpoint = zoo
+    zoo.ranges, zoo.stops_after = ranges, 300_000
+    with pytest.raises(CheckpointError, match='ended after 300,000 of .* bytes'):
+        download(checkpoint, str(tmp_path))
+    assert (tmp_path / f'{checkpoint.name}.part').stat().st_size == 300_000
+    assert not (tmp_path / checkpoint.name).exists()
+    zoo.stops_after = 10 ** 9
+    path = download(checkpoint, str(tmp_path))
+    assert zoo.asked == [None, 'bytes=300000-']
+    assert open(path, 'rb').read() == zoo.content
+    assert not (tmp_path / f'{checkpoint.name}.part').exists()
+
+
+def test_a_part_that_is_whole_is_only_verified(zoo, tmp_path):
+    zoo, checkpoint = zoo
+    (tmp_path / f'{checkpoint.name}.part').write_bytes(zoo.content)
+    assert open(download(checkpoint, str(tmp_path)), 'rb').read() == zoo.content
+
+
+def test_another_file_is_not_kept(zoo, tmp_path):
+    zoo, checkpoint = zoo
+    zoo.content = b'<html>Not found, but politely</html>'
+    digest = hashlib.sha256(zoo.content).hexdigest()
+    with pytest.raises(CheckpointError, match=f'is {digest}, expected {checkpoint.sha256}'):
+        download(checkpoint, str(tmp_path))
+    assert not list(tmp_path.glob('detector*'))
+
+
+def test_a_damaged_file_is_neither_overwritten_nor_used(zoo, manifest, tmp_path):
+    path = tmp_path / manifest.name
+    path.write_bytes(b'precious')
+    with pytest.raises(CheckpointError, match='is there, but is not the published file'):
+        download(manifest, str(tmp_path))
+    assert path.read_bytes() == b'precious'
+    with pytest.raises(CheckpointError, match=f'SHA-256 does not begin with {manifest.sha256}'):
+        check_file(str(path))
+    source = DetectorSource(CONFIG, str(path), 'model.teacher', {})
+    with pytest.raises(CheckpointError, match='get it again: python tools/checkpoints.py get'):
+        source.load_checkpoint(torch.nn.Linear(2, 2))
+    own = tmp_path / 'mine.pth'
+    own.write_bytes(b'anything')
+    check_file(str(own))
+
+
+def test_without_a_network_it_says_what_to_fetch(tmp_path):
+    checkpoint = PublishedCheckpoint('a-01234567.pth', 'http://127.0.0.1:9/a-01234567.pth',
+                                     '01234567', CONFIG)
+    with pytest.raises(CheckpointError) as caught:
+        download(checkpoint, str(tmp_path))
+    for text in (checkpoint.url, 'Connection refused', str(tmp_path / 'a-01234567.pth'),
+                 'tools/checkpoints.py verify a-01234567.pth'):
+        assert text in str(caught.value)
+
+
+def test_tool_lists_gets_and_verifies(zoo, manifest, tmp_path, monkeypatch):
+    tool = ('checkpoints', '--folder', tmp_path)
+    zoo, _ = zoo
+    _, stdout, _ = run_tool(*tool, 'list')
+    assert re.search(rf'missing +1 MB +{manifest.name}\n +{CONFIG}\n +{manifest.url}', stdout)
+    zoo.stops_after = 1_000_000
+    assert run_tool(*tool, 'get', 'detector')[0] == 2
+    assert re.search(r'1 MB here .*detector', run_tool(*tool, 'list')[1])
+    zoo.stops_after = 10 ** 9
+    status, stdout, stderr = run_tool(*tool, 'get', 'detector')
+    assert status == 0 and 'complete and verified' in stdout
+    assert '100%' in stderr  # the progress
+    assert f'here  {"":10}' in run_tool(*tool, 'list')[1]
+    status, stdout, _ = run_tool(*tool, 'verify')
+    assert status == 0 and 'as published' in stdout
+
+    # The right bytes, but not the tensors that were written down.
+    key_lists_file = json.loads(open(key_lists.KEYS).read())
+    key_lists_file[manifest.name] = {'fc.{weight,bias}': [700, 500]}
+    open(key_lists.KEYS, 'w').write(json.dumps(key_lists_file))
+    status, _, stderr = run_tool(*tool, 'verify')
+    assert status == 2 and 'without fc.bias' in stderr
+    with open(tmp_path / manifest.name, 'ab') as file:
+        file.write(b'!')
+    status, _, stderr = run_tool(*tool, 'verify')
+    assert status == 2 and 'is damaged' in stderr
+
+
+def test_tool_says_what_it_does_not_know():
+    status, _, stderr = run_tool('checkpoints', 'get', 'yolo')
+    assert status == 2 and 'no published checkpoint is called yolo' in stderr
+    status, _, stderr = run_tool('checkpoints', 'get')
+    assert status == 2 and '--all' in stderr
+    recipe = REPOSITORY / 'configs/voc/gkd_retinanet_r101_r50_fpn_1x_voc0712.py'
+    _, stdout, _ = run_tool('checkpoints', 'list', recipe)
+    assert 'bash tools/train.sh configs/voc/retinanet_r101_fpn_1x_voc0712.py 8' in stdout
+    assert 'retinanet_r50_fpn_1x_voc0712_20200617-47cbdd0e.pth' in stdout
+    assert 'faster_rcnn' not in stdout
+
+
+def test_missing_checkpoints_are_all_named_at_once():
+    recipe = REPOSITORY / 'configs/coco/gkd_retinanet_r101_mobilenetv2_fpn_2x_coco.py'
+    model = load_config(str(recipe)).model
+    model.teacher.checkpoint = 'nowhere/retinanet_r101_fpn_2x_coco_20200131-5560aee8.pth'
+    with pytest.raises(CheckpointError) as caught:
+        check_checkpoints(model)
+    message = str(caught.value)
+    assert 'model.teacher.checkpoint: no such file' in message
+    assert ('tools/checkpoints.py get retinanet_r101_fpn_2x_coco_20200131-5560aee8.pth'
+            in message)
+    assert 'model.student.checkpoint: no such file' in message
+    assert 'bash tools/train.sh configs/coco/retinanet_mobilenetv2_fpn_2x_coco.py 8' in message
+    assert 'change the key' in how_to_get('somewhere/mine.pth')
+    check_checkpoints(load_config(str(REPOSITORY / model.student.config)).model)
+
+
+def test_manifest_holds_together():
+    lists = json.loads(open(key_lists.KEYS).read())
+    assert set(lists) == set(published()) and len(lists) == 12
+    for name, checkpoint in published().items():
+        assert checkpoint.url.startswith('https://download.openmmlab.com/mmdetection/v2.0/')
+        assert checkpoint.url.endswith(f'/{name}')
+        assert re.fullmatch(r'[0-9a-f]{8}', checkpoint.sha256)
+        assert name.endswith(f'-{checkpoint.sha256}.pth')
+        assert find_file(checkpoint.config)
+        # The zoo names files after their configs.
+        assert name.startswith(checkpoint.config.split('/')[-1][:-len('.py')])
