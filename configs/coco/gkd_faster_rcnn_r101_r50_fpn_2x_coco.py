@@ -1,6 +1,5 @@
-# Faster R-CNN: R101 teaches R50. Both start from the model zoo; put under checkpoints/
-# https://download.openmmlab.com/mmdetection/v2.0/faster_rcnn/faster_rcnn_r101_fpn_2x_coco/faster_rcnn_r101_fpn_2x_coco_bbox_mAP-0.398_20200504_210455-1d2dac9c.pth
-# https://download.openmmlab.com/mmdetection/v2.0/faster_rcnn/faster_rcnn_r50_fpn_2x_coco/faster_rcnn_r50_fpn_2x_coco_bbox_mAP-0.384_20200504_210434-a5d8aa15.pth
+# Faster R-CNN: R101 teaches R50. Both start from the model zoo:
+# python tools/checkpoints.py get configs/coco/gkd_faster_rcnn_r101_r50_fpn_2x_coco.py
 _base_ = ['../_base_/coco_detection.py', '../_base_/schedule_2x.py', '../_base_/runtime.py']
 model = dict(
     type='Distiller',

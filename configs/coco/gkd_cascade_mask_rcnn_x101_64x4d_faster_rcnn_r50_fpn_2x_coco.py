@@ -1,0 +1,8 @@
+# Cascade Mask R-CNN X101 teaches Faster R-CNN R50. A cascade gives no class scores for the
+# student's boxes: no soft labels.
+_base_ = './gkd_faster_rcnn_r101_r50_fpn_2x_coco.py'
+model = dict(
+    teacher=dict(
+        config='mmdet::cascade_rcnn/cascade_mask_rcnn_x101_64x4d_fpn_20e_coco.py',
+        checkpoint='checkpoints/cascade_mask_rcnn_x101_64x4d_fpn_20e_coco_20200512_161033-bdb5126a.pth'),
+    knowledge=[dict(type='RobustDistillingModule', soft_label=None)])

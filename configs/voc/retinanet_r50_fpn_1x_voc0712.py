@@ -1,0 +1,8 @@
+# The config that the installed MMDetection ships, with the learning rate scaled to the batch.
+import os.path as osp
+
+import mmdet
+
+_base_ = osp.join(
+    osp.dirname(mmdet.__file__), '.mim/configs/pascal_voc/retinanet_r50_fpn_1x_voc0712.py')
+auto_scale_lr = dict(enable=True, base_batch_size=16)
