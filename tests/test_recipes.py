@@ -1,0 +1,170 @@
+"""The recipes of configs/coco and configs/voc, and the check that runs them."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision
+from mmcv import Config
+from running import REPOSITORY, run_tool
+
+from gkd.apis import load_config
+from gkd.apis.key_lists import compare_shapes, compress, expand, published_shapes, shapes_of
+from gkd.apis.recipes import RecipeError, check_losses, random_checkpoint, recipes
+from gkd.checkpoints import find_recipe, published
+from gkd.compat.checkpoint import load_checkpoint_file
+from gkd.detectors.source import DetectorSource, find_file, sources_of
+from gkd.errors import CheckpointError
+from gkd.registry import KNOWLEDGE
+
+NAMES = [Path(path).stem for path in recipes()]
+ABLATIONS = {'no-global': 'knowledge', 'no-local': 'knowledge', 'no-soft': 'knowledge',
+             'no-robust': 'knowledge', 'k1': 'num_prototypes', 'k5': 'num_prototypes',
+             'k20': 'num_prototypes', 'alpha0': 'alpha', 'alpha1': 'alpha', 'alpha100': 'alpha',
+             'interval2': 'interval', 'interval4': 'interval', 'interval24': 'interval'}
+
+
+def path_of(name):
+    return str(REPOSITORY / find_recipe(name))
+
+
+def test_every_method_has_recipes_for_both_families():
+    methods = {kind.lower() for kind in KNOWLEDGE.module_dict} - {'robustdistillingmodule'}
+    for method in (*methods, 'gkd'):
+        for family in ('faster_rcnn', 'retinanet'):
+            assert f'{method}_{family}_r101_r50_fpn_2x_coco' in NAMES
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_a_recipe_names_what_there_is(name):
+    config = load_config(path_of(name))
+    assert config.auto_scale_lr.enable and config.auto_scale_lr.base_batch_size == 16
+    sources = sources_of(config.model)
+    assert len(sources) == 2 * (config.model.type == 'Distiller')
+    for source in sources:
+        assert find_file(source.config)
+        checkpoint = Path(source.checkpoint)
+        if checkpoint.name in published():
+            assert checkpoint.parent.name == 'checkpoints'
+            assert published()[checkpoint.name].config == source.config
+        else:
+            # What is not published can be trained, with the very config it is loaded into.
+            assert checkpoint.parts[0] == 'work_dirs' and checkpoint.name == 'latest.pth'
+            assert find_recipe(checkpoint.parent.name) == source.config
+
+
+@pytest.mark.parametrize('family', ['faster_rcnn', 'retinanet'])
+def test_an_ablation_changes_one_setting(family):
+    full = load_config(path_of(f'gkd_{family}_r101_r50_fpn_2x_coco'))
+    for name, setting in ABLATIONS.items():
+        ablation = load_config(path_of(f'gkd_{family}_r101_r50_fpn_{name}_2x_coco'))
+        place = ablation.model if setting == 'knowledge' else ablation.model.prototypes
+        original = full.model if setting == 'knowledge' else full.model.prototypes
+        assert place[setting] != original[setting]
+        number = ''.join(filter(str.isdigit, name))
+        if number:
+            assert place[setting] == int(number)
+        place[setting] = original[setting]
+        assert ablation._cfg_dict == full._cfg_dict
+
+
+def test_schedule_is_the_papers():
+    for family in ('faster_rcnn', 'retinanet'):
+        config = load_config(path_of(f'gkd_{family}_r101_r50_fpn_2x_coco'))
+        assert config.optimizer.lr == 0.02 and config.runner.max_epochs == 24
+        assert config.lr_config.step == [16, 22]
+        assert config.model.knowledge[0].global_knowledge.loss_weight == 5
+
+
+# The whole way at full size; `python tools/check_recipes.py` takes every recipe.
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['gkd_retinanet_r101_mobilenetv2_fpn_2x_coco',
+                                  'gkd_faster_rcnn_r101_r50_fpn_1x_voc0712'])
+def test_a_recipe_runs_at_full_size(name, tmp_path):
+    status, stdout, stderr = run_tool('check_recipes', path_of(name), '--folder', tmp_path)
+    assert status == 0, stdout + stderr
+    for term in ('loss_global', 'loss_local_fg', 'loss_local_bg', 'loss_soft'):
+        assert f'{term}=' in stdout
+
+
+def test_a_recipe_that_does_not_run_is_named(tmp_path):
+    wrong = tmp_path / 'wrong.py'
+    wrong.write_text(f"_base_ = '{path_of('gkd_retinanet_r101_r50_fpn_2x_coco')}'\n"
+                     "model = dict(teacher=dict(config='mmdet::no/such.py'))\n")
+    status, stdout, stderr = run_tool('check_recipes', wrong, '--folder', tmp_path)
+    assert status == 2
+    assert 'FAILED  wrong.py: model.teacher.config: no such file' in stdout
+    assert '0 of 1 recipes run' in stdout and 'wrong.py' in stderr
+
+
+def test_a_teacher_that_teaches_nothing_is_found(tmp_path):
+    config = Config(dict(model=dict(knowledge=[dict(type='FGD')])))
+    for losses, message in ((dict(loss_cls=1.0, loss=1.0), 'nothing is taught'),
+                            (dict(loss_cls=1.0, loss_fgd=0.0), 'nothing is taught'),
+                            (dict(loss_cls=math.nan, loss_fgd=1.0), 'no finite .*: loss_cls')):
+        (tmp_path / 'losses.json').write_text(json.dumps(losses))
+        with pytest.raises(RecipeError, match=message):
+            check_losses(config, str(tmp_path))
+
+
+def test_random_weights_have_the_format_of_the_model_zoo(tmp_path):
+    name = 'retinanet_r50_fpn_2x_coco_20200131-fdb43119.pth'
+    source = DetectorSource('mmdet::retinanet/retinanet_r50_fpn_2x_coco.py',
+                            f'checkpoints/{name}', 'model.student', {})
+    path = random_checkpoint(source, str(tmp_path))
+    loaded = load_checkpoint_file(path)
+    assert set(loaded) == {'meta', 'state_dict'}
+    assert shapes_of(loaded['state_dict']) == published_shapes(name)
+    with open(path, 'rb') as file:
+        assert file.read(2) != b'PK'  # a zip file, which torch writes since 1.6
+    # Another detector's weights under this name would be found out.
+    source.checkpoint = 'checkpoints/retinanet_r50_fpn_1x_voc0712_20200617-47cbdd0e.pth'
+    with pytest.raises(CheckpointError, match=r'retina_cls.*\(720,.*instead of \(180,'):
+        random_checkpoint(source, str(tmp_path))
+
+
+@pytest.mark.parametrize('name, build', [
+    ('faster_rcnn_r50_fpn_2x_coco', torchvision.models.resnet50),
+    ('retinanet_r101_fpn_2x_coco', torchvision.models.resnet101),
+    ('gfl_r50', torchvision.models.resnet50),
+    ('retinanet_x101_64x4d', torchvision.models.resnext101_64x4d)])
+def test_listed_backbones_are_those_that_they_were_trained_from(name, build):
+    # MMDetection's backbones are trained from torchvision's weights: these keys are known.
+    with torch.device('meta'):
+        expected = {f'backbone.{key}': shape for key, shape in shapes_of(
+            build().state_dict()).items() if not key.startswith('fc.')}
+    checkpoint, = (full for full in published() if full.startswith(name))
+    listed = {key: shape for key, shape in published_shapes(checkpoint).items()
+              if key.startswith('backbone.')}
+    assert listed == expected
+
+
+def test_listed_parameters_are_as_many_as_mmdetection_tells():
+    # Its get_flops.py tells of RetinaNet R50 37.74 M parameters: those that are trained.
+    shapes = published_shapes('retinanet_r50_fpn_2x_coco_20200131-fdb43119.pth')
+    frozen = ('backbone.conv1.', 'backbone.bn1.', 'backbone.layer1.')
+    parameters = sum(math.prod(shape) for name, shape in shapes.items()
+                     if name.endswith(('.weight', '.bias')) and not name.startswith(frozen))
+    assert round(parameters / 1e6, 2) == 37.74
+
+
+def test_key_lists_are_complete_and_lossless():
+    for name in published():
+        shapes = published_shapes(name)
+        patterns = compress(shapes)
+        assert len(patterns) < len(shapes) / 5
+        names = [key for pattern in patterns for key in expand(pattern)]
+        assert len(names) == len(set(names)) == len(shapes)
+        assert {key: tuple(shape) for pattern, shape in patterns.items()
+                for key in expand(pattern)} == shapes
+
+
+def test_differing_keys_are_named():
+    expected = {'a.weight': (1, 2), 'b.bias': (3,), 'c': ()}
+    compare_shapes(dict(reversed(expected.items())), expected, 'x.pth')
+    with pytest.raises(CheckpointError, match=r'x.pth differs from keys.json in 3 tensors.*'
+                                              r'without b.bias; with d; a.weight is \(2, 1\) '
+                                              r'instead of \(1, 2\)'):
+        compare_shapes({'a.weight': (2, 1), 'c': (), 'd': ()}, expected, 'x.pth')
