@@ -196,11 +196,13 @@ def test_resuming_from_a_named_checkpoint(pair):
     _, stderr = succeed('train', pair / 'distiller.py', '--work-dir', pair / 'two', '--resume',
                         pair / 'one' / 'epoch_1.pth')
     assert 'resumed epoch 1,' in stderr and (pair / 'two' / 'epoch_2.pth').exists()
-    # Without prototypes of its own the new work dir makes them anew; with an interval it cannot.
-    status, _, stderr = run_tool('train', pair / 'distiller.py', '--work-dir', pair / 'three',
-                                 '--resume', pair / 'one' / 'epoch_1.pth', '--cfg-options',
-                                 'model.prototypes.interval=2')
-    assert status == 2 and 'no prototypes in' in stderr
+    # Only the run's own work dir is evaluated where that was interrupted.
+    assert list(json.loads((pair / 'two' / 'evaluation.json').read_text())) == ['2']
+    # The checkpoint holds the prototypes; they are not made anew before it is time.
+    _, stderr = succeed('train', pair / 'distiller.py', '--work-dir', pair / 'three',
+                        '--resume', pair / 'one' / 'epoch_1.pth', '--cfg-options',
+                        'model.prototypes.interval=2')
+    assert 'Epoch [2]' in stderr and not (pair / 'three' / 'prototypes').exists()
 
 
 def test_plain_detector_trains_with_the_same_command(pair):

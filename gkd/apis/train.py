@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import inspect
-import json
 import math
-import os
 import os.path as osp
 import platform
-import re
 import time
 from typing import Optional
 
@@ -22,7 +19,6 @@ from mmcv.runner import (
     DistSamplerSeedHook,
     EpochBasedRunner,
     Fp16OptimizerHook,
-    Hook,
     OptimizerHook,
     build_optimizer,
     build_runner,
@@ -30,8 +26,7 @@ from mmcv.runner import (
 )
 from mmdet.apis import set_random_seed
 from mmdet.apis.train import auto_scale_lr
-from mmdet.core import DistEvalHook, EvalHook
-from mmdet.datasets import CocoDataset, build_dataloader
+from mmdet.datasets import build_dataloader
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -40,16 +35,17 @@ from gkd.apis.allocator import keep_freed_memory
 from gkd.apis.config import (
     build_checked_dataset,
     build_model,
-    check_metrics,
     check_num_classes,
-    check_options,
     naming,
     prototype_datasets,
 )
 from gkd.apis.console import log_file, open_logger, without_details
+from gkd.apis.evaluation import EvaluationRecorder, MissedEvaluation, evaluation_hook
 from gkd.apis.files import write_atomically
+from gkd.apis.resume import KEY, ImageOrder, ResumeHook, find_checkpoint
 from gkd.detectors import Distiller
 from gkd.errors import CheckpointError, ConfigError
+from gkd.files import remove_unfinished
 
 
 def train(config: Config, resume: str = 'auto', validate: bool = True) -> dict[str, float]:
@@ -116,22 +112,30 @@ def train(config: Config, resume: str = 'auto', validate: bool = True) -> dict[s
     with naming('lr_config, optimizer_config, checkpoint_config, log_config or custom_hooks'):
         runner.register_training_hooks(
             config.lr_config, optimizer_hook(config, distributed),
-            config.get('checkpoint_config'), config.get('log_config'),
+            checkpoint_config(config), config.get('log_config'),
             config.get('momentum_config'), custom_hooks_config=config.get('custom_hooks'))
     if distributed:
         runner.register_hook(DistSamplerSeedHook())
+    if isinstance(runner, EpochBasedRunner):
+        runner.register_hook(ResumeHook(ImageOrder(loader, config.seed)), priority='HIGHEST')
     if validate:
         runner.register_hook(evaluation, priority='LOW')
         runner.register_hook(recorder, priority='LOW')
 
     runner.work_dir = osp.abspath(config.work_dir)
     mmcv.mkdir_or_exist(runner.work_dir)
+    if rank == 0:
+        remove_unfinished(runner.work_dir)
+        remove_unfinished(osp.join(runner.work_dir, 'prototypes'))
     with log_file(logger, osp.join(config.work_dir, f'{runner.timestamp}.log')):
         logger.info(
             f'gkd {gkd.__version__}, torch {torch.__version__}, mmdet {mmdet.__version__}, '
             f'Python {platform.python_version()}, {world_size} process(es) on {device.type}')
         if checkpoint is not None:
             runner.resume(checkpoint, map_location=str(device))
+            at_end = not runner.meta.get(KEY, {}).get('batches')
+            if validate and at_end and osp.dirname(osp.abspath(checkpoint)) == runner.work_dir:
+                runner.register_hook(MissedEvaluation(recorder), priority='LOWEST')
         elif config.get('load_from'):
             runner.load_checkpoint(config.load_from)
         kept = osp.join(config.work_dir, osp.basename(config.filename or 'config.py'))
@@ -197,107 +201,17 @@ def wrap(model: nn.Module, device: torch.device, find_unused: bool = False) -> n
     return MMDataParallel(model, device_ids=device_ids or [])
 
 
+def checkpoint_config(config: Config) -> Optional[dict]:
+    """mmcv's settings of the checkpoints, by default of the kind that resumes exactly."""
+    settings = config.get('checkpoint_config')
+    if settings is None or not issubclass(RUNNERS.get(config.runner.type), EpochBasedRunner):
+        return settings
+    return {'type': 'ResumableCheckpointHook', **settings}
+
+
 def optimizer_hook(config: Config, distributed: bool):
     """The optimiser step, in mixed precision if the config asks for it."""
     settings = config.get('optimizer_config') or {}
     if config.get('fp16') is not None:
         return Fp16OptimizerHook(**settings, **config.fp16, distributed=distributed)
     return settings if 'type' in settings else OptimizerHook(**settings)
-
-
-def evaluation_hook(config: Config, model: nn.Module, distributed: bool) -> EvalHook:
-    """Evaluate on ``data.val`` as the config's ``evaluation`` says."""
-    dataset = build_checked_dataset(config.data.val, 'data.val', dict(test_mode=True))
-    check_num_classes(model, dataset, 'data.val')
-    loader_config = dict(samples_per_gpu=1, workers_per_gpu=0, shuffle=False)
-    loader_config.update(config.data.get('val_dataloader', {}))
-    with naming('data.val_dataloader'):
-        loader = build_dataloader(dataset, dist=distributed, **loader_config)
-    settings = {'by_epoch': True, **config.get('evaluation', {})}
-    if distributed:
-        # Collecting through files works without a GPU too.
-        settings['tmpdir'] = osp.join(config.work_dir, '.eval_hook')
-    with naming('evaluation'):
-        hook = (DistEvalHook if distributed else EvalHook)(loader, **settings)
-    options = dict(hook.eval_kwargs)
-    metrics = options.pop('metric', 'bbox')
-    check_metrics(model, dataset, [metrics] if isinstance(metrics, str) else metrics,
-                  'evaluation.metric')
-    check_options(dataset.evaluate, options, 'evaluation:')
-    return hook
-
-
-class EvaluationRecorder(Hook):
-    """Keep the metrics of every evaluation in ``WORK_DIR/evaluation.json``.
-
-    Args:
-        evaluation: The hook that evaluates.
-
-    Attributes:
-        metrics: Those of the last evaluation.
-    """
-
-    def __init__(self, evaluation: EvalHook):
-        self.evaluation = evaluation
-        self.metrics: dict[str, float] = {}
-
-    def before_run(self, runner) -> None:
-        """A resumed run knows what it has measured before."""
-        self.metrics = self.history(runner).get(str(runner.epoch), {})
-
-    def after_train_epoch(self, runner) -> None:
-        """Pick up what the evaluation hook, which runs just before, has put out."""
-        if runner.rank > 0 or not self.evaluation._should_evaluate(runner):
-            return
-        self.metrics = {name: float(value) for name, value in runner.log_buffer.output.items()
-                        if 'mAP' in name and isinstance(value, (int, float))}
-        if not self.metrics and isinstance(self.evaluation.dataloader.dataset, CocoDataset):
-            # MMDetection gives no metrics where nothing at all was detected.
-            self.metrics = dict(bbox_mAP=0.0, bbox_mAP_50=0.0, bbox_mAP_75=0.0)
-        history = {**self.history(runner), str(runner.epoch + 1): self.metrics}
-        write_atomically(self.path(runner), json.dumps(history, indent=2))
-
-    def path(self, runner) -> str:
-        """File of the metrics by epoch."""
-        return osp.join(runner.work_dir, 'evaluation.json')
-
-    def history(self, runner) -> dict[str, dict[str, float]]:
-        """Metrics by epoch, of the epochs that are done."""
-        found = mmcv.load(self.path(runner)) if osp.isfile(self.path(runner)) else {}
-        return {epoch: metrics for epoch, metrics in found.items() if int(epoch) <= runner.epoch}
-
-
-def find_checkpoint(resume: str, config: Config) -> Optional[str]:
-    """The checkpoint to go on from, None to start anew.
-
-    Args:
-        resume: ``'auto'``, ``'never'`` or a path.
-        config: Its ``work_dir`` is looked into, then its ``resume_from``.
-
-    Raises:
-        CheckpointError: A named checkpoint does not exist.
-    """
-    if resume == 'never':
-        return None
-    key, path = '--resume', resume
-    if resume == 'auto':
-        latest = latest_checkpoint(config.work_dir)
-        key, path = 'resume_from', latest or config.get('resume_from')
-    if path is not None and not osp.isfile(path):
-        raise CheckpointError(f'{key}: no such checkpoint: {path}')
-    return path
-
-
-def latest_checkpoint(work_dir: str) -> Optional[str]:
-    """The newest ``epoch_N.pth`` or ``iter_N.pth`` of a run, None if there is none."""
-    if not osp.isdir(work_dir):
-        return None
-    latest = osp.join(work_dir, 'latest.pth')
-    if osp.isfile(latest):
-        return latest
-    found = {}
-    for name in os.listdir(work_dir):
-        match = re.fullmatch(r'(?:epoch|iter)_(\d+)\.pth', name)
-        if match:
-            found[int(match[1])] = osp.join(work_dir, name)
-    return found[max(found)] if found else None

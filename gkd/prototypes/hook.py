@@ -7,11 +7,13 @@ import re
 from typing import Union
 
 import mmcv
+import torch.distributed as dist
 from mmcv.parallel import is_module_wrapper
 from mmcv.runner import HOOKS, Hook
 from mmdet.datasets import CustomDataset, build_dataset
 
 from gkd.errors import ConfigError
+from gkd.files import checksum
 from gkd.prototypes.bank import PrototypeBank
 
 
@@ -19,9 +21,10 @@ from gkd.prototypes.bank import PrototypeBank
 class PrototypeHook(Hook):
     """Keep the distiller's prototypes and progress up to date, epoch by epoch.
 
-    At the start of an epoch it rebuilds the bank if ``interval`` epochs have passed, saves it in
-    ``WORK_DIR/prototypes/``, and reloads it from there when a run is resumed between two
-    generations.
+    At the start of an epoch it rebuilds the bank if ``interval`` epochs have passed, and saves it
+    in ``WORK_DIR/prototypes/`` with its epoch and the SHA-256 of the student's weights that it
+    comes from. Checkpoints hold the bank they train with; where one does not, the bank is reloaded
+    from the folder.
 
     Args:
         datasets: Configs of the data sets to choose prototypes from: annotated, with the test
@@ -44,6 +47,9 @@ class PrototypeHook(Hook):
             return
         folder = osp.join(runner.work_dir, 'prototypes')
         device = next(distiller.parameters()).device
+        epoch = str(runner.epoch + 1)
+        if distiller.bank is not None and distiller.bank.metadata.get('epoch') == epoch:
+            return  # resumed inside the epoch: its weights are no longer those of the bank
         if runner.epoch % distiller.prototypes.interval == 0:
             distiller.bank = self.generate(distiller, runner, folder).to(device)
         elif distiller.bank is None:
@@ -55,11 +61,16 @@ class PrototypeHook(Hook):
         """Generate the bank with the student's current weights and save it."""
         timer = mmcv.Timer()
         pair = distiller.pair
+        if dist.is_initialized():
+            # Every process has its own statistics of batch normalisation.
+            for buffer in distiller.student.buffers():
+                dist.broadcast(buffer, 0)
         bank = distiller.prototypes.generate(
             distiller.teacher, distiller.student, pair.levels(pair.teacher),
             pair.levels(pair.student), self.datasets, folder)
+        weights = {name: tensor.cpu() for name, tensor in distiller.student.state_dict().items()}
+        bank.metadata.update(epoch=str(runner.epoch + 1), student=checksum(weights, {}))
         if runner.rank == 0:
-            mmcv.mkdir_or_exist(folder)
             bank.save(osp.join(folder, f'epoch_{runner.epoch + 1}.safetensors'))
         runner.logger.info(f'Prototypes: {len(bank.student[0])} on each of {bank.num_levels} '
                            f'levels, generated in {timer.since_start():.1f} s.')

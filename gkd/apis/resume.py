@@ -1,0 +1,359 @@
+"""Exact resume: a run that was killed goes on as if nothing had happened.
+
+A checkpoint holds, besides mmcv's weights, optimiser and counts, all else that the next step
+depends on: the random states of every process, the place in the epoch's order of images, and the
+prototypes, which come from the weights at the beginning of their epoch and so cannot be made again
+in its middle.
+"""
+
+from __future__ import annotations
+
+import os
+import os.path as osp
+import random
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Optional
+
+import mmcv
+import numpy as np
+import torch
+from mmcv import Config
+from mmcv.parallel import is_module_wrapper
+from mmcv.runner import HOOKS, CheckpointHook, Hook, get_dist_info, save_checkpoint
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from gkd.compat.checkpoint import load_checkpoint_file
+from gkd.errors import CheckpointError, NumericalError
+from gkd.prototypes import PrototypeBank
+from gkd.prototypes.generation import all_gather
+
+KEY = 'resume'  # in a checkpoint's `meta`
+INSIDE = 'epoch_{}_iter_{}.pth'  # running epoch, from 1, and how many of its iterations are done
+KEPT_INSIDE = 2
+
+
+@HOOKS.register_module()
+class ResumableCheckpointHook(CheckpointHook):
+    """Write checkpoints from which a run goes on exactly, inside an epoch too.
+
+    At the end of an epoch ``epoch_N.pth`` is written, inside of one ``epoch_N_iter_I.pth``, of
+    which the last two are kept until the epoch's own takes their place.
+
+    Args:
+        inside_epoch: Iterations between two checkpoints inside an epoch; 0 writes none.
+        **settings: Those of mmcv's hook. With ``by_epoch=False`` its ``interval`` is taken for
+            ``inside_epoch``.
+    """
+
+    def __init__(self, inside_epoch: int = 500, **settings: Any):
+        super().__init__(**settings)
+        if not self.by_epoch:
+            self.by_epoch, inside_epoch, self.interval = True, self.interval, 1
+        self.inside_epoch = inside_epoch
+
+    def after_train_iter(self, runner) -> None:
+        """Write a checkpoint inside the epoch."""
+        if not self.every_n_inner_iters(runner, self.inside_epoch) or self.end_of_epoch(runner):
+            return
+        state = training_state(runner, batches=runner.inner_iter + 1)
+        if runner.rank > 0:
+            return
+        name = INSIDE.format(runner.epoch + 1, runner.inner_iter + 1)
+        save_checkpoint(
+            runner.model, osp.join(self.out_dir, name),
+            optimizer=runner.optimizer if self.save_optimizer else None,
+            meta={**runner.meta, KEY: state, 'epoch': runner.epoch, 'iter': runner.iter + 1})
+        if self.args['create_symlink']:
+            mmcv.symlink(name, osp.join(self.out_dir, 'latest.pth'))
+        self.remove_inside(keep=KEPT_INSIDE)
+
+    def _save_checkpoint(self, runner) -> None:
+        # mmcv calls this on all processes, and goes on with the first one only.
+        self.args['meta'] = {KEY: training_state(runner, batches=0)}
+        super()._save_checkpoint(runner)
+        if runner.rank == 0:
+            self.remove_inside(keep=0)
+
+    def remove_inside(self, keep: int) -> None:
+        """Remove all but the newest ``keep`` checkpoints inside epochs."""
+        found = sorted(Path(self.out_dir).glob(INSIDE.format('*', '*')), key=progress_of)
+        for path in found[:len(found) - keep]:
+            path.unlink()
+
+
+class ResumeHook(Hook):
+    """Put a resumed run back to where its checkpoint was written.
+
+    Register it with the highest priority: what others do at the beginning of an epoch may draw
+    random numbers.
+
+    Args:
+        order: The order of the training images.
+    """
+
+    def __init__(self, order: ImageOrder):
+        self.order = order
+        self.state: Optional[dict] = None
+
+    def before_run(self, runner) -> None:
+        """Take the state out of the checkpoint that was resumed from, if there was one."""
+        self.state = (runner.meta or {}).pop(KEY, None)
+        if self.state is not None and self.state['bank'] is not None:
+            model = unwrap(runner.model)
+            device = next(model.parameters()).device
+            model.bank = PrototypeBank(**self.state['bank']).to(device)
+
+    def before_train_epoch(self, runner) -> None:
+        """Put random states, or the place in the epoch, back."""
+        self.order.epoch = runner.epoch
+        self.order.skip = 0
+        state, self.state = self.state, None
+        if state is None:
+            return
+        length = len(runner.data_loader)
+        now, start = (state[name][runner.rank] if len(state[name]) == runner.world_size else None
+                      for name in ('random', 'epoch_start'))
+        if now is None or state['length'] != length:
+            runner.logger.warning(
+                f'The checkpoint is of {len(state["random"])} process(es) with '
+                f'{state["length"]} iterations an epoch, this run has {runner.world_size} with '
+                f'{length}: it goes on from there, with other images in a step.')
+            now = start = None
+        self.order.skip = state['batches'] * length // state['length']
+        self.order.states = start, now
+        if self.order.skip == 0 and now is not None:
+            set_random_state(now)
+
+    def before_train_iter(self, runner) -> None:
+        """Count iterations from the beginning of the epoch."""
+        runner._inner_iter += self.order.skip
+
+
+class ImageOrder(Sampler):
+    """The order of an epoch's images, which can be entered anywhere.
+
+    Where processes of their own load the images, every image gets a seed of its own for its
+    augmentation: it then depends neither on the number of these processes nor on where the epoch
+    was entered. Without, augmentation takes its random numbers from the training.
+
+    Args:
+        loader: Loader whose sampler gives the order; the sampler is replaced by this one.
+        seed: Seed of the run.
+
+    Attributes:
+        epoch: The current epoch, from 0.
+        skip: Batches of the epoch that are done already.
+        states: Random states to draw the order with, and to go on with when it is entered inside.
+        start: Random state that the current epoch's order was drawn with.
+    """
+
+    def __init__(self, loader: DataLoader, seed: int):
+        self.sampler = loader.sampler
+        self.batch_size = loader.batch_sampler.batch_size
+        self.seed = seed
+        self.epoch = 0
+        self.skip = 0
+        self.states: tuple[Optional[dict], Optional[dict]] = (None, None)
+        self.start: Optional[dict] = None
+        self.seeded = loader.num_workers > 0
+        loader.batch_sampler.sampler = self
+        if self.seeded:
+            loader.dataset.__getitems__ = SeededItems(loader.dataset)
+            # The loader would take a number from that of the training, how often depends.
+            loader.generator = torch.Generator()
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def __iter__(self) -> Iterator[int]:
+        start, now = self.states if self.skip else (None, None)
+        if start is not None:
+            set_random_state(start)
+        self.start = random_state()
+        order = list(self.sampler)
+        if now is not None:
+            set_random_state(now)
+        if self.seeded:
+            seeds = np.random.default_rng([self.seed, get_dist_info()[0], self.epoch]).integers(
+                2 ** 32, size=len(order))
+            order = [SeededIndex.of(index, int(seed)) for index, seed in zip(order, seeds)]
+        return iter(order[self.skip * self.batch_size:])
+
+
+class SeededIndex(int):
+    """Index of an image, with the seed of its augmentation."""
+
+    seed: int
+
+    @classmethod
+    def of(cls, index: int, seed: int) -> SeededIndex:
+        """Put both together."""
+        seeded = cls(index)
+        seeded.seed = seed
+        return seeded
+
+
+class SeededItems:
+    """Loads a batch of a data set, each image with random numbers of its own.
+
+    torch's loader calls a data set's ``__getitems__`` where there is one.
+
+    Args:
+        dataset: The data set.
+    """
+
+    def __init__(self, dataset: Dataset):
+        self.dataset = dataset
+
+    def __call__(self, indices: list[SeededIndex]) -> list:
+        items = []
+        for index in indices:
+            random.seed(index.seed)
+            np.random.seed(index.seed)
+            torch.manual_seed(index.seed)
+            items.append(self.dataset[int(index)])
+        return items
+
+
+def training_state(runner, batches: int) -> dict:
+    """What the next step depends on, besides what mmcv keeps; all processes call this together.
+
+    Args:
+        runner: The runner.
+        batches: Batches of the running epoch that are done; 0 at the end of an epoch.
+
+    Raises:
+        NumericalError: A weight is not finite.
+    """
+    model = unwrap(runner.model)
+    check_weights(model)
+    bank = getattr(model, 'bank', None)
+    if bank is not None:
+        bank = vars(bank.to('cpu'))
+    sampler = runner.data_loader.batch_sampler.sampler
+    return dict(batches=batches, length=len(runner.data_loader), bank=bank,
+                random=all_gather(random_state()),
+                epoch_start=all_gather(sampler.start if batches else None))
+
+
+def check_weights(model: nn.Module) -> None:
+    """Raise NumericalError if a weight or a statistic is not finite."""
+    broken = [name for name, tensor in model.state_dict().items()
+              if tensor.is_floating_point() and not tensor.isfinite().all()]
+    if broken:
+        raise NumericalError(
+            f'{len(broken)} weights are not finite any more, first {broken[0]}; they are not '
+            f'saved, and the last checkpoint is kept. Lower the learning rate, or clip gradients '
+            f'(optimizer_config.grad_clip).')
+
+
+def random_state() -> dict:
+    """States of all random generators of this process, as tensors and numbers."""
+    version, words, gauss = random.getstate()
+    kind, keys, position, has_gauss, cached = np.random.get_state()
+    return dict(
+        python=(version, torch.tensor(words), gauss),
+        numpy=(kind, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached),
+        torch=torch.get_rng_state(),
+        cuda=torch.cuda.get_rng_state() if torch.cuda.is_available() else None)
+
+
+def set_random_state(state: dict) -> None:
+    """Put all random generators of this process into a state.
+
+    Args:
+        state: What :func:`random_state` returned.
+    """
+    version, words, gauss = state['python']
+    random.setstate((version, tuple(words.tolist()), gauss))
+    kind, keys, *rest = state['numpy']
+    np.random.set_state((kind, keys.cpu().numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(state['torch'].cpu())
+    if state['cuda'] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state['cuda'].cpu())
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The model inside a data-parallel wrapper."""
+    return model.module if is_module_wrapper(model) else model
+
+
+def find_checkpoint(resume: str, config: Config) -> Optional[str]:
+    """The checkpoint to go on from, None to start anew; all processes call this together.
+
+    A damaged checkpoint in the work dir is named and the one before it is taken.
+
+    Args:
+        resume: ``'auto'``, ``'never'`` or a path.
+        config: Its ``work_dir`` is looked into, then its ``resume_from``.
+
+    Raises:
+        CheckpointError: A named checkpoint does not exist, or all in the work dir are damaged.
+    """
+    if resume == 'never':
+        return None
+    key, path = '--resume', resume
+    if resume == 'auto':
+        # The first process decides: others may see the folder a little later.
+        latest = intact_checkpoint(config.work_dir) if get_dist_info()[0] == 0 else None
+        key, path = 'resume_from', all_gather(latest)[0] or config.get('resume_from')
+    if path is not None and not osp.isfile(path):
+        raise CheckpointError(f'{key}: no such checkpoint: {path}')
+    return path
+
+
+def intact_checkpoint(work_dir: str) -> Optional[str]:
+    """The newest checkpoint of a run that can be read, None if there never was one.
+
+    Raises:
+        CheckpointError: There are checkpoints, but none can be read.
+    """
+    damaged = []
+    for path in checkpoints(work_dir):
+        try:
+            load_checkpoint_file(path)
+        except CheckpointError as error:
+            mmcv.utils.get_logger('mmdet').warning(f'{error} Looking for the one before it.')
+            damaged.append(path)
+        else:
+            return path
+    if damaged:
+        raise CheckpointError(f'no checkpoint in {work_dir} can be read: {", ".join(damaged)}. '
+                              f'Restore one, or start anew with --resume never.')
+    return None
+
+
+def checkpoints(work_dir: str) -> list[str]:
+    """Checkpoints of a run, newest first: what ``latest.pth`` names, and all before it."""
+    latest = osp.join(work_dir, 'latest.pth')
+    names = os.listdir(work_dir) if osp.isdir(work_dir) else []
+    found = sorted((name for name in names if progress_of(name)), key=progress_of, reverse=True)
+    if not osp.isfile(latest):
+        return [osp.join(work_dir, name) for name in found]
+    # Later ones are of a run that was thrown away.
+    newest = osp.basename(osp.realpath(latest))
+    reached = progress_of(newest)
+    return [latest] + [osp.join(work_dir, name) for name in found
+                       if name != newest and (reached is None or progress_of(name) < reached)]
+
+
+def progress_of(path: str | os.PathLike) -> Optional[tuple[int, int]]:
+    """Epochs that are done and iterations after them, by the name of a checkpoint.
+
+    Example:
+        >>> progress_of('epoch_2.pth'), progress_of('work/epoch_3_iter_500.pth')
+        ((2, 0), (2, 500))
+        >>> progress_of('iter_4000.pth'), progress_of('student.pth')
+        ((0, 4000), None)
+    """
+    name = osp.basename(path)
+    inside = re.fullmatch(r'epoch_(\d+)_iter_(\d+)\.pth', name)
+    if inside:
+        return int(inside[1]) - 1, int(inside[2])
+    whole = re.fullmatch(r'(epoch|iter)_(\d+)\.pth', name)
+    if whole is None:
+        return None
+    return (int(whole[2]), 0) if whole[1] == 'epoch' else (0, int(whole[2]))
