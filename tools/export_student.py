@@ -5,7 +5,8 @@ import argparse
 import os.path as osp
 
 from gkd.apis import export_student, load_config
-from gkd.apis.cli import DictAction, run
+from gkd.apis.cli import DictAction, add_trust_option, run
+from gkd.compat.checkpoint import trust_checkpoints
 
 
 def parse_args():
@@ -17,11 +18,14 @@ def parse_args():
                                                   'the checkpoint)')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
                         help='replace settings of the config')
+    add_trust_option(parser)
     return parser.parse_args()
 
 
 def main():
     args = parse_args()
+    if args.trust_checkpoint:
+        trust_checkpoints()
     output = args.output or osp.join(osp.dirname(args.checkpoint), 'student.pth')
     config = load_config(args.config, args.cfg_options)
     own_config = export_student(config, args.checkpoint, output)

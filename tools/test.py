@@ -4,7 +4,8 @@
 import argparse
 
 from gkd.apis import load_config, test
-from gkd.apis.cli import DictAction, run
+from gkd.apis.cli import DictAction, add_trust_option, run
+from gkd.compat.checkpoint import trust_checkpoints
 from gkd.compat.distributed import init_distributed
 from gkd.errors import ConfigError
 
@@ -32,11 +33,14 @@ def parse_args():
                         help='who started this process; tools/test.sh sets it')
     parser.add_argument('--local-rank', '--local_rank', type=int, default=0,
                         help=argparse.SUPPRESS)
+    add_trust_option(parser)
     return parser.parse_args()
 
 
 def main():
     args = parse_args()
+    if args.trust_checkpoint:
+        trust_checkpoints()
     if args.eval and args.format_only:
         raise ConfigError('--eval and --format-only exclude each other.')
     other_output = args.format_only or args.out or args.show_dir

@@ -5,8 +5,9 @@ import argparse
 import os.path as osp
 
 from gkd.apis import load_config, train
-from gkd.apis.cli import DictAction, positive, run
+from gkd.apis.cli import DictAction, add_trust_option, positive, run
 from gkd.apis.quickstart import add_arguments, quickstart
+from gkd.compat.checkpoint import trust_checkpoints
 from gkd.compat.distributed import init_distributed
 from gkd.errors import ConfigError
 
@@ -31,12 +32,15 @@ def parse_args():
                         help='who started this process; tools/train.sh sets it')
     parser.add_argument('--local-rank', '--local_rank', type=int, default=0,
                         help=argparse.SUPPRESS)
+    add_trust_option(parser)
     add_arguments(parser.add_argument_group('quickstart only'))
     return parser.parse_args()
 
 
 def main():
     args = parse_args()
+    if args.trust_checkpoint:
+        trust_checkpoints()
     if args.config is None:
         quickstart(args.family, args.seeds, args.epochs, args.work_dir)
         return

@@ -14,7 +14,7 @@ from mmcv import DictAction
 
 from gkd.errors import GKDError
 
-__all__ = ['DictAction', 'positive', 'run']
+__all__ = ['DictAction', 'add_trust_option', 'positive', 'run']
 
 # Seconds in which the launcher ends the other processes after the first one has failed.
 LAUNCHER_REACTS = 5
@@ -26,6 +26,13 @@ def positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f'{text}: must be at least 1')
     return value
+
+
+def add_trust_option(parser: argparse.ArgumentParser) -> None:
+    """Add ``--trust-checkpoint``."""
+    parser.add_argument('--trust-checkpoint', action='store_true',
+                        help='read checkpoints even if that runs code in them; only for files of '
+                             'which you know where they come from')
 
 
 def run(main: Callable[[], None]) -> None:

@@ -39,6 +39,16 @@ _HARMLESS = {
     **{f'{dtype.__module__}.{dtype.__qualname__}': dtype for dtype in _DTYPE_CLASSES},
 }
 _FIRST_SAFE_TORCH = (2, 6)
+_trusted = False
+
+
+def trust_checkpoints() -> None:
+    """Let this process read checkpoints that need other types, by running what they say.
+
+    For ``--trust-checkpoint``, which a user gives knowing where all files of a command come from.
+    """
+    global _trusted
+    _trusted = True
 
 
 def load_checkpoint_file(path: str, map_location: MapLocation = 'cpu',
@@ -186,7 +196,7 @@ def _check_sums(path: str) -> None:
 
 
 def _torch_load(path: str, map_location: MapLocation, trust: bool):
-    if trust:
+    if trust or _trusted:
         return torch.load(path, map_location=map_location, weights_only=False)
     if _torch_version() >= _FIRST_SAFE_TORCH:
         with torch.serialization.safe_globals(
@@ -255,7 +265,7 @@ def _explain_unpickling(path: str, error: Exception) -> str:
                 'page or a pointer file saved in its place, or a damaged file? Get it again.')
     return (f'{path} needs {needed.group(1)}, which is neither a tensor nor a plain value: '
             'reading it could execute code, so it is refused. If you know where the file comes '
-            'from, convert it once to one with weights only:\n'
+            'from, add --trust-checkpoint, or convert it once to one with weights only:\n'
             "  python -c \"import torch; c = torch.load('IN.pth', map_location='cpu', "
             "weights_only=False); torch.save(dict(state_dict=c['state_dict']), 'OUT.pth')\"")
 
