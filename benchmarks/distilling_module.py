@@ -66,7 +66,7 @@ class Module:
         torch.manual_seed(0)
         info = DetectorInfo('random', 'two-stage', (CHANNELS,) * len(STRIDES), STRIDES,
                             case.classes, anchors=(), sigmoid=False, samples_positives=True,
-                            classifies_boxes=True, regresses_offsets=False)
+                            classifies_boxes=True, box_coding=())
         self.module = RobustDistillingModule(DetectorPair(info, info, STRIDES))
         if not adapts:
             self.module.local_knowledge.adaptation = nn.ModuleList(nn.Identity() for _ in STRIDES)

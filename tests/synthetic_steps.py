@@ -28,7 +28,7 @@ def info(family='one-stage', channels=8, **traits):
         name='RetinaNet' if one_stage else 'FasterRCNN', family=family,
         channels=(channels,) * len(STRIDES), strides=STRIDES, num_classes=NUM_CLASSES,
         anchors=tuple(map(cell_anchors, STRIDES)), sigmoid=one_stage, samples_positives=True,
-        classifies_boxes=True, regresses_offsets=True), **traits})
+        classifies_boxes=True, box_coding=((0.0,) * 4, (1.0,) * 4)), **traits})
 
 
 def pair(family='one-stage', teacher_channels=8, student_channels=8):

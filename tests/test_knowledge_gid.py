@@ -276,9 +276,10 @@ def other(first=None, second=None):
 
 @pytest.mark.parametrize('unfit, settings, reason', [
     (other(info('two-stage')), {}, 'predict different things'),
-    (other(*[info(anchors=(), regresses_offsets=False)] * 2), {}, 'teacher RetinaNet does not'),
+    (other(*[info(anchors=(), box_coding=())] * 2), {}, 'teacher RetinaNet does not'),
     (other(None, info(sigmoid=False)), {}, 'student RetinaNet scores classes by softmax'),
     (other(info(anchors=info().anchors[::-1])), {}, 'different anchors'),
+    (other(info(box_coding=((0.0,) * 4, (0.1,) * 4))), {}, 'boxes on different scales'),
     (other(None, dataclasses.replace(info(), channels=(8, 8, 4))), {}, r'\(8, 8, 4\) channels'),
     (pair(), dict(num_instances=0), 'GID.num_instances = 0'),
 ])

@@ -111,7 +111,7 @@ def test_no_tensor_of_boxes_by_channels_by_cells():
     strides = (8, 16)
     info = DetectorInfo('any', 'two-stage', (channels,) * 2, strides, classes, anchors=(),
                         sigmoid=False, samples_positives=True, classifies_boxes=True,
-                        regresses_offsets=False)
+                        box_coding=())
     module = RobustDistillingModule(DetectorPair(info, info, strides))
     corners = torch.rand(images, positives, 2, 2).sort(dim=2).values * cells * strides[0]
     boxes = list(corners.flatten(2))

@@ -44,7 +44,7 @@ def dense_predictions(head: nn.Module, outputs: tuple[list[Tensor], ...], pair: 
         anchors = head.prior_generator.grid_priors(
             [level.shape[-2:] for level in scores], device=scores[0].device)
         predictions.anchors = torch.cat([anchors[level] for level in levels])
-    if info.regresses_offsets:
+    if info.box_coding:
         deltas = torch.cat([per_place(regressions[level], 4) for level in levels], dim=1)
         predictions.deltas = deltas
         # In half precision the coordinates of large images would be off by pixels.

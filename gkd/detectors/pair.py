@@ -33,7 +33,8 @@ class DetectorInfo:
         sigmoid: Whether classes are scored by independent sigmoids.
         samples_positives: Whether a training step chooses positive proposals or anchors.
         classifies_boxes: Whether class logits can be had for given positives.
-        regresses_offsets: Whether the dense head regresses offsets of its anchors.
+        box_coding: Means and standard deviations of the offsets of anchors that the dense head
+            regresses, four each; empty for other heads.
     """
 
     name: str
@@ -45,7 +46,7 @@ class DetectorInfo:
     sigmoid: bool
     samples_positives: bool
     classifies_boxes: bool
-    regresses_offsets: bool
+    box_coding: tuple[tuple[float, ...], ...]
 
     @property
     def is_two_stage(self) -> bool:
@@ -95,7 +96,7 @@ def two_stage_traits(detector: BaseDetector) -> dict:
     return dict(num_classes=head.num_classes, anchors=base_anchors(proposal_head),
                 sigmoid=bool(getattr(head.loss_cls, 'use_sigmoid', False)),
                 samples_positives=standard, classifies_boxes=standard,
-                regresses_offsets=regresses_offsets(proposal_head))
+                box_coding=box_coding(proposal_head))
 
 
 def one_stage_traits(detector: BaseDetector) -> dict:
@@ -105,7 +106,7 @@ def one_stage_traits(detector: BaseDetector) -> dict:
     return dict(num_classes=head.num_classes, anchors=base_anchors(head),
                 sigmoid=bool(getattr(head, 'use_sigmoid_cls', True)),
                 samples_positives=anchor_based, classifies_boxes=anchor_based,
-                regresses_offsets=regresses_offsets(head))
+                box_coding=box_coding(head))
 
 
 def base_anchors(head: Optional[torch.nn.Module]) -> tuple[tuple[tuple[float, ...], ...], ...]:
@@ -114,10 +115,12 @@ def base_anchors(head: Optional[torch.nn.Module]) -> tuple[tuple[tuple[float, ..
     return tuple(tuple(map(tuple, level.tolist())) for level in levels)
 
 
-def regresses_offsets(head: Optional[torch.nn.Module]) -> bool:
-    """Whether a dense head's boxes are offsets of its anchors, four numbers each."""
-    return (isinstance(getattr(head, 'bbox_coder', None), DeltaXYWHBBoxCoder)
-            and bool(base_anchors(head)))
+def box_coding(head: Optional[torch.nn.Module]) -> tuple[tuple[float, ...], ...]:
+    """Means and standard deviations of a dense head's offsets of anchors; none without those."""
+    coder = getattr(head, 'bbox_coder', None)
+    if not isinstance(coder, DeltaXYWHBBoxCoder) or not base_anchors(head):
+        return ()
+    return tuple(coder.means), tuple(coder.stds)
 
 
 @torch.no_grad()

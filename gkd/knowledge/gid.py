@@ -348,7 +348,7 @@ def refuse_unlike_boxes(pair: DetectorPair) -> None:
                           f'and a {student.family} student ({student.name}) predict different '
                           f'things; {advice}')
     for role, info in (('teacher', teacher), ('student', student)):
-        if not info.regresses_offsets:
+        if not info.box_coding:
             raise ConfigError(f'GID: {role} {info.name} does not predict boxes as offsets of '
                               f'anchors; {advice}')
         if not info.is_two_stage and not info.sigmoid:
@@ -358,3 +358,7 @@ def refuse_unlike_boxes(pair: DetectorPair) -> None:
         raise ConfigError(f'GID: teacher and student have different anchors (of the first level: '
                           f'{teacher.anchors[0]} and {student.anchors[0]}); use one '
                           f'`anchor_generator` for both, or another method: {advice}')
+    if teacher.box_coding != student.box_coding:
+        raise ConfigError(f'GID: teacher and student predict boxes on different scales (means and '
+                          f'standard deviations {teacher.box_coding} and {student.box_coding}); '
+                          f'use one `bbox_coder` for both, or another method: {advice}')
