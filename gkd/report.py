@@ -12,7 +12,7 @@ from gkd.apis import test
 from gkd.apis.cli import run as run_tool
 from gkd.reporting.page import write_report
 from gkd.reporting.recorder import REPORT
-from gkd.reporting.runs import Run, read_runs
+from gkd.reporting.runs import TEACHER_DETECTIONS, Run, read_runs, same_validation
 from gkd.reporting.validation import Validation, read_detections
 
 
@@ -41,20 +41,20 @@ def detect_missing(work_dir: str, others: Sequence[str] = ()) -> None:
         GKDError: A checkpoint does not fit its config.
     """
     main, runs = read_runs(work_dir, others)
-    validation = Validation(main.config)
-    if validation.problem:
+    if Validation(main.config).problem:
         return
     for run in runs:
-        if run.checkpoint and validation.same_as(run.config) and is_missing(run):
+        if run.checkpoint and same_validation(run.config, main.config) and is_missing(run):
             print(f'{run.name}: detecting with {osp.relpath(run.checkpoint)}')
             detect(run)
 
 
 def is_missing(run: Run) -> bool:
-    """Whether a run lacks detections; those of a bare checkpoint may be of another one."""
+    """Whether a run lacks detections; those of a teacher may be of an earlier checkpoint."""
     if read_detections(run.detections) is None:
         return True
-    return run.work_dir is None and osp.getmtime(run.detections) < osp.getmtime(run.checkpoint)
+    return osp.basename(run.detections) == TEACHER_DETECTIONS and (
+        osp.getmtime(run.detections) < osp.getmtime(run.checkpoint))
 
 
 def detect(run: Run) -> None:

@@ -135,10 +135,12 @@ def draw_weights(run: Run) -> dict[str, go.Figure]:
     """How a run's robust weights are distributed over the epochs, a figure a level."""
     epochs = {int(number): epoch['robust_weights']
               for number, epoch in run.record.get('epochs', {}).items()
-              if 'robust_weights' in epoch}
+              if any(map(any, epoch.get('robust_weights', ())))}
     if not epochs:
         return {}
     centres = [(bin + 0.5) / BINS for bin in range(BINS)]
+    lowest = min(bin / BINS for counts in epochs.values() for level in counts
+                 for bin, count in enumerate(level) if count)
     colour = SHADES[run.role][0]
     plots = {}
     for level in range(len(next(iter(epochs.values())))):
@@ -154,8 +156,7 @@ def draw_weights(run: Run) -> dict[str, go.Figure]:
                          hovertemplate='epoch %{x}, weight %{y:.3f}: %{z:.1%}<extra></extra>')
         plot.add_scatter(x=list(rows), y=means, name='mean', mode='lines+markers',
                          line=dict(color=SHADES[PLAIN][0]), hovertemplate='mean %{y:.3f}')
-        low = min(centre for centre, *column in zip(centres, *shares) if max(column) > 0)
-        plot.update_yaxes(range=[max(0, low - 0.5 / BINS), 1])
+        plot.update_yaxes(range=[lowest, 1])
         plot.update_xaxes(tickvals=list(rows) if len(rows) <= 12 else None, tickformat='d')
         plots[f'level {level}'] = plot
     return plots
@@ -167,7 +168,7 @@ def draw_time(runs: Sequence[Run]) -> Optional[go.Figure]:
     seconds = {name: parts for name, parts in seconds.items() if parts}
     if not seconds:
         return None
-    plot = figure('milliseconds a step', '', 110 + 46 * len(seconds), barmode='stack',
+    plot = figure('milliseconds a step', '', 80 + 46 * len(seconds), barmode='stack',
                   bargap=0.35)
     names = list(reversed(seconds))
     for part, title in PART_NAMES.items():
@@ -176,10 +177,14 @@ def draw_time(runs: Sequence[Run]) -> Optional[go.Figure]:
             plot.add_bar(y=[name.replace(' (', '<br>(') for name in names], x=lengths, name=title,
                          orientation='h', marker=dict(color=PARTS[part]),
                          hovertemplate=f'{title}: %{{x:.0f}} ms<extra></extra>')
-    plot.update_layout(showlegend=True, margin=dict(l=8, r=8),
-                       legend=dict(orientation='h', y=1, yanchor='bottom', traceorder='normal'))
+    plot.update_layout(margin=dict(l=8))
     plot.update_yaxes(automargin=True)
     return plot
+
+
+def parts_of(plot: go.Figure) -> dict[str, str]:
+    """Name and colour of the parts that :func:`draw_time` has drawn."""
+    return {bar.name: bar.marker.color for bar in plot.data}
 
 
 def metrics_of(run: Run, precisions: dict[str, Precision]) -> dict[str, float]:

@@ -15,7 +15,15 @@ from plotly.offline import get_plotlyjs
 
 from gkd.apis.files import write_atomically
 from gkd.reporting import figures
-from gkd.reporting.runs import DISTILLED, PLAIN, TEACHER, Run, read_json, read_runs
+from gkd.reporting.runs import (
+    DISTILLED,
+    PLAIN,
+    TEACHER,
+    Run,
+    read_json,
+    read_runs,
+    same_validation,
+)
 from gkd.reporting.validation import Picture, Precision, Validation, read_detections
 
 COLUMNS = {'AP': 'bbox_mAP', 'AP50': 'bbox_mAP_50', 'AP75': 'bbox_mAP_75',
@@ -40,26 +48,30 @@ def write_report(work_dir: str, others: Sequence[str], path: str) -> None:
     """
     main, runs = read_runs(work_dir, others)
     validation = Validation(main.config)
-    precisions, pictures, notes = evaluate(runs, validation)
+    for run in runs:
+        if not same_validation(run.config, main.config):
+            run.evaluations = {}  # not to be compared
+    precisions, pictures, notes = evaluate(main, runs, validation)
+    colours, steps = figures.colours(runs), figures.draw_time(runs)
     metrics = {run.name: figures.metrics_of(run, precisions) for run in runs}
     environment = Environment(loader=PackageLoader('gkd.reporting', ''), autoescape=True,
                               undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters['plot'] = plot_data
     page = environment.get_template('report.jinja').render(
         title=osp.basename(osp.abspath(work_dir)), main=main, runs=runs,
-        colours=figures.colours(runs), state=state(main), summary=summarize(runs, metrics),
+        colours=colours, state=state(main), summary=summarize(runs, metrics),
         made=time.strftime('%Y-%m-%d %H:%M'), columns=list(COLUMNS),
         table=ap_table(runs, metrics), notes=notes, pictures=pictures,
-        shown=[run for run in runs if run.name in precisions],
+        shown={name: colours[name] for name in precisions},
         ap=figures.draw_ap(runs), sizes=figures.draw_sizes(runs, metrics),
         precision=figures.draw_precision(runs, precisions), losses=figures.draw_losses(runs),
         weights={run.name: figures.draw_weights(run) for run in runs},
-        time=figures.draw_time(runs), memory=memory_table(runs), versions=versions_table(runs),
-        plotly=get_plotlyjs())
+        time=steps, parts=figures.parts_of(steps) if steps else {}, memory=memory_table(runs),
+        versions=versions_table(runs), plotly=get_plotlyjs())
     write_atomically(path, page)
 
 
-def evaluate(runs: Sequence[Run], validation: Validation,
+def evaluate(main: Run, runs: Sequence[Run], validation: Validation,
              ) -> tuple[dict[str, Precision], list[Picture], list[str]]:
     """Evaluate the saved detections of all runs on the same data.
 
@@ -71,8 +83,8 @@ def evaluate(runs: Sequence[Run], validation: Validation,
         return {}, [], [validation.problem]
     detections, notes = {}, []
     for run in runs:
-        if not validation.same_as(run.config):
-            notes.append(f'The {run.name} was validated on other data.')
+        if not same_validation(run.config, main.config):
+            notes.append(f'The {run.name} was validated on other data, its AP is left out.')
             continue
         found = read_detections(run.detections)
         if found is None:
@@ -95,8 +107,8 @@ def state(run: Run) -> str:
     """How far a run is."""
     unit = 'epoch' if run.by_epoch else 'step'
     done = f'{run.trained:.4g}'
-    if run.trained >= run.length:
-        return f'trained for {run.length} {unit}{"s" * (run.length != 1)}'
+    if run.trained >= (run.length or 0):
+        return f'trained for {done} {unit}{"s" * (done != "1")}'
     return f'not finished: {done} of {run.length} {unit}s'
 
 

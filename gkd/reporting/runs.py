@@ -8,7 +8,6 @@ import os.path as osp
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from glob import glob
 from typing import Any, Optional
 
 from mmcv import Config
@@ -170,16 +169,18 @@ def read_run(work_dir: str) -> Run:
         raise DataError(f'no such folder: {work_dir}')
     lines = read_logs(work_dir)
     record = read_json(osp.join(work_dir, RECORD))
-    texts = [record.get('config'), *(line.get('config') for line in reversed(lines))]
-    text = next(filter(None, texts), None)
+    text = config_text(lines, record)
     if text is None:
         raise DataError(f'{work_dir} is not the work dir of a training: it has neither {RECORD} '
                         f'nor a log (*.log.json).')
-    evaluations = read_json(osp.join(work_dir, 'evaluation.json'))
+    # MMDetection's own trainings have their metrics in the log only.
+    evaluations = {line['epoch']: line for line in lines if 'bbox_mAP' in line}
+    evaluations.update((int(epoch), metrics) for epoch, metrics in
+                       read_json(osp.join(work_dir, 'evaluation.json')).items())
     config = parse_config(text, work_dir)
     run = Run(osp.basename(osp.abspath(work_dir)), DETECTOR, work_dir, config,
-              last_checkpoint(work_dir), osp.join(work_dir, DETECTIONS), lines,
-              {int(epoch): metrics for epoch, metrics in evaluations.items()}, record)
+              last_checkpoint(work_dir), osp.join(work_dir, DETECTIONS), lines, evaluations,
+              record)
     if run.is_distilled:
         run.role = DISTILLED
     elif config.model.type == Distiller.__name__:
@@ -199,16 +200,32 @@ def read_teacher(run: Run) -> Optional[Run]:
     checkpoint = find_file(teacher.checkpoint or '')
     if checkpoint is None:
         return None
+    detections = osp.join(run.work_dir, TEACHER_DETECTIONS)
     folder = osp.dirname(checkpoint)
-    if osp.isfile(osp.join(folder, RECORD)) or glob(osp.join(folder, '*.log.json')):
+    if config_text(read_logs(folder), read_json(osp.join(folder, RECORD))):
         found = read_run(folder)
         found.role = TEACHER
+        if not same_validation(found.config, run.config):
+            # Trained elsewhere; what counts here is how well it does on these data.
+            found.config.data = run.config.data
+            found.evaluations, found.detections = {}, detections
         return found
     config = Config(run.config._cfg_dict.to_dict())
     config.model = teacher.model_config()
     config.pop('runner', None)
-    return Run(TEACHER, TEACHER, None, config, checkpoint,
-               osp.join(run.work_dir, TEACHER_DETECTIONS))
+    return Run(TEACHER, TEACHER, None, config, checkpoint, detections)
+
+
+def same_validation(config: Config, other: Config) -> bool:
+    """Whether two configs validate on the same annotations."""
+    files = [each.data.get('val', {}).get('ann_file') for each in (config, other)]
+    return files[0] == files[1]
+
+
+def config_text(lines: list[dict], record: dict) -> Optional[str]:
+    """Text of the config that a run was last started with."""
+    texts = [record.get('config'), *(line.get('config') for line in reversed(lines))]
+    return next(filter(None, texts), None)
 
 
 def parse_config(text: str, work_dir: str) -> Config:

@@ -82,19 +82,17 @@ class Validation:
 
     def __init__(self, config: Config):
         self.config = config.data.get('val', {})
-        self.folder = self.config.get('img_prefix') or ''
+        root = self.config.get('data_root') or ''
+        self.folder = osp.join(root, self.config.get('img_prefix') or '')
         named = self.config.get('ann_file')
-        self.path = find_file(named) if isinstance(named, str) else None
+        is_coco = isinstance(named, str) and named.endswith('.json')
+        self.path = find_file(osp.join(root, named)) if is_coco else None
         self.problem = ''
-        if not isinstance(named, str) or not named.endswith('.json'):
+        if not is_coco:
             self.problem = 'The validation data are not a single COCO file.'
         elif self.path is None:
             self.problem = (f'The annotations {named} are not in reach; rebuild the report in the '
                             f'folder that the training was started in.')
-
-    def same_as(self, config: Config) -> bool:
-        """Whether a config validates on the same annotations."""
-        return config.data.get('val', {}).get('ann_file') == self.config.get('ann_file')
 
     @cached_property
     def coco(self) -> COCO:
