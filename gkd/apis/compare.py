@@ -128,7 +128,6 @@ def compare(config_path: str, methods: Optional[Sequence[str]] = None, seeds: in
     recipes = choose_methods(config, methods)
     name = osp.splitext(osp.basename(config_path))[0]
     work_dir = osp.abspath(work_dir or osp.join('work_dirs', 'compare', name))
-    os.makedirs(osp.join(work_dir, 'configs'), exist_ok=True)
     comparison = plan(config, name, recipes, range(seeds), epochs, work_dir)
     for method, reason in comparison.refused.items():
         print(f'{method}: {reason}')
@@ -235,10 +234,10 @@ def plan(config: Config, title: str, recipes: dict[str, list], seeds: Sequence[i
 
     detections = {}
     if dataset is not None:
-        path = write('test_teacher', test_config(config, teacher_source))
+        path = write('test_teacher', validation_config(config, teacher_source))
         detections[teacher] = Detection(path, teacher, osp.join(work_dir, 'detections', 'teacher'))
     if columns:
-        path = write('test_student', test_config(config, student_source))
+        path = write('test_student', validation_config(config, student_source))
         for trainings in runs.values():
             for training in trainings.values():
                 folder = osp.join(work_dir, 'detections', osp.basename(training.work_dir))
@@ -255,7 +254,7 @@ def variant(config: Config, knowledge: list) -> Config:
     return config
 
 
-def test_config(config: Config, source: DetectorSource) -> Config:
+def validation_config(config: Config, source: DetectorSource) -> Config:
     """The config that tests one of the two detectors on the validation data."""
     config = copy.deepcopy(config)
     config.pop('methods', None)
@@ -337,10 +336,13 @@ def run_all(comparison: Comparison, jobs: int) -> None:
     for environment in shares(jobs):
         environments.put(environment)
 
+    def log_of(stage: Stage) -> Optional[str]:
+        return f'{osp.relpath(osp.dirname(stage.output))}.log' if jobs > 1 else None
+
     def work(stage: Stage) -> None:
         environment = environments.get()
         try:
-            stage.run(environment, f'{osp.dirname(stage.output)}.log' if jobs > 1 else None)
+            stage.run(environment, log_of(stage))
         finally:
             environments.put(environment)
 
@@ -358,6 +360,8 @@ def run_all(comparison: Comparison, jobs: int) -> None:
                     print('finished before')
                     end(ready)
                 else:
+                    if jobs > 1:
+                        print(f'log: {log_of(ready)}', flush=True)
                     running[pool.submit(work, ready)] = ready
             elif running:
                 for future in wait(running, return_when=FIRST_COMPLETED).done:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import matplotlib
+
+from gkd.files import written_whole
 
 matplotlib.use('Agg')
 from matplotlib import pyplot as plt  # noqa: E402
@@ -176,7 +177,7 @@ def draw_comparison(rows: Sequence[Row], title: str, path: str) -> None:
         values = row.values('AP')
         mean = statistics.mean(values)
         color = GREY if row.name == PLAIN else BLUE
-        axis.plot(values, [place] * len(values), 'o', color=color, alpha=0.3, markersize=4,
+        axis.plot(values, [place + 0.22] * len(values), 'o', color=color, alpha=0.5, markersize=4,
                   markeredgewidth=0)
         axis.errorbar(mean, place, fmt='o', color=color, markersize=7, capsize=4,
                       xerr=statistics.stdev(values) if len(values) > 1 else None)
@@ -185,11 +186,11 @@ def draw_comparison(rows: Sequence[Row], title: str, path: str) -> None:
     axis.margins(x=0.08)
     axis.grid(axis='x', alpha=0.3)
     axis.spines[['top', 'right']].set_visible(False)
-    axis.set_xlabel('AP in percent: mean ± standard deviation over (seeds)')
+    axis.set_xlabel('AP in percent, mean ± standard deviation; number of seeds in parentheses')
     axis.set_title(title, fontsize=11, pad=18)
     figure.tight_layout()
-    figure.savefig(f'{path}.part', format='png', dpi=130)
-    os.replace(f'{path}.part', path)
+    with written_whole(path) as file:
+        figure.savefig(file, format='png', dpi=130)
     plt.close(figure)
 
 
