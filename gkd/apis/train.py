@@ -42,10 +42,12 @@ from gkd.apis.config import (
 from gkd.apis.console import log_file, open_logger, without_details
 from gkd.apis.evaluation import EvaluationRecorder, MissedEvaluation, evaluation_hook
 from gkd.apis.files import write_atomically
+from gkd.apis.finite import FiniteLossHook
 from gkd.apis.resume import KEY, ImageOrder, ResumeHook, find_checkpoint
 from gkd.detectors import Distiller
 from gkd.errors import CheckpointError, ConfigError
 from gkd.files import remove_unfinished
+from gkd.reporting.recorder import TrainingRecorder
 
 
 def train(config: Config, resume: str = 'auto', validate: bool = True) -> dict[str, float]:
@@ -113,7 +115,7 @@ def train(config: Config, resume: str = 'auto', validate: bool = True) -> dict[s
         runner.register_training_hooks(
             config.lr_config, optimizer_hook(config, distributed),
             checkpoint_config(config), config.get('log_config'),
-            config.get('momentum_config'), custom_hooks_config=config.get('custom_hooks'))
+            config.get('momentum_config'), custom_hooks_config=custom_hooks(config))
     if distributed:
         runner.register_hook(DistSamplerSeedHook())
     if isinstance(runner, EpochBasedRunner):
@@ -121,6 +123,7 @@ def train(config: Config, resume: str = 'auto', validate: bool = True) -> dict[s
     if validate:
         runner.register_hook(evaluation, priority='LOW')
         runner.register_hook(recorder, priority='LOW')
+    runner.register_hook(TrainingRecorder())
 
     runner.work_dir = osp.abspath(config.work_dir)
     mmcv.mkdir_or_exist(runner.work_dir)
@@ -207,6 +210,17 @@ def checkpoint_config(config: Config) -> Optional[dict]:
     if settings is None or not issubclass(RUNNERS.get(config.runner.type), EpochBasedRunner):
         return settings
     return {'type': 'ResumableCheckpointHook', **settings}
+
+
+def custom_hooks(config: Config) -> list[dict]:
+    """The config's own hooks, and the watch on the losses with the priority that it needs."""
+    hooks = [dict(hook) for hook in config.get('custom_hooks') or ()]
+    if not any(hook['type'] == FiniteLossHook.__name__ for hook in hooks):
+        hooks.append(dict(type=FiniteLossHook.__name__))
+    for hook in hooks:
+        if hook['type'] == FiniteLossHook.__name__:
+            hook.setdefault('priority', 'HIGH')
+    return hooks
 
 
 def optimizer_hook(config: Config, distributed: bool):

@@ -12,7 +12,7 @@ from mmcv.parallel import is_module_wrapper
 from mmcv.runner import HOOKS, Hook
 from mmdet.datasets import CustomDataset, build_dataset
 
-from gkd.errors import ConfigError
+from gkd.errors import ConfigError, NumericalError
 from gkd.files import checksum
 from gkd.prototypes.bank import PrototypeBank
 
@@ -65,9 +65,13 @@ class PrototypeHook(Hook):
             # Every process has its own statistics of batch normalisation.
             for buffer in distiller.student.buffers():
                 dist.broadcast(buffer, 0)
-        bank = distiller.prototypes.generate(
-            distiller.teacher, distiller.student, pair.levels(pair.teacher),
-            pair.levels(pair.student), self.datasets, folder)
+        try:
+            bank = distiller.prototypes.generate(
+                distiller.teacher, distiller.student, pair.levels(pair.teacher),
+                pair.levels(pair.student), self.datasets, folder)
+        except ValueError as error:
+            raise NumericalError(f'epoch {runner.epoch + 1}: no prototypes can be chosen: '
+                                 f'{error}') from error
         weights = {name: tensor.cpu() for name, tensor in distiller.student.state_dict().items()}
         bank.metadata.update(epoch=str(runner.epoch + 1), student=checksum(weights, {}))
         if runner.rank == 0:

@@ -1,0 +1,27 @@
+#!/usr/bin/env python
+"""Run a training step again whose loss was not finite, and print its losses."""
+
+import argparse
+
+from gkd.apis import load_config
+from gkd.apis.cli import DictAction, run
+from gkd.apis.finite import replay
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('config', help='config of the run')
+    parser.add_argument('step', help='file not_finite_*.pth in its work dir')
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
+                        help='replace settings of the config')
+    return parser.parse_args()
+
+
+def main():
+    args = parse_args()
+    for name, value in replay(load_config(args.config, args.cfg_options), args.step).items():
+        print(f'{name:24}{value}')
+
+
+if __name__ == '__main__':
+    run(main)
