@@ -324,6 +324,18 @@ def test_jobs_run_at_once_and_wait_for_what_they_need(processes, tmp_path, monke
         assert Path(log).stem == name.split()[1]
 
 
+def test_methods_of_a_comparison_leave_other_trainings_as_they_are(tmp_path):
+    path = write_experiment(tmp_path)
+    stage = Training(path, str(tmp_path / 'work' / 'latest.pth'))
+    before = stage.fingerprint()
+    with open(path, 'a') as file:
+        file.write("methods['further'] = [dict(type='MeanOfMaps')]\n")
+    assert Training(path, stage.checkpoint).fingerprint() == before
+    with open(path, 'a') as file:
+        file.write("model['knowledge'] = [dict(type='MeanOfMaps')]\n")
+    assert Training(path, stage.checkpoint).fingerprint() != before
+
+
 def test_gpus_are_dealt_out_in_turn(monkeypatch):
     monkeypatch.setenv('OMP_NUM_THREADS', '4')
     monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '2,5')
