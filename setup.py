@@ -21,6 +21,7 @@ setup(
     long_description_content_type='text/markdown',
     license='Apache-2.0',
     packages=find_packages(include=['gkd', 'gkd.*']),
+    package_data={'gkd.reporting': ['*.jinja']},
     python_requires='>=3.9',
     install_requires=[
         'torch>=2.1',
@@ -32,6 +33,8 @@ setup(
         'kornia>=0.7',
         'safetensors>=0.4',
         'tqdm>=4.60',
+        'plotly>=5.20',
+        'jinja2>=3',
         # Not mmcv: pip would build its operators, under the name mmcv-full, unless MMCV_WITH_OPS=0
         # is set; and a user's mmcv-full would not count as mmcv. Without any, importing gkd says
         # what to install.

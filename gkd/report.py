@@ -8,7 +8,7 @@ import os.path as osp
 import tempfile
 from collections.abc import Sequence
 
-from gkd.apis import test
+from gkd import apis
 from gkd.apis.cli import run as run_tool
 from gkd.reporting.page import write_report
 from gkd.reporting.recorder import REPORT
@@ -65,8 +65,8 @@ def detect(run: Run) -> None:
         config.data.test_dataloader = config.data.val_dataloader
     folder = osp.dirname(run.detections)
     with tempfile.TemporaryDirectory(dir=folder, prefix='.detections_') as unfinished:
-        test(config, run.checkpoint, format_only=True,
-             eval_options=dict(jsonfile_prefix=osp.join(unfinished, 'results')))
+        apis.test(config, run.checkpoint, format_only=True,
+                  eval_options=dict(jsonfile_prefix=osp.join(unfinished, 'results')))
         os.replace(osp.join(unfinished, 'results.bbox.json'), run.detections)
 
 

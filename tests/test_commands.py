@@ -54,7 +54,7 @@ def test_training_leaves_what_it_should(trained):
     work = folder / 'work'
     names = {path.name for path in work.iterdir() if not path.name.startswith('20')}
     assert names == {'epoch_1.pth', 'epoch_2.pth', 'latest.pth', 'evaluation.json', 'distiller.py',
-                     'prototypes'}
+                     'prototypes', 'record.json', 'detections.bbox.json', 'report.html'}
     logs = [path for path in work.iterdir() if path.name.startswith('20')]
     assert sorted(path.suffix for path in logs) == ['.json', '.log']
     text = next(path for path in logs if path.suffix == '.log').read_text()

@@ -1,0 +1,277 @@
+"""What a training records, and the report that is made of it."""
+
+import json
+import re
+import shutil
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny_data
+import torch
+from mmcv import Config
+from mmcv.runner import Hook
+from mmdet.datasets import build_dataset
+from running import run_tool
+
+from gkd import report
+from gkd.errors import DataError
+from gkd.reporting import page, recorder
+from gkd.reporting.recorder import BINS, Stopwatch, WeightHistogram, watched
+from gkd.reporting.runs import read_logs, read_runs
+from gkd.reporting.validation import Validation, read_detections
+
+
+class Page(HTMLParser):
+    """What a page shows and what it refers to."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.links, self.rows, self.headings, self.figures = [], [], [], []
+        self.text = ''
+        self.feed(Path(path).read_text(encoding='utf-8'))
+
+    def handle_starttag(self, tag, attributes):
+        attributes = dict(attributes)
+        self.links += [value for name, value in attributes.items() if name in ('src', 'href')]
+        self.is_figure = attributes.get('type') == 'application/json'
+        self.text = ''
+        if tag == 'tr':
+            self.rows.append([])
+
+    def handle_data(self, data):
+        self.text += data
+
+    def handle_endtag(self, tag):
+        if tag in ('td', 'th'):
+            self.rows[-1].append(self.text)
+        elif tag in ('h1', 'h2', 'h3'):
+            self.headings.append(self.text)
+        elif tag == 'script' and self.is_figure:
+            self.figures.append(json.loads(self.text))
+
+    def row(self, name):
+        return next(row for row in self.rows if row and row[0] == name)
+
+
+def succeed(*args):
+    status, _, stderr = run_tool('train', *args)
+    assert status == 0, stderr
+    return stderr
+
+
+@pytest.fixture(scope='module')
+def runs(tmp_path_factory):
+    """A plain and a distilled student of an untrained teacher, and what was logged."""
+    folder = tmp_path_factory.mktemp('report')
+    student, distiller = tiny_data.write_pair(folder, 'two_stage', epochs=2)
+    succeed(student, '--work-dir', folder / 'plain', '--epochs', 1)
+    stderr = succeed(distiller, '--work-dir', folder / 'distilled')
+    return folder, stderr
+
+
+def test_training_records_its_steps(runs):
+    folder, stderr = runs
+    record = json.loads((folder / 'distilled' / 'record.json').read_text())
+    assert list(record['epochs']) == ['1', '2']
+    for epoch in record['epochs'].values():
+        # Four images, two a step.
+        steps, seconds = zip(*(epoch['time'][part] for part in (
+            'student', 'teacher', 'knowledge', 'backward')))
+        assert set(steps) == {2} and epoch['steps'] == 2
+        assert all(part > 0 for part in seconds)
+        assert sum(seconds) <= epoch['time']['step'][1] < sum(seconds) + 1
+        counts = torch.tensor(epoch['robust_weights'])
+        # The same instances are weighed on every level.
+        assert counts.shape == (5, BINS) and len(counts.sum(dim=1).unique()) == 1
+        assert counts[0].sum() >= 2
+    assert record['weights']['teacher'] > record['weights']['student'] > 0
+    assert record['versions']['torch'] and record['peak'] > 10
+    plain = json.loads((folder / 'plain' / 'record.json').read_text())
+    assert plain['epochs']['1']['time']['student'][0] == 2
+    assert 'robust_weights' not in plain['epochs']['1']
+    assert f'Report: {folder}/distilled/report.html' in stderr
+    assert not list((folder / 'distilled').glob('.*'))
+
+
+def test_training_saves_what_it_detected(runs):
+    main, _ = read_runs(str(runs[0] / 'distilled'))
+    detections = read_detections(main.detections)
+    assert {entry['image_id'] for entry in detections} == {1, 2, 3, 4}
+    assert {entry['category_id'] for entry in detections} <= {1, 2, 3}
+
+
+def test_saved_detections_give_the_metrics_of_mmdetection(tmp_path):
+    annotations = tiny_data.write_data(tmp_path, sizes=[(128, 96)] * 12)
+    dataset = build_dataset(tiny_data.dataset(annotations, tiny_data.pipelines()[1]),
+                            dict(test_mode=True))
+    results = []
+    for index in range(len(dataset)):
+        truth = dataset.get_ann_info(index)
+        moved = truth['bboxes'] + np.random.normal(0, 3, truth['bboxes'].shape)
+        scored = np.column_stack([moved, np.random.rand(len(moved))]).astype(np.float32)
+        labels = np.where(np.random.rand(len(moved)) < 0.8, truth['labels'], 0)
+        results.append([scored[labels == label] for label in range(3)])
+    expected = dataset.evaluate(results, jsonfile_prefix=str(tmp_path / 'results'))
+    validation = Validation(Config(dict(data=dict(val=tiny_data.dataset(annotations, [])))))
+    found = validation.precision(read_detections(str(tmp_path / 'results.bbox.json')))
+    assert 0.1 < expected['bbox_mAP'] < 0.9
+    for name, value in found.metrics.items():
+        assert value == pytest.approx(expected[name], abs=6e-4)
+    assert found.curves['IoU 0.5'].mean() == pytest.approx(expected['bbox_mAP_50'], abs=6e-4)
+    assert found.curves['IoU 0.75'].mean() == pytest.approx(expected['bbox_mAP_75'], abs=6e-4)
+    nothing = validation.precision([])
+    assert nothing.metrics['bbox_mAP'] == 0 and nothing.curves['IoU 0.5'].max() == 0
+
+
+def test_report_shows_the_three_detectors(runs, tmp_path, monkeypatch, capsys):
+    folder, _ = runs
+    metrics = {'plain': 0.301, 'distilled': 0.345}
+    for name, ap in metrics.items():
+        shutil.copytree(folder / name, tmp_path / name)
+        (tmp_path / name / 'evaluation.json').write_text(json.dumps({'2': dict(bbox_mAP=ap)}))
+    output = tmp_path / 'compared.html'
+    monkeypatch.setattr(sys, 'argv', ['report', str(tmp_path / 'distilled'),
+                                      str(tmp_path / 'plain'), '--output', str(output)])
+    report.main()
+    # Only the teacher, which was not trained here, had to be run; its detections are kept.
+    assert capsys.readouterr().out.count('detecting with') == 1
+    assert (tmp_path / 'distilled' / 'teacher.bbox.json').exists()
+    shown = Page(output)
+    assert [row[0] for row in shown.rows[1:4]] == ['teacher', 'plain student',
+                                                   'distilled student']
+    assert shown.rows[1][-1] == '' and float(shown.rows[1][2]) >= 0
+    assert shown.rows[2][1:3] == ['2', '30.1'] and shown.rows[2][-1] == ''
+    assert shown.rows[3][1:3] == ['2', '34.5'] and shown.rows[3][-1] == '+4.4'
+    # Nothing is fetched from anywhere.
+    assert all(re.match('#|data:', link) for link in shown.links)
+    assert "default-src 'none'" in output.read_text()
+    names = [[trace.get('name') for trace in figure['data']] for figure in shown.figures]
+    assert names.count(['teacher', 'plain student', 'distilled student']) == 4
+    assert ['distilled student', 'decay'] in names and ['plain student', 'decay'] not in names
+    assert sum('mean' in name for name in names) == 5
+    report.main()
+    assert 'detecting' not in capsys.readouterr().out
+
+
+def test_an_unfinished_run(runs, tmp_path):
+    work_dir = tmp_path / '<i>run'
+    work_dir.mkdir()
+    log = next((runs[0] / 'distilled').glob('*.log.json'))
+    lines = log.read_text().splitlines()
+    (work_dir / log.name).write_text('\n'.join([lines[0], lines[1], lines[1][:30]]))
+    output = work_dir / 'report.html'
+    page.write_report(str(work_dir), [], str(output))
+    shown = Page(output)
+    assert shown.headings[0] == '<i>run'
+    assert shown.row('distilled student')[1:3] == ['–', '–']
+    assert 'not finished: 1 of 2 epochs' in output.read_text()
+    assert any(figure['data'][0]['name'] == 'distilled student' for figure in shown.figures)
+    (work_dir / log.name).write_text(lines[0])
+    page.write_report(str(work_dir), [], str(output))
+    assert Page(output).figures == []
+
+
+def test_a_folder_without_a_training_is_refused(tmp_path):
+    for folder in (tmp_path, tmp_path / 'missing'):
+        with pytest.raises(DataError, match=str(folder)):
+            read_runs(str(folder))
+
+
+def test_a_report_that_fails_does_not_fail_the_training(runs, monkeypatch):
+    def fail(*args):
+        raise OSError('no space')
+    monkeypatch.setattr(page, 'write_report', fail)
+    work_dir = runs[0] / 'plain'
+    stderr = succeed(runs[0] / 'student.py', '--work-dir', work_dir, '--epochs', 1)
+    assert 'no space' in stderr and f'python -m gkd.report {work_dir}' in stderr
+
+
+def test_a_later_start_replaces_what_it_repeats(tmp_path):
+    def line(mode, epoch, iteration, loss):
+        return json.dumps(dict(mode=mode, epoch=epoch, iter=iteration, loss=loss)) + '\n'
+    (tmp_path / '20200101_000000.log.json').write_text(
+        line('train', 1, 50, 1) + line('train', 1, 100, 2) + line('val', 1, 4, 0)
+        + line('train', 2, 50, 3))
+    (tmp_path / '20200102_000000.log.json').write_text(
+        line('train', 2, 50, 4) + line('train', 2, 100, 5))
+    assert [entry['loss'] for entry in read_logs(str(tmp_path))] == [1, 2, 0, 4, 5]
+    # Resumed before the evaluation, and started anew.
+    (tmp_path / '20200103_000000.log.json').write_text(line('val', 1, 4, 6))
+    assert [entry['loss'] for entry in read_logs(str(tmp_path))] == [1, 2, 6]
+    (tmp_path / '20200104_000000.log.json').write_text(line('train', 1, 50, 7))
+    assert [entry['loss'] for entry in read_logs(str(tmp_path))] == [7]
+
+
+def test_a_resumed_run_keeps_the_record_of_epochs_that_are_done(tmp_path):
+    path = tmp_path / 'record.json'
+    assert recorder.epochs_before(str(path), 3) == {}
+    path.write_text(json.dumps(dict(epochs={'1': {'steps': 5}, '2': {}, '3': {}})))
+    assert recorder.epochs_before(str(path), 2) == {'1': {'steps': 5}, '2': {}}
+    path.write_text('{"epochs"')
+    assert recorder.epochs_before(str(path), 2) == {}
+
+
+def test_weights_of_a_step_are_counted_once():
+    class Knowledge:
+        def forward(self, *calls):
+            return [self.weigh(call) for call in calls]
+
+        def weigh(self, weights):
+            return [weights, 1 - weights]
+
+    kind, histogram = Knowledge(), WeightHistogram()
+    with watched(kind, 'forward', histogram.next_step), watched(kind, 'weigh', histogram.look):
+        kind.forward(torch.tensor([0., 0.07, 1.]), torch.tensor([0.5]))
+        kind.forward(torch.tensor([0.07]))
+    assert vars(kind) == {}
+    first, second = histogram.read([[0] * BINS, [0] * (BINS - 1) + [10]])
+    assert [(bin, count) for bin, count in enumerate(first) if count] == [(0, 1), (1, 2), (19, 1)]
+    assert second[0] == 1 and second[18] == 2 and second[19] == 11
+    assert sum(map(sum, histogram.read(None))) == 0
+
+
+def test_watching_changes_no_loss(runs, tmp_path, monkeypatch):
+    folder, _ = runs
+    monkeypatch.setattr(sys.modules['gkd.apis.train'], 'TrainingRecorder', Hook)
+    succeed(folder / 'distiller.py', '--work-dir', tmp_path, '--epochs', 1,
+            '--no-validate')
+    assert not (tmp_path / 'record.json').exists()
+    losses = [[{name: value for name, value in line.items() if 'loss' in name}
+               for line in read_logs(str(work_dir)) if 'mode' in line]
+              for work_dir in (folder / 'distilled', tmp_path)]
+    assert losses[0][0] == losses[1][0] and 'loss_global' in losses[0][0]
+
+
+def test_stopwatch_sums_spans(monkeypatch):
+    clock = iter([0., 1., 2., 5., 7., 8.])
+    monkeypatch.setattr(recorder.time, 'perf_counter', lambda: next(clock))
+    watch = Stopwatch(torch.device('cpu'))
+    assert watch.timed('outer', then='after')(lambda: watch.timed('inner')(int)) == 0
+    watch.stop('after')
+    watch.stop('never begun')
+    assert watch.read() == {'inner': [1, 1.0], 'outer': [1, 5.0], 'after': [1, 1.0]}
+    assert watch.read() == {}
+
+
+def test_images_where_detectors_differ_come_first(tmp_path):
+    annotations = tiny_data.write_data(tmp_path)
+    boxes = json.loads(annotations.read_text())['annotations']
+    perfect = [dict(image_id=box['image_id'], category_id=box['category_id'], bbox=box['bbox'],
+                    score=0.9) for box in boxes]
+    # Blind on image 3, and one class is wrong on image 2.
+    worse = [dict(box) for box in perfect if box['image_id'] != 3]
+    wrong = next(box for box in worse if box['image_id'] == 2)
+    wrong['category_id'] = wrong['category_id'] % 3 + 1
+    validation = Validation(Config(dict(data=dict(val=tiny_data.dataset(annotations, [])))))
+    pictures = validation.pictures([perfect, worse], most=2)
+    assert [picture.filename for picture in pictures] == ['image_2.png', 'image_1.png']
+    assert [pictures[0].score(number) for number in (0, 1)] == ['2 of 2 found', '0 of 2 found']
+    assert [box['right'] for box in pictures[1].found[1]].count(False) == 1
+    assert len(pictures[0].missed[1]) == 2 and pictures[0].missed[0] == []
+    # A single detector is shown where it misses most.
+    assert validation.pictures([worse], most=1)[0].filename == 'image_2.png'
+    (tmp_path / 'images' / 'image_2.png').unlink()
+    assert validation.pictures([worse], most=1)[0].filename == 'image_1.png'
