@@ -1,0 +1,201 @@
+"""What a plan tells is what a training then takes."""
+
+import os
+import platform
+import re
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import small_detectors as small
+import tiny_data
+import torch
+from running import REPOSITORY, run_tool
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from gkd.apis import load_config
+from gkd.apis.plan import (
+    Step,
+    TensorMemory,
+    image_size,
+    kept_checkpoints,
+    learning_rates,
+    make_plan,
+    noise,
+)
+from gkd.errors import ConfigError
+
+PROBES = ((128, 128), (256, 128))
+WIDTH, HEIGHT, IMAGES = 384, 256, 4
+
+
+@pytest.fixture(scope='module')
+def plans(tmp_path_factory):
+    """For both families a distillation config, its images larger than the probes, and its plan."""
+    found = {}
+    for family in small.FAMILIES:
+        folder = tmp_path_factory.mktemp(family)
+        _, path = tiny_data.write_pair(folder, family, batch_size=IMAGES)
+        (folder / 'teacher.pth').unlink()  # not needed
+        config = load_config(path, {'data.train.pipeline.2.img_scale': (WIDTH, HEIGHT - 6)})
+        found[family] = config, make_plan(config, probes=PROBES)
+    return found
+
+
+@pytest.fixture(params=small.FAMILIES)
+def planned(request, plans):
+    """A config and its plan."""
+    return plans[request.param]
+
+
+@pytest.fixture
+def config(tmp_path):
+    """A distillation config of the test's own."""
+    return load_config(tiny_data.write_pair(tmp_path, 'one_stage')[1])
+
+
+def test_parameters_and_operations(planned):
+    config, plan = planned
+    # Padded to a multiple of 32.
+    assert (plan.width, plan.height, plan.images) == (WIDTH, HEIGHT, IMAGES)
+    step = Step(config)
+    student, teacher, knowledge = (
+        sum(tensor.numel() for tensor in part.parameters())
+        for part in (step.model.student, step.model.teacher, step.model.knowledge))
+    assert plan.parameters == dict(student=student, teacher=teacher, extra=knowledge)
+    assert plan.trained == student + knowledge
+
+    data = noise(WIDTH, HEIGHT, IMAGES, small.NUM_CLASSES)
+    step.model.train_step(data, step.optimizer)
+    with FlopCounterMode(display=False) as whole:
+        step.model.train_step(data, step.optimizer)['loss'].backward()
+    with FlopCounterMode(display=False) as alone:
+        step.student._parse_losses(step.student.forward_train(**data))[0].backward()
+    with FlopCounterMode(display=False) as teacher, torch.no_grad():
+        step.model.teacher.extract_feat(data['img'])
+    with FlopCounterMode(display=False) as adaptation:
+        for stride, layer in zip(step.model.pair.strides,
+                                 step.model.knowledge[0].local_knowledge.adaptation):
+            layer(torch.zeros(IMAGES, 16, HEIGHT // stride, WIDTH // stride,
+                              requires_grad=True)).sum().backward()
+    cost = plan.cost
+    assert cost.student == pytest.approx(alone.get_total_flops(), rel=0.03)
+    assert cost.student + cost.teacher + cost.extra == \
+        pytest.approx(whole.get_total_flops(), rel=0.03)
+    # Their heads and the instances come on top.
+    assert cost.teacher > 0.97 * teacher.get_total_flops()
+    assert cost.extra > 0.97 * adaptation.get_total_flops()
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason='needs Linux with glibc')
+def test_memory_is_what_a_step_takes(plans):
+    """Against the resident memory of a process in a step on images larger than the probes."""
+    # Freed tensors go back to the system at once, so that the peak is what was in use.
+    environment = dict(os.environ, MALLOC_MMAP_THRESHOLD_='65536', MALLOC_TRIM_THRESHOLD_='0')
+    command = [sys.executable, REPOSITORY / 'tests/peak_memory.py', WIDTH, HEIGHT, IMAGES,
+               *(config.filename for config, _ in plans.values())]
+    printed = subprocess.run(list(map(str, command)), env=environment, check=True, timeout=300,
+                             stdout=subprocess.PIPE, text=True).stdout
+    measured = list(map(int, re.findall(r'^peak (\d+)$', printed, re.MULTILINE)))
+    told = [plan.memory_parts['features and gradients'] for _, plan in plans.values()]
+    assert all(plan.extrapolated for _, plan in plans.values())
+    assert told == pytest.approx(measured, rel=0.15)
+
+
+def test_checkpoints_are_as_large_as_told(tmp_path):
+    _, path = tiny_data.write_pair(tmp_path, 'two_stage', epochs=1)
+    plan = make_plan(load_config(path), image=(128, 128))
+    status, _, stderr = run_tool('train', path, '--work-dir', tmp_path / 'work', '--no-validate')
+    assert status == 0, stderr
+    assert plan.checkpoints == 1
+    assert os.path.getsize(tmp_path / 'work/epoch_1.pth') == \
+        pytest.approx(plan.checkpoint_bytes, rel=0.15)
+
+
+def test_memory_of_tensors_is_counted_once_and_until_they_are_freed():
+    layer = nn.Linear(100, 50, bias=False)
+    memory = TensorMemory()
+    memory.add(layer.weight)
+    with memory:
+        inputs = torch.ones(10, 100)
+        outputs = layer(inputs).view(500)
+        assert memory.now == 4 * (5000 + 1000 + 500)
+        outputs.sum().backward()  # holds what it needs
+        del inputs, outputs
+        assert memory.now == 4 * (5000 + 5000)
+    assert memory.peak > memory.now
+
+
+def test_several_gpus(planned):
+    _, one = planned
+    eight = replace(one, gpus=8)
+    # DistributedDataParallel has the gradients twice.
+    assert eight.memory - one.memory == 4 * one.trained
+    assert '4 images of at most 384 x 256 on each of 8 GPUs, 32 a step' in eight.lines()[1]
+
+
+def test_learning_rate_is_scaled_as_in_training(config):
+    assert learning_rates(config, 32) == (0.01, 0.01)
+    config.auto_scale_lr = dict(enable=True, base_batch_size=16)
+    assert learning_rates(config, 32) == (0.01, 0.02)
+    config.auto_scale_lr.enable = False
+    assert learning_rates(config, 32) == (0.01, 0.01)
+
+
+def test_generation_of_many_images_a_pass_can_be_the_peak(planned):
+    _, plan = planned
+    assert plan.generation_images == 8
+    # At the least, an image and the first layer's map, of half its width and height.
+    assert plan.cost.generation > (3 * WIDTH * HEIGHT + 8 * WIDTH * HEIGHT / 4) * 4
+    assert plan.memory == pytest.approx(sum(plan.memory_parts.values()))
+    assert replace(plan, generation_images=1000).memory > 1000 * plan.cost.generation
+
+
+@pytest.mark.parametrize('scales, padded, expected', [
+    ((1333, 800), 32, (1344, 800)), ([(1333, 640), (1333, 800)], 32, (1344, 800)),
+    ((600, 1000), 1, (1000, 600))])
+def test_largest_image_of_a_pipeline(config, scales, padded, expected):
+    config.data.train.pipeline[2].img_scale = scales
+    config.data.train.pipeline[5].size_divisor = padded
+    config.data.train = dict(type='RepeatDataset', times=2, dataset=config.data.train)
+    assert image_size(config) == expected
+
+
+def test_pipeline_without_a_size(config):
+    del config.data.train.pipeline[2]
+    assert image_size(config) == (128, 128)  # that of the test pipeline
+    del config.data.test.pipeline[1]
+    with pytest.raises(ConfigError, match='--size WIDTH HEIGHT'):
+        image_size(config)
+
+
+@pytest.mark.parametrize('settings, expected', [
+    (None, 24), (dict(interval=5), 5), (dict(interval=1, max_keep_ckpts=2), 2),
+    (dict(interval=-1), 0)])
+def test_kept_checkpoints(config, settings, expected):
+    config.checkpoint_config = settings
+    config.runner.max_epochs = 24
+    assert kept_checkpoints(config) == expected
+
+
+def test_command(tmp_path):
+    tiny_data.write_pair(tmp_path, 'one_stage')
+    status, printed, stderr = run_tool('plan', tmp_path / 'distiller.py', '--gpus', 2)
+    assert status == 0, stderr
+    assert '2 images of at most 128 x 128 on each of 2 GPUs, 4 a step' in printed
+    for name in ('student', 'teacher', 'extra'):
+        assert re.search(rf'{name} [\d.]+ [kMG]', printed)
+    assert 'images to run:' in printed and 'untrained' not in stderr
+    # A plain detector, without annotations.
+    (tmp_path / 'annotations.json').unlink()
+    status, printed, stderr = run_tool('plan', tmp_path / 'student.py')
+    assert status == 0, stderr
+    assert 'teacher' not in printed and 'images to run' not in printed
+    status, printed, _ = run_tool('plan', tmp_path / 'distiller.py')
+    assert status == 0 and '--images N --boxes N prints upper bounds' in printed
+    status, _, stderr = run_tool('plan', tmp_path / 'distiller.py', '--cfg-options',
+                                 'optimizer.type=Nothing')
+    assert status == 2 and 'optimizer' in stderr and 'Traceback' not in stderr
+

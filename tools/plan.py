@@ -1,0 +1,58 @@
+#!/usr/bin/env python
+"""Tell what a training will take: parameters, operations, memory of a GPU, disk.
+
+Neither data nor checkpoints nor a GPU are needed. The step is run on the CPU with untrained
+weights, on two sizes of small images, and scaled to the pixels of the training's.
+"""
+
+import argparse
+from math import ceil
+
+from gkd.apis import load_config
+from gkd.apis.cli import DictAction, positive, run, silence
+from gkd.apis.plan import make_plan
+from gkd.errors import DataError
+from gkd.prototypes.__main__ import make_plan as plan_generation
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument('config', help='config of a training')
+    parser.add_argument('--gpus', type=positive, default=1, help='processes, a GPU each')
+    parser.add_argument('--size', type=positive, nargs=2, metavar=('WIDTH', 'HEIGHT'),
+                        help='largest images (default: what the config scales to)')
+    parser.add_argument('--exact', action='store_true',
+                        help='run the step at full size; takes as much memory as it tells')
+    parser.add_argument('--images', type=positive,
+                        help='training images with boxes; with --boxes, bounds prototype '
+                             'generation where there are no annotations yet')
+    parser.add_argument('--boxes', type=positive, help='boxes in all training images')
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
+                        help='replace settings of the config')
+    args = parser.parse_args()
+    if (args.images is None) != (args.boxes is None):
+        parser.error('--images and --boxes belong together')
+    return args
+
+
+def main():
+    args = parse_args()
+    config = load_config(args.config, args.cfg_options)
+    plan = make_plan(config, args.gpus, args.size, args.exact)
+    print('\n'.join(plan.lines()))
+    if not plan.generation_images:
+        return
+    print('\nprototypes')
+    try:
+        with silence():  # pycocotools tells how it loads
+            generation = plan_generation(config, args.images, args.boxes)
+    except DataError as error:
+        print(f'  {error}')
+        return
+    generations = ceil(config.runner.max_epochs / config.model.prototypes.get('interval', 1))
+    print('\n'.join(generation.lines(generations, args.gpus)))
+
+
+if __name__ == '__main__':
+    run(main)
