@@ -1,0 +1,71 @@
+#!/usr/bin/env python
+"""Corrupt instances by degrees and see whether the trust in them falls.
+
+Takes the teacher and the student of a distillation config, chooses their prototypes, and blurs,
+moves, occludes or scales down one validation instance at a time. Prints the figures and writes
+noise_study.png, noise_study.md, noise_study.csv and examples.png.
+"""
+
+import argparse
+import os.path as osp
+
+import torch
+
+from gkd.apis import load_config
+from gkd.apis.cli import DictAction, add_trust_option, positive, run, silence
+from gkd.apis.files import write_atomically
+from gkd.compat.checkpoint import trust_checkpoints
+from gkd.reporting.noise_study import (
+    choose_instances,
+    draw_examples,
+    draw_study,
+    report,
+    run_study,
+    write_csv,
+)
+from gkd.reporting.trained import TrainedPair, validation_images
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('config', help='distillation config')
+    parser.add_argument('checkpoint', nargs='?', help='checkpoint of its training (default: the '
+                        'student that the config starts from)')
+    parser.add_argument('--instances', type=positive, default=200,
+                        help='instances, chosen at random (default: 200)')
+    parser.add_argument('--degrees', type=positive, default=4,
+                        help='steps between no and the most corruption (default: 4)')
+    parser.add_argument('--seed', type=int, default=0, help='seed of all choices (default: 0)')
+    parser.add_argument('--out', help='folder to write to (default: work_dirs/noise_study/CONFIG)')
+    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
+                        help='replace settings of the config')
+    add_trust_option(parser)
+    return parser.parse_args()
+
+
+def main():
+    args = parse_args()
+    if args.trust_checkpoint:
+        trust_checkpoints()
+    config = load_config(args.config, args.cfg_options)
+    name = osp.splitext(osp.basename(args.config))[0]
+    out = args.out or osp.join('work_dirs', 'noise_study', name)
+    with silence():  # pycocotools tells how it loads
+        trained = TrainedPair(config, args.checkpoint, args.device)
+        bank = trained.generate(out).bank
+        images = validation_images(config, trained.generation.min_size)
+    images = choose_instances(images, args.instances, args.seed)
+    degrees = [(step + 1) / args.degrees for step in range(args.degrees)]
+    study = run_study(trained, bank, images, degrees, args.seed, trained.generation.batch_size)
+    text = report(study)
+    print(text)
+    write_atomically(osp.join(out, 'noise_study.md'), f'{text}\n')
+    write_csv(study, osp.join(out, 'noise_study.csv'))
+    draw_study(study, f'{name}: {len(study.groups)} instances', osp.join(out, 'noise_study.png'))
+    draw_examples(images[len(images) // 2], degrees, args.seed, osp.join(out, 'examples.png'))
+    print(f'\nwrote {out}/noise_study.png, noise_study.md, noise_study.csv, examples.png')
+
+
+if __name__ == '__main__':
+    run(main)
