@@ -168,6 +168,9 @@ def test_an_unfinished_run(runs, tmp_path):
     assert shown.headings[0] == '<i>run'
     assert shown.row('distilled student')[1:3] == ['–', '–']
     assert 'not finished: 1 of 2 epochs' in output.read_text()
+    text = output.read_text()
+    assert 'No detections are saved of: teacher, distilled student.' in text
+    assert f"gkd.report &#39;{tmp_path}/&lt;i&gt;run&#39;" in text
     assert any(figure['data'][0]['name'] == 'distilled student' for figure in shown.figures)
     (work_dir / log.name).write_text(lines[0])
     page.write_report(str(work_dir), [], str(output))
@@ -254,6 +257,32 @@ def test_stopwatch_sums_spans(monkeypatch):
     watch.stop('never begun')
     assert watch.read() == {'inner': [1, 1.0], 'outer': [1, 5.0], 'after': [1, 1.0]}
     assert watch.read() == {}
+
+
+def test_stopwatch_waits_for_a_gpu_once_a_reading(monkeypatch):
+    ticks, syncs, memory = iter(range(10, 100, 10)), [], iter([100, 400, 400, 200])
+
+    class Event:
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self):
+            self.at = next(ticks)
+
+        def elapsed_time(self, end):
+            assert syncs, 'events can be read only after they have happened'
+            return end.at - self.at
+
+    monkeypatch.setattr(torch.cuda, 'Event', Event)
+    monkeypatch.setattr(torch.cuda, 'synchronize', syncs.append)
+    monkeypatch.setattr(torch.cuda, 'memory_allocated', lambda device: next(memory) * 2 ** 20)
+    watch = Stopwatch(torch.device('cuda'))
+    for _ in range(2):
+        watch.timed('student')(int)
+    assert not syncs
+    assert watch.read() == {'student': [2, 0.02]} and len(syncs) == 1
+    # The second time freed more than it took.
+    assert watch.kept == {'student': 300.0}
 
 
 def test_images_where_detectors_differ_come_first(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os.path as osp
+import shlex
 import statistics
 import time
 from collections.abc import Sequence
@@ -81,16 +82,21 @@ def evaluate(main: Run, runs: Sequence[Run], validation: Validation,
     """
     if validation.problem:
         return {}, [], [validation.problem]
-    detections, notes = {}, []
+    detections, missing, notes = {}, [], []
     for run in runs:
         if not same_validation(run.config, main.config):
             notes.append(f'The {run.name} was validated on other data, its AP is left out.')
             continue
         found = read_detections(run.detections)
         if found is None:
-            notes.append(f'There are no saved detections of the {run.name}.')
+            missing.append(run.name)
         else:
             detections[run.name] = found
+    if missing:
+        folders = [run.work_dir for run in runs if run.work_dir and run is not main]
+        command = shlex.join(['python', '-m', 'gkd.report', main.work_dir, *folders])
+        notes.append(f'No detections are saved of: {", ".join(missing)}. To run them on the '
+                     f'validation images and make the report anew: {command}')
     precisions = {name: validation.precision(found) for name, found in detections.items()}
     pictures = validation.pictures(list(detections.values())) if detections else []
     if detections and not pictures:
@@ -186,8 +192,14 @@ def versions_table(runs: Sequence[Run]) -> dict[str, list[str]]:
         logged = dict(gkd=head.get('gkd_version'), mmdet=head.get('mmdet_version'))
         found[run.name] = {**run.record.get('versions', logged), 'seed': seed,
                            'processes': run.record.get('processes'),
-                           'checkpoint': run.checkpoint}
+                           'checkpoint': run.checkpoint and shorten(run.checkpoint)}
     keys = dict.fromkeys(key for values in found.values() for key in values)
     rows = {key: [found[run.name].get(key) for run in runs] for key in keys}
     return {key: [NOTHING if value is None else str(value) for value in row]
             for key, row in rows.items() if any(value is not None for value in row)}
+
+
+def shorten(path: str) -> str:
+    """A path from the working directory on, if it is in there."""
+    relative = osp.relpath(path)
+    return path if relative.startswith(osp.pardir) else relative

@@ -33,6 +33,7 @@ class Run:
         role: What it is next to the others: ``'teacher'``, ``'plain student'``, ...
         work_dir: Its folder; None for a bare checkpoint.
         config: Config that it was trained with.
+        text: The same as it was logged.
         checkpoint: Its last checkpoint; None if there is none yet.
         detections: File of COCO results, which may not exist.
         lines: Lines of its JSON logs that count, oldest first.
@@ -44,6 +45,7 @@ class Run:
     role: str
     work_dir: Optional[str]
     config: Config
+    text: str
     checkpoint: Optional[str]
     detections: str
     lines: list[dict] = field(default_factory=list)
@@ -178,7 +180,7 @@ def read_run(work_dir: str) -> Run:
     evaluations.update((int(epoch), metrics) for epoch, metrics in
                        read_json(osp.join(work_dir, 'evaluation.json')).items())
     config = parse_config(text, work_dir)
-    run = Run(osp.basename(osp.abspath(work_dir)), DETECTOR, work_dir, config,
+    run = Run(osp.basename(osp.abspath(work_dir)), DETECTOR, work_dir, config, text,
               last_checkpoint(work_dir), osp.join(work_dir, DETECTIONS), lines, evaluations,
               record)
     if run.is_distilled:
@@ -213,7 +215,7 @@ def read_teacher(run: Run) -> Optional[Run]:
     config = Config(run.config._cfg_dict.to_dict())
     config.model = teacher.model_config()
     config.pop('runner', None)
-    return Run(TEACHER, TEACHER, None, config, checkpoint, detections)
+    return Run(TEACHER, TEACHER, None, config, config.pretty_text, checkpoint, detections)
 
 
 def same_validation(config: Config, other: Config) -> bool:
