@@ -24,6 +24,7 @@ from mmcv import Config, ConfigDict
 from mmcv.runner import HOOKS, Hook
 from mmdet.datasets import DATASETS, XMLDataset
 from mmdet.models import build_detector
+from torch import nn
 
 from gkd.apis.config import leaf_configs, load_config, student_config
 from gkd.apis.console import without_details
@@ -162,6 +163,10 @@ def random_checkpoint(source: DetectorSource, folder: str) -> str:
         with without_details():
             detector = build_detector(source.model_config())
             detector.init_weights()
+        # An untrained head scores everything alike, and two of them leave nothing to distil.
+        for name, parameter in detector.named_parameters():
+            if 'cls' in name and parameter.dim() > 1:
+                nn.init.kaiming_normal_(parameter)
         # Published files hold no optimizer, and those of 2020 neither the versions of modules nor
         # today's file format.
         weights = OrderedDict(detector.state_dict())
