@@ -1,3 +1,3 @@
-# 4 epochs of 200 steps with 8 images
+# 12 epochs of 200 steps with 8 images
 _base_ = './schedule_quickstart.py'
-runner = dict(max_epochs=4)
+runner = dict(max_epochs=12)
