@@ -88,7 +88,7 @@ def test_there_and_back_trains_on_the_same(coco, classes, tmp_path):
     for name, parts in before.items():
         for part, same in zip(parts, after[name]):
             np.testing.assert_allclose(same, part, atol=2e-3)
-    assert len(before['a/1.jpg'][2]) == 1 and not list(tmp_path.glob('*.part'))
+    assert len(before['a/1.jpg'][2]) == 1 and not list(tmp_path.glob('.*.tmp'))
 
 
 def test_old_lists_are_understood(classes, tmp_path):

@@ -7,7 +7,7 @@ import json
 import numpy as np
 
 from gkd.datasets.annotations import Annotations, Collector, Image, by_id
-from gkd.datasets.json_stream import read_items, write_items, written_whole
+from gkd.datasets.json_stream import read_items, text_written_whole, write_items
 from gkd.errors import DataError
 
 
@@ -57,7 +57,7 @@ def write_coco(annotations: Annotations, path: str) -> None:
     columns = zip(annotations.ids.tolist(), annotations.image_ids.tolist(),
                   annotations.category_ids.tolist(), map(np.ndarray.tolist, annotations.boxes),
                   annotations.ignored.tolist())
-    with written_whole(path) as file:
+    with text_written_whole(path) as file:
         file.write('{"images": ')
         write_items(file, (dict(id=number, file_name=image.file, width=image.width,
                                 height=image.height)

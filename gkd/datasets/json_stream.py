@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
-import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import IO, Any
 
 import ijson
 
 from gkd.errors import DataError
+from gkd.files import written_whole
 
 
 def read_items(path: str, key: str) -> Iterator[Any]:
@@ -51,21 +51,21 @@ def _read(path, parse):
 
 
 @contextmanager
-def written_whole(path: str) -> Iterator[IO[str]]:
-    """Open a text file for writing; it appears under its name when all is written.
+def text_written_whole(path: str) -> Iterator[IO[str]]:
+    """Open a text file for writing that takes its name once it is complete.
 
     Args:
-        path: The file. Its folder is made if need be.
+        path: The file; missing folders are made.
+
+    Raises:
+        StorageError: The disk is full, or the place cannot be written to.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f'{path.name}.part')
-    try:
-        with open(part, 'w', encoding='utf-8') as file:
-            yield file
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    with written_whole(path) as file:
+        text = io.TextIOWrapper(file, encoding='utf-8')
+        try:
+            yield text
+        finally:
+            text.detach()  # writes the rest; else it would close the file
 
 
 def write_items(file: IO[str], items: Iterable[Any]) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 
 from gkd.datasets.annotations import Annotations, Collector, Image
 from gkd.datasets.coco_json import shortest
-from gkd.datasets.json_stream import read_pairs, write_pairs, written_whole
+from gkd.datasets.json_stream import read_pairs, text_written_whole, write_pairs
 from gkd.errors import DataError
 
 COMMENT = '###'
@@ -88,7 +88,7 @@ def write_records(annotations: Annotations, path: str, classes: Sequence[str]) -
     if len(set(files)) < len(files):
         raise DataError('two images have the same file name; a record has no other name.')
     annotations.require_sound()
-    with written_whole(path) as file:
+    with text_written_whole(path) as file:
         write_pairs(file, _records(annotations, classes))
 
 
