@@ -1,0 +1,79 @@
+#!/usr/bin/env python
+"""Draw how far instances are trusted: boxes by robust weight, masks of local knowledge, extremes.
+
+Writes images.png, with the validation images whose instances are trusted most differently, and for
+every class CLASS.png with its most and its least trusted validation instances.
+"""
+
+import argparse
+import os.path as osp
+import re
+
+import torch
+
+from gkd.apis import load_config
+from gkd.apis.cli import DictAction, add_trust_option, positive, run, silence
+from gkd.compat.checkpoint import trust_checkpoints
+from gkd.errors import DataError
+from gkd.reporting.trained import TrainedPair, validation_images
+from gkd.reporting.trust import choose_images, draw_extremes, draw_images, judge
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('config', help='distillation config')
+    parser.add_argument('checkpoint', nargs='?', help='checkpoint of its training (default: the '
+                        'student that the config starts from)')
+    parser.add_argument('--images', nargs='+', metavar='FILE_NAME',
+                        help='validation images to draw, as the annotations name them')
+    parser.add_argument('--count', type=positive, default=3,
+                        help='images to draw if none are named (default: 3)')
+    parser.add_argument('--extremes', type=positive, default=8,
+                        help='most and least trusted instances of a class (default: 8)')
+    parser.add_argument('--out', help='folder to write to (default: work_dirs/trust/CONFIG)')
+    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
+                        help='replace settings of the config')
+    add_trust_option(parser)
+    return parser.parse_args()
+
+
+def main():
+    args = parse_args()
+    if args.trust_checkpoint:
+        trust_checkpoints()
+    config = load_config(args.config, args.cfg_options)
+    out = args.out or osp.join('work_dirs', 'trust', osp.splitext(osp.basename(args.config))[0])
+    with silence():  # pycocotools tells how it loads
+        trained = TrainedPair(config, args.checkpoint, args.device)
+        bank = trained.generate(out).bank
+        images = validation_images(config, min_size=0)
+    trust = judge(trained, bank, images)
+    numbers = find_images(images, args.images) if args.images else \
+        choose_images(trust, args.count)
+    if numbers:
+        draw_images(trained, bank, images, trust, numbers, osp.join(out, 'images.png'))
+    drawn = [name for label, name in enumerate(images[0].dataset.CLASSES)
+             if draw_extremes(images, trust, label, args.extremes, class_path(out, name))]
+    print(f'{len(trust.weights)} instances: robust weight {trust.weights.mean():.3f} on average, '
+          f'from {trust.weights.min():.3f} to {trust.weights.max():.3f}')
+    print(f'wrote {len(drawn) + bool(numbers)} pictures to {out}')
+
+
+def find_images(images, names):
+    """Numbers of the images with these names."""
+    numbers = {image.filename: number for number, image in enumerate(images)}
+    missing = [name for name in names if name not in numbers]
+    if missing:
+        raise DataError(f'--images: data.val has no image with boxes named {", ".join(missing)}; '
+                        f'it has {", ".join(list(numbers)[:3])}, ...')
+    return [numbers[name] for name in names]
+
+
+def class_path(folder, name):
+    """Picture file of a class; its name may hold what no file name can."""
+    return osp.join(folder, f'class_{re.sub("[^A-Za-z0-9_-]", "_", name)}.png')
+
+
+if __name__ == '__main__':
+    run(main)
