@@ -27,3 +27,7 @@ class StorageError(GKDError):
 
 class NumericalError(GKDError):
     """A loss or a weight is not finite any more."""
+
+
+class RunError(GKDError):
+    """Something failed in a run that no check had foreseen: a setting, the data, or a defect."""

@@ -59,7 +59,8 @@ def run(main: Callable[[], None]) -> None:
         if not lost_another_process(error):
             raise
         time.sleep(LAUNCHER_REACTS)
-        print(f'\n{name}: another process has ended ({error})', file=sys.stderr, flush=True)
+        print(f'\n{name}: another process has ended or does not answer ({error})',
+              file=sys.stderr, flush=True)
         leave(1)
     except KeyboardInterrupt:
         print('\nstopped; the same command goes on from the last checkpoint.', file=sys.stderr)
@@ -75,9 +76,9 @@ def silence():
 
 def lost_another_process(error: RuntimeError) -> bool:
     """Whether an operation failed because the process at its other end is gone."""
+    signs = ('Connection closed by peer', 'Connection reset by peer', 'Timed out waiting')
     return dist.is_available() and dist.is_initialized() and (
-        isinstance(error, dist.DistError) or 'Connection closed by peer' in str(error)
-        or 'Connection reset by peer' in str(error))
+        isinstance(error, dist.DistError) or any(sign in str(error) for sign in signs))
 
 
 def leave(status: int) -> None:

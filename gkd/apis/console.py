@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import logging
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from mmcv.runner import get_dist_info
 from mmdet.utils import get_root_logger
+
+from gkd.errors import GKDError
 
 
 def open_logger(level: str = 'INFO') -> logging.Logger:
@@ -28,6 +31,8 @@ def is_news(record: logging.LogRecord) -> bool:
 def log_file(logger: logging.Logger, path: str) -> Iterator[None]:
     """Write all messages of a logger to a file as well, on the first process.
 
+    So is the traceback of an exception that nobody has foreseen.
+
     mmcv's own logger keeps the file of the first run of a process, and so mixes up the runs of a
     notebook.
 
@@ -43,6 +48,10 @@ def log_file(logger: logging.Logger, path: str) -> Iterator[None]:
     logger.addHandler(handler)
     try:
         yield
+    except Exception as error:
+        if not isinstance(error, GKDError):
+            handler.stream.write(traceback.format_exc())
+        raise
     finally:
         logger.removeHandler(handler)
         handler.close()

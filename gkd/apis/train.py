@@ -41,6 +41,7 @@ from gkd.apis.config import (
 )
 from gkd.apis.console import log_file, open_logger, without_details
 from gkd.apis.evaluation import EvaluationRecorder, MissedEvaluation, evaluation_hook
+from gkd.apis.explain import explaining
 from gkd.apis.files import write_atomically
 from gkd.apis.finite import FiniteLossHook
 from gkd.apis.resume import KEY, ImageOrder, ResumeHook, find_checkpoint
@@ -50,6 +51,7 @@ from gkd.files import remove_unfinished
 from gkd.reporting.recorder import TrainingRecorder
 
 
+@explaining()
 def train(config: Config, resume: str = 'auto', validate: bool = True) -> dict[str, float]:
     """Train what ``config.model`` describes.
 

@@ -40,6 +40,7 @@ from running import run_tool
 
 import gkd.files
 import gkd.prototypes.generation as generation
+import gkd.reporting.page  # noqa: F401  (trainings would import it one by one)
 from gkd.apis.resume import checkpoints
 from gkd.compat.checkpoint import load_checkpoint_file
 from gkd.prototypes import PrototypeBank
@@ -82,6 +83,34 @@ class Witness(Hook):
                             runner.outputs['log_vars'].items()})
         with open(Path(runner.work_dir) / f'steps_{runner.rank}.jsonl', 'a') as file:
             file.write(json.dumps(line) + '\n')
+
+
+@HOOKS.register_module()
+class FailOnce(Hook):
+    """Let one process fail after a step, the first time that it comes there.
+
+    Args:
+        rank: The process.
+        step: The step, from 1.
+        how: ``'killed'``, ``'raise'``, or ``'hang'``.
+    """
+
+    def __init__(self, rank: int, step: int, how: str = 'killed'):
+        self.rank = rank
+        self.step = step
+        self.how = how
+
+    def before_train_iter(self, runner) -> None:
+        """Fail."""
+        mark = Path(runner.work_dir) / 'failed'
+        if runner.rank != self.rank or runner.iter != self.step or mark.exists():
+            return
+        mark.write_text('')
+        if self.how == 'killed':
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self.how == 'hang':
+            time.sleep(1000)
+        raise RuntimeError('something nobody has thought of')
 
 
 def write_experiment(folder: Path, family: str = 'two_stage', workers: int = 0) -> str:

@@ -1,0 +1,133 @@
+"""Several processes: one bank whatever their number, one end, and one training after a restart."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from datetime import timedelta
+from types import SimpleNamespace
+
+import pytest
+import small_detectors as small
+import tiny_data
+import torch
+import torch.distributed as dist
+from mmcv import Config
+from mmcv.utils import get_logger
+from mmdet.models import build_detector
+from running import REPOSITORY, in_processes, run_tool
+from test_distributed import CPU, build, gradients, part_of
+
+from gkd.apis.train import wrap
+from gkd.prototypes import PrototypeHook
+
+sys.path.append(str(REPOSITORY / 'tests' / 'faults'))
+
+import kill  # noqa: E402
+
+
+@pytest.mark.parametrize('world_size', [2, 4])
+def test_bank_is_that_of_one_process(world_size, tmp_path):
+    """Bit for bit, though every process has statistics of its own, and a class a single image."""
+    sizes = tiny_data.SIZES + tiny_data.SIZES[:1]
+    annotations = tiny_data.write_data(tmp_path, sizes=sizes, boxes_per_image=1)
+    dataset = Config(dict(data=tiny_data.dataset(annotations, tiny_data.pipelines()[1]))).data
+
+    def generate(rank):
+        torch.manual_seed(0)
+        distiller = build_detector(Config(dict(model=small.distiller(
+            small.retinanet(24), small.retinanet(), num_prototypes=2, batch_size=2))).model)
+        distiller.student.backbone.bn1.running_mean += rank
+        PrototypeHook(dataset).before_train_epoch(SimpleNamespace(
+            model=distiller, work_dir=str(tmp_path / f'{dist.get_world_size()}'), epoch=0,
+            max_epochs=2, rank=rank, logger=get_logger('mmdet')))
+        return vars(distiller.bank)
+
+    alone, = in_processes(tmp_path / 'alone', generate, world_size=1)
+    offsets = alone['offsets'][0].tolist()
+    assert offsets == [0, 2, 4, 6]
+    images = [{image for image, *_ in json.loads(alone['metadata']['origins'])[0][begin:end]}
+              for begin, end in zip(offsets, offsets[1:])]
+    assert min(map(len, images)) == 1
+    for bank in in_processes(tmp_path / 'group', generate, world_size):
+        assert kill.same(alone, bank)
+
+
+def test_four_processes_give_the_gradients_of_one(tmp_path):
+    """See tests/test_distributed.py for what makes this exact."""
+    data = small.batch(num_images=4)
+
+    def quarter(rank):
+        return gradients(wrap(build('one_stage', dict(robust=False)), CPU),
+                         part_of(data, slice(rank, rank + 1)))
+
+    expected_losses, expected = gradients(wrap(build('one_stage', dict(robust=False)), CPU), data)
+    for losses, found in in_processes(tmp_path / 'group', quarter, world_size=4):
+        assert losses == pytest.approx(expected_losses, rel=1e-4)
+        for name, gradient in expected.items():
+            scale = gradient.abs().max().item()
+            torch.testing.assert_close(found[name], gradient, rtol=1e-3, atol=1e-4 * scale + 1e-8)
+
+
+@pytest.mark.parametrize('how, says', [
+    ('killed', ''), ('raise', 'RuntimeError: something nobody has thought of'), ('hang', None)])
+def test_one_process_that_fails_ends_the_other(how, says, tmp_path):
+    config = kill.write_experiment(tmp_path / 'experiment', family='one_stage')
+    with open(config, 'a') as file:
+        file.write(f'custom_hooks += [dict(type="FailOnce", rank=1, step=1, how={how!r})]\n')
+
+    def child(rank):
+        output = open(tmp_path / f'output_{rank}', 'w')
+        os.dup2(output.fileno(), 2)
+        torch.set_num_threads(1)
+        dist.init_process_group(
+            'gloo', init_method=f'file://{tmp_path}/store', rank=rank, world_size=2,
+            timeout=timedelta(seconds=8 if how == 'hang' else 600))
+        status, _, stderr = run_tool('train', config, '--work-dir', tmp_path / 'work')
+        output.write(stderr)
+        output.flush()
+        os._exit(status)
+
+    started = time.time()
+    children = {}
+    for rank in range(2):
+        process = os.fork()
+        if process == 0:
+            try:
+                child(rank)
+            finally:
+                os._exit(1)
+        children[rank] = process
+    first = os.waitstatus_to_exitcode(os.waitpid(children[0], 0)[1])
+    if how == 'hang':
+        os.kill(children[1], signal.SIGKILL)
+    other = os.waitstatus_to_exitcode(os.waitpid(children[1], 0)[1])
+    assert time.time() - started < 300
+    text = (tmp_path / 'output_0').read_text()
+    assert first == 1 and 'another process has ended or does not answer' in text
+    assert 'Traceback' not in text
+    assert other == (2 if how == 'raise' else -signal.SIGKILL)
+    if says:
+        assert says in (tmp_path / 'output_1').read_text()
+
+
+def test_elastic_restart_goes_on_exactly(tmp_path):
+    config = kill.write_experiment(tmp_path / 'experiment', family='one_stage')
+    reference, work_dir = tmp_path / 'reference', tmp_path / 'elastic'
+    assert kill.train(config, reference, processes=2)[0] == 0
+    failing = tmp_path / 'experiment' / 'failing.py'
+    failing.write_text(f'_base_ = [{config!r}]\ncustom_imports = dict(imports=["kill"])\n'
+                       'custom_hooks = [dict(type="Witness", priority="VERY_LOW"), '
+                       'dict(type="FailOnce", rank=1, step=5)]\n')
+    ended = subprocess.run(
+        [sys.executable, str(REPOSITORY / 'tools' / 'torchrun.py'), '--standalone',
+         '--nproc_per_node', '2', '--max_restarts', '1', str(REPOSITORY / 'tools' / 'train.py'),
+         str(failing), '--work-dir', str(work_dir), '--launcher', 'pytorch'],
+        capture_output=True, text=True, timeout=900,
+        env={**os.environ, 'OMP_NUM_THREADS': '1',
+             'PYTHONPATH': str(REPOSITORY / 'tests' / 'faults')})
+    assert ended.returncode == 0, ended.stderr
+    assert (work_dir / 'failed').exists() and 'resumed epoch 1, iter 5' in ended.stderr
+    assert kill.differences(reference, work_dir, processes=2) == []
