@@ -19,7 +19,9 @@ from gkd.prototypes import PrototypeBank
 from gkd.prototypes.hook import latest_bank
 from gkd.reporting.comparison import summarize
 from gkd.reporting.detections import draw_detections
+from gkd.reporting.page import write_report
 from gkd.reporting.prototypes import draw_prototypes
+from gkd.reporting.recorder import REPORT
 
 CONFIGS = 'configs/quickstart'
 TEACHER = CONFIGS + '/{}_efficientnet-lite0_fpn_tree-crowns.py'
@@ -87,9 +89,12 @@ def quickstart(family: str = 'retinanet', seeds: Sequence[int] = (0,),
     table = format_table(results)
     write_atomically(osp.join(work_dir, 'table.md'), table)
     draw_pictures(family, work_dir, teacher, plain, distilled, epochs)
+    report = osp.join(work_dir, REPORT)
+    write_report(osp.dirname(distilled), [osp.dirname(plain)], report)
     command = f'{DISTILLER.format(family)} {osp.relpath(distilled)}'
     print(f'\n{family} on tree crowns, validation, seeds {" ".join(map(str, seeds))}, '
           f'{(time.time() - started) / 60:.1f} min:\n\n{table}\n'
+          f'report:    {osp.relpath(report)}\n'
           f'pictures:  {osp.relpath(work_dir)}/detections.png, prototypes.png\n'
           f'evaluate:  bash tools/test.sh {command}\n'
           f'export:    python tools/export_student.py {command}')
