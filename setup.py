@@ -1,16 +1,38 @@
 """Installation; `bash tools/setup.sh` makes a complete environment."""
 
 import re
+import shutil
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
+# Beside the package in a clone; installed, they lie in gkd/.mim/, where MIM looks for them.
+BESIDE = ['configs', 'tools', 'datalists/classes_config.json', 'checkpoints/manifest.json',
+          'checkpoints/keys.json', 'model-index.yml']
 
 
 def read(name):
     path = ROOT / name
     return path.read_text(encoding='utf-8') if path.exists() else ''
+
+
+class BuildWithConfigs(build_py):
+    """Put configs and tools into the package."""
+
+    def run(self):
+        super().run()
+        if self.editable_mode:
+            return  # the clone has them
+        for name in BESIDE:
+            source, target = ROOT / name, Path(self.build_lib) / 'gkd' / '.mim' / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if source.is_dir():
+                shutil.copytree(source, target, dirs_exist_ok=True,
+                                ignore=shutil.ignore_patterns('__pycache__', '*.pyc'))
+            else:
+                shutil.copyfile(source, target)
 
 
 setup(
@@ -21,7 +43,8 @@ setup(
     long_description_content_type='text/markdown',
     license='Apache-2.0',
     packages=find_packages(include=['gkd', 'gkd.*']),
-    package_data={'gkd.reporting': ['*.jinja']},
+    package_data={'gkd': ['py.typed'], 'gkd.reporting': ['*.jinja']},
+    cmdclass={'build_py': BuildWithConfigs},
     python_requires='>=3.9',
     install_requires=[
         'torch>=2.1',
@@ -41,7 +64,11 @@ setup(
         # Not OpenCV: it comes under several names that exclude each other; mmcv brings one if
         # there is none.
     ],
-    extras_require={'tests': ['pytest>=7', 'hypothesis>=6']},
+    extras_require={
+        'tests': ['pytest>=7', 'hypothesis>=6'],
+        'digits': ['scikit-learn>=1.6', 'scikit-image>=0.24'],
+        'dev': ['ruff', 'pre-commit', 'build'],
+    },
     classifiers=[
         'Intended Audience :: Science/Research',
         'License :: OSI Approved :: Apache Software License',

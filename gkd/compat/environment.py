@@ -7,7 +7,13 @@ from importlib import metadata
 
 from gkd.errors import EnvironmentMismatchError
 
-_SET_UP = 'Run `bash tools/setup.sh` (it keeps a torch >= 2.1 that is already there).'
+_SET_UP = ('In a clone of the repository, `bash tools/setup.sh` does it all, and keeps a torch '
+           '>= 2.1 that is already there.')
+# pip cannot install mmcv 1.x as an ordinary requirement: its setup script imports pkg_resources,
+# which an isolated build of today lacks, and without the variable it compiles its operators and
+# calls itself mmcv-full.
+_MMCV = ("pip install 'setuptools>=70.1,<81' && "
+         'MMCV_WITH_OPS=0 pip install --no-build-isolation mmcv==1.7.2')
 
 
 def check_environment() -> None:
@@ -17,19 +23,19 @@ def check_environment() -> None:
         EnvironmentMismatchError: if one is missing or of another major version.
     """
     _require('mmcv', ('mmcv', 'mmcv-full'), major=1,
-             install='MMCV_WITH_OPS=0 pip install --no-build-isolation mmcv==1.7.2')
+             install=_MMCV)
     _require('mmdet', ('mmdet',), major=2, install='pip install mmdet==2.28.2')
 
 
 def _require(module: str, distributions: tuple, major: int, install: str) -> None:
     if importlib.util.find_spec(module) is None:
         raise EnvironmentMismatchError(
-            f'{module} is not installed. {_SET_UP} By hand: `{install}`')
+            f'{module} is not installed. The shortest way:\n    {install}\n{_SET_UP}')
     version = _installed_version(distributions)
     if version is not None and int(version.split('.')[0]) != major:
         raise EnvironmentMismatchError(
             f'{module} {version} is installed; this package is for MMDetection 2.x and needs '
-            f'{module} {major}.x. {_SET_UP} By hand: `{install}`')
+            f'{module} {major}.x. The shortest way:\n    {install}\n{_SET_UP}')
 
 
 def _installed_version(distributions: tuple) -> str | None:

@@ -1,0 +1,99 @@
+"""What the package holds, and what its descriptions name."""
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+import yaml
+from running import REPOSITORY
+
+from gkd.apis import load_config
+
+
+@pytest.fixture(scope='module')
+def wheel(tmp_path_factory):
+    """Names of the files in a wheel of a copy of the clone."""
+    folder = tmp_path_factory.mktemp('package')
+    listed = subprocess.run(['git', 'ls-files', '-z', '--cached', '--others',
+                             '--exclude-standard'], cwd=REPOSITORY, capture_output=True,
+                            text=True)
+    if listed.returncode:
+        pytest.skip('no clone: which files belong to the package is not known')
+    for name in listed.stdout.split('\0'):
+        source = REPOSITORY / name
+        if name.startswith(('tests/', 'docs/', 'benchmarks/')) or not source.is_file():
+            continue
+        target = folder / 'clone' / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(source.read_bytes())
+    # In this environment: an isolated one would be downloaded.
+    subprocess.run([sys.executable, '-c', 'from setuptools.build_meta import build_wheel; '
+                    f'build_wheel({str(folder)!r})'], cwd=folder / 'clone', check=True,
+                   capture_output=True)
+    [path] = folder.glob('*.whl')
+    with zipfile.ZipFile(path) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+def test_wheel_holds_the_package_its_configs_and_its_tools(wheel):
+    for folder, inside in (('gkd', 'gkd'), ('configs', 'gkd/.mim/configs'),
+                           ('tools', 'gkd/.mim/tools')):
+        for path in (REPOSITORY / folder).rglob('*'):
+            if path.is_file() and '__pycache__' not in path.parts and '.mim' not in path.parts:
+                assert f'{inside}/{path.relative_to(REPOSITORY / folder).as_posix()}' in wheel
+    for name in ('model-index.yml', 'datalists/classes_config.json', 'checkpoints/manifest.json'):
+        assert f'gkd/.mim/{name}' in wheel
+    assert not [name for name in wheel if not name.startswith(('gkd/', 'gkd-'))]
+    assert not [name for name in wheel if '__pycache__' in name or name.startswith('gkd/tests')]
+
+
+def test_requirements_leave_mmcv_to_the_user(wheel):
+    [metadata] = [text.decode() for name, text in wheel.items() if name.endswith('/METADATA')]
+    required = [line for line in metadata.splitlines() if line.startswith('Requires-Dist')]
+    assert any('mmdet<3,>=2.28' in line for line in required)
+    assert not [line for line in required if 'mmcv' in line]
+
+
+def test_described_models_are_there():
+    index = yaml.safe_load((REPOSITORY / 'model-index.yml').read_text())
+    described = []
+    for name in index['Import']:
+        metafile = yaml.safe_load((REPOSITORY / name).read_text())
+        collections = {collection['Name'] for collection in metafile['Collections']}
+        for model in metafile['Models']:
+            described.append(model['Config'])
+            assert model['In Collection'] in collections
+            assert Path(model['Config']).stem == model['Name']
+            config = load_config(str(REPOSITORY / model['Config']))
+            assert config.model.type == 'Distiller'
+            assert config.runner.max_epochs == model['Metadata']['Epochs']
+    assert len(set(described)) == len(described) > 2
+
+
+def test_import_without_mmcv_names_the_shortest_way(tmp_path):
+    """Of a package that lies alone on the path."""
+    (tmp_path / 'gkd').symlink_to(REPOSITORY / 'gkd')
+    code = ('import sys; sys.path.insert(0, sys.argv[1]); import importlib.util as util; '
+            'find = util.find_spec; '
+            'util.find_spec = lambda name, *rest: None if name == "mmcv" else find(name, *rest); '
+            'import gkd')
+    ended = subprocess.run([sys.executable, '-c', code, tmp_path], capture_output=True, text=True)
+    assert ended.returncode == 1
+    message = ended.stderr.splitlines()
+    assert message[-3].endswith('EnvironmentMismatchError: mmcv is not installed. '
+                                'The shortest way:')
+    assert message[-2].strip() == (
+        "pip install 'setuptools>=70.1,<81' && "
+        'MMCV_WITH_OPS=0 pip install --no-build-isolation mmcv==1.7.2')
+    # It is said before anything large is imported.
+    assert 'torch' not in ended.stderr.replace('a torch >= 2.1', '')
+
+
+def test_one_version_of_ruff():
+    """The hooks check with what the tests' requirements pin."""
+    hooks = yaml.safe_load((REPOSITORY / '.pre-commit-config.yaml').read_text())
+    pinned = (REPOSITORY / 'requirements/tests.txt').read_text().splitlines()
+    [ruff] = [hook for hook in hooks['repos'][0]['hooks'] if hook['id'] == 'ruff']
+    assert ruff['additional_dependencies'][0] in pinned
