@@ -17,7 +17,10 @@ from tqdm import tqdm
 
 from gkd.errors import CheckpointError
 
-REPOSITORY = osp.dirname(osp.dirname(osp.abspath(__file__)))
+PACKAGE = osp.dirname(osp.abspath(__file__))
+# Installed, the package has the repository's configs and tools inside.
+INSTALLED = osp.join(PACKAGE, '.mim')
+REPOSITORY = INSTALLED if osp.isdir(INSTALLED) else osp.dirname(PACKAGE)
 FOLDER = osp.join(REPOSITORY, 'checkpoints')
 MANIFEST = osp.join(FOLDER, 'manifest.json')
 BLOCK = 1 << 20  # bytes read at a time
