@@ -23,12 +23,14 @@ def apply() -> None:
         return
 
     from gkd.compat.environment import check_environment
-    from gkd.compat.ops import install_ops
 
     check_environment()
     # mmcv announces its version 2.0 of 2023 on every import, and makes torch look for a compiler.
     warnings.filterwarnings('ignore', message='On January 1, 2023, MMCV', category=UserWarning)
     logging.getLogger('torch.utils.cpp_extension').setLevel(logging.ERROR)
+
+    from gkd.compat.ops import install_ops
+
     install_ops()
 
     # These import mmcv and mmdet, which is possible from here on only.
