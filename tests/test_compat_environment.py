@@ -12,6 +12,7 @@ from gkd.errors import EnvironmentMismatchError
 
 @pytest.mark.parametrize('package, advice', [
     ('mmcv', 'MMCV_WITH_OPS=0 pip install --no-build-isolation mmcv==1.7.2'),
+    ('cv2', 'pip install opencv-python-headless'),
     ('mmdet', 'pip install mmdet==2.28.2')])
 def test_missing_package(monkeypatch, package, advice):
     find_spec = importlib.util.find_spec
