@@ -196,4 +196,3 @@ def test_command(tmp_path):
     status, _, stderr = run_tool('plan', tmp_path / 'distiller.py', '--cfg-options',
                                  'optimizer.type=Nothing')
     assert status == 2 and 'optimizer' in stderr and 'Traceback' not in stderr
-
