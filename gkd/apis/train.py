@@ -46,6 +46,7 @@ from gkd.apis.files import write_atomically
 from gkd.apis.finite import FiniteLossHook
 from gkd.apis.resume import KEY, ImageOrder, ResumeHook, find_checkpoint
 from gkd.detectors import Distiller
+from gkd.detectors.source import check_checkpoints
 from gkd.errors import CheckpointError, ConfigError
 from gkd.files import remove_unfinished
 from gkd.reporting.recorder import TrainingRecorder
@@ -75,6 +76,7 @@ def train(config: Config, resume: str = 'auto', validate: bool = True) -> dict[s
     if device.type == 'cpu':
         keep_freed_memory()
     check_training(config)
+    check_checkpoints(config.model)
     config.setdefault('seed', 0)
     config.gpu_ids = range(world_size)
     logger = open_logger(config.get('log_level', 'INFO'))
