@@ -84,6 +84,16 @@ def test_blur_removes_detail_and_keeps_colour(kind):
     torch.testing.assert_close(corrupt(flat, BOX, kind, 1), flat)
 
 
+@pytest.mark.parametrize('kind', ['Gaussian blur', 'motion blur'])
+@pytest.mark.parametrize('degree', [0.3, 1])
+def test_blur_is_that_of_the_whole_image(kind, degree):
+    image = textured(size=120)
+    box = torch.tensor([40.0, 45.0, 80.0, 75.0])
+    inside = (slice(None), slice(45, 75), slice(40, 80))
+    whole = CORRUPTIONS[kind](image, 1200 ** 0.5, degree, 7)
+    torch.testing.assert_close(corrupt(image, box, kind, degree, 7)[inside], whole[inside])
+
+
 @given(seed=st.integers(0, 2 ** 31), low=st.floats(0.05, 1), high=st.floats(0.05, 1))
 @settings(max_examples=25, deadline=None)
 def test_occlusion_erases_its_share_and_more_of_the_same(seed, low, high):
@@ -141,6 +151,11 @@ def test_band_counts_copies_of_an_image_once():
     _, copied = mean_with_band(values.repeat(7), torch.arange(20).repeat(7))
     torch.testing.assert_close(copied, alone)
     assert mean_with_band(values, torch.zeros(20, dtype=torch.long))[1] == torch.inf
+
+
+def test_deviations_in_one_image_cancel():
+    mean, half = mean_with_band(torch.tensor([1.0, 3.0, 0.5, 3.5]), torch.tensor([7, 7, 2, 2]))
+    assert mean == 2 and half == 0
 
 
 def test_band_holds_the_mean_as_often_as_it_says():

@@ -260,6 +260,8 @@ def draw_examples(image: CandidateImage, degrees: Sequence[float], seed: int, pa
     shown = (slice(max(0, y1), y2), slice(max(0, x1), x2))
     figure, axes = plt.subplots(len(CORRUPTIONS), 1 + len(degrees), squeeze=False,
                                 figsize=(1.3 * (1 + len(degrees)), 1.35 * len(CORRUPTIONS)))
+    for axis, degree in zip(axes[0], (0.0, *degrees)):
+        axis.set_title(f'{degree:g}', fontsize=9)
     for row, kind in zip(axes, CORRUPTIONS):
         row[0].set_ylabel(kind, fontsize=9)
         for axis, degree in zip(row, (0.0, *degrees)):
@@ -267,8 +269,6 @@ def draw_examples(image: CandidateImage, degrees: Sequence[float], seed: int, pa
             axis.imshow(((corrupted + 1) / 2).clamp(0, 1).permute(1, 2, 0).numpy()[shown])
             axis.set_xticks([])
             axis.set_yticks([])
-            if row is axes[0]:
-                axis.set_title(f'{degree:g}', fontsize=9)
     figure.tight_layout(pad=0.3)
     save(figure, path)
 
