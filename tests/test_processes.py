@@ -119,7 +119,7 @@ def test_elastic_restart_goes_on_exactly(tmp_path):
     assert kill.train(config, reference, processes=2)[0] == 0
     failing = tmp_path / 'experiment' / 'failing.py'
     failing.write_text(f'_base_ = [{config!r}]\ncustom_imports = dict(imports=["kill"])\n'
-                       'custom_hooks = [dict(type="Witness", priority="VERY_LOW"), '
+                       'custom_hooks = [dict(type="Witness", priority="ABOVE_NORMAL"), '
                        'dict(type="FailOnce", rank=1, step=5)]\n')
     ended = subprocess.run(
         [sys.executable, str(REPOSITORY / 'tools' / 'torchrun.py'), '--standalone',
