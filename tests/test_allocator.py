@@ -11,19 +11,20 @@ from resource import RUSAGE_SELF, getrusage
 import torch
 from gkd.apis.allocator import keep_freed_memory
 
-def faults_of_second_step():
-    for _ in range(2):
+def faults_of_last_step():
+    # Where the heap happens to begin decides in which step it has room for three neighbours.
+    for _ in range(5):
         before = getrusage(RUSAGE_SELF).ru_minflt
         tensors = [torch.ones(2 ** 24) for _ in range(3)]
         del tensors
     return getrusage(RUSAGE_SELF).ru_minflt - before
 
-print(faults_of_second_step(), keep_freed_memory(), faults_of_second_step())
+print(faults_of_last_step(), keep_freed_memory(), faults_of_last_step())
 '''
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason='mallopt is a function of glibc')
-def test_second_step_uses_the_memory_of_the_first():
+def test_later_steps_use_the_memory_of_earlier_ones():
     printed = subprocess.run([sys.executable, '-c', COUNT_FAULTS], check=True,
                              capture_output=True, text=True).stdout
     before, kept, after = printed.split()

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 from datetime import timedelta
@@ -110,3 +111,23 @@ def test_one_process_that_fails_ends_the_other(how, says, tmp_path):
     assert other == (2 if how == 'raise' else -signal.SIGKILL)
     if says:
         assert says in (tmp_path / 'output_1').read_text()
+
+
+def test_elastic_restart_goes_on_exactly(tmp_path):
+    config = kill.write_experiment(tmp_path / 'experiment', family='one_stage')
+    reference, work_dir = tmp_path / 'reference', tmp_path / 'elastic'
+    assert kill.train(config, reference, processes=2)[0] == 0
+    failing = tmp_path / 'experiment' / 'failing.py'
+    failing.write_text(f'_base_ = [{config!r}]\ncustom_imports = dict(imports=["kill"])\n'
+                       'custom_hooks = [dict(type="Witness", priority="ABOVE_NORMAL"), '
+                       'dict(type="FailOnce", rank=1, step=5)]\n')
+    ended = subprocess.run(
+        [sys.executable, str(REPOSITORY / 'tools' / 'torchrun.py'), '--standalone',
+         '--nproc_per_node', '2', '--max_restarts', '1', str(REPOSITORY / 'tools' / 'train.py'),
+         str(failing), '--work-dir', str(work_dir), '--launcher', 'pytorch'],
+        capture_output=True, text=True, timeout=900,
+        env={**os.environ, 'OMP_NUM_THREADS': '1',
+             'PYTHONPATH': str(REPOSITORY / 'tests' / 'faults')})
+    assert ended.returncode == 0, ended.stderr
+    assert (work_dir / 'failed').exists() and 'resumed epoch 1, iter 5' in ended.stderr
+    assert kill.differences(reference, work_dir, processes=2) == []

@@ -5,6 +5,7 @@ torchrun itself appends a traceback of its own, forty lines that bury the messag
 """
 
 import logging
+import os
 import signal
 import sys
 
@@ -25,6 +26,9 @@ def explain(error):
 
 if __name__ == '__main__':
     logging.getLogger('torch.distributed.elastic').setLevel(logging.CRITICAL)
+    # Processes that are started again would find the addresses of their dead forerunners in the
+    # store that torchrun shares with all of them; so every start gets a store of its own.
+    os.environ.setdefault('TORCH_DISABLE_SHARE_RDZV_TCP_STORE', '1')
     try:
         main()
     except ChildFailedError as error:
