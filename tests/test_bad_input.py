@@ -220,6 +220,53 @@ def test_class_names_that_the_annotations_do_not_have(folder):
     refuse_training(folder, says=['data.train', '1 of 3 classes', 'grean', 'red, green, blue'])
 
 
+def in_another_order(folder, part):
+    """Let a data set have a file with its categories in another order."""
+    content = json.loads((folder / 'annotations.json').read_text())
+    content['categories'].reverse()
+    (folder / 'reversed.json').write_text(json.dumps(content))
+    append('distiller.py', f'data["{part}"]["ann_file"] = "reversed.json"')
+
+
+@pytest.mark.parametrize('part', ['train', 'val', 'test'])
+def test_classes_that_the_annotations_have_in_another_order(folder, part):
+    # Left to MMDetection, they would be numbered as in the file, and 1 and 3 be mixed up.
+    in_another_order(folder, part)
+    says = [f'data.{part}', 'red, green, blue', 'reversed.json lists them as blue, green, red',
+            '`classes`', '"categories"']
+    if part == 'test':
+        weights = tiny_data.write_weights('student.pth', small.retinanet())
+        refuse(folder, 'test', 'distiller.py', weights, says=says)
+    else:
+        refuse_training(folder, says=says)
+
+
+def test_classes_in_the_order_of_the_annotations_are_accepted(folder):
+    for part in ('train', 'val'):
+        in_another_order(folder, part)
+        append('distiller.py', f'data["{part}"]["classes"] = ["blue", "red"]')
+    # The file has one category more, between them.
+    refuse_training(folder, says=['RetinaNet detects 3 classes'])
+
+
+def test_two_categories_of_one_name(folder):
+    edit(folder / 'annotations.json',
+         lambda content: content['categories'].append(dict(id=9, name='green')))
+    refuse_training(folder, says=['data.train', 'annotations.json', 'several categories', 'green'])
+
+
+def test_teacher_that_has_the_classes_in_another_order(folder):
+    checkpoint = torch.load('teacher.pth')
+    checkpoint['meta']['CLASSES'] = ('red', 'blue', 'green')
+    torch.save(checkpoint, 'teacher.pth')
+    refuse_training(folder, says=['model.teacher.checkpoint', 'red, blue, green',
+                                  'data.train has red, green, blue'])
+    # They may have got other names since.
+    checkpoint['meta']['CLASSES'] = ('red', 'vert', 'bleu')
+    torch.save(checkpoint, 'teacher.pth')
+    assert 'Epoch [1]' in succeed('--no-validate', '--epochs', '1')
+
+
 def test_strides_that_cannot_be_paired(folder):
     student = small.retinanet()
     student['neck'].update(start_level=3, num_outs=2)

@@ -152,9 +152,11 @@ def leaf_datasets(dataset: CustomDataset) -> list[CustomDataset]:
 
 
 def check_classes(dataset: CustomDataset, key: str) -> None:
-    """Raise DataError if a class of the config is no category of a COCO file.
+    """Raise DataError if a COCO file has not the classes of the config, in their order.
 
-    MMDetection would skip it silently, and number all classes after it wrongly.
+    MMDetection numbers classes in the order of the file's categories. It would skip a class that
+    is missing, and number all after it wrongly; in another order than the config's, the boxes of
+    one data set would be of other classes than those of the next, or than the teacher's.
     """
     if not isinstance(dataset, CocoDataset):
         return
@@ -165,6 +167,17 @@ def check_classes(dataset: CustomDataset, key: str) -> None:
             f'{key}: {len(missing)} of {len(dataset.CLASSES)} classes are no categories of '
             f'{dataset.ann_file}: {shorten(missing)}. It has {shorten(named)}; set `classes` of '
             f'every data set to the names to detect.')
+    twice = sorted({name for name in dataset.CLASSES if named.count(name) > 1})
+    if twice:
+        raise DataError(f'{key}: {dataset.ann_file} has several categories called '
+                        f'{shorten(twice)}; give each its own name, or all boxes one of them.')
+    in_file = [name for name in named if name in dataset.CLASSES]
+    if in_file != list(dataset.CLASSES):
+        raise DataError(
+            f'{key}: `classes` are {shorten(dataset.CLASSES)}, but {dataset.ann_file} lists them '
+            f'as {shorten(in_file)}, and MMDetection numbers them in the order of the file. Give '
+            f'`classes` of every data set in that order; where files differ in it, put their '
+            f'"categories" into one order (ids may stay as they are).')
 
 
 def check_images(dataset: CustomDataset, key: str) -> None:
@@ -184,6 +197,29 @@ def check_images(dataset: CustomDataset, key: str) -> None:
     if absent:
         raise DataError(f'{key}: {len(absent)} of {len(dataset)} images of {dataset.ann_file} are '
                         f'missing, first {absent[0]}. Set `img_prefix` to their folder.')
+
+
+def check_teacher_classes(model: nn.Module, dataset: CustomDataset, key: str) -> None:
+    """Raise ConfigError if the teacher's checkpoint numbers the data set's classes otherwise.
+
+    Classes that the data set does not name are let through: they may have been renamed.
+
+    Args:
+        model: A detector; only a distiller is looked at.
+        dataset: Its data set.
+        key: Place of the data set in the config, for messages.
+    """
+    if not isinstance(model, Distiller):
+        return
+    taught = getattr(model.teacher, 'CLASSES', None) or ()
+    classes = list(dataset.CLASSES)
+    if any(name in classes and classes.index(name) != number
+           for number, name in enumerate(taught)):
+        raise ConfigError(
+            f'model.teacher.checkpoint: the teacher knows {shorten(taught)}, in this order, '
+            f'{key} has {shorten(classes)}: it would teach one class as another. Put `classes` of '
+            f'the data sets and "categories" of their files into the teacher\'s order, or take '
+            f'another teacher.')
 
 
 def check_num_classes(model: nn.Module, dataset: CustomDataset, key: str) -> None:
@@ -252,7 +288,7 @@ def naming(key: str) -> Iterator[None]:
         raise ConfigError(f'{key}: {type(error).__name__}: {error}') from error
 
 
-def shorten(names: list, most: int = 8) -> str:
+def shorten(names: Sequence[str], most: int = 8) -> str:
     """The first few names, and how many more there are."""
     listed = ', '.join(map(str, names[:most]))
     return listed if len(names) <= most else f'{listed} and {len(names) - most} more'

@@ -36,6 +36,7 @@ from gkd.apis.config import (
     build_checked_dataset,
     build_model,
     check_num_classes,
+    check_teacher_classes,
     naming,
     prototype_datasets,
 )
@@ -88,6 +89,7 @@ def train(config: Config, resume: str = 'auto', validate: bool = True) -> dict[s
         model.init_weights()
     train_set = build_checked_dataset(config.data.train, 'data.train')
     check_num_classes(model, train_set, 'data.train')
+    check_teacher_classes(model, train_set, 'data.train')
     model.CLASSES = train_set.CLASSES
     if isinstance(model, Distiller) and not any(
             hook['type'] == 'PrototypeHook' for hook in config.get('custom_hooks') or ()):

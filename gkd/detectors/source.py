@@ -102,6 +102,9 @@ class DetectorSource:
     def load_checkpoint(self, model: nn.Module) -> None:
         """Fill ``model`` with the checkpoint's weights, all of them or none.
 
+        Its attribute ``CLASSES`` becomes the names of the classes that the checkpoint was trained
+        on, if it holds them.
+
         Raises:
             CheckpointError: The file is missing, unreadable, not the published one of its name,
                 or does not fit the model.
@@ -112,7 +115,11 @@ class DetectorSource:
             return
         self.check_checkpoint()
         path = find_file(self.checkpoint)
-        load_strictly(model, load_checkpoint_file(path), path)
+        checkpoint = load_checkpoint_file(path)
+        load_strictly(model, checkpoint, path)
+        names = class_names(checkpoint)
+        if names is not None:
+            model.CLASSES = names
 
     def check_checkpoint(self) -> None:
         """Check that the checkpoint, if one is named, is there and not damaged.
@@ -128,6 +135,15 @@ class DetectorSource:
             raise CheckpointError(f'{self.key}.checkpoint: no such file: {self.checkpoint}. '
                                   f'{how_to_get(self.checkpoint)}')
         check_file(path)
+
+
+def class_names(checkpoint: dict) -> Optional[tuple[str, ...]]:
+    """Names of the classes that a checkpoint was trained on, None if it does not say."""
+    meta = checkpoint.get('meta')
+    names = meta.get('CLASSES') if isinstance(meta, dict) else None
+    if isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names):
+        return tuple(names)
+    return None
 
 
 def sources_of(model: dict) -> list[DetectorSource]:
