@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import mmcv
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from plotly.offline import get_plotlyjs
 from torch import Tensor
 
-from gkd.apis.files import write_atomically
 from gkd.prototypes.contributions import align, contributions, principal_plane
 from gkd.reporting.prototypes import crop
+from gkd.reporting.templates import write_page
 from gkd.reporting.trained import Basis
 from gkd.reporting.validation import data_uri
 
@@ -48,11 +45,7 @@ def write_gallery(basis: Basis, alpha: float, title: str, path: str, most: int =
         crops=[embed(basis, row) for row in shown.tolist()],
         levels=[describe_level(basis, level, rows, shown, alpha)
                 for level, rows in enumerate(chosen)])
-    environment = Environment(loader=PackageLoader('gkd.reporting', ''), autoescape=True,
-                              undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    page = environment.get_template('gallery.jinja').render(
-        title=title, made=time.strftime('%Y-%m-%d %H:%M'), data=data, plotly=get_plotlyjs())
-    write_atomically(path, page)
+    write_page(path, 'gallery.jinja', title=title, data=data)
 
 
 def choose_shown(prototypes: Tensor, total: int, most: int, seed: int) -> Tensor:

@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os.path as osp
 import shlex
 import statistics
-import time
 from collections.abc import Sequence
 from typing import Any, Optional
 
-import plotly.graph_objects as go
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from plotly.offline import get_plotlyjs
-
-from gkd.apis.files import write_atomically
 from gkd.reporting import figures
 from gkd.reporting.runs import (
     DISTILLED,
@@ -25,6 +18,7 @@ from gkd.reporting.runs import (
     read_runs,
     same_validation,
 )
+from gkd.reporting.templates import write_page
 from gkd.reporting.validation import Picture, Precision, Validation, read_detections
 
 COLUMNS = {'AP': 'bbox_mAP', 'AP50': 'bbox_mAP_50', 'AP75': 'bbox_mAP_75',
@@ -55,21 +49,17 @@ def write_report(work_dir: str, others: Sequence[str], path: str) -> None:
     precisions, pictures, notes = evaluate(main, runs, validation)
     colours, steps = figures.colours(runs), figures.draw_time(runs)
     metrics = {run.name: figures.metrics_of(run, precisions) for run in runs}
-    environment = Environment(loader=PackageLoader('gkd.reporting', ''), autoescape=True,
-                              undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters['plot'] = plot_data
-    page = environment.get_template('report.jinja').render(
+    write_page(
+        path, 'report.jinja',
         title=osp.basename(osp.abspath(work_dir)), main=main, runs=runs,
         colours=colours, state=state(main), summary=summarize(runs, metrics),
-        made=time.strftime('%Y-%m-%d %H:%M'), columns=list(COLUMNS),
-        table=ap_table(runs, metrics), notes=notes, pictures=pictures,
+        columns=list(COLUMNS), table=ap_table(runs, metrics), notes=notes, pictures=pictures,
         shown={name: colours[name] for name in precisions},
         ap=figures.draw_ap(runs), sizes=figures.draw_sizes(runs, metrics),
         precision=figures.draw_precision(runs, precisions), losses=figures.draw_losses(runs),
         weights={run.name: figures.draw_weights(run) for run in runs},
         time=steps, parts=figures.parts_of(steps) if steps else {}, memory=memory_table(runs),
-        versions=versions_table(runs), plotly=get_plotlyjs())
-    write_atomically(path, page)
+        versions=versions_table(runs))
 
 
 def evaluate(main: Run, runs: Sequence[Run], validation: Validation,
@@ -102,11 +92,6 @@ def evaluate(main: Run, runs: Sequence[Run], validation: Validation,
     if detections and not pictures:
         notes.append(f'The images in {validation.folder} are not in reach.')
     return precisions, pictures, notes
-
-
-def plot_data(plot: go.Figure) -> Any:
-    """A figure as plain JSON values."""
-    return json.loads(plot.to_json())
 
 
 def state(run: Run) -> str:
