@@ -67,7 +67,7 @@ def succeed(*commands):
                                 stderr=subprocess.PIPE, text=True)
                for command, variables in commands]
     try:
-        messages = [process.communicate(timeout=300)[1] for process in started]
+        messages = [process.communicate(timeout=900)[1] for process in started]
     finally:
         for process in started:
             process.kill()
@@ -85,6 +85,34 @@ def test_ranks_on_two_nodes(clone):
     arguments = ['a config.py', '--seed', '7', '--launcher', 'pytorch']
     assert noted(clone) == [[who, '127.0.0.1', arguments] for who in
                             ([0, 0, 4, 0], [1, 1, 4, 0], [2, 0, 4, 1], [3, 1, 4, 1])]
+
+
+# In the place of tools/train.py: one process is killed once; the others, and all after it, sum up.
+FAILING_TOOL = """
+import datetime, os, pathlib, signal
+import torch, torch.distributed as dist
+dist.init_process_group('gloo', timeout=datetime.timedelta(minutes=4))
+total = torch.ones(1)
+dist.all_reduce(total)
+mark = pathlib.Path(__file__).with_name('failed')
+if dist.get_rank() == 1 and not mark.exists():
+    mark.touch()
+    os.kill(os.getpid(), signal.SIGKILL)
+dist.all_reduce(total)
+mark.with_name(f'sum_{dist.get_rank()}').write_text(str(total.item()))
+dist.destroy_process_group()
+"""
+
+
+def test_processes_that_are_started_again_find_each_other(clone):
+    """torchrun's elastic restart on two nodes; see tests/test_processes.py for one."""
+    (clone / 'train.py').write_text(FAILING_TOOL)
+    port = free_port()
+    succeed(*((['bash', clone / 'train.sh', 'config.py', 1],
+               dict(NNODES=str(NODES), NODE_RANK=str(node), MASTER_ADDR='127.0.0.1',
+                    MASTER_PORT=port, PET_MAX_RESTARTS='2')) for node in range(NODES)))
+    assert (clone / 'failed').exists()
+    assert [(clone / f'sum_{rank}').read_text() for rank in range(NODES)] == ['4.0', '4.0']
 
 
 # In the place of srun: starts the tasks as Slurm would, all on this machine.

@@ -161,6 +161,15 @@ def test_train_on_several_nodes(environment):
     assert result.returncode == 2 and 'set MASTER_ADDR' in result.stderr
 
 
+def test_train_on_one_node_with_a_port_and_restarts(environment):
+    _, arguments = started('tools/train.sh', 'c.py', '2', environment=environment, PORT='99',
+                           PET_MAX_RESTARTS='3')
+    assert arguments[1:10] == [
+        '--nnodes', '1', '--rdzv_backend', 'c10d', '--rdzv_id', 'gkd', '--rdzv_endpoint',
+        '127.0.0.1:99', '--rdzv_conf']
+    assert 'is_host=1' in arguments[10]
+
+
 def test_test_script(environment):
     _, arguments = started('tools/test.sh', 'c.py', 'a.pth', '2', '--eval', 'bbox',
                            environment=environment, PORT='99', OMP_NUM_THREADS='5')

@@ -2,7 +2,7 @@
 #
 # launch TOOL GPUS ARGUMENTS...
 #   GPUS: processes on this node, '' for one. NNODES, NODE_RANK, MASTER_ADDR and MASTER_PORT (or
-#   PORT) from the environment for several nodes.
+#   PORT) from the environment for several nodes; PET_MAX_RESTARTS is torchrun's --max_restarts.
 
 launch() {
   local tool="$1" gpus="${2:-1}" python
@@ -19,8 +19,16 @@ launch() {
       echo 'error: NNODES is set; set MASTER_ADDR to the name of the first node, too.' >&2
       exit 2
     fi
-    rendezvous=(--nnodes "${NNODES:-1}" --node_rank "${NODE_RANK:-0}"
-      --master_addr "${MASTER_ADDR:-127.0.0.1}" --master_port "${port:-29500}")
+    local address="${MASTER_ADDR:-127.0.0.1}"
+    port="${port:-29500}"
+    rendezvous=(--nnodes "${NNODES:-1}")
+    if [ "${PET_MAX_RESTARTS:-0}" -gt 0 ]; then
+      # With a fixed order of nodes, processes that are started again would not find each other.
+      rendezvous+=(--rdzv_backend c10d --rdzv_id gkd --rdzv_endpoint "$address:$port"
+        --rdzv_conf "is_host=$((${NODE_RANK:-0} == 0)),read_timeout=600")
+    else
+      rendezvous+=(--node_rank "${NODE_RANK:-0}" --master_addr "$address" --master_port "$port")
+    fi
   fi
   # Share the cores between the processes.
   local threads=$(($(getconf _NPROCESSORS_ONLN) / gpus))

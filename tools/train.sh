@@ -11,7 +11,8 @@ usage: bash tools/train.sh [CONFIG [GPUS]] [options of tools/train.py]
   CONFIG GPUS  train it in so many processes of this node, a GPU each; without GPUs, on the CPU
 
 Several nodes: run it on each with NNODES, NODE_RANK (0, 1, ...), MASTER_ADDR and, if port 29500 is
-taken, MASTER_PORT set. With Slurm: tools/slurm_train.sh.
+taken, MASTER_PORT set. With Slurm: tools/slurm_train.sh. PET_MAX_RESTARTS=3 starts all processes
+again up to three times when one has ended; they go on from the last checkpoint.
 Options: bash tools/setup.sh && python tools/train.py --help, or bash tools/train.sh --options.
 TEXT
 }
