@@ -6,15 +6,18 @@ import logging
 import os
 
 import measure
+import numpy as np
 import torch
 from mmcv import Config, ConfigDict
+from mmcv.parallel import collate, scatter
 
 import gkd  # noqa: F401  (mends mmdet, so that scripts that import this file first can import it)
 from gkd.apis import load_config
+from gkd.apis.config import build_checked_dataset
 from gkd.apis.quickstart import DISTILLER, FAMILIES
 from gkd.datasets import prepare_tree_crowns
 
-__all__ = ['FAMILIES', 'coco_model', 'quickstart_config', 'random_boxes']
+__all__ = ['FAMILIES', 'coco_model', 'first_batch', 'quickstart_config', 'random_boxes']
 
 for name in ('mmcv', 'mmdet'):
     logging.getLogger(name).setLevel(logging.WARNING)  # they list every initialised weight
@@ -28,6 +31,15 @@ def quickstart_config(family: str) -> Config:
     for role in ('teacher', 'student'):
         config.model[role].checkpoint = None
     return config
+
+
+def first_batch(config: Config) -> dict:
+    """A training batch of a config's first images, on the CPU."""
+    dataset = build_checked_dataset(config.data.train, 'data.train')
+    batch_size = config.data.train_dataloader.samples_per_gpu
+    np.random.seed(0)
+    batch = collate([dataset[index] for index in range(batch_size)], batch_size)
+    return scatter(batch, [-1])[0]
 
 
 def coco_model(family: str, **prototypes) -> ConfigDict:

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 BENCHMARKS = ('step_overhead', 'distilling_module', 'prototype_search', 'prototype_generation',
-              'data_path')
+              'data_path', 'methods')
 
 
 def main() -> None:

@@ -13,13 +13,10 @@ from typing import Optional
 
 import inputs
 import measure
-import numpy as np
 import torch
-from mmcv.parallel import collate, scatter
 from mmdet.core import bbox2roi
 from mmdet.models import build_detector
 
-from gkd.apis.config import build_checked_dataset
 from gkd.detectors import Distiller
 from gkd.detectors.step import recorded
 from gkd.prototypes import PrototypeBank
@@ -124,11 +121,7 @@ def build_distiller(model: dict) -> Distiller:
 def quickstart_step(family: str) -> Step:
     """The quickstart's step on its first training images."""
     config = inputs.quickstart_config(family)
-    dataset = build_checked_dataset(config.data.train, 'data.train')
-    batch_size = config.data.train_dataloader.samples_per_gpu
-    np.random.seed(0)
-    batch = collate([dataset[index] for index in range(batch_size)], batch_size)
-    return Step(build_distiller(config.model), scatter(batch, [-1])[0])
+    return Step(build_distiller(config.model), inputs.first_batch(config))
 
 
 def coco_step(family: str, size: tuple[int, int] = (800, 1344), images: int = 2) -> Step:

@@ -1,0 +1,88 @@
+"""What every method of distillation adds to a training step, in time and peak memory.
+
+A step is forward and backward on the quickstart's data; the plain student's is that of the same
+distiller with nothing to teach, which runs no teacher. Untrained detectors: their weights do not
+change what is computed, only where objects are found.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import Callable
+
+import inputs
+import measure
+import step_overhead
+import torch
+
+from gkd.apis.compare import choose_methods, variant
+
+PLAIN = 'plain student'
+
+
+def training_step(family: str, method: str) -> Callable[[], None]:
+    """Forward and backward of the quickstart's distiller when it teaches one method.
+
+    Args:
+        family: Of the detectors.
+        method: Its name in ``configs/_base_/comparison.py``, combinations with ``+``;
+            :data:`PLAIN` teaches nothing.
+    """
+    config = inputs.quickstart_config(family)
+    knowledge = [] if method == PLAIN else choose_methods(config, [method])[method]
+    distiller = step_overhead.build_distiller(variant(config, knowledge).model)
+    data = inputs.first_batch(config)
+
+    def step() -> None:
+        torch.manual_seed(0)
+        distiller.zero_grad()
+        step_overhead.total(distiller.forward_train(**data)).backward()
+
+    return step
+
+
+def measure_method(family: str, method: str, rounds: int) -> dict:
+    """Time and memory of one method against the plain student, as a row of the table."""
+    seconds = measure.interleave({name: training_step(family, name) for name in (PLAIN, method)},
+                                 rounds)
+    extra = [taught - plain for plain, taught in zip(seconds[PLAIN], seconds[method])]
+    memory = {name: int(measure.in_fresh_process(
+        __file__, '--families', family, '--memory', name)) for name in (PLAIN, method)}
+    return dict(family=family, method=method, extra=measure.summary(extra), memory=memory,
+                seconds={name: measure.summary(times) for name, times in seconds.items()})
+
+
+def measure_memory(family: str, method: str) -> int:
+    """Peak memory in bytes of a step."""
+    step = training_step(family, method)
+    step()
+    return measure.peak_memory(step)
+
+
+def main() -> None:
+    """Measure what is asked for."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('--families', nargs='+', choices=inputs.FAMILIES,
+                        default=list(inputs.FAMILIES))
+    parser.add_argument('--methods', nargs='+', help='default: all, one by one')
+    parser.add_argument('--rounds', type=int, default=11, help='timings a method')
+    parser.add_argument('--memory', help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.memory:
+        print(measure_memory(args.families[0], args.memory))
+        return
+    rows = [measure_method(family, method, args.rounds) for family in args.families
+            for method in args.methods or choose_methods(inputs.quickstart_config(family))]
+    measure.report('methods', rows, {
+        'family': lambda row: row['family'],
+        'method': lambda row: row['method'],
+        'plain student s': lambda row: f'{row["seconds"][PLAIN]["median"]:.3f}',
+        'added s': lambda row: measure.show(row['extra']),
+        'peak memory of a plain step, MB': lambda row: f'{row["memory"][PLAIN] / 1e6:.0f}',
+        'added MB': lambda row: '{:.0f}'.format(
+            (row['memory'][row['method']] - row['memory'][PLAIN]) / 1e6),
+    }, 'What a method adds to the plain student\'s step (median, quartiles)')
+
+
+if __name__ == '__main__':
+    main()
