@@ -13,9 +13,8 @@ from functools import cache
 from http.client import HTTPException
 from typing import Optional
 
-from tqdm import tqdm
-
 from gkd.errors import CheckpointError
+from gkd.progress import progress
 
 PACKAGE = osp.dirname(osp.abspath(__file__))
 # Installed, the package has the repository's configs and tools inside.
@@ -175,11 +174,11 @@ def fetch(url: str, part: str, name: str) -> None:
         length = response.headers.get('Content-Length')
         total = start + int(length) if length else None
         with open(part, 'ab' if start else 'wb') as file, \
-                tqdm(desc=name, total=total, initial=start, unit='B', unit_scale=True,
-                     unit_divisor=1024) as progress:
+                progress(None, name, total, 'B', initial=start, unit_scale=True,
+                         unit_divisor=1024) as bar:
             while block := response.read(BLOCK):
                 file.write(block)
-                progress.update(len(block))
+                bar.update(len(block))
             if total is not None and file.tell() < total:
                 raise ConnectionError(f'it ended after {file.tell():,} of {total:,} bytes')
 

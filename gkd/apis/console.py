@@ -3,28 +3,80 @@
 from __future__ import annotations
 
 import logging
+import math
+import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from typing import Optional
 
-from mmcv.runner import get_dist_info
+from mmcv.runner import Hook, get_dist_info
 from mmdet.utils import get_root_logger
+from tqdm import tqdm
 
 from gkd.errors import GKDError
+from gkd.progress import progress
 
 
 def open_logger(level: str = 'INFO') -> logging.Logger:
     """MMDetection's logger; on the terminal without mmcv's list of hooks, fifty lines a run."""
     logger = get_root_logger(log_level=level)
     logger.setLevel(level if get_dist_info()[0] == 0 else logging.ERROR)
-    for handler in logger.handlers:
-        handler.addFilter(is_news)
+    logger.handlers = [Console.instead_of(handler) if type(handler) is logging.StreamHandler
+                       else handler for handler in logger.handlers]
     return logger
 
 
-def is_news(record: logging.LogRecord) -> bool:
-    """Whether a message tells the user something about this very run."""
-    return not str(record.msg).startswith('Hooks will be executed')
+class Console(logging.StreamHandler):
+    """Writes messages above the bars of a terminal, not into them; not all messages."""
+
+    @classmethod
+    def instead_of(cls, handler: logging.StreamHandler) -> Console:
+        """One with the settings of a handler."""
+        console = cls(handler.stream)
+        console.setLevel(handler.level)
+        console.setFormatter(handler.formatter)
+        return console
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether a message tells the user something about this very run."""
+        return not str(record.msg).startswith('Hooks will be executed') and super().filter(record)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a message."""
+        with tqdm.external_write_mode(self.stream) if self.stream.isatty() else nullcontext():
+            super().emit(record)
+
+
+class EpochBar(Hook):
+    """Show on a terminal how far an epoch has come, the loss, and how long the run will go on.
+
+    Register it after the hook that resumes inside an epoch, and before one that writes
+    checkpoints.
+    """
+
+    def __init__(self):
+        self.bar: Optional[tqdm] = None
+
+    def before_train_iter(self, runner) -> None:
+        """Draw the bar; a resumed epoch does not begin at 0."""
+        if self.bar is None:
+            self.bar = progress(None, f'epoch {runner.epoch + 1} of {runner.max_epochs}',
+                                len(runner.data_loader), 'step', initial=runner.inner_iter)
+
+    def after_train_iter(self, runner) -> None:
+        """Move on."""
+        bar = self.bar
+        bar.update()
+        seconds = (time.time() - bar.start_t) / (bar.n - bar.initial)
+        left = bar.format_interval(seconds * (runner.max_iters - runner.iter - 1))
+        loss = runner.outputs['log_vars'].get('loss', math.nan)
+        bar.set_postfix_str(f'loss {loss:.4g}, run ends in {left}', refresh=False)
+
+    def after_train_epoch(self, runner) -> None:
+        """Take the bar away."""
+        self.bar.close()
+        self.bar = None
 
 
 @contextmanager

@@ -90,7 +90,6 @@ def test(config: Config, checkpoint: str, metrics: Sequence[str] = (), out: Opti
                                   show_score_thr=show_score_thr)
     if get_dist_info()[0] > 0:
         return {}
-    print()
     if out is not None:
         mmcv.dump(results, out)
         print(f'wrote {out}')

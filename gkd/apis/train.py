@@ -40,7 +40,7 @@ from gkd.apis.config import (
     naming,
     prototype_datasets,
 )
-from gkd.apis.console import log_file, open_logger, without_details
+from gkd.apis.console import EpochBar, log_file, open_logger, without_details
 from gkd.apis.evaluation import EvaluationRecorder, MissedEvaluation, evaluation_hook
 from gkd.apis.explain import explaining
 from gkd.apis.files import write_atomically
@@ -50,6 +50,7 @@ from gkd.detectors import Distiller
 from gkd.detectors.source import check_checkpoints
 from gkd.errors import CheckpointError, ConfigError
 from gkd.files import remove_unfinished
+from gkd.progress import on_terminal
 from gkd.reporting.recorder import TrainingRecorder
 
 
@@ -126,6 +127,8 @@ def train(config: Config, resume: str = 'auto', validate: bool = True) -> dict[s
         runner.register_hook(DistSamplerSeedHook())
     if isinstance(runner, EpochBasedRunner):
         runner.register_hook(ResumeHook(ImageOrder(loader, config.seed)), priority='HIGHEST')
+        if rank == 0 and on_terminal():
+            runner.register_hook(EpochBar(), priority='VERY_HIGH')
     if validate:
         runner.register_hook(evaluation, priority='LOW')
         runner.register_hook(recorder, priority='LOW')

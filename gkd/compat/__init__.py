@@ -34,17 +34,19 @@ def apply() -> None:
     install_ops()
 
     # These import mmcv and mmdet, which is possible from here on only.
-    from gkd.compat import defaults, distributed, parallel, runner
+    from gkd.compat import defaults, distributed, parallel, progress, runner
 
     defaults.restore_numpy_names()
     defaults.default_to_existing_device()
     parallel.run_steps_through_torch_ddp()
     parallel.copy_on_cuda_streams()
     distributed.init_without_gpus()
+    progress.draw_bars_on_terminals_only()
     runner.read_checkpoints_safely()
     runner.load_checkpoints_strictly()
     runner.resume_without_running_the_config()
     runner.log_short_epochs()
+    runner.leave_out_pauses()
     runner.refuse_fp16_without_gpu()
     runner.write_files_whole()
     _applied = True

@@ -6,11 +6,12 @@ import ast
 import functools
 import os
 import os.path as osp
+from types import SimpleNamespace
 
 import mmcv
 import torch
 from mmcv.fileio.file_client import HardDiskBackend
-from mmcv.runner import BaseRunner, IterBasedRunner, LoggerHook, checkpoint
+from mmcv.runner import BaseRunner, IterBasedRunner, LoggerHook, checkpoint, epoch_based_runner
 from mmcv.runner.hooks.optimizer import Fp16OptimizerHook
 
 from gkd.compat.checkpoint import load_checkpoint_file, load_strictly
@@ -152,6 +153,16 @@ def log_short_epochs() -> None:
         self.before_epoch(runner)
 
     LoggerHook.before_train_epoch = before_train_epoch
+
+
+def leave_out_pauses() -> None:
+    """Begin every epoch, and end the run, at once.
+
+    Reason: the ``EpochBasedRunner`` sleeps for two seconds before every epoch, against deadlocks
+    of the data loaders of old, and for one at the end. Its successor in MMEngine does not.
+    For: mmcv 1.x.
+    """
+    epoch_based_runner.time = SimpleNamespace(sleep=lambda seconds: None)
 
 
 def refuse_fp16_without_gpu() -> None:

@@ -8,9 +8,8 @@ import zipfile
 from contextlib import contextmanager
 from pathlib import Path
 
-from tqdm import tqdm
-
 from gkd.errors import DataError
+from gkd.progress import progress
 
 
 def unpack(archive: str, folder: str) -> int:
@@ -31,8 +30,8 @@ def unpack(archive: str, folder: str) -> int:
     count = 0
     try:
         with _opened(archive) as (members, read):
-            for name, size, member in tqdm(members, f'unpacking {Path(archive).name}',
-                                           unit='file', leave=False):
+            for name, size, member in progress(members, f'unpacking {Path(archive).name}',
+                                               unit='file'):
                 target = Path(folder, name)
                 if Path(folder).resolve() not in target.resolve().parents:
                     raise DataError(f'{archive} holds {name}, which lies outside of {folder}.')

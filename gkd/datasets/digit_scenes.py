@@ -9,10 +9,10 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from tqdm import tqdm
 
 from gkd.datasets.once import build_once
 from gkd.errors import DataError
+from gkd.progress import progress
 
 RECIPE = 2  # count up when the files below come out differently
 IMAGES = dict(train=1600, val=200)
@@ -244,8 +244,7 @@ def _build(folder, seed):
     border = round(TRAIN_SCANS * len(scans))
     blocks = dict(train=(0, border), val=(border, len(scans)))
     (folder / 'images').mkdir()
-    progress = tqdm(total=sum(IMAGES.values()), desc='digit scenes', unit='image', leave=False,
-                    disable=None)
+    bar = progress(None, 'digit scenes', sum(IMAGES.values()))
     for number, split in enumerate(IMAGES):
         start, stop = blocks[split]
         parts = {name: photograph[:, _strip(photograph, split)]
@@ -271,14 +270,14 @@ def _build(folder, seed):
                     bbox=[x, y, width, height], area=width * height, iscrowd=0, size=digit.size,
                     blur=digit.blur, occlusion=round(digit.occlusion, 3),
                     scan=start + digit.scan))
-            progress.update()
-        progress.write(f'digit scenes: {split}.json with {len(images)} images, '
-                       f'{len(annotations)} digits')
+            bar.update()
+        bar.write(f'digit scenes: {split}.json with {len(images)} images, '
+                  f'{len(annotations)} digits')
         (folder / f'{split}.json').write_text(json.dumps(dict(
             info=dict(description=f'Digit scenes, seed {seed}'),
             categories=[dict(id=i, name=name) for i, name in enumerate(CLASSES, 1)],
             images=images, annotations=annotations)))
-    progress.close()
+    bar.close()
 
 
 def _strip(photograph, split):

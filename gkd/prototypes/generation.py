@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os.path as osp
-import sys
 from collections.abc import Sequence
 from typing import Optional
 
@@ -17,10 +16,10 @@ from mmcv.runner import get_dist_info
 from mmdet.datasets import CustomDataset
 from mmdet.models.detectors import BaseDetector
 from torch import Tensor
-from tqdm import tqdm
 
 from gkd.errors import CheckpointError, ConfigError, DataError
 from gkd.files import CHECKSUM, load_tensors, save_tensors
+from gkd.progress import progress
 from gkd.prototypes.bank import PrototypeBank
 from gkd.prototypes.features import (
     CandidateImage,
@@ -147,13 +146,9 @@ class PrototypeGenerationModule:
         share = batches[rank::world_size]
         device = next(detector.parameters()).device
         loader = load_batches(self.candidates, share, self.workers)
-        # In a log file a line now and then, on a terminal a moving bar.
-        pace = {} if sys.stderr.isatty() else dict(mininterval=10, delay=10)
-        progress = tqdm(loader, f'prototypes, {role}', unit='batch', leave=False,
-                        disable=rank > 0, **pace)
         return [instance_features(detector, levels, images.to(device),
                                   [box.to(device) for box in boxes])
-                for images, boxes in progress]
+                for images, boxes in progress(loader, f'prototypes, {role}', unit='batch')]
 
     def pursue(self, student_features: list[Tensor], batches: list[list[int]], num_classes: int,
                device: torch.device) -> PrototypeBank:
@@ -166,7 +161,7 @@ class PrototypeGenerationModule:
         jobs = [(level, label) for level in range(len(student_features))
                 for label in range(num_classes) if len(members[label])]
         mine = {}
-        for level, label in jobs[rank::world_size]:
+        for level, label in progress(jobs[rank::world_size], 'prototypes, search', unit='class'):
             rows = members[label]
             chosen = select_prototypes(self.teacher_features[level][rows].to(device),
                                        student_features[level][rows].to(device), **self.pursuit)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import os.path as osp
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -15,12 +14,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm import tqdm
 
 from gkd.apis.files import write_atomically
 from gkd.files import written_whole
 from gkd.knowledge.instances import map_levels
 from gkd.knowledge.losses import robust_weights
+from gkd.progress import progress
 from gkd.prototypes import PrototypeBank
 from gkd.prototypes.features import CandidateImage, CandidateImages
 from gkd.reporting.agreement import coordinates, mean_with_band, typicality
@@ -113,8 +112,7 @@ def run_study(trained: TrainedPair, bank: PrototypeBank, images: Sequence[Candid
     """
     values, groups = [], []
     total = sum(len(image.labels) for image in images)
-    pace = {} if sys.stderr.isatty() else dict(mininterval=20, delay=20)
-    with tqdm(total=total, desc='noise study', unit='instance', leave=False, **pace) as progress:
+    with progress(None, 'noise study', total, 'instance') as bar:
         for number, (image, boxes) in enumerate(CandidateImages(images)):
             for box, label in zip(boxes, torch.from_numpy(images[number].labels)):
                 own = seed + len(values)
@@ -123,7 +121,7 @@ def run_study(trained: TrainedPair, bank: PrototypeBank, images: Sequence[Candid
                 teacher, student = features_of(trained, versions, box, batch_size)
                 values.append(measure(teacher, student, bank, label, box))
                 groups.append(number)
-                progress.update()
+                bar.update()
     values = torch.stack(values).unflatten(-1, (len(CORRUPTIONS), -1))
     return Study((0.0, *degrees), values, torch.tensor(groups))
 

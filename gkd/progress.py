@@ -1,0 +1,69 @@
+"""How far long work has come: a bar on a terminal, a line in the log now and then elsewhere."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from typing import Any, Optional
+
+from mmcv.runner import get_dist_info
+from mmcv.utils import get_logger
+from tqdm import tqdm
+
+PAUSE = 60  # seconds between two lines in a log, and before the first
+
+
+def progress(iterable: Optional[Iterable] = None, description: str = '',
+             total: Optional[int] = None, unit: str = 'image', **settings: Any) -> tqdm:
+    """Show how far work has come, at which rate, and how long it will go on.
+
+    On a terminal a bar is drawn, which goes away at the end. Elsewhere the log gets a line a
+    minute, and nothing of work that takes less. Of several processes only the first one shows it.
+
+    Args:
+        iterable: What to go through; None to call ``update`` by hand.
+        description: What is done.
+        total: Number of items, where ``len(iterable)`` does not tell.
+        unit: What an item is, in the singular.
+        **settings: Further ones of ``tqdm``.
+
+    Returns:
+        A ``tqdm`` around ``iterable``.
+
+    Example:
+        >>> list(progress('abc', 'spelling', unit='letter'))
+        ['a', 'b', 'c']
+    """
+    kind = Bar if on_terminal() else LogLines
+    return kind(iterable, description, total, unit=unit, **{
+        'leave': False, 'disable': get_dist_info()[0] > 0, **kind.PACE, **settings})
+
+
+def on_terminal() -> bool:
+    """Whether somebody is watching."""
+    return sys.stderr.isatty()
+
+
+class Bar(tqdm):
+    """A bar on a terminal."""
+
+    PACE = dict(dynamic_ncols=True, miniters=1)
+    # No thread that looks after slow bars: it would be there when processes are forked.
+    monitor_interval = 0
+
+
+class LogLines(tqdm):
+    """Lines in the log where a terminal would have a bar."""
+
+    PACE = dict(mininterval=PAUSE, delay=PAUSE, miniters=1, smoothing=0, bar_format=(
+        '{desc}: {n_fmt} of {total_fmt} ({rate_fmt}) in {elapsed}, {remaining} left'))
+    monitor_interval = 0
+
+    def display(self, msg: Optional[str] = None, pos: Optional[int] = None) -> bool:
+        """Log the line; tqdm's other messages clear a terminal."""
+        if msg is None:
+            get_logger('mmdet').info(str(self))
+        return False
+
+    def clear(self, nolock: bool = False) -> None:
+        """Do nothing: there is nothing to be cleared."""
