@@ -13,12 +13,7 @@ model = dict(
         checkpoint='work_dirs/digits/retinanet/student_seed0/latest.pth'),
     # candidates are 660 digits; half of all digits are narrower than COCO's 30 pixels
     prototypes=dict(type='PrototypeGenerationModule', min_size=12, max_images=50),
-    knowledge=[
-        dict(
-            type='RobustDistillingModule',
-            # summed over batch-normalised maps, it would drown the detection losses
-            local_knowledge=dict(level_reduction='mean'))
-    ])
+    knowledge=[dict(type='RobustDistillingModule')])
 optimizer = dict(lr=0.001)
 runner = dict(max_epochs=2)
 methods = dict(
