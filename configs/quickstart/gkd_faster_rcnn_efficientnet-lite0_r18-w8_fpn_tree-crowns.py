@@ -13,12 +13,7 @@ model = dict(
         checkpoint='work_dirs/quickstart/faster_rcnn/student_seed0/latest.pth'),
     # 100 images hold 800 trees; many are smaller than COCO's 30 pixels
     prototypes=dict(type='PrototypeGenerationModule', min_size=8, max_images=100),
-    knowledge=[
-        dict(
-            type='RobustDistillingModule',
-            # summed over batch-normalised maps, it would drown the detection losses
-            local_knowledge=dict(level_reduction='mean'))
-    ])
+    knowledge=[dict(type='RobustDistillingModule')])
 optimizer = dict(lr=0.001)
 runner = dict(max_epochs=4)
 methods = dict(
