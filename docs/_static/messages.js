@@ -1,0 +1,57 @@
+// Troubleshooting page: show the messages that resemble a pasted one. What varies is in braces.
+"use strict";
+
+document.addEventListener("DOMContentLoaded", () => {
+  const place = document.getElementById("find-message");
+  if (!place) return;
+
+  const words = (text) => text.toLowerCase().match(/[\p{L}\p{N}_]+/gu) || [];
+  const boxes = [...document.querySelectorAll("div.message")];
+  const messages = boxes.map((box) => ({
+    box: box.closest(".literal-block-wrapper") || box,
+    words: words(box.querySelector("pre").textContent.replace(/\{[^{}]*\}/g, " ")),
+  }));
+  const count = new Map();
+  for (const message of messages)
+    for (const word of new Set(message.words)) count.set(word, (count.get(word) || 0) + 1);
+  // Words that few messages have tell more.
+  const weight = (word) => Math.log(1 + messages.length / (count.get(word) || 1));
+
+  const field = document.createElement("textarea");
+  field.rows = 3;
+  field.placeholder = "Paste a message";
+  field.setAttribute("aria-label", "Paste a message");
+  const found = document.createElement("div");
+  found.setAttribute("aria-live", "polite");
+  place.append(field, found);
+
+  const search = () => {
+    const given = new Set(words(field.value));
+    const scores = messages.map((message) => {
+      const own = [...new Set(message.words)];
+      const total = own.reduce((sum, word) => sum + weight(word), 0);
+      const shared = own.reduce((sum, word) => sum + (given.has(word) ? weight(word) : 0), 0);
+      return { message, share: shared / total, shared };
+    });
+    // Of a message most fixed words must be there; of two that are, the longer one fits better.
+    const best = scores.filter((score) => score.share > 0.5 && score.shared > 3)
+      .sort((a, b) => b.share * b.shared - a.share * a.shared).slice(0, 5);
+    found.replaceChildren();
+    if (!given.size) return;
+    const title = document.createElement("p");
+    title.textContent = best.length ? "It resembles:" : "No message here resembles it.";
+    found.append(title);
+    for (const { message } of best) {
+      const copy = message.box.cloneNode(true);
+      copy.removeAttribute("id");
+      copy.querySelectorAll("[id]").forEach((node) => node.removeAttribute("id"));
+      found.append(copy);
+    }
+  };
+  field.addEventListener("input", search);
+  const asked = new URLSearchParams(window.location.search).get("message");
+  if (asked) {
+    field.value = asked;
+    search();
+  }
+});
