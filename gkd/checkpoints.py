@@ -20,8 +20,10 @@ PACKAGE = osp.dirname(osp.abspath(__file__))
 # Installed, the package has the repository's configs and tools inside.
 INSTALLED = osp.join(PACKAGE, '.mim')
 REPOSITORY = INSTALLED if osp.isdir(INSTALLED) else osp.dirname(PACKAGE)
-FOLDER = osp.join(REPOSITORY, 'checkpoints')
-MANIFEST = osp.join(FOLDER, 'manifest.json')
+# What is downloaded and trained goes into the clone; installed, into the current folder.
+WORKPLACE = '' if REPOSITORY == INSTALLED else REPOSITORY
+FOLDER = osp.join(WORKPLACE, 'checkpoints')
+MANIFEST = osp.join(REPOSITORY, 'checkpoints', 'manifest.json')
 BLOCK = 1 << 20  # bytes read at a time
 TIMEOUT = 60  # seconds without a byte
 
@@ -89,7 +91,7 @@ def how_to_get(path: str) -> str:
     folder, name = osp.split(osp.normpath(path))
     recipe = find_recipe(osp.basename(folder)) if name == 'latest.pth' else None
     if recipe is not None:
-        return f'No one has published it; train it first:\n  bash tools/train.sh {recipe} 8'
+        return f'No one has published it; train it first:\n  bash {tool("train.sh")} {recipe} 8'
     return 'Put the trained weights there, or change the key to where they are.'
 
 
@@ -104,7 +106,12 @@ def find_recipe(name: str) -> Optional[str]:
 
 def get_command(name: str) -> str:
     """The command that downloads a checkpoint."""
-    return f'python tools/checkpoints.py get {name}'
+    return f'python {tool("checkpoints.py")} get {name}'
+
+
+def tool(name: str) -> str:
+    """Path of a command-line tool, for messages."""
+    return osp.join('tools' if WORKPLACE else osp.join(REPOSITORY, 'tools'), name)
 
 
 def download(checkpoint: PublishedCheckpoint, folder: str = FOLDER) -> str:
@@ -138,7 +145,7 @@ def download(checkpoint: PublishedCheckpoint, folder: str = FOLDER) -> str:
             f'cannot download {checkpoint.url} ({reason_of(error)}).\n'
             f'The same command goes on where it ended. Without a network, fetch the file on '
             f'another machine and save it as\n  {path}\n'
-            f'then: python tools/checkpoints.py verify {checkpoint.name}') from error
+            f'then: python {tool("checkpoints.py")} verify {checkpoint.name}') from error
     if not checkpoint.matches(part):
         digest = sha256_of(part)
         os.remove(part)

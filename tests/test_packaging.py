@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import zipfile
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import yaml
 from running import REPOSITORY
 
 from gkd.apis import load_config
+from gkd.detectors.source import sources_of
 
 
 @pytest.fixture(scope='module')
@@ -47,6 +49,39 @@ def test_wheel_holds_the_package_its_configs_and_its_tools(wheel):
         assert f'gkd/.mim/{name}' in wheel
     assert not [name for name in wheel if not name.startswith(('gkd/', 'gkd-'))]
     assert not [name for name in wheel if '__pycache__' in name or name.startswith('gkd/tests')]
+
+
+def test_installed_tools_look_into_the_current_folder(wheel, tmp_path):
+    """Not into the package: for configs there, too, but for weights and results here only."""
+    environment, here = tmp_path / 'environment', tmp_path / 'here'
+    packages = environment / 'lib' / 'python3' / 'site-packages'
+    for name, content in wheel.items():
+        path = packages / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    python = environment / 'bin' / 'python'
+    python.parent.mkdir()
+    python.write_text(f'#!/bin/sh\nPYTHONPATH={packages} exec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    tools = packages / 'gkd' / '.mim' / 'tools'
+    recipe = 'configs/coco/gkd_retinanet_r101_r50_fpn_2x_coco.py'
+    teacher, student = (Path(source.checkpoint).name for source in
+                        sources_of(load_config(str(REPOSITORY / recipe)).model))
+    (here / 'checkpoints').mkdir(parents=True)
+    (here / 'checkpoints' / student).write_text('damaged')
+    ended = subprocess.run(['bash', tools / 'train.sh', recipe], cwd=here, capture_output=True,
+                           text=True)
+    assert ended.returncode == 2, ended.stderr
+    for text in (f'checkpoints/{teacher}. Get it with\n  python {tools}/checkpoints.py get',
+                 f'checkpoints/{student} (7 bytes) is not the published file'):
+        assert text in ended.stderr
+    spec = spec_from_file_location('installed', packages / 'gkd' / 'checkpoints.py')
+    installed = module_from_spec(spec)
+    sys.modules['installed'] = installed  # dataclasses look there
+    spec.loader.exec_module(installed)
+    del sys.modules['installed']
+    assert (installed.FOLDER, Path(installed.MANIFEST).is_file()) == ('checkpoints', True)
+    assert [path.name for path in here.iterdir()] == ['checkpoints']
 
 
 def test_requirements_leave_mmcv_to_the_user(wheel):

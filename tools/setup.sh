@@ -37,6 +37,22 @@ done
 say() { echo "setup: $*" >&2; }
 fail() { echo "error: $*" >&2; exit 1; }
 
+# --- Installed with pip --------------------------------------------------------------------------
+
+# These scripts then lie in the package, and the environment around it is complete.
+if [ "$(basename "$root")" = .mim ]; then
+  finds='import importlib.util, os, sys
+spec = importlib.util.find_spec("gkd")
+sys.exit(spec is None or not os.path.samefile(os.path.dirname(spec.origin), sys.argv[1]))'
+  for python in "$(cd "$root/../../../../.." && pwd)/bin/python" python3 python; do
+    if (cd / && "$python" -c "$finds" "$root/..") 2> /dev/null; then
+      if [ -n "$print_python" ]; then echo "$python"; fi
+      exit 0
+    fi
+  done
+  fail "no Python finds the package that this script is of: $(cd "$root/.." && pwd)."
+fi
+
 # --- Which environment ---------------------------------------------------------------------------
 
 own=yes  # made by this script, so that it may be remade

@@ -19,7 +19,7 @@ from torch import nn
 
 from gkd.datasets import prepare_embedded
 from gkd.detectors import Distiller
-from gkd.detectors.source import DetectorSource, read_config
+from gkd.detectors.source import DetectorSource, find_file, read_config
 from gkd.errors import ConfigError, DataError, GKDError
 
 
@@ -27,7 +27,8 @@ def load_config(path: str, options: Optional[dict] = None) -> Config:
     """Read a config file.
 
     Args:
-        path: The file. A config is Python and is run: take it from people you trust.
+        path: The file, found as :class:`~gkd.detectors.source.DetectorSource` finds a
+            detector's. A config is Python and is run: take it from people you trust.
         options: Settings that replace the file's, by dotted name, as from ``--cfg-options``.
 
     Returns:
@@ -36,9 +37,10 @@ def load_config(path: str, options: Optional[dict] = None) -> Config:
     Raises:
         ConfigError: The file does not exist or cannot be read, or an option names no setting.
     """
-    if not osp.isfile(path):
+    found = find_file(path)
+    if found is None:
         raise ConfigError(f'no such config file: {path}')
-    config = read_config(path)
+    config = read_config(found)
     try:
         config = replace_cfg_vals(config)
     except (AssertionError, AttributeError, KeyError, TypeError) as error:

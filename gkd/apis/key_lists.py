@@ -17,11 +17,11 @@ from mmdet.models import build_detector
 from torch import Tensor
 
 from gkd.apis.files import write_atomically
-from gkd.checkpoints import FOLDER, published
+from gkd.checkpoints import MANIFEST, published
 from gkd.detectors.source import DetectorSource
 from gkd.errors import CheckpointError
 
-KEYS = osp.join(FOLDER, 'keys.json')
+KEYS = osp.join(osp.dirname(MANIFEST), 'keys.json')
 Shapes = dict[str, tuple[int, ...]]
 
 

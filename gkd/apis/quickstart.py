@@ -13,8 +13,8 @@ from gkd.apis.config import load_config
 from gkd.apis.files import write_atomically
 from gkd.apis.stages import Training, announce
 from gkd.backbones.efficientnet_lite import prepare_efficientnet_lite0
+from gkd.checkpoints import WORKPLACE, tool
 from gkd.datasets import prepare_tree_crowns
-from gkd.detectors.source import REPOSITORY
 from gkd.prototypes import PrototypeBank
 from gkd.prototypes.hook import latest_bank
 from gkd.reporting.comparison import summarize
@@ -60,9 +60,9 @@ def quickstart(family: str = 'retinanet', seeds: Sequence[int] = (0,),
         GKDError: A stage failed.
     """
     started = time.time()
-    work_dir = osp.join(osp.abspath(work_dir or osp.join(REPOSITORY, 'work_dirs/quickstart')),
+    work_dir = osp.join(osp.abspath(work_dir or osp.join(WORKPLACE, 'work_dirs/quickstart')),
                         family)
-    os.chdir(REPOSITORY)
+    os.chdir(WORKPLACE or os.curdir)
     stages = 2 + 3 * len(seeds)
     announce(1, stages, 'data: aerial photographs of tree crowns')
     prepare_tree_crowns()
@@ -96,8 +96,8 @@ def quickstart(family: str = 'retinanet', seeds: Sequence[int] = (0,),
           f'{(time.time() - started) / 60:.1f} min:\n\n{table}\n'
           f'report:    {osp.relpath(report)}\n'
           f'pictures:  {osp.relpath(work_dir)}/detections.png, prototypes.png\n'
-          f'evaluate:  bash tools/test.sh {command}\n'
-          f'export:    python tools/export_student.py {command}')
+          f'evaluate:  bash {tool("test.sh")} {command}\n'
+          f'export:    python {tool("export_student.py")} {command}')
 
 
 def draw_pictures(family: str, work_dir: str, teacher: str, plain: str, distilled: str,
