@@ -44,6 +44,12 @@ def on_terminal() -> bool:
     return sys.stderr.isatty()
 
 
+def say(text: str) -> None:
+    """Print a line above the bars."""
+    with tqdm.external_write_mode():
+        print(text, flush=True)
+
+
 class Bar(tqdm):
     """A bar on a terminal."""
 

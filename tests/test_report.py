@@ -210,11 +210,13 @@ def test_a_later_start_replaces_what_it_repeats(tmp_path):
 
 def test_a_resumed_run_keeps_the_record_of_epochs_that_are_done(tmp_path):
     path = tmp_path / 'record.json'
-    assert recorder.epochs_before(str(path), 3) == {}
+    assert recorder.earlier_record(str(path), 3, 9) == {}
     path.write_text(json.dumps(dict(epochs={'1': {'steps': 5}, '2': {}, '3': {}})))
-    assert recorder.epochs_before(str(path), 2) == {'1': {'steps': 5}, '2': {}}
+    assert recorder.earlier_record(str(path), 2, 9) == dict(
+        seconds=0.0, epochs={'1': {'steps': 5}, '2': {}})
+    assert recorder.earlier_record(str(path), 2, 0) == {}
     path.write_text('{"epochs"')
-    assert recorder.epochs_before(str(path), 2) == {}
+    assert recorder.earlier_record(str(path), 2, 9) == {}
 
 
 def test_weights_of_a_step_are_counted_once():

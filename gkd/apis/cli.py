@@ -9,8 +9,8 @@ import sys
 import time
 from typing import Callable
 
+import mmcv
 import torch.distributed as dist
-from mmcv import DictAction
 
 from gkd.errors import GKDError
 
@@ -18,6 +18,15 @@ __all__ = ['DictAction', 'add_trust_option', 'positive', 'run']
 
 # Seconds in which the launcher ends the other processes after the first one has failed.
 LAUNCHER_REACTS = 5
+
+
+class DictAction(mmcv.DictAction):
+    """mmcv's KEY=VALUE; text in double quotes is taken as it is, with commas and blanks."""
+
+    @staticmethod
+    def _parse_iterable(val: str):
+        quoted = len(val) > 2 and val[0] == val[-1] == '"' and val[1] not in '(['
+        return val[1:-1] if quoted else mmcv.DictAction._parse_iterable(val)
 
 
 def positive(text: str) -> int:

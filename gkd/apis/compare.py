@@ -12,6 +12,7 @@ import os
 import os.path as osp
 import queue
 import re
+import time
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
@@ -24,11 +25,19 @@ from mmdet.datasets.api_wrappers import COCOeval
 
 from gkd.apis.config import build_checked_dataset, build_model, load_config
 from gkd.apis.files import write_atomically
-from gkd.apis.stages import Detection, StageFailed, Training, announce, read
+from gkd.apis.stages import (
+    Detection,
+    Schedule,
+    StageFailed,
+    Training,
+    children_end_too,
+    read,
+)
 from gkd.datasets.degrees import DIGIT_SCENES_DEGREES, evaluate_by_degree
 from gkd.detectors import Distiller
 from gkd.detectors.source import REPOSITORY, DetectorSource, find_file, read_config
 from gkd.errors import ConfigError, DataError
+from gkd.progress import on_terminal, progress, say
 from gkd.reporting.comparison import (
     METRICS,
     PLAIN,
@@ -329,7 +338,7 @@ def run_all(comparison: Comparison, jobs: int) -> None:
         jobs: How many to run at once.
     """
     waiting = comparison.stages()
-    total = len(waiting)
+    schedule = Schedule([type(stage).__name__ for stage in waiting], jobs)
     unmade = {stage.output for stage in waiting}
     running = {}
     environments: queue.Queue[dict] = queue.Queue()
@@ -339,40 +348,50 @@ def run_all(comparison: Comparison, jobs: int) -> None:
     def log_of(stage: Stage) -> Optional[str]:
         return f'{osp.relpath(osp.dirname(stage.output))}.log' if jobs > 1 else None
 
-    def work(stage: Stage) -> None:
+    def work(stage: Stage) -> float:
         environment = environments.get()
+        started = time.time()
         try:
             stage.run(environment, log_of(stage))
         finally:
             environments.put(environment)
+        return time.time() - started
 
-    def end(stage: Stage) -> None:
+    def end(stage: Stage, seconds: Optional[float] = None) -> None:
+        schedule.end(type(stage).__name__, seconds)
         unmade.remove(stage.output)
         comparison.measured[stage.output] = measure(stage, comparison)
 
-    with ThreadPoolExecutor(jobs) as pool:
+    # A single stage draws bars of its own.
+    quiet = jobs == 1 or not on_terminal()
+    with ThreadPoolExecutor(jobs) as pool, children_end_too(), \
+            progress(None, 'stages', len(waiting), 'stage', disable=quiet) as bar:
         while True:
             ready = next((stage for stage in waiting if unmade.isdisjoint(stage.inputs)), None)
             if ready is not None and len(running) < jobs:
                 waiting.remove(ready)
-                announce(total - len(waiting), total, osp.relpath(osp.dirname(ready.output)))
+                schedule.begin(osp.relpath(osp.dirname(ready.output)))
                 if ready.prepare():
-                    print('finished before')
+                    say('finished before')
                     end(ready)
+                    bar.update()
                 else:
                     if jobs > 1:
-                        print(f'log: {log_of(ready)}', flush=True)
+                        say(f'log: {log_of(ready)}')
                     running[pool.submit(work, ready)] = ready
             elif running:
-                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                done = wait(running, timeout=1, return_when=FIRST_COMPLETED).done
+                bar.refresh()
+                for future in done:
                     stage = running.pop(future)
+                    bar.update()
                     try:
-                        future.result()
-                        end(stage)
+                        end(stage, future.result())
                     except StageFailed as error:
-                        print(f'\n{error}')
+                        say(f'\n{error}')
                         comparison.failed.add(stage.output)
-                write_report(comparison)
+                if done:
+                    write_report(comparison)
             else:
                 break
     comparison.failed.update(stage.output for stage in waiting)

@@ -22,6 +22,7 @@ from gkd.apis.config import (
 from gkd.apis.files import write_atomically
 from gkd.errors import DataError
 from gkd.prototypes.generation import all_gather
+from gkd.reporting.loggers import ImageLoggerHook
 
 
 def evaluation_hook(config: Config, model: nn.Module, distributed: bool) -> EvalHook:
@@ -147,6 +148,6 @@ class MissedEvaluation(Hook):
             evaluation.after_train_epoch(runner)
             self.recorder.after_train_epoch(runner)
             for hook in runner.hooks:
-                if isinstance(hook, LoggerHook):
+                if isinstance(hook, (LoggerHook, ImageLoggerHook)):
                     hook.after_train_epoch(runner)
         runner._epoch += 1

@@ -11,10 +11,11 @@ from typing import Optional
 
 from gkd.apis.config import load_config
 from gkd.apis.files import write_atomically
-from gkd.apis.stages import Training, announce
+from gkd.apis.stages import Schedule, Training, children_end_too
 from gkd.backbones.efficientnet_lite import prepare_efficientnet_lite0
 from gkd.checkpoints import WORKPLACE, tool
 from gkd.datasets import prepare_tree_crowns
+from gkd.progress import say
 from gkd.prototypes import PrototypeBank
 from gkd.prototypes.hook import latest_bank
 from gkd.reporting.comparison import summarize
@@ -63,27 +64,28 @@ def quickstart(family: str = 'retinanet', seeds: Sequence[int] = (0,),
     work_dir = osp.join(osp.abspath(work_dir or osp.join(WORKPLACE, 'work_dirs/quickstart')),
                         family)
     os.chdir(WORKPLACE or os.curdir)
-    stages = 2 + 3 * len(seeds)
-    announce(1, stages, 'data: aerial photographs of tree crowns')
+    schedule = Schedule(['data'] + ['training'] * (1 + 3 * len(seeds)))
+    schedule.begin('data: aerial photographs of tree crowns')
     prepare_tree_crowns()
     prepare_efficientnet_lite0()
+    schedule.end('data')
 
-    announce(2, stages, f'teacher: {family} on EfficientNet-Lite0, pretrained on ImageNet')
+    schedule.begin(f'teacher: {family} on EfficientNet-Lite0, pretrained on ImageNet')
     teacher = osp.join(work_dir, 'teacher', 'latest.pth')
-    results = {'teacher': [run_stage(TEACHER.format(family), teacher, epochs)]}
-    for number, seed in enumerate(seeds):
+    results = {'teacher': [run_stage(schedule, TEACHER.format(family), teacher, epochs)]}
+    for seed in seeds:
         student, plain, distilled = (osp.join(work_dir, f'{name}_seed{seed}', 'latest.pth')
                                      for name in ('student', 'plain', 'gkd'))
-        announce(3 + 3 * number, stages, f'student: {family} on a thin ResNet-18 from scratch, '
-                                         f'seed {seed}')
+        schedule.begin(f'student: {family} on a thin ResNet-18 from scratch, seed {seed}')
         results.setdefault('student', []).append(
-            run_stage(STUDENT.format(family), student, epochs, seed))
-        announce(4 + 3 * number, stages, f'the student goes on alone, seed {seed}')
+            run_stage(schedule, STUDENT.format(family), student, epochs, seed))
+        schedule.begin(f'the student goes on alone, seed {seed}')
         results.setdefault('student, continued', []).append(
-            run_stage(CONTINUED.format(family), plain, epochs, seed, {'load_from': student}))
-        announce(5 + 3 * number, stages, f'the student goes on with the teacher, seed {seed}')
+            run_stage(schedule, CONTINUED.format(family), plain, epochs, seed,
+                      {'load_from': student}))
+        schedule.begin(f'the student goes on with the teacher, seed {seed}')
         results.setdefault('student, distilled', []).append(
-            run_stage(DISTILLER.format(family), distilled, epochs, seed,
+            run_stage(schedule, DISTILLER.format(family), distilled, epochs, seed,
                       {'model.teacher.checkpoint': teacher, 'model.student.checkpoint': student}))
 
     table = format_table(results)
@@ -115,14 +117,18 @@ def draw_pictures(family: str, work_dir: str, teacher: str, plain: str, distille
                     osp.join(work_dir, 'prototypes.png'))
 
 
-def run_stage(config: str, checkpoint: str, epochs: Optional[int], seed: int = 0,
-              options: Optional[dict] = None) -> dict[str, float]:
+def run_stage(schedule: Schedule, config: str, checkpoint: str, epochs: Optional[int],
+              seed: int = 0, options: Optional[dict] = None) -> dict[str, float]:
     """Train one detector, unless that is done; returns the metrics of the last epoch."""
     stage = Training(config, checkpoint, epochs, seed, options or {}, LOG_INTERVAL)
     if stage.prepare():
-        print(f'finished before: {osp.relpath(stage.work_dir)}')
+        say(f'finished before: {osp.relpath(stage.work_dir)}')
+        schedule.end('training')
     else:
-        stage.run()
+        started = time.time()
+        with children_end_too():
+            stage.run()
+        schedule.end('training', time.time() - started)
     return stage.metrics()
 
 

@@ -6,25 +6,37 @@ import hashlib
 import json
 import os
 import os.path as osp
+import re
 import shutil
+import signal
 import subprocess
 import sys
-from collections.abc import Sequence
-from contextlib import nullcontext
+import threading
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Optional
 
 from mmcv import Config
+from tqdm import tqdm
 
 from gkd.apis.config import load_config
 from gkd.apis.files import write_atomically
 from gkd.detectors import Distiller
 from gkd.detectors.source import REPOSITORY, find_file, read_config
 from gkd.errors import GKDError
+from gkd.progress import say
+from gkd.reporting.runs import median_step
 
 STAMP = 'stage.txt'
 PROCESS = 'process.json'
+
+children: set[int] = set()  # processes of tools
+starting = threading.Lock()  # held while one is started
+ending = threading.Event()  # set when no other may be started
 
 
 class StageFailed(GKDError):
@@ -108,7 +120,7 @@ class Training:
         command = ['train.py', self.config, '--work-dir', self.work_dir, '--seed', str(self.seed),
                    '--epochs', self.last_epoch]
         if options:
-            command += ['--cfg-options', *(f'{key}={value}' for key, value in options.items())]
+            command += ['--cfg-options', *(setting(*option) for option in options.items())]
         status, memory = run_tool(command, environment, log)
         if status:
             raise StageFailed(f'training {self.config} failed, see {log or "above"}. The same '
@@ -146,14 +158,12 @@ class Training:
         for name in sorted(os.listdir(self.work_dir)):
             if name.endswith('.log.json'):
                 lines += map(json.loads, read(osp.join(self.work_dir, name)).splitlines())
-        # Before every epoch mmcv sleeps for two seconds, which it counts as loading data.
-        times = sorted(line['time'] - line['data_time'] for line in lines
-                       if line.get('mode') == 'train' and 'time' in line)
+        step = median_step(lines)
         gpu = [line['memory'] for line in lines if 'memory' in line]
         process = json.loads(read(osp.join(self.work_dir, PROCESS)) or '{}')
         cost = {}
-        if times:
-            cost['time'] = times[len(times) // 2]
+        if step is not None:
+            cost['time'] = step
         if gpu or process:
             cost['memory'] = max(gpu) if gpu else process['peak_memory']
         return cost
@@ -197,7 +207,7 @@ class Detection:
         """
         unfinished = osp.join(self.folder, 'unfinished')
         status, _ = run_tool(['test.py', self.config, self.checkpoint, '--format-only',
-                              '--eval-options', f'jsonfile_prefix={unfinished}'],
+                              '--eval-options', setting('jsonfile_prefix', unfinished)],
                              environment, log)
         if status:
             raise StageFailed(f'testing {self.checkpoint} failed, see {log or "above"}.')
@@ -215,12 +225,18 @@ def run_tool(command: Sequence[str], environment: Optional[dict] = None,
 
     Returns:
         Exit status, and peak resident memory of the process in MiB.
+
+    Raises:
+        StageFailed: All processes are being ended.
     """
-    with open(log, 'a') if log else nullcontext() as file:
+    with open(log, 'a') if log else nullcontext() as file, starting:
+        if ending.is_set():
+            raise StageFailed('stopped')
         process = subprocess.Popen(
             [sys.executable, osp.join(REPOSITORY, 'tools', command[0]), *command[1:]],
             env={**os.environ, **(environment or {})}, stdout=file,
             stderr=subprocess.STDOUT if log else None)
+        children.add(process.pid)
     try:
         # Unlike Popen.wait, it tells what the process has used.
         _, status, usage = os.wait4(process.pid, 0)
@@ -228,13 +244,93 @@ def run_tool(command: Sequence[str], environment: Optional[dict] = None,
         process.kill()
         process.wait()
         raise
+    finally:
+        children.discard(process.pid)
     process.returncode = os.waitstatus_to_exitcode(status)
     return process.returncode, usage.ru_maxrss / 2 ** (20 if sys.platform == 'darwin' else 10)
 
 
-def announce(number: int, total: int, what: str) -> None:
-    """Say which stage begins."""
-    print(f'\n=== {number}/{total}  {what}', flush=True)
+@contextmanager
+def children_end_too() -> Iterator[None]:
+    """End the processes of all tools when this one is interrupted, or ended by SIGTERM."""
+    def stop(number, frame):
+        sys.exit(128 + number)
+
+    in_charge = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, stop) if in_charge else None
+    ending.clear()
+    try:
+        yield
+    except BaseException as error:
+        with starting:
+            ending.set()
+            for child in children:
+                os.kill(child, signal.SIGTERM)
+        if isinstance(error, SystemExit):
+            say('\nstopped; the same command goes on from the last checkpoint.')
+        raise
+    finally:
+        if in_charge:
+            signal.signal(signal.SIGTERM, before)
+
+
+class Schedule:
+    """Says which stage begins, how long all have taken, and how long the others will.
+
+    Args:
+        kinds: Kinds of all stages; those of one kind should take about as long.
+        jobs: How many run at once.
+    """
+
+    def __init__(self, kinds: Sequence[str], jobs: int = 1):
+        self.total = len(kinds)
+        self.number = 0
+        self.jobs = jobs
+        self.started = time.time()
+        self.waiting = Counter(kinds)
+        self.seconds: dict[str, list[float]] = defaultdict(list)
+
+    def begin(self, what: str) -> None:
+        """Say that a stage begins."""
+        self.number += 1
+        times = f'   ({self.times()})' if any(self.seconds.values()) else ''
+        say(f'\n=== {self.number}/{self.total}  {what}{times}')
+
+    def end(self, kind: str, seconds: Optional[float] = None) -> None:
+        """Note that a stage has ended.
+
+        Args:
+            kind: Its kind.
+            seconds: What it took; None if it was finished before.
+        """
+        self.waiting[kind] -= 1
+        if seconds is not None:
+            self.seconds[kind].append(seconds)
+
+    def times(self) -> str:
+        """The time that has gone, and what the others take if they are like those of their kind.
+
+        Example:
+            >>> schedule = Schedule(['data', 'training', 'training', 'training'])
+            >>> schedule.end('data', 5)
+            >>> schedule.end('training', 60)
+            >>> schedule.times()
+            '00:00 so far, about 02:00 to go'
+        """
+        left = sum(count * sum(self.seconds[kind]) / len(self.seconds[kind])
+                   for kind, count in self.waiting.items() if self.seconds[kind]) / self.jobs
+        gone = tqdm.format_interval(time.time() - self.started)
+        return f'{gone} so far' + (f', about {tqdm.format_interval(left)} to go' if left else '')
+
+
+def setting(key: str, value: Any) -> str:
+    """A setting for the command line, its value in quotes where it would be taken for a list.
+
+    Example:
+        >>> setting('load_from', 'work/latest.pth'), setting('load_from', 'a, b/latest.pth')
+        ('load_from=work/latest.pth', 'load_from="a, b/latest.pth"')
+    """
+    return f'{key}="{value}"' if re.search(r'[,\s]', str(value)) else f'{key}={value}'
 
 
 def claim(folder: str, fingerprint: str) -> None:

@@ -51,6 +51,7 @@ from gkd.detectors.source import check_checkpoints
 from gkd.errors import CheckpointError, ConfigError
 from gkd.files import remove_unfinished
 from gkd.progress import on_terminal
+from gkd.reporting.loggers import PRIORITY, ImageLoggerHook, check_loggers, takes_images
 from gkd.reporting.recorder import TrainingRecorder
 
 
@@ -78,6 +79,7 @@ def train(config: Config, resume: str = 'auto', validate: bool = True) -> dict[s
     if device.type == 'cpu':
         keep_freed_memory()
     check_training(config)
+    check_loggers(config)
     check_checkpoints(config.model)
     config.setdefault('seed', 0)
     config.gpu_ids = range(world_size)
@@ -157,7 +159,19 @@ def train(config: Config, resume: str = 'auto', validate: bool = True) -> dict[s
             logger.info(f'{checkpoint} is trained for {runner.epoch} epochs already; nothing is '
                         f'left to do. To train anew: --resume never, or another --work-dir.')
         runner.run([loader], [('train', 1)])
+        if rank == 0:
+            logger.info(f'Done.\n\n{summary(runner.work_dir, config.filename or kept)}')
     return recorder.metrics if validate else {}
+
+
+def summary(work_dir: str, config: str) -> str:
+    """What a run comes to; a run that is done must not fail here."""
+    # Not above: the libraries that draw are needed at the end, not when a training is started.
+    from gkd.reporting.summary import format_summary
+    try:
+        return format_summary(work_dir, config)
+    except Exception as error:
+        return f'{work_dir} could not be summarised ({type(error).__name__}: {error}).'
 
 
 def check_training(config: Config) -> None:
@@ -222,13 +236,17 @@ def checkpoint_config(config: Config) -> Optional[dict]:
 
 
 def custom_hooks(config: Config) -> list[dict]:
-    """The config's own hooks, and the watch on the losses with the priority that it needs."""
+    """The config's own hooks, the watch on the losses, and pictures for loggers that take them."""
     hooks = [dict(hook) for hook in config.get('custom_hooks') or ()]
-    if not any(hook['type'] == FiniteLossHook.__name__ for hook in hooks):
-        hooks.append(dict(type=FiniteLossHook.__name__))
-    for hook in hooks:
-        if hook['type'] == FiniteLossHook.__name__:
-            hook.setdefault('priority', 'HIGH')
+    ours = {FiniteLossHook.__name__: 'HIGH'}
+    if takes_images(config):
+        ours[ImageLoggerHook.__name__] = PRIORITY
+    for name, priority in ours.items():
+        if not any(hook['type'] == name for hook in hooks):
+            hooks.append(dict(type=name))
+        for hook in hooks:
+            if hook['type'] == name:
+                hook.setdefault('priority', priority)
     return hooks
 
 

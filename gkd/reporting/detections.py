@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os.path as osp
 from collections.abc import Sequence
 
 import matplotlib
@@ -42,10 +43,7 @@ def draw_detections(detectors: Sequence[tuple[str, Config, str]], path: str,
     """
     config = detectors[0][1]
     dataset = build_dataset(config.data.val, dict(test_mode=True))
-    counts = np.array([len(dataset.get_ann_info(index)['labels'])
-                       for index in range(len(dataset))])
-    typical = np.abs(counts - np.median(counts[counts > 0]))
-    images = sorted(np.argsort(typical, kind='stable')[:num_images])
+    images = typical_images(dataset, num_images)
     figure, axes = plt.subplots(num_images, len(detectors), squeeze=False,
                                 figsize=(3.6 * len(detectors), 3.9 * num_images))
     for column, (title, config, checkpoint) in enumerate(detectors):
@@ -55,6 +53,33 @@ def draw_detections(detectors: Sequence[tuple[str, Config, str]], path: str,
     figure.tight_layout()
     figure.savefig(path, dpi=110)
     plt.close(figure)
+
+
+def results_figure(dataset: CustomDataset, results: Sequence, num_images: int) -> plt.Figure:
+    """Draw what a detector has found on validation images, as :func:`draw_detections` does.
+
+    Args:
+        dataset: The validation data.
+        results: What MMDetection returns for each of its images.
+        num_images: How many to draw.
+    """
+    images = typical_images(dataset, num_images)
+    figure, axes = plt.subplots(1, len(images), squeeze=False,
+                                figsize=(3.6 * len(images), 3.9))
+    for axis, index in zip(axes[0], images):
+        boxes = results[index][0] if isinstance(results[index], tuple) else results[index]
+        draw_image(axis, dataset, index, best_first(boxes),
+                   osp.basename(dataset.data_infos[index]['filename']))
+    figure.tight_layout()
+    return figure
+
+
+def typical_images(dataset: CustomDataset, num_images: int) -> list[int]:
+    """Images that hold as many objects as most do."""
+    counts = np.array([len(dataset.get_ann_info(index)['labels'])
+                       for index in range(len(dataset))])
+    typical = np.abs(counts - np.median(counts[counts > 0]))
+    return sorted(np.argsort(typical, kind='stable')[:num_images].tolist())
 
 
 def load_detector(config: Config, checkpoint: str) -> torch.nn.Module:
@@ -70,7 +95,15 @@ def detect(model: torch.nn.Module, dataset: CustomDataset, index: int) -> Tensor
     """Detections of one image over all classes, best first: ``(n, 6)`` of box, score, label."""
     views = dataset.prepare_test_img(index)
     image, meta = views['img'][0], views['img_metas'][0].data
-    result = model.forward_test([image[None]], [[meta]], rescale=True)[0]
+    return best_first(model.forward_test([image[None]], [[meta]], rescale=True)[0])
+
+
+def best_first(result: Sequence[np.ndarray]) -> Tensor:
+    """Detections of all classes, best first: ``(n, 6)`` of box, score, label.
+
+    Args:
+        result: ``(n, 5)`` of box and score, one array a class.
+    """
     boxes = np.concatenate([np.insert(found, 5, label, axis=1)
                             for label, found in enumerate(result)])
     return torch.from_numpy(boxes[np.argsort(-boxes[:, 4])])

@@ -29,6 +29,21 @@ def draw_prototypes(bank: PrototypeBank, folder: str, classes: Sequence[str], la
         label: The class to draw.
         path: PNG file to write.
     """
+    figure = prototype_figure(bank, [folder], classes, label)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def prototype_figure(bank: PrototypeBank, folders: Sequence[str], classes: Sequence[str],
+                     label: int) -> plt.Figure:
+    """The same as a figure.
+
+    Args:
+        bank: The bank.
+        folders: Folders of the images; a file's is the first that has it.
+        classes: Names of the classes.
+        label: The class to draw.
+    """
     levels = [[origin for origin in level if origin[2] == label]
               for level in json.loads(bank.metadata['origins'])]
     most = max(map(len, levels))
@@ -41,13 +56,22 @@ def draw_prototypes(bank: PrototypeBank, folder: str, classes: Sequence[str], la
     for number, level in enumerate(levels):
         axes[number, 0].set_ylabel(f'level {number}', fontsize=9)
         for place, (filename, box, _) in enumerate(level):
-            axes[number, place].imshow(crop(osp.join(folder, filename), box))
+            paths = [osp.join(folder, filename) for folder in folders]
+            path = next(filter(osp.isfile, paths), paths[0])
+            axes[number, place].imshow(crop(path, box))
     for place in range(most):
         axes[0, place].set_title(str(place + 1), fontsize=9)
     figure.suptitle(f'prototypes of "{classes[label]}", in order of choice', fontsize=10)
     figure.tight_layout(pad=0.4)
-    figure.savefig(path, dpi=110)
+    return figure
+
+
+def pixels_of(figure: plt.Figure) -> np.ndarray:
+    """A figure as an RGB image ``(height, width, 3)`` uint8; the figure is closed."""
+    figure.canvas.draw()
+    pixels = np.asarray(figure.canvas.buffer_rgba())[..., :3].copy()
     plt.close(figure)
+    return pixels
 
 
 def crop(path: str, box: Sequence[float]) -> np.ndarray:

@@ -54,6 +54,7 @@ class TrainingRecorder(Hook):
         self.evaluation: Optional[EvalHook] = None
         self.watching = ExitStack()
         self.interval = 50
+        self.started = 0.0
 
     def before_run(self, runner) -> None:
         """Begin to watch the model; a resumed run goes on with its record."""
@@ -66,10 +67,12 @@ class TrainingRecorder(Hook):
                               if isinstance(hook, LoggerHook)), self.interval)
         model = runner.model.module if is_module_wrapper(runner.model) else runner.model
         device = next(model.parameters()).device
+        earlier = earlier_record(osp.join(runner.work_dir, RECORD), runner.epoch, runner.iter)
+        self.started = time.time() - earlier.get('seconds', 0.0)
         self.record = dict(config=runner.meta.get('config', ''), seed=runner.meta.get('seed'),
                            versions=versions(device), processes=runner.world_size,
                            weights=weight_sizes(model),
-                           epochs=epochs_before(osp.join(runner.work_dir, RECORD), runner.epoch))
+                           epochs=earlier.get('epochs', {}))
         self.stopwatch = Stopwatch(device)
         self.watch(model)
         self.collect_detections(runner)
@@ -94,7 +97,7 @@ class TrainingRecorder(Hook):
         """Begin the epoch's record."""
         if runner.rank == 0:
             self.collect_detections(runner)
-            # Before an epoch mmcv sleeps for two seconds; that is no waiting for data.
+            # What lies between two epochs is no waiting for data.
             self.stopwatch.forget('data')
 
     def before_train_iter(self, runner) -> None:
@@ -122,6 +125,7 @@ class TrainingRecorder(Hook):
             epoch['kept'] = self.stopwatch.kept
         if self.histogram is not None and self.histogram.counts is not None:
             epoch['robust_weights'] = self.histogram.read(epoch.get('robust_weights'))
+        self.record['seconds'] = time.time() - self.started
         self.record['peak'] = max(peak_memory(self.stopwatch.device), self.record.get('peak', 0))
         save(osp.join(runner.work_dir, RECORD), self.record)
 
@@ -131,6 +135,7 @@ class TrainingRecorder(Hook):
         if runner.rank > 0:
             return
         self.collect_detections(runner)
+        self.record['seconds'] = time.time() - self.started
         save(osp.join(runner.work_dir, RECORD), self.record)
         # Not above: the libraries that draw are needed now, not when a training is started.
         from gkd.reporting.page import write_report
@@ -289,12 +294,19 @@ def keep_results(evaluation: EvalHook, prefix: str) -> None:
         evaluation.eval_kwargs.setdefault('jsonfile_prefix', prefix)
 
 
-def epochs_before(path: str, epoch: int) -> dict[str, dict]:
-    """What an earlier part of the run has recorded of the epochs up to ``epoch``."""
-    with suppress(OSError, ValueError, AttributeError):
+def earlier_record(path: str, epoch: int, step: int) -> dict[str, Any]:
+    """What the earlier part of a run has recorded: of the epochs up to ``epoch``, and its time.
+
+    Empty if the run begins with this ``step``, or nothing can be read.
+    """
+    if step == 0:
+        return {}
+    with suppress(OSError, ValueError, AttributeError, KeyError):
         with open(path, encoding='utf-8') as file:
-            return {number: record for number, record in json.load(file)['epochs'].items()
-                    if int(number) <= epoch}
+            earlier = json.load(file)
+        return dict(seconds=earlier.get('seconds', 0.0),
+                    epochs={number: record for number, record in earlier['epochs'].items()
+                            if int(number) <= epoch})
     return {}
 
 

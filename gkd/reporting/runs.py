@@ -289,6 +289,20 @@ def read_json(path: str) -> dict:
                         f'it.') from error
 
 
+def median_step(lines: Sequence[dict]) -> Optional[float]:
+    """Median seconds of a training step without loading data, over the lines of a JSON log.
+
+    None if there are no such lines.
+
+    Example:
+        >>> median_step([dict(mode='train', time=0.5, data_time=0.25), dict(mode='val')])
+        0.25
+    """
+    times = sorted(line['time'] - line['data_time'] for line in lines
+                   if line.get('mode') == 'train' and 'time' in line)
+    return times[len(times) // 2] if times else None
+
+
 def last_checkpoint(work_dir: str) -> Optional[str]:
     """The newest ``epoch_N.pth`` or ``iter_N.pth``, None if there is none."""
     found = {}
