@@ -65,7 +65,8 @@ setup(
         # there is none.
     ],
     extras_require={
-        'tests': ['pytest>=7', 'hypothesis>=6'],
+        'tests': ['pytest>=7', 'hypothesis>=6', 'tensorboard>=2.10'],
+        'tensorboard': ['tensorboard>=2.10'],
         'digits': ['scikit-learn>=1.6', 'scikit-image>=0.24'],
         'dev': ['ruff', 'pre-commit', 'build'],
     },
