@@ -4,7 +4,8 @@ import sys
 from pathlib import Path
 
 from docutils import nodes
-from docutils.utils.math import latex2mathml
+from docutils.utils.math import math2html
+from docutils.writers import html5_polyglot
 
 DOCS = Path(__file__).parent
 sys.path.insert(0, str(DOCS))
@@ -28,25 +29,25 @@ python_maximum_signature_line_length = 80
 
 html_theme = 'furo'
 html_title = f'gkd {release}'
-html_static_path = ['_static']
-html_css_files = ['style.css']
+# docutils' style for its formulas lies beside its writer.
+html_static_path = ['_static', str(Path(html5_polyglot.__file__).with_name('math.css'))]
+html_css_files = ['math.css', 'style.css']
 html_js_files = ['messages.js']
 html_copy_source = False
 html_show_copyright = False
-html_math_renderer = 'mathml'
+html_math_renderer = 'plain'
 
 
 def visit_math(translator, node):
-    """Formulas as MathML, which browsers draw without a script from the network."""
-    translator.body.append(latex2mathml.tex2mathml(node.astext()))
-    raise nodes.SkipNode
-
-
-def visit_math_block(translator, node):
-    translator.body.append(latex2mathml.tex2mathml(node.astext(), as_block=True))
+    """Formulas as HTML: scripts for them come from the network, MathML needs a special font."""
+    math2html.DocumentParameters.displaymode = isinstance(node, nodes.math_block)
+    tag = 'div' if isinstance(node, nodes.math_block) else 'span'
+    formula = math2html.math2html(node.astext())
+    translator.body.append(f'<{tag} class="formula">{formula}</{tag}>')
     raise nodes.SkipNode
 
 
 def setup(app):
+    """Called by Sphinx: what the pages include is made from the code."""
     reference.write(DOCS / '_generated')
-    app.add_html_math_renderer('mathml', (visit_math, None), (visit_math_block, None))
+    app.add_html_math_renderer('plain', (visit_math, None), (visit_math, None))

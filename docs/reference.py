@@ -10,19 +10,27 @@ import subprocess
 import sys
 from pathlib import Path
 
+from mmcv.runner import HOOKS, LoggerHook
+
 import gkd
 from gkd import errors
-from gkd.apis import finite, resume
+from gkd.apis.resume import ResumableCheckpointHook
 from gkd.backbones import EfficientNetLite0
 from gkd.detectors import Distiller
 from gkd.detectors.source import DetectorSource
 from gkd.knowledge.robust import GlobalKnowledge, LocalKnowledge, RobustDistillingModule, SoftLabel
-from gkd.prototypes import PrototypeGenerationModule, PrototypeHook
+from gkd.prototypes import PrototypeGenerationModule
 from gkd.registry import KNOWLEDGE
 
 ROOT = Path(__file__).parents[1]
+for found in pkgutil.walk_packages(gkd.__path__, 'gkd.'):
+    if not found.name.endswith('__main__'):
+        importlib.import_module(found.name)  # registers what it has
 # Arguments that the project fills in itself.
 FILLED_IN = {'self', 'pair', 'key'}
+# They are the parser's, not the constructor's.
+SOURCE_DEFAULTS = {'config': 'required', 'checkpoint': '`None`; required for the teacher',
+                   'overrides': '`{}`'}
 # Which class takes the settings of which part of a config.
 PLACES = {
     '`model`': Distiller,
@@ -34,11 +42,14 @@ PLACES = {
     '`soft_label`': SoftLabel,
     **{f'In `model.knowledge`: {name}': kind for name, kind in KNOWLEDGE.module_dict.items()
        if kind is not RobustDistillingModule and kind.__module__.startswith('gkd.')},
-    '`checkpoint_config`': resume.ResumableCheckpointHook,
-    'In `custom_hooks`: losses': finite.FiniteLossHook,
-    'In `custom_hooks`: prototypes': PrototypeHook,
+    '`checkpoint_config`': ResumableCheckpointHook,
+    **{('In `log_config.hooks`' if issubclass(hook, LoggerHook) else 'In `custom_hooks`')
+       + f': {name}': hook for name, hook in HOOKS.module_dict.items()
+       if hook is not ResumableCheckpointHook and hook.__module__.startswith('gkd.')},
     'A `backbone`': EfficientNetLite0,
 }
+# When taking messages apart ends: functions inside of functions, texts of one message.
+DEEP, MANY = 4, 40
 ERRORS = [name for name, kind in vars(errors).items() if inspect.isclass(kind)]
 
 
@@ -61,6 +72,8 @@ def config_keys():
     """A table for each class that a config sets up."""
     parts = []
     for place, kind in PLACES.items():
+        if not arguments(kind):
+            continue
         described = descriptions(kind)
         rows = [f'| `{name}` | {default} | {described[name]} |'
                 for name, default in arguments(kind).items()]
@@ -80,8 +93,10 @@ def arguments(kind):
             continue
         if parameter.kind is parameter.VAR_KEYWORD:
             found[f'**{name}'] = ''
+        elif kind is DetectorSource:
+            found[name] = SOURCE_DEFAULTS[name]
         elif parameter.default is parameter.empty:
-            found[name] = 'required' if kind is not DetectorSource or name == 'config' else ''
+            found[name] = 'required'
         else:
             value = parameter.default
             shown = dict(value) if hasattr(value, 'items') else value
@@ -170,6 +185,7 @@ def describe_option(parser, action):
                                     if action.choices else action.dest.upper())
         names += f' `{" ".join(values) if isinstance(values, tuple) else values}`'
     meaning = (action.help or '') % dict(vars(action), prog=parser.prog)
+    meaning = meaning.replace(f'{ROOT}/', '')
     default = action.default
     if action.option_strings and 'default' not in meaning and \
             default not in (None, False, argparse.SUPPRESS):
@@ -184,8 +200,8 @@ def describe_option(parser, action):
 def messages():
     """Every message of an error type of the project, and every warning, as the code has them."""
     found = {name: {} for name in [*ERRORS, 'Warnings in the log', 'Setting up']}
-    for path in sorted([*(ROOT / 'gkd').rglob('*.py'), *(ROOT / 'tools').glob('*.py')]):
-        module = Module(path)
+    paths = sorted([*(ROOT / 'gkd').rglob('*.py'), *(ROOT / 'tools').glob('*.py')])
+    for path, module in [(path, Module(path)) for path in paths]:
         for node in ast.walk(module.tree):
             kind = raised(node)
             if kind is None:
@@ -195,8 +211,10 @@ def messages():
                 if literal(text):
                     found.setdefault(kind, {}).setdefault(text, path.relative_to(ROOT))
     setup = ROOT / 'tools' / 'setup.sh'
-    for text in re.findall(r'''fail (?:"((?:[^"\\]|\\.)*)"|'([^']*)')''', setup.read_text()):
-        text = re.sub(r'\$\((?:[^()]|\([^()]*\))*\)|\$\{?\w+[^\s}]*\}?', '{…}', max(text))
+    inner = r'\$\((?:[^()]|\([^()]*\))*\)'  # a command whose output is put in
+    for text in re.findall(rf'''fail (?:"((?:{inner}|[^"\\]|\\.)*)"|'([^']*)')''',
+                           setup.read_text()):
+        text = re.sub(rf'{inner}|\$\{{[^{{}}]*\}}|\$\w+', '{…}', max(text))
         found['Setting up'].setdefault(text, setup.relative_to(ROOT))
     parts = []
     for kind, texts in found.items():
@@ -235,64 +253,78 @@ def literal(text):
 class Module:
     """A source file, to find out what expressions in it can say."""
 
+    # By name, of all files: messages are put together by functions from elsewhere, too.
+    functions = {}
+
     def __init__(self, path):
         self.tree = ast.parse(path.read_text())
-        self.functions = {node.name: node for node in ast.walk(self.tree)
-                          if isinstance(node, ast.FunctionDef)}
+        self.own = [node for node in ast.walk(self.tree) if isinstance(node, ast.FunctionDef)]
         self.constants = {target.id: node.value for node in self.tree.body
                           if isinstance(node, ast.Assign) for target in node.targets
                           if isinstance(target, ast.Name)}
+        for function in self.own:
+            Module.functions.setdefault(function.name, (self, function))
 
-    def texts(self, node, line=0, depth=0):
-        """All texts that an expression can be, with what varies in braces."""
+    def texts(self, node, line, depth=0):
+        """All texts that an expression can be, with what varies in braces.
+
+        Args:
+            node: The expression.
+            line: Where it stands, to tell in which function.
+            depth: How many functions have been looked into.
+        """
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
             return [node.value]
         if isinstance(node, ast.JoinedStr):
-            found = ['']
-            for part in node.values:
-                ends = [part.value] if isinstance(part, ast.Constant) else \
-                    self.values(part.value, line, depth)
-                found = [start + end for start in found for end in ends]
-            return found
+            return self.joined(node.values, '', line, depth)
+        if isinstance(node, ast.FormattedValue):
+            return self.texts(node.value, line, depth)
         if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
-            return [start + end for start in self.texts(node.left, line, depth)
-                    for end in self.texts(node.right, line, depth)]
+            return self.joined([node.left, node.right], '', line, depth)
         if isinstance(node, ast.IfExp):
             return [*self.texts(node.body, line, depth), *self.texts(node.orelse, line, depth)]
-        return self.values(node, line, depth)
-
-    def values(self, node, line, depth):
-        """Texts of a name or a call inside a message; a placeholder if it cannot be known."""
-        if isinstance(node, ast.Name):
-            if isinstance(self.constants.get(node.id), (ast.Constant, ast.BinOp, ast.JoinedStr)):
-                return self.texts(self.constants[node.id], line, depth)
-            assigned = self.assigned(node.id, line)
-            if assigned is not None and depth < 3:
-                return self.texts(assigned, line, depth + 1)
-            return ['{' + node.id + '}']
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and depth < 3 and \
-                node.func.id in self.functions:
-            found = [text for inner in ast.walk(self.functions[node.func.id])
-                     if isinstance(inner, ast.Return) and inner.value is not None
-                     for text in self.texts(inner.value, inner.lineno, depth + 1)]
-            found = [text for text in found if literal(text)]
-            if found:
-                return found
         if isinstance(node, ast.Attribute):
             return ['{' + node.attr + '}']
+        if isinstance(node, ast.Name):
+            value = self.value_of(node.id, line) if depth < DEEP else None
+            return self.texts(value, line, depth + 1) if value else ['{' + node.id + '}']
+        if isinstance(node, ast.Call) and depth < DEEP:
+            return self.called(node, line, depth) or ['{…}']
         return ['{…}']
 
-    def assigned(self, name, line):
-        """The text that a name was given in the function around a line."""
-        around = [function for function in self.functions.values()
+    def joined(self, nodes, between, line, depth):
+        """Texts of several expressions, one after the other."""
+        found = ['']
+        for number, node in enumerate(nodes):
+            found = [start + (between if number else '') + end for start in found
+                     for end in self.texts(node, line, depth)]
+        return found if len(found) <= MANY else ['{…}']
+
+    def called(self, node, line, depth):
+        """Texts that a function of the project returns, or that a list is joined to."""
+        if isinstance(node.func, ast.Attribute) and node.func.attr == 'join' and \
+                isinstance(node.args[0], ast.Name) and isinstance(node.func.value, ast.Constant):
+            lines = self.value_of(node.args[0].id, line)
+            if isinstance(lines, ast.List):
+                return self.joined(lines.elts, node.func.value.value, line, depth)
+        if not isinstance(node.func, ast.Name) or node.func.id not in self.functions:
+            return []
+        module, function = self.functions[node.func.id]
+        found = [text for inner in ast.walk(function)
+                 if isinstance(inner, ast.Return) and inner.value is not None
+                 for text in module.texts(inner.value, inner.lineno, depth + 1)]
+        return [text for text in found if literal(text)]
+
+    def value_of(self, name, line):
+        """The text or list that a name was first given in the function around a line, or above."""
+        around = [function for function in self.own
                   if function.lineno <= line <= function.end_lineno]
-        for function in reversed(sorted(around, key=lambda function: function.lineno)):
-            for node in ast.walk(function):
-                if isinstance(node, ast.Assign) and len(node.targets) == 1 and \
-                        ast.unparse(node.targets[0]) == name and \
-                        isinstance(node.value, (ast.JoinedStr, ast.BinOp)):
-                    return node.value
-        return None
+        given = [(node.lineno, node.value) for function in around for node in ast.walk(function)
+                 if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == name]
+        value = min(given, key=lambda pair: pair[0])[1] if given else self.constants.get(name)
+        texts = (ast.JoinedStr, ast.BinOp, ast.List) if given else (ast.JoinedStr, ast.BinOp,
+                                                                   ast.Constant)
+        return value if isinstance(value, texts) else None
 
 
 # --- Modules -------------------------------------------------------------------------------------

@@ -34,8 +34,10 @@ document.addEventListener("DOMContentLoaded", () => {
       return { message, share: shared / total, shared };
     });
     // Of a message most fixed words must be there; of two that are, the longer one fits better.
-    const best = scores.filter((score) => score.share > 0.5 && score.shared > 3)
-      .sort((a, b) => b.share * b.shared - a.share * a.shared).slice(0, 5);
+    const fit = (score) => score.share * score.shared;
+    const fitting = scores.filter((score) => score.share > 0.5 && score.shared > 3)
+      .sort((a, b) => fit(b) - fit(a));
+    const best = fitting.filter((score) => fit(score) > 0.5 * fit(fitting[0])).slice(0, 5);
     found.replaceChildren();
     if (!given.size) return;
     const title = document.createElement("p");
