@@ -75,7 +75,7 @@ def run_process(rank, function, world_size, folder):
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
     dist.init_process_group('gloo', init_method=f'file://{folder}/store', rank=rank,
-                            world_size=world_size, timeout=timedelta(seconds=60))
+                            world_size=world_size, timeout=timedelta(minutes=10))
     torch.save(function(rank), folder / f'{rank}.pt')
     if dist.is_initialized():
         dist.barrier()

@@ -1,9 +1,14 @@
 """Comparing methods of distillation, from trainings of small detectors to table and plot."""
 
+import argparse
 import csv
 import json
 import os
+import re
+import signal
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -12,7 +17,7 @@ import torch
 from mmcv import Config
 from running import run_tool
 
-from gkd.apis import compare, stages
+from gkd.apis import cli, compare, stages
 from gkd.apis.compare import choose_methods, degree_column, shares
 from gkd.apis.config import load_config
 from gkd.apis.stages import Detection, Training
@@ -303,7 +308,7 @@ def test_jobs_run_at_once_and_wait_for_what_they_need(processes, tmp_path, monke
     config = write_experiment(tmp_path)
     monkeypatch.delenv('OMP_NUM_THREADS')
     monkeypatch.setattr(os, 'cpu_count', lambda: 6)
-    together = threading.Barrier(2, timeout=60)
+    together = threading.Barrier(2, timeout=600)
 
     def outcome(name):
         if name.startswith('train student'):
@@ -385,6 +390,71 @@ def test_a_tool_runs_in_a_process_of_its_own(tmp_path):
                                      str(log))
     assert status == 2 and 'no such config file: nowhere.py' in log.read_text()
     assert 50 < memory < 50_000
+
+@pytest.mark.parametrize('number, status', [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_what_a_comparison_has_started_ends_with_it(tmp_path, number, status):
+    """A signal to the comparison's own process, not to the whole group as from a terminal."""
+    tool = tmp_path / 'tool.py'
+    tool.write_text(f'import os, time\nopen("{tmp_path}/" + str(os.getpid()), "w")\n'
+                    'time.sleep(100)\n')
+
+    def wait_for_tools():
+        with ThreadPoolExecutor(2) as pool, stages.children_end_too():
+            for log in ('1', '2'):
+                pool.submit(stages.run_tool, [str(tool)], None, str(tmp_path / f'log{log}'))
+            time.sleep(100)
+
+    comparison = os.fork()
+    if comparison == 0:
+        try:
+            cli.run(wait_for_tools)
+        except SystemExit as end:
+            os._exit(end.code)
+        finally:
+            os._exit(1)
+    tools = []
+    until = time.time() + 60
+    while len(tools) < 2 and time.time() < until:
+        tools = [int(path.name) for path in tmp_path.iterdir() if path.name.isdigit()]
+        time.sleep(0.05)
+    os.kill(comparison, number)
+    assert os.waitstatus_to_exitcode(os.waitpid(comparison, 0)[1]) == status
+    assert len(tools) == 2
+    for process in tools:
+        with pytest.raises(ProcessLookupError):
+            os.kill(process, 0)
+
+
+def test_no_tool_is_started_while_all_are_ended(tmp_path):
+    with pytest.raises(KeyboardInterrupt), stages.children_end_too():
+        raise KeyboardInterrupt
+    with pytest.raises(stages.StageFailed, match='stopped'):
+        stages.run_tool(['compare.py', '--help'])
+    with stages.children_end_too():  # anew
+        assert stages.run_tool(['launch.sh'], log=str(tmp_path / 'log'))[0] == 1
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+@pytest.mark.parametrize('value, read', [
+    ('a, b/latest.pth', 'a, b/latest.pth'), ('latest.pth', 'latest.pth'), ('[1,2]', [1, 2]),
+    ('1,2', '1,2'), (0.5, 0.5)])
+def test_settings_arrive_as_they_were(value, read):
+    parser = argparse.ArgumentParser()
+    parser.add_argument('--cfg-options', nargs='+', action=cli.DictAction)
+    args = parser.parse_args(['--cfg-options', stages.setting('key.of', value), 'other=1,2'])
+    assert args.cfg_options == {'key.of': read, 'other': [1, 2]}
+    if read == [1, 2]:
+        args = parser.parse_args(['--cfg-options', 'key="[1,2]"'])
+        assert args.cfg_options == {'key': [1, 2]}
+
+
+def test_stages_are_announced_with_the_time_that_is_left(compared):
+    _, _, printed = compared
+    lines = re.findall(r'=== (\d+)/(\d+)  (\S+)(?:   \((\S+) so far, about (\S+) to go\))?',
+                       printed)
+    assert len({total for _, total, *_ in lines}) == 1
+    assert [int(number) for number, *_ in lines] == list(range(1, int(lines[0][1]) + 1))
+    assert lines[0][3] == '' and lines[-1][3] > '00:00'
 
 
 def test_cost_is_read_from_the_logs(tmp_path):

@@ -16,7 +16,8 @@ sys.path.append(str(REPOSITORY / 'tests' / 'faults'))
 import fuzz  # noqa: E402
 
 quick = settings(max_examples=40, deadline=None,
-                 suppress_health_check=[HealthCheck.function_scoped_fixture])
+                 suppress_health_check=[HealthCheck.function_scoped_fixture,
+                                        HealthCheck.too_slow])
 dtypes = st.sampled_from([torch.float16, torch.bfloat16, torch.float32, torch.float64])
 counts = st.integers(0, 6)
 seeds = st.integers(0, 2 ** 20)

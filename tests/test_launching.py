@@ -1,5 +1,6 @@
 """Two nodes of two processes: who is who, learning rate, seeds, and shares of the data."""
 
+import contextlib
 import json
 import os
 import random
@@ -51,9 +52,11 @@ def noted(clone):
 
 
 def free_port():
-    with socket.socket() as probe:
-        probe.bind(('127.0.0.1', 0))
-        return str(probe.getsockname()[1])
+    """A port below those that connections of other programs are given at any moment."""
+    for port in range(20000 + os.getpid() % 10000, 32000):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(('127.0.0.1', port))
+            return str(port)
 
 
 def environment(**variables):

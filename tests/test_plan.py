@@ -97,7 +97,7 @@ def test_memory_is_what_a_step_takes(plans):
     environment = dict(os.environ, MALLOC_MMAP_THRESHOLD_='65536', MALLOC_TRIM_THRESHOLD_='0')
     command = [sys.executable, REPOSITORY / 'tests/peak_memory.py', WIDTH, HEIGHT, IMAGES,
                *(config.filename for config, _ in plans.values())]
-    printed = subprocess.run(list(map(str, command)), env=environment, check=True, timeout=300,
+    printed = subprocess.run(list(map(str, command)), env=environment, check=True, timeout=900,
                              stdout=subprocess.PIPE, text=True).stdout
     measured = list(map(int, re.findall(r'^peak (\d+)$', printed, re.MULTILINE)))
     told = [plan.memory_parts['features and gradients'] for _, plan in plans.values()]

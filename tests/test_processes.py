@@ -84,7 +84,7 @@ def test_one_process_that_fails_ends_the_other(how, says, tmp_path):
         torch.set_num_threads(1)
         dist.init_process_group(
             'gloo', init_method=f'file://{tmp_path}/store', rank=rank, world_size=2,
-            timeout=timedelta(seconds=8 if how == 'hang' else 600))
+            timeout=timedelta(seconds=20 if how == 'hang' else 1800))
         status, _, stderr = run_tool('train', config, '--work-dir', tmp_path / 'work')
         output.write(stderr)
         output.flush()
@@ -104,11 +104,12 @@ def test_one_process_that_fails_ends_the_other(how, says, tmp_path):
     if how == 'hang':
         os.kill(children[1], signal.SIGKILL)
     other = os.waitstatus_to_exitcode(os.waitpid(children[1], 0)[1])
-    assert time.time() - started < 300
+    assert time.time() - started < 1200  # the time-out has not been waited for
     text = (tmp_path / 'output_0').read_text()
     assert first == 1 and 'another process has ended or does not answer' in text
     assert 'Traceback' not in text
-    assert other == (2 if how == 'raise' else -signal.SIGKILL)
+    # On a slow machine the one that hangs may have given up before.
+    assert other in {'killed': [-signal.SIGKILL], 'raise': [2], 'hang': [-signal.SIGKILL, 1]}[how]
     if says:
         assert says in (tmp_path / 'output_1').read_text()
 

@@ -19,7 +19,7 @@ def run(script, *args, cwd=None, **variables):
                                    'OMP_NUM_THREADS')}
     environment.update(variables)
     return subprocess.run(['bash', ROOT / script, *args], env=environment, cwd=cwd or ROOT,
-                          capture_output=True, text=True, timeout=60)
+                          capture_output=True, text=True, timeout=600)
 
 
 def executable(path, text):

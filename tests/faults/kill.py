@@ -181,7 +181,7 @@ def child_main(config, work_dir, fault, rank, processes, store, counts):
             kill_at(place, fault, reached)
         if processes > 1:
             dist.init_process_group('gloo', init_method=f'file://{store}/store', rank=rank,
-                                    world_size=processes, timeout=timedelta(seconds=120))
+                                    world_size=processes, timeout=timedelta(minutes=10))
         status, _, stderr = run_tool('train', config, '--work-dir', work_dir)
         print(stderr, file=output, flush=True)
         if rank == 0:

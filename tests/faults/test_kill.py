@@ -13,6 +13,7 @@ def reference(tmp_path_factory):
     status, counts = kill.train(config, folder / 'reference')
     assert status == 0, (folder / 'reference' / 'output_0.txt').read_text()
     assert set(counts) == set(kill.PLACES)
+    assert len(list((folder / 'reference').glob('best_bbox_mAP_epoch_*.pth'))) == 1
     return config, folder / 'reference', counts
 
 
