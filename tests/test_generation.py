@@ -22,7 +22,7 @@ from gkd.detectors.step import recorded
 from gkd.errors import CheckpointError, ConfigError, DataError
 from gkd.prototypes import PrototypeBank, PrototypeGenerationModule, select_prototypes
 from gkd.prototypes.features import choose_candidates
-from gkd.prototypes.hook import PrototypeHook
+from gkd.prototypes.hook import PrototypeHook, reload_bank
 
 LEVELS = (0, 2, 3)
 
@@ -428,6 +428,18 @@ def test_hook_reloads_the_bank_of_its_epoch(distiller, annotations, tmp_path):
         hook.before_train_epoch(runner_of(distiller, tmp_path, 3))
     assert counts == [0, 0]
     assert_same_bank(distiller.bank, expected, rtol=0, atol=0)
+
+
+def test_hook_takes_the_bank_before_a_damaged_one(distiller, tmp_path, caplog):
+    folder = tmp_path / 'prototypes'
+    small.random_bank(distiller.pair).save(folder / 'epoch_1.safetensors')
+    expected = PrototypeBank.load(folder / 'epoch_1.safetensors')
+    whole = (folder / 'epoch_1.safetensors').read_bytes()
+    (folder / 'epoch_3.safetensors').write_bytes(whole[:-8])
+    logger = logging.getLogger('of_this_test')
+    bank = reload_bank(str(folder), 3, logger)
+    assert_same_bank(bank, expected, rtol=0, atol=0)
+    assert 'epoch_3.safetensors' in caplog.text and 'the bank before it' in caplog.text
 
 
 def test_hook_says_when_there_is_no_bank_to_resume_with(distiller, annotations, tmp_path):

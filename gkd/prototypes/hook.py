@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os.path as osp
 import re
 from typing import Union
@@ -12,7 +13,7 @@ from mmcv.parallel import is_module_wrapper
 from mmcv.runner import HOOKS, Hook
 from mmdet.datasets import CustomDataset, build_dataset
 
-from gkd.errors import ConfigError, NumericalError
+from gkd.errors import CheckpointError, ConfigError, NumericalError
 from gkd.files import checksum
 from gkd.prototypes.bank import PrototypeBank
 
@@ -53,9 +54,7 @@ class PrototypeHook(Hook):
         if runner.epoch % distiller.prototypes.interval == 0:
             distiller.bank = self.generate(distiller, runner, folder).to(device)
         elif distiller.bank is None:
-            path = latest_bank(folder, runner.epoch)
-            runner.logger.info(f'Prototypes: reloaded {path}.')
-            distiller.bank = PrototypeBank.load(path).to(device)
+            distiller.bank = reload_bank(folder, runner.epoch, runner.logger).to(device)
 
     def generate(self, distiller, runner, folder: str) -> PrototypeBank:
         """Generate the bank with the student's current weights and save it."""
@@ -81,8 +80,42 @@ class PrototypeHook(Hook):
         return bank
 
 
+def reload_bank(folder: str, epoch: int, logger: logging.Logger) -> PrototypeBank:
+    """Load the newest saved bank for an epoch that can be read; a damaged one is named.
+
+    Args:
+        folder: Where the banks are.
+        epoch: Number of the epoch, from 0; later banks are not looked at.
+        logger: What is said goes there.
+
+    Raises:
+        ConfigError: There is none.
+        CheckpointError: All are damaged.
+    """
+    damaged = None
+    for path in saved_banks(folder, epoch):
+        try:
+            bank = PrototypeBank.load(path)
+        except CheckpointError as error:
+            logger.warning(f'{error} Looking for the bank before it.')
+            damaged = error
+        else:
+            logger.info(f'Prototypes: reloaded {path}.')
+            return bank
+    raise damaged
+
+
 def latest_bank(folder: str, epoch: int) -> str:
     """The newest saved bank that was made for epoch number ``epoch`` (from 0) or before.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    return saved_banks(folder, epoch)[0]
+
+
+def saved_banks(folder: str, epoch: int) -> list[str]:
+    """Banks that were made for epoch number ``epoch`` (from 0) or before, newest first.
 
     Raises:
         ConfigError: There is none.
@@ -95,4 +128,4 @@ def latest_bank(folder: str, epoch: int) -> str:
     if not saved:
         raise ConfigError(f'cannot resume at epoch {epoch + 1}: no prototypes in {folder}. Resume '
                           f'from an epoch at which they are generated, or restore the folder.')
-    return saved[max(saved)]
+    return [saved[number] for number in sorted(saved, reverse=True)]
