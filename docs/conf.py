@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 
+import gkd  # isort: skip  (before anything imports mmcv)
 from docutils import nodes
 from docutils.utils.math import math2html
 from docutils.writers import html5_polyglot
@@ -11,8 +12,6 @@ DOCS = Path(__file__).parent
 sys.path.insert(0, str(DOCS))
 
 import reference  # noqa: E402
-
-import gkd  # noqa: E402
 
 project = 'gkd'
 version = release = gkd.__version__

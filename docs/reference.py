@@ -112,7 +112,7 @@ def descriptions(kind):
     found = {}
     for entry in entries:
         name, meaning = entry.split(':', 1)
-        found[name.strip()] = as_markdown(' '.join(meaning.split())).replace('|', r'\|')
+        found[name.strip()] = as_markdown(' '.join(meaning.split()))
     return found
 
 
@@ -120,7 +120,14 @@ def as_markdown(text):
     """Docstring markup as Markdown."""
     text = re.sub(r':math:`([^`]*)`', r'$\1$', text)
     text = re.sub(r':\w+:`~?(?:[\w.]*\.)?(\w+)`', r'`\1`', text)
-    return text.replace('``', '`')
+    return as_text(text.replace('``', '`'))
+
+
+def as_text(text):
+    """Text of a table's cell, in which only code and formulas are marked up."""
+    parts = re.split(r'(`[^`]*`|\$[^$]*\$)', text)
+    parts[::2] = [re.sub(r'([*_<>])', r'\\\1', part) for part in parts[::2]]
+    return ''.join(parts).replace('|', r'\|')
 
 
 # --- Commands ------------------------------------------------------------------------------------
@@ -191,8 +198,7 @@ def describe_option(parser, action):
             default not in (None, False, argparse.SUPPRESS):
         default = ' '.join(map(str, default)) if isinstance(default, (list, tuple)) else default
         meaning += f' (default: {default})'
-    return '| ' + ' | '.join(' '.join(cell.replace('|', r'\|').split())
-                             for cell in (names, meaning)) + ' |'
+    return f'| {as_text(names)} | {as_text(" ".join(meaning.split()))} |'
 
 
 # --- Messages ------------------------------------------------------------------------------------

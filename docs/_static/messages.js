@@ -1,5 +1,18 @@
-// Troubleshooting page: show the messages that resemble a pasted one. What varies is in braces.
+// Troubleshooting: show the messages that resemble a pasted one. What varies in them is in braces.
 "use strict";
+
+// A pasted message holds names that no page has: offer the other way to look for it.
+document.addEventListener("DOMContentLoaded", () => {
+  const results = document.getElementById("search-results");
+  const query = new URLSearchParams(window.location.search).get("q");
+  if (!results || !query) return;
+  const link = document.createElement("a");
+  link.href = "troubleshooting.html?message=" + encodeURIComponent(query);
+  link.textContent = "Is it an error message? Look for it among all messages.";
+  const line = document.createElement("p");
+  line.append(link);
+  results.before(line);
+});
 
 document.addEventListener("DOMContentLoaded", () => {
   const place = document.getElementById("find-message");
