@@ -55,5 +55,11 @@ def dense_predictions(head: nn.Module, outputs: tuple[list[Tensor], ...], pair: 
 
 
 def per_place(scores: Tensor, channels: int) -> Tensor:
-    """Turn a map ``(B, A * channels, H, W)`` into ``(B, H * W * A, channels)``."""
+    """Turn a map ``(B, A * channels, H, W)`` into ``(B, H * W * A, channels)``.
+
+    Example:
+        >>> per_place(torch.tensor([[[[0, 1]], [[2, 3]]]]), channels=2)
+        tensor([[[0, 2],
+                 [1, 3]]])
+    """
     return scores.permute(0, 2, 3, 1).reshape(len(scores), -1, channels)

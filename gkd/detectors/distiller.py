@@ -48,6 +48,17 @@ class Distiller(BaseDetector):
     Raises:
         ConfigError: The two detectors cannot be paired, or a kind of knowledge cannot serve them.
         CheckpointError: A checkpoint does not fit its config.
+
+    Example:
+        >>> detector = dict(config='mmdet::retinanet/retinanet_r18_fpn_1x_coco.py',
+        ...                 overrides={'bbox_head.num_classes': 3, 'bbox_head.stacked_convs': 1})
+        >>> model = build_detector(dict(
+        ...     type='Distiller', teacher=dict(detector, checkpoint=None), student=detector,
+        ...     knowledge=[dict(type='PKD')]))
+        >>> model.pair.strides
+        (8, 16, 32, 64, 128)
+        >>> {name.split('.')[0] for name, _ in model.named_parameters()}  # none of the teacher
+        {'student'}
     """
 
     def __init__(self, teacher: dict, student: dict, knowledge: tuple = (),

@@ -51,6 +51,13 @@ class DetectorSource:
 
         Raises:
             ConfigError: A key is missing or unknown.
+
+        Example:
+            >>> source = DetectorSource.parse(
+            ...     dict(config='mmdet::retinanet/retinanet_r18_fpn_1x_coco.py',
+            ...          overrides={'bbox_head.num_classes': 3}), 'model.student')
+            >>> source.model_config().bbox_head.num_classes
+            3
         """
         value = dict(value)
         if 'config' not in value:
@@ -219,6 +226,12 @@ def drop_pretrained(config: Union[dict, list]) -> None:
 
     Args:
         config: A model config, changed in place at every depth.
+
+    Example:
+        >>> config = dict(backbone=dict(type='ResNet', init_cfg=dict(type='Pretrained')))
+        >>> drop_pretrained(config)
+        >>> config
+        {'backbone': {'type': 'ResNet', 'init_cfg': None}}
     """
     if isinstance(config, list):
         for entry in config:

@@ -115,7 +115,15 @@ def teacher_step(teacher: BaseDetector, pair: DetectorPair, needs: Needs, img: T
 
 
 def positive_rows(values: Tensor, student: StepRecord) -> Tensor:
-    """The rows of the positives; each image's rows are its positives, then its negatives."""
+    """The rows of the positives; each image's rows are its positives, then its negatives.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> record = SimpleNamespace(boxes=[torch.zeros(1, 4), torch.zeros(2, 4)],
+        ...                          proposals=[torch.zeros(3, 4), torch.zeros(2, 4)])
+        >>> positive_rows(torch.arange(5), record)
+        tensor([0, 3, 4])
+    """
     per_image = values.split([len(proposals) for proposals in student.proposals])
     return torch.cat([rows[:len(boxes)] for rows, boxes in zip(per_image, student.boxes)])
 

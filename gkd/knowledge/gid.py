@@ -120,6 +120,11 @@ def responsible_anchors(anchors: Tensor, boxes: Tensor, valid: Tensor, threshold
 
     Returns:
         Bool of shape ``(B, N)``.
+
+    Example:
+        >>> anchors = torch.tensor([[0., 0., 10., 10.], [0., 0., 10., 9.], [5., 0., 15., 10.]])
+        >>> responsible_anchors(anchors, anchors[None, :1], torch.tensor([[True]]), threshold=0.5)
+        tensor([[ True,  True, False]])
     """
     found = torch.zeros(len(boxes), len(anchors), dtype=torch.bool, device=boxes.device)
     # One instance an image at a time: with all of them the overlaps would take gigabytes.

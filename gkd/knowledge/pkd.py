@@ -36,6 +36,12 @@ def normalise(feature: Tensor) -> Tensor:
 
     Returns:
         Tensor of the same shape.
+
+    Example:
+        >>> import torch
+        >>> normalise(torch.tensor([1.0, 3.0, 1.0, 3.0]).reshape(1, 1, 2, 2))
+        tensor([[[[-1.,  1.],
+                  [-1.,  1.]]]])
     """
     centred = feature - feature.mean(dim=(0, 2, 3), keepdim=True)
     variance = centred.square().mean(dim=(0, 2, 3), keepdim=True)

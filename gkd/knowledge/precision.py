@@ -24,6 +24,14 @@ def full_precision(function: Function) -> Function:
 
     Returns:
         The same function, safe under autocast.
+
+    Example:
+        >>> import torch
+        >>> @full_precision
+        ... def total(values):
+        ...     return values.sum()
+        >>> total(torch.ones(300, dtype=torch.bfloat16))
+        tensor(300.)
     """
 
     @functools.wraps(function)

@@ -54,6 +54,15 @@ class GlobalKnowledge(nn.Module):
             bank: The current prototypes.
             weights: Robust weights of the instances, ``(n,)``, one tensor a level.
             decay: Factor that falls from 1 to 0 over training.
+
+        Example:
+            >>> from gkd.prototypes import PrototypeBank
+            >>> basis = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+            >>> bank = PrototypeBank(student=[basis], teacher=[basis],
+            ...                      offsets=[torch.tensor([0, 2])])
+            >>> student, teacher = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]])
+            >>> GlobalKnowledge()([student], [teacher], bank, [torch.ones(1)], decay=1.0)
+            {'loss_global': tensor(2.5000)}
         """
         loss = sum(global_knowledge_loss(*level) for level in
                    zip(student, teacher, bank.student, bank.teacher, weights))

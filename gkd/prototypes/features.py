@@ -103,6 +103,12 @@ def group_by_size(candidates: Sequence[CandidateImage], batch_size: int) -> list
 
     Returns:
         Positions in ``candidates``, batch by batch.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> images = [SimpleNamespace(size=size) for size in ((640, 480), (480, 640), (640, 480))]
+        >>> group_by_size(images, batch_size=2)
+        [[0, 2], [1]]
     """
     groups = defaultdict(list)
     for position, candidate in enumerate(candidates):
@@ -152,7 +158,16 @@ def stack_images(samples: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, list[Ten
 
 @contextmanager
 def eval_mode(detector: nn.Module) -> Iterator[None]:
-    """Put a detector into eval mode, and every part of it back into its own afterwards."""
+    """Put a detector into eval mode, and every part of it back into its own afterwards.
+
+    Example:
+        >>> layer = nn.Dropout()
+        >>> with eval_mode(layer):
+        ...     print(layer.training)
+        False
+        >>> layer.training
+        True
+    """
     modes = [(module, module.training) for module in detector.modules()]
     detector.eval()
     try:
@@ -184,5 +199,11 @@ def instance_features(detector: BaseDetector, levels: Sequence[int], images: Ten
 
 
 def join_levels(batches: Iterable[list[Tensor]]) -> list[Tensor]:
-    """Concatenate per-batch lists of levels into one tensor a level."""
+    """Concatenate per-batch lists of levels into one tensor a level.
+
+    Example:
+        >>> batches = [[torch.zeros(n, 8), torch.zeros(n, 16)] for n in (2, 3)]
+        >>> [tuple(level.shape) for level in join_levels(batches)]
+        [(5, 8), (5, 16)]
+    """
     return [torch.cat(parts) for parts in zip(*batches)]

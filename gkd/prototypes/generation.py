@@ -56,6 +56,13 @@ class PrototypeGenerationModule:
 
     Raises:
         ConfigError: A value is out of range.
+
+    Example:
+        >>> PrototypeGenerationModule(num_prototypes=5, min_size=16).min_size
+        16
+        >>> PrototypeGenerationModule(interval=0)
+        Traceback (most recent call last):
+        gkd.errors.ConfigError: model.prototypes.interval = 0: must be at least 1.
     """
 
     def __init__(self, num_prototypes: int = 10, alpha: float = 10.0, max_images: int = 800,
