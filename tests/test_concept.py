@@ -18,7 +18,7 @@ from gkd.reporting.trust import judge
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
-    """Where a tiny distillation config, ``distiller.py``, and two checkpoints of its student are."""
+    """Where a tiny config, ``distiller.py``, and two checkpoints of its student are."""
     folder = tmp_path_factory.mktemp('pair')
     tiny_data.write_pair(folder, 'one_stage')
     for seed in (1, 2):
