@@ -9,11 +9,7 @@ robust weights in an image and the mask of local knowledge.
 import argparse
 import os.path as osp
 
-import torch
-
-from gkd.apis import load_config
-from gkd.apis.cli import DictAction, add_trust_option, positive, run, silence
-from gkd.compat.checkpoint import trust_checkpoints
+from gkd.apis.cli import add_pair_options, positive, read_pair_options, run, silence
 from gkd.reporting.concept import draw_coordinates, draw_spaces, locate, same_prototypes
 from gkd.reporting.trained import TrainedPair, validation_images
 from gkd.reporting.trust import choose_images, draw_images, judge
@@ -23,10 +19,7 @@ CONFIG = 'configs/quickstart/gkd_retinanet_efficientnet-lite0_r18-w8_fpn_tree-cr
 
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('config', nargs='?', default=CONFIG,
-                        help='distillation config (default: RetinaNet of the quickstart)')
-    parser.add_argument('checkpoint', nargs='?', help='checkpoint of its training (default: the '
-                        'student that the config starts from)')
+    add_pair_options(parser, 'concept', CONFIG)
     parser.add_argument('--after', metavar='CHECKPOINT', help='show in coordinates.jpg where this '
                         'later student of the same kind sees the instances, too')
     parser.add_argument('--label', type=int, default=0, help='class to draw (default: 0, the '
@@ -35,21 +28,12 @@ def parse_args():
                         'of (default: 0, the finest)')
     parser.add_argument('--instances', type=positive, default=2,
                         help='instances of agreement and of disagreement (default: 2)')
-    parser.add_argument('--out', help='folder to write to (default: work_dirs/concept/CONFIG)')
-    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
-                        help='replace settings of the config')
-    add_trust_option(parser)
     return parser.parse_args()
 
 
 def main():
     args = parse_args()
-    if args.trust_checkpoint:
-        trust_checkpoints()
-    config = load_config(args.config, args.cfg_options)
-    name = osp.splitext(osp.basename(args.config))[0]
-    out = args.out or osp.join('work_dirs', 'concept', name)
+    config, name, out = read_pair_options(args)
     cache = osp.join('work_dirs', 'concept', name)
     with silence():  # pycocotools tells how it loads
         trained = TrainedPair(config, args.checkpoint, args.device)

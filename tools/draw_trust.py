@@ -9,11 +9,7 @@ import argparse
 import os.path as osp
 import re
 
-import torch
-
-from gkd.apis import load_config
-from gkd.apis.cli import DictAction, add_trust_option, positive, run, silence
-from gkd.compat.checkpoint import trust_checkpoints
+from gkd.apis.cli import add_pair_options, positive, read_pair_options, run, silence
 from gkd.errors import DataError
 from gkd.reporting.trained import TrainedPair, validation_images
 from gkd.reporting.trust import choose_images, draw_extremes, draw_images, judge
@@ -21,29 +17,19 @@ from gkd.reporting.trust import choose_images, draw_extremes, draw_images, judge
 
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('config', help='distillation config')
-    parser.add_argument('checkpoint', nargs='?', help='checkpoint of its training (default: the '
-                        'student that the config starts from)')
+    add_pair_options(parser, 'trust')
     parser.add_argument('--images', nargs='+', metavar='FILE_NAME',
                         help='validation images to draw, as the annotations name them')
     parser.add_argument('--count', type=positive, default=3,
                         help='images to draw if none are named (default: 3)')
     parser.add_argument('--extremes', type=positive, default=8,
                         help='most and least trusted instances of a class (default: 8)')
-    parser.add_argument('--out', help='folder to write to (default: work_dirs/trust/CONFIG)')
-    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
-                        help='replace settings of the config')
-    add_trust_option(parser)
     return parser.parse_args()
 
 
 def main():
     args = parse_args()
-    if args.trust_checkpoint:
-        trust_checkpoints()
-    config = load_config(args.config, args.cfg_options)
-    out = args.out or osp.join('work_dirs', 'trust', osp.splitext(osp.basename(args.config))[0])
+    config, _, out = read_pair_options(args)
     with silence():  # pycocotools tells how it loads
         trained = TrainedPair(config, args.checkpoint, args.device)
         bank = trained.generate(out).bank

@@ -9,12 +9,8 @@ noise_study.png, noise_study.md, noise_study.csv and examples.png.
 import argparse
 import os.path as osp
 
-import torch
-
-from gkd.apis import load_config
-from gkd.apis.cli import DictAction, add_trust_option, positive, run, silence
+from gkd.apis.cli import add_pair_options, positive, read_pair_options, run, silence
 from gkd.apis.files import write_atomically
-from gkd.compat.checkpoint import trust_checkpoints
 from gkd.reporting.noise_study import (
     choose_instances,
     draw_examples,
@@ -28,29 +24,18 @@ from gkd.reporting.trained import TrainedPair, validation_images
 
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('config', help='distillation config')
-    parser.add_argument('checkpoint', nargs='?', help='checkpoint of its training (default: the '
-                        'student that the config starts from)')
+    add_pair_options(parser, 'noise_study')
     parser.add_argument('--instances', type=positive, default=200,
                         help='instances, chosen at random (default: 200)')
     parser.add_argument('--degrees', type=positive, default=4,
                         help='steps between no and the most corruption (default: 4)')
     parser.add_argument('--seed', type=int, default=0, help='seed of all choices (default: 0)')
-    parser.add_argument('--out', help='folder to write to (default: work_dirs/noise_study/CONFIG)')
-    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
-                        help='replace settings of the config')
-    add_trust_option(parser)
     return parser.parse_args()
 
 
 def main():
     args = parse_args()
-    if args.trust_checkpoint:
-        trust_checkpoints()
-    config = load_config(args.config, args.cfg_options)
-    name = osp.splitext(osp.basename(args.config))[0]
-    out = args.out or osp.join('work_dirs', 'noise_study', name)
+    config, name, out = read_pair_options(args)
     with silence():  # pycocotools tells how it loads
         trained = TrainedPair(config, args.checkpoint, args.device)
         bank = trained.generate(out).bank

@@ -5,16 +5,22 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import os.path as osp
 import sys
 import time
-from typing import Callable
+from typing import Callable, Optional
 
 import mmcv
+import torch
 import torch.distributed as dist
+from mmcv import Config
 
+from gkd.apis.config import load_config
+from gkd.compat.checkpoint import trust_checkpoints
 from gkd.errors import GKDError
 
-__all__ = ['DictAction', 'add_trust_option', 'positive', 'run']
+__all__ = ['DictAction', 'add_pair_options', 'add_trust_option', 'positive', 'read_pair_options',
+           'run']
 
 # Seconds in which the launcher ends the other processes after the first one has failed.
 LAUNCHER_REACTS = 5
@@ -42,6 +48,44 @@ def add_trust_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--trust-checkpoint', action='store_true',
                         help='read checkpoints even if that runs code in them; only for files of '
                              'which you know where they come from')
+
+
+def add_pair_options(parser: argparse.ArgumentParser, folder: str,
+                     default: Optional[str] = None) -> None:
+    """Add what a tool needs that looks at a trained teacher and student.
+
+    Args:
+        parser: Of the tool.
+        folder: Where the tool writes to, below ``work_dirs``.
+        default: The config that it looks at if none is given; None makes the config required.
+    """
+    parser.add_argument('config', nargs='?' if default else None, default=default,
+                        help='distillation config' + (' (default: RetinaNet of the quickstart)'
+                                                      if default else ''))
+    parser.add_argument('checkpoint', nargs='?', help='checkpoint of its training (default: the '
+                        'student that the config starts from)')
+    parser.add_argument('--out', help=f'folder to write to (default: work_dirs/{folder}/CONFIG)')
+    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
+                        help='replace settings of the config')
+    parser.set_defaults(folder=folder)
+    add_trust_option(parser)
+
+
+def read_pair_options(args: argparse.Namespace) -> tuple[Config, str, str]:
+    """Read the options of :func:`add_pair_options`.
+
+    Returns:
+        The config, its name, and the folder to write to.
+
+    Raises:
+        ConfigError: The config cannot be read.
+    """
+    if args.trust_checkpoint:
+        trust_checkpoints()
+    name = osp.splitext(osp.basename(args.config))[0]
+    return (load_config(args.config, args.cfg_options), name,
+            args.out or osp.join('work_dirs', args.folder, name))
 
 
 def run(main: Callable[[], None]) -> None:
