@@ -90,6 +90,16 @@ def test_parameters_and_operations(planned):
     assert cost.extra > 0.97 * adaptation.get_total_flops()
 
 
+def test_relations_between_all_cells_grow_with_the_pixels_too(config):
+    """They would with their square, if every pair of cells were looked at."""
+    config.model.knowledge = [dict(type='FBKD')]
+    plan, exact = (make_plan(config, image=(WIDTH, HEIGHT), probes=PROBES, exact=whole)
+                   for whole in (False, True))
+    assert plan.extrapolated and not exact.extrapolated
+    assert plan.cost.extra == pytest.approx(exact.cost.extra, rel=0.01)
+    assert plan.cost.memory == pytest.approx(exact.cost.memory, rel=0.05)
+
+
 @pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason='needs Linux with glibc')
 def test_memory_is_what_a_step_takes(plans):
     """Against the resident memory of a process in a step on images larger than the probes."""
