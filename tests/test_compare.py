@@ -16,6 +16,7 @@ import tiny_data
 import torch
 from mmcv import Config
 from running import run_tool
+from test_progress import lines_left, terminal
 
 from gkd.apis import cli, compare, stages
 from gkd.apis.compare import choose_methods, degree_column, shares
@@ -455,6 +456,16 @@ def test_stages_are_announced_with_the_time_that_is_left(compared):
     assert len({total for _, total, *_ in lines}) == 1
     assert [int(number) for number, *_ in lines] == list(range(1, int(lines[0][1]) + 1))
     assert lines[0][3] == '' and lines[-1][3] > '00:00'
+
+
+def test_several_jobs_are_shown_by_one_bar(tmp_path, processes, capsys):
+    config = write_experiment(tmp_path)
+    with terminal() as sent:
+        compare.compare(config, ['gkd'], 1, work_dir=str(tmp_path / 'work'), jobs=2)
+    assert re.search(r'\rstages: .* [01]/5, 00:\d\d so far: (teacher|student_seed0)', sent[0])
+    assert not any('stages' in line for line in lines_left(sent[0]))
+    printed = capsys.readouterr().out
+    assert '=== 5/5' in printed and '\r' not in printed
 
 
 def test_cost_is_read_from_the_logs(tmp_path):

@@ -58,6 +58,7 @@ Gain: difference to the plain student of the same seed. Time: median training st
 data and without generating prototypes between epochs. Memory: peak of {device}; the teacher is in
 it, also in the plain student's.
 '''
+BAR = '{desc}: {bar:20} {n_fmt}/{total_fmt}{postfix}'
 Stage = Union[Training, Detection]
 
 
@@ -365,7 +366,7 @@ def run_all(comparison: Comparison, jobs: int) -> None:
     # A single stage draws bars of its own.
     quiet = jobs == 1 or not on_terminal()
     with ThreadPoolExecutor(jobs) as pool, children_end_too(), \
-            progress(None, 'stages', len(waiting), 'stage', disable=quiet) as bar:
+            progress(None, 'stages', len(waiting), disable=quiet, bar_format=BAR) as bar:
         while True:
             ready = next((stage for stage in waiting if unmade.isdisjoint(stage.inputs)), None)
             if ready is not None and len(running) < jobs:
@@ -381,7 +382,9 @@ def run_all(comparison: Comparison, jobs: int) -> None:
                     running[pool.submit(work, ready)] = ready
             elif running:
                 done = wait(running, timeout=1, return_when=FIRST_COMPLETED).done
-                bar.refresh()
+                names = ', '.join(osp.basename(osp.dirname(stage.output))
+                                  for stage in running.values())
+                bar.set_postfix_str(f'{schedule.times()}: {names}')
                 for future in done:
                     stage = running.pop(future)
                     bar.update()
