@@ -136,12 +136,13 @@ make_environment() {
 
 # --- Installing ----------------------------------------------------------------------------------
 
-# pip is silent while it unpacks large packages.
+# pip is silent while it unpacks large packages. A log needs a line less often than a person does.
 heartbeat() {
-  local started=$SECONDS
+  local started=$SECONDS pause=60
+  if [ -t 2 ]; then pause=10; fi
   trap 'kill $(jobs -p) 2> /dev/null; exit 0' TERM
   while kill -0 $$ 2> /dev/null; do
-    sleep 10 &
+    sleep "$pause" &
     wait $!
     say "  ... $((SECONDS - started)) s"
   done
