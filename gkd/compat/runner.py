@@ -17,6 +17,7 @@ from mmcv.runner.hooks.optimizer import Fp16OptimizerHook
 from gkd.compat.checkpoint import load_checkpoint_file, load_strictly
 from gkd.errors import CheckpointError, ConfigError
 from gkd.files import written_whole
+from gkd.progress import on_terminal
 
 
 def read_checkpoints_safely() -> None:
@@ -36,7 +37,7 @@ def read_checkpoints_safely() -> None:
         if not osp.exists(path):
             os.makedirs(folder, exist_ok=True)
             try:
-                torch.hub.download_url_to_file(url, path)
+                torch.hub.download_url_to_file(url, path, progress=on_terminal())
             except OSError as error:
                 raise CheckpointError(
                     f'Cannot download {url} ({error}). Without a network, get the file elsewhere '
