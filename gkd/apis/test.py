@@ -28,6 +28,7 @@ from gkd.apis.export import student_weights
 from gkd.apis.train import training_device, wrap
 from gkd.compat.checkpoint import load_checkpoint_file, load_strictly
 from gkd.errors import CheckpointError, ConfigError
+from gkd.files import written_whole
 
 
 def test(config: Config, checkpoint: str, metrics: Sequence[str] = (), out: Optional[str] = None,
@@ -91,7 +92,8 @@ def test(config: Config, checkpoint: str, metrics: Sequence[str] = (), out: Opti
     if get_dist_info()[0] > 0:
         return {}
     if out is not None:
-        mmcv.dump(results, out)
+        with written_whole(out) as file:
+            mmcv.dump(results, file, file_format='pkl')
         print(f'wrote {out}')
     if show_dir is not None:
         print(f'drew {len(results)} images into {show_dir}')
