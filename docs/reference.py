@@ -285,7 +285,8 @@ class Module:
             return self.joined(node.values, '', line, depth)
         if isinstance(node, ast.FormattedValue):
             return self.texts(node.value, line, depth)
-        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
+        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add) and not \
+                isinstance(getattr(node.right, 'value', ''), int):
             return self.joined([node.left, node.right], '', line, depth)
         if isinstance(node, ast.IfExp):
             return [*self.texts(node.body, line, depth), *self.texts(node.orelse, line, depth)]
