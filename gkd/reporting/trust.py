@@ -172,7 +172,7 @@ def draw_images(trained: TrainedPair, bank: PrototypeBank, images: Sequence[Cand
             x1, y1, x2, y2 = trust.boxes[index].tolist()
             row[0].add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, linewidth=1.8,
                                        edgecolor=COLOURS(scale(weight))))
-            row[0].text(x1, y1, f'{weight:.2f}', fontsize=6, va='bottom', color='white',
+            row[0].text(x1, y1, f'{weight:.2f}', fontsize=8, va='top', color='white',
                         bbox=dict(facecolor='black', alpha=0.6, pad=0.6, linewidth=0))
         for axis, level in zip(row[1:], levels):
             mask = masks[level].numpy()
