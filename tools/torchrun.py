@@ -10,7 +10,7 @@ import signal
 import sys
 
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-from torch.distributed.run import main
+from torch.distributed.run import main, parse_args
 
 
 def explain(error):
@@ -26,9 +26,10 @@ def explain(error):
 
 if __name__ == '__main__':
     logging.getLogger('torch.distributed.elastic').setLevel(logging.CRITICAL)
-    # Processes that are started again would find the addresses of their dead forerunners in the
-    # store that torchrun shares with all of them; so every start gets a store of its own.
-    os.environ.setdefault('TORCH_DISABLE_SHARE_RDZV_TCP_STORE', '1')
+    if parse_args(sys.argv[1:]).max_restarts:
+        # Processes that are started again would find the addresses of their dead forerunners in
+        # the store that torchrun shares with all of them; so every start gets a store of its own.
+        os.environ.setdefault('TORCH_DISABLE_SHARE_RDZV_TCP_STORE', '1')
     try:
         main()
     except ChildFailedError as error:
