@@ -304,6 +304,8 @@ def test_channels_that_do_not_fit(folder, part, channels):
     ('optimizer.type=SDG', ['optimizer', 'SDG']),
     ('optimizer.speed=3', ['optimizer', 'speed']),
     ('lr_config.policy=stairs', ['lr_config', 'Stairs']),
+    ('log_config=[1]', ['log_config']),
+    ('model.teacher.checkpoint=3', ['model.teacher']),
     ('evaluation.metric=boxes', ['evaluation.metric', 'boxes', 'bbox']),
     ('evaluation.save=1', ['evaluation', 'save']),
     ('data.train.type=Coco', ['data.train', 'Coco']),

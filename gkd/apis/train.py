@@ -79,8 +79,10 @@ def train(config: Config, resume: str = 'auto', validate: bool = True) -> dict[s
     if device.type == 'cpu':
         keep_freed_memory()
     check_training(config)
-    check_loggers(config)
-    check_checkpoints(config.model)
+    with naming('log_config or custom_hooks'):
+        check_loggers(config)
+    with naming('model.teacher or model.student'):
+        check_checkpoints(config.model)
     config.setdefault('seed', 0)
     config.gpu_ids = range(world_size)
     logger = open_logger(config.get('log_level', 'INFO'))
