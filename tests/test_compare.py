@@ -392,6 +392,7 @@ def test_a_tool_runs_in_a_process_of_its_own(tmp_path):
     assert status == 2 and 'no such config file: nowhere.py' in log.read_text()
     assert 50 < memory < 50_000
 
+
 @pytest.mark.parametrize('number, status', [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_what_a_comparison_has_started_ends_with_it(tmp_path, number, status):
     """A signal to the comparison's own process, not to the whole group as from a terminal."""
@@ -407,6 +408,8 @@ def test_what_a_comparison_has_started_ends_with_it(tmp_path, number, status):
 
     comparison = os.fork()
     if comparison == 0:
+        # A shell's background processes, which the tests may be, are born ignoring it.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         try:
             cli.run(wait_for_tools)
         except SystemExit as end:
