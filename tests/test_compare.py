@@ -26,7 +26,7 @@ from gkd.datasets.degrees import DIGIT_SCENES_DEGREES
 from gkd.errors import ConfigError
 from gkd.knowledge import Knowledge
 from gkd.registry import KNOWLEDGE
-from gkd.reporting.comparison import Row, draw_comparison, format_comparison
+from gkd.reporting.comparison import Row, comparison_figure, draw_comparison, format_comparison
 
 
 @KNOWLEDGE.register_module(force=True)
@@ -504,6 +504,18 @@ def test_table_and_plot_of_few_and_odd_runs(tmp_path):
     draw_comparison(rows, 'title', str(tmp_path / 'plot.png'))
     draw_comparison([], 'nothing yet', str(tmp_path / 'empty.png'))
     assert sorted(path.name for path in tmp_path.iterdir()) == ['empty.png', 'plot.png']
+
+
+def test_plot_shows_gains_over_the_same_seed():
+    """Of APs alone, b would be the best: the student of seed 1 is better by itself."""
+    rows = [Row('teacher', {0: {'AP': 30.0}}),
+            Row('plain student', {0: {'AP': 10.0}, 1: {'AP': 20.0}}),
+            Row('a', {0: {'AP': 12.0}, 1: {'AP': 23.0}}), Row('b', {1: {'AP': 21.0}}), Row('c')]
+    axis, = comparison_figure(rows, 'title').axes
+    assert [label.get_text() for label in axis.get_yticklabels()] == ['b (1)', 'a (2)']
+    drawn = [list(line.get_xdata()) for line in axis.lines]
+    assert [2.0, 3.0] in drawn and [1.0] in drawn and [2.5] in drawn
+    assert axis.get_title() == 'title\nteacher 30.0 AP, plain student 15.0 ± 7.1 AP'
 
 
 def test_metrics_are_those_of_mmdetection(tmp_path):

@@ -14,12 +14,13 @@ from gkd.files import written_whole
 
 matplotlib.use('Agg')
 from matplotlib import pyplot as plt  # noqa: E402
+from matplotlib.figure import Figure  # noqa: E402
 
 METRICS = {'AP': 'bbox_mAP', 'AP50': 'bbox_mAP_50', 'AP75': 'bbox_mAP_75',
            'AP small': 'bbox_mAP_s', 'AP medium': 'bbox_mAP_m', 'AP large': 'bbox_mAP_l'}
 TEACHER, PLAIN = 'teacher', 'plain student'
 NOTHING = '–'
-GREY, BLUE, RED = '#777777', '#1f77b4', '#d62728'
+GREY, BLUE = '#777777', '#1f77b4'
 
 
 @dataclass
@@ -151,47 +152,46 @@ def format_csv(rows: Sequence[Row], columns: Sequence[str]) -> str:
 
 
 def draw_comparison(rows: Sequence[Row], title: str, path: str) -> None:
-    """Dot-and-whisker plot of AP, best method on top; the plain student is a band.
+    """Write the picture of :func:`comparison_figure` into a PNG file."""
+    figure = comparison_figure(rows, title)
+    with written_whole(path) as file:
+        figure.savefig(file, format='png', dpi=130)
+    plt.close(figure)
+
+
+def comparison_figure(rows: Sequence[Row], title: str) -> Figure:
+    """Dot-and-whisker plot of the gains in AP, best method on top.
+
+    Gains and not APs: students of several seeds differ by more than methods do.
 
     Args:
         rows: The methods; those without runs are left out.
         title: Title of the picture.
-        path: PNG file to write.
     """
-    plain = plain_of(rows).values('AP')
-    teacher = [ap for row in rows if row.name == TEACHER for ap in row.values('AP')]
-    drawn = sorted((row for row in rows if row.values('AP') and row.name != TEACHER),
-                   key=lambda row: statistics.mean(row.values('AP')))
-    figure, axis = plt.subplots(figsize=(7.5, 1.3 + 0.42 * max(2, len(drawn))))
-    if plain:
-        mean = statistics.mean(plain)
-        spread = statistics.stdev(plain) if len(plain) > 1 else 0.0
-        axis.axvspan(mean - spread, mean + spread, color=GREY, alpha=0.2, linewidth=0)
-        axis.axvline(mean, color=GREY, linewidth=1)
-    if teacher:
-        axis.axvline(statistics.mean(teacher), color=RED, linestyle='--', linewidth=1.2)
-        axis.annotate('teacher', (statistics.mean(teacher), 1), (0, 3), color=RED, fontsize=9,
-                      xycoords=('data', 'axes fraction'), textcoords='offset points',
-                      horizontalalignment='center')
-    for place, row in enumerate(drawn):
-        values = row.values('AP')
-        mean = statistics.mean(values)
-        color = GREY if row.name == PLAIN else BLUE
-        axis.plot(values, [place + 0.22] * len(values), 'o', color=color, alpha=0.5, markersize=4,
+    plain = plain_of(rows)
+    gains = {row.name: row.gains(plain, 'AP') for row in rows if row.name not in (PLAIN, TEACHER)}
+    drawn = sorted((name for name in gains if gains[name]),
+                   key=lambda name: statistics.mean(gains[name]))
+    figure, axis = plt.subplots(figsize=(7.5, 1.5 + 0.4 * max(2, len(drawn))))
+    axis.axvline(0, color=GREY, linewidth=1)
+    for place, name in enumerate(drawn):
+        values = gains[name]
+        axis.plot(values, [place + 0.22] * len(values), 'o', color=BLUE, alpha=0.5, markersize=4,
                   markeredgewidth=0)
-        axis.errorbar(mean, place, fmt='o', color=color, markersize=7, capsize=4,
+        axis.errorbar(statistics.mean(values), place, fmt='o', color=BLUE, markersize=7, capsize=4,
                       xerr=statistics.stdev(values) if len(values) > 1 else None)
-    axis.set_yticks(range(len(drawn)), [f'{row.name} ({len(row.values("AP"))})' for row in drawn])
+    axis.set_yticks(range(len(drawn)), [f'{name} ({len(gains[name])})' for name in drawn])
     axis.set_ylim(-0.6, max(0, len(drawn) - 1) + 0.6)
     axis.margins(x=0.08)
     axis.grid(axis='x', alpha=0.3)
     axis.spines[['top', 'right']].set_visible(False)
-    axis.set_xlabel('AP in percent, mean ± standard deviation; number of seeds in parentheses')
-    axis.set_title(title, fontsize=11, pad=18)
+    axis.set_xlabel('gain in AP over the plain student of the same seed,\n'
+                    'mean ± standard deviation; number of seeds in parentheses')
+    marks = [f'{row.name} {summarize(row.values("AP"))} AP' for row in rows
+             if row.name in (PLAIN, TEACHER) and row.values('AP')]
+    axis.set_title('\n'.join([title, ', '.join(marks)]), fontsize=11)
     figure.tight_layout()
-    with written_whole(path) as file:
-        figure.savefig(file, format='png', dpi=130)
-    plt.close(figure)
+    return figure
 
 
 def plain_of(rows: Sequence[Row]) -> Row:
