@@ -5,10 +5,8 @@ import importlib.util
 import io
 import logging
 import sys
-import time
 from datetime import timedelta
 from pathlib import Path
-from types import SimpleNamespace
 from unittest import mock
 
 import cv2
@@ -34,7 +32,7 @@ def run_tool(name, *args):
     out, err = io.StringIO(), io.StringIO()
     status = 0
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), \
-            mock.patch.object(sys, 'argv', [str(path), *map(str, args)]), without_pauses():
+            mock.patch.object(sys, 'argv', [str(path), *map(str, args)]):
         try:
             tool.run(tool.main)
         except SystemExit as end:
@@ -48,12 +46,6 @@ def forget_loggers():
     for name in ('mmdet', 'mmcv'):
         logging.getLogger(name).handlers.clear()
         mmcv.utils.logging.logger_initialized.pop(name, None)
-
-
-def without_pauses():
-    """Skip the two seconds that mmcv's runner sleeps before every epoch."""
-    return mock.patch('mmcv.runner.epoch_based_runner.time',
-                      SimpleNamespace(sleep=lambda seconds: None, time=time.time))
 
 
 def in_processes(folder, function, world_size=2):

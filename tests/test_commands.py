@@ -13,7 +13,7 @@ import tiny_data
 import torch
 from mmcv import Config
 from mmdet.models import build_detector
-from running import run_tool, without_pauses
+from running import run_tool
 
 from gkd import apis
 from gkd.apis import load_config, student_config, train
@@ -246,8 +246,7 @@ def test_config_without_optional_settings_trains(pair):
     path = tiny_data.write_config(pair / 'bare.py', config)
     config = load_config(path)
     config.work_dir = str(pair / 'bare')
-    with without_pauses():
-        metrics = train(config)
+    metrics = train(config)
     assert 'bbox_mAP' in metrics
 
 
@@ -286,8 +285,7 @@ def test_a_second_run_in_one_process_writes_its_own_log(pair):
     for name in ('one', 'two'):
         config = load_config(str(pair / 'student.py'), {'runner.max_epochs': 1})
         config.work_dir = str(pair / name)
-        with without_pauses():
-            train(config, validate=False)
+        train(config, validate=False)
     for name in ('one', 'two'):
         text = next((pair / name).glob('*.log')).read_text()
         assert text.count('Epoch [1]') == 1 and str(pair / name) in text
@@ -331,5 +329,4 @@ def test_python_functions_do_what_the_commands_do(trained):
     # A finished run has its metrics still.
     config = load_config(str(folder / 'distiller.py'))
     config.work_dir = str(folder / 'work')
-    with without_pauses():
-        assert train(config) == recorded
+    assert train(config) == recorded

@@ -15,7 +15,7 @@ import tiny_data
 import torch
 from mmcv.runner import Hook
 from mmdet.datasets import build_dataloader, build_dataset
-from running import REPOSITORY, in_processes, without_pauses
+from running import REPOSITORY, in_processes
 
 from gkd.apis import load_config, train
 from gkd.compat.distributed import init_distributed
@@ -184,8 +184,7 @@ def test_training_on_two_nodes(tmp_path, monkeypatch):
         config = load_config(path, {'optimizer.lr': 0.02})
         config.auto_scale_lr = dict(enable=True, base_batch_size=16)
         config.work_dir = str(tmp_path / 'work')
-        with without_pauses():
-            train(config, validate=False)
+        train(config, validate=False)
         return (hook.files, hook.rates, hook.weights,
                 [int(os.environ[name]) for name in ('RANK', 'LOCAL_RANK', 'WORLD_SIZE')])
 

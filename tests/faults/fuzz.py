@@ -31,7 +31,6 @@ import small_detectors as small
 import tiny_data
 import torch
 from mmcv.runner import EpochBasedRunner
-from running import without_pauses
 
 import gkd.reporting.page  # noqa: F401  (trainings would import it one by one)
 from gkd.apis import load_config, train
@@ -208,8 +207,7 @@ def run_child(folder: Path) -> None:
     try:
         config = load_config('config.py')
         config.work_dir = 'work'
-        with without_pauses():
-            train(config)
+        train(config)
     except GKDError as error:
         result = type(error).__name__, str(error)
     except BaseException:
