@@ -43,7 +43,7 @@ setup(
     long_description_content_type='text/markdown',
     license='Apache-2.0',
     packages=find_packages(include=['gkd', 'gkd.*']),
-    package_data={'gkd': ['py.typed'], 'gkd.reporting': ['*.jinja']},
+    package_data={'gkd': ['py.typed'], 'gkd.report': ['*.jinja']},
     cmdclass={'build_py': BuildWithConfigs},
     python_requires='>=3.9',
     install_requires=[

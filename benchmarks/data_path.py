@@ -27,10 +27,10 @@ from step_overhead import quickstart_step
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.data.dataloader import _BaseDataLoaderIter
 
-from gkd.apis import train
 from gkd.detectors import Distiller
 from gkd.knowledge import RobustDistillingModule
 from gkd.prototypes import PrototypeHook
+from gkd.running import train
 
 PARTS = {
     'loading images': [(_BaseDataLoaderIter, '__next__')],

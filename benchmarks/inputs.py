@@ -12,10 +12,10 @@ from mmcv import Config, ConfigDict
 from mmcv.parallel import collate, scatter
 
 import gkd  # noqa: F401  (mends mmdet, so that scripts that import this file first can import it)
-from gkd.apis import load_config
-from gkd.apis.config import build_checked_dataset
-from gkd.apis.quickstart import DISTILLER, FAMILIES
 from gkd.datasets import prepare_tree_crowns
+from gkd.experiments.quickstart import DISTILLER, FAMILIES
+from gkd.running import load_config
+from gkd.running.config import build_checked_dataset
 
 __all__ = ['FAMILIES', 'coco_model', 'first_batch', 'quickstart_config', 'random_boxes']
 

@@ -16,7 +16,7 @@ from typing import Callable
 
 import torch
 
-from gkd.apis.allocator import keep_freed_memory
+from gkd.running.allocator import keep_freed_memory
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 RESULTS = REPOSITORY / 'work_dirs' / 'benchmarks'

@@ -15,7 +15,7 @@ import measure
 import step_overhead
 import torch
 
-from gkd.apis.compare import choose_methods, variant
+from gkd.experiments.compare import choose_methods, variant
 
 PLAIN = 'plain student'
 

@@ -24,9 +24,9 @@ from mmdet.datasets import CocoDataset, CustomDataset, build_dataset
 from mmdet.models import build_detector
 from torch import nn
 
-from gkd.apis.config import prototype_datasets
 from gkd.prototypes import PrototypeGenerationModule
 from gkd.prototypes.features import group_by_size, load_batches
+from gkd.running.config import prototype_datasets
 
 
 class Generation:

@@ -14,13 +14,13 @@ from mmcv.runner import HOOKS, LoggerHook
 
 import gkd
 from gkd import errors
-from gkd.apis.resume import ResumableCheckpointHook
 from gkd.backbones import EfficientNetLite0
 from gkd.detectors import Distiller
 from gkd.detectors.source import DetectorSource
 from gkd.knowledge.robust import GlobalKnowledge, LocalKnowledge, RobustDistillingModule, SoftLabel
 from gkd.prototypes import PrototypeGenerationModule
 from gkd.registry import KNOWLEDGE
+from gkd.running.resume import ResumableCheckpointHook
 
 ROOT = Path(__file__).parents[1]
 for found in pkgutil.walk_packages(gkd.__path__, 'gkd.'):

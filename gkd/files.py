@@ -112,3 +112,9 @@ def checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
         digest.update(f'{name} {tensor.dtype} {tuple(tensor.shape)}'.encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+def write_atomically(path: str, text: str) -> None:
+    """Write a text file beside its place, then move it there."""
+    with written_whole(path) as file:
+        file.write(text.encode('utf-8'))

@@ -9,7 +9,7 @@ import pytest
 COUNT_FAULTS = '''
 from resource import RUSAGE_SELF, getrusage
 import torch
-from gkd.apis.allocator import keep_freed_memory
+from gkd.running.allocator import keep_freed_memory
 
 def faults_of_last_step():
     # Where the heap happens to begin decides in which step it has room for three neighbours.

@@ -1,8 +1,8 @@
 """Students whose heads assign their anchors as ATSS does, such as GFL."""
 
 import pytest
-import small_detectors as small
 import torch
+from helpers import small_detectors as small
 from mmcv import Config
 from mmdet.models import build_detector
 

@@ -10,10 +10,10 @@ import subprocess
 import sys
 
 import pytest
-import small_detectors as small
-import tiny_data
 import torch
-from running import REPOSITORY, run_tool
+from helpers import small_detectors as small
+from helpers import tiny_data
+from helpers.running import REPOSITORY, run_tool
 
 
 @pytest.fixture(scope='module')

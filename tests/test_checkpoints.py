@@ -9,13 +9,14 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import torch
-from running import REPOSITORY, run_tool
+from helpers.running import REPOSITORY, run_tool
 
 from gkd import checkpoints
-from gkd.apis import key_lists, load_config
 from gkd.checkpoints import PublishedCheckpoint, check_file, download, how_to_get, published
 from gkd.detectors.source import DetectorSource, check_checkpoints, find_file
 from gkd.errors import CheckpointError
+from gkd.experiments import key_lists
+from gkd.running import load_config
 
 CONFIG = 'mmdet::retinanet/retinanet_r50_fpn_2x_coco.py'
 

@@ -8,15 +8,15 @@ from pathlib import Path
 import mmcv
 import numpy as np
 import pytest
-import small_detectors as small
-import tiny_data
 import torch
+from helpers import small_detectors as small
+from helpers import tiny_data
+from helpers.running import run_tool
 from mmcv import Config
 from mmdet.models import build_detector
-from running import run_tool
 
-from gkd import apis
-from gkd.apis import load_config, student_config, train
+from gkd import running as apis
+from gkd.running import load_config, student_config, train
 
 
 def succeed(name, *args):

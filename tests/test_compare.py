@@ -12,21 +12,22 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-import tiny_data
 import torch
+from helpers import tiny_data
+from helpers.running import run_tool
 from mmcv import Config
-from running import run_tool
 from test_progress import lines_left, terminal
 
-from gkd.apis import cli, compare, stages
-from gkd.apis.compare import choose_methods, degree_column, shares
-from gkd.apis.config import load_config
-from gkd.apis.stages import Detection, Training
 from gkd.datasets.degrees import DIGIT_SCENES_DEGREES
 from gkd.errors import ConfigError
+from gkd.experiments import compare, stages
+from gkd.experiments.compare import choose_methods, degree_column, shares
+from gkd.experiments.stages import Detection, Training
 from gkd.knowledge import Knowledge
 from gkd.registry import KNOWLEDGE
-from gkd.reporting.comparison import Row, comparison_figure, draw_comparison, format_comparison
+from gkd.report.comparison import Row, comparison_figure, draw_comparison, format_comparison
+from gkd.running import cli
+from gkd.running.config import load_config
 
 
 @KNOWLEDGE.register_module(force=True)

@@ -6,8 +6,8 @@ from collections import OrderedDict
 
 import numpy as np
 import pytest
-import small_detectors as small
 import torch
+from helpers import small_detectors as small
 from mmcv import Config
 from mmcv.parallel import MMDataParallel
 from mmdet.models import build_detector

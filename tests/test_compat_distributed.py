@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from helpers.running import in_processes
 from mmcv.parallel import DataContainer, MMDistributedDataParallel
 from mmdet.core.bbox import AssignResult, IoUBalancedNegSampler
 from mmdet.models.dense_heads import AnchorHead
-from running import in_processes
 from torch import nn
 
 from gkd.compat.distributed import init_distributed

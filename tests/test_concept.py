@@ -4,16 +4,16 @@ import re
 
 import numpy as np
 import pytest
-import tiny_data
 import torch
+from helpers import tiny_data
+from helpers.running import run_tool
 from PIL import Image
-from running import run_tool
 
-from gkd.apis import load_config
 from gkd.errors import DataError
-from gkd.reporting.concept import locate, same_prototypes
-from gkd.reporting.trained import TrainedPair, validation_images
-from gkd.reporting.trust import judge
+from gkd.looking.trained import TrainedPair, validation_images
+from gkd.looking.trust import judge
+from gkd.running import load_config
+from studies.concept import locate, same_prototypes
 
 
 @pytest.fixture(scope='module')

@@ -9,8 +9,8 @@ from pathlib import Path
 import mmcv
 import numpy as np
 import pytest
+from helpers.running import REPOSITORY, run_tool
 from mmdet.datasets import CocoDataset, VOCDataset, build_dataset
-from running import REPOSITORY, run_tool
 
 from gkd.datasets import official
 from gkd.datasets.coco_json import read_coco, write_coco

@@ -1,8 +1,8 @@
 """What a step's record says of all anchors and all proposals is what the heads computed."""
 
 import pytest
-import small_detectors as small
 import torch
+from helpers import small_detectors as small
 from mmdet.core import bbox2roi
 from test_distiller import build_distiller
 

@@ -12,12 +12,12 @@ from mmdet.models import build_detector
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from gkd.apis.config import build_checked_dataset, check_num_classes, load_config
 from gkd.datasets import digit_scenes
 from gkd.datasets.degrees import evaluate_by_degree
 from gkd.datasets.digit_scenes import Digit, Scene, draw_digit, make_scene, prepare_digit_scenes
 from gkd.detectors.source import REPOSITORY
 from gkd.errors import DataError
+from gkd.running.config import build_checked_dataset, check_num_classes, load_config
 
 CONFIGS = Path(REPOSITORY, 'configs', 'digits')
 FIGURES = ('1110', '0100', '1101', '1011', '0101', '1000', '0110', '0011', '1111', '1001')

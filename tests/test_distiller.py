@@ -1,19 +1,14 @@
 """The distiller: what it computes, what it leaves alone, what it refuses."""
 
 import copy
-import sys
-from pathlib import Path
 
 import pytest
 import torch
+from helpers import small_detectors as small  # noqa: E402
 from mmcv import Config
 from mmdet.models import build_detector
 
 import gkd  # noqa: F401
-
-sys.path.insert(0, str(Path(__file__).parent))
-import small_detectors as small  # noqa: E402
-
 from gkd.detectors import one_stage  # noqa: E402
 from gkd.detectors.step import recorded  # noqa: E402
 from gkd.errors import CheckpointError, ConfigError  # noqa: E402

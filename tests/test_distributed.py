@@ -9,14 +9,14 @@ import sys
 import mmcv
 import numpy as np
 import pytest
-import small_detectors as small
-import tiny_data
 import torch
+from helpers import small_detectors as small
+from helpers import tiny_data
+from helpers.running import REPOSITORY, in_processes, run_tool
 from mmcv import Config
 from mmdet.models import build_detector
-from running import REPOSITORY, in_processes, run_tool
 
-from gkd.apis.train import wrap
+from gkd.running.train import wrap
 
 CPU = torch.device('cpu')
 TERMS = {'loss_global', 'loss_local_fg', 'loss_local_bg', 'loss_soft'}

@@ -8,18 +8,18 @@ import shutil
 import sys
 
 import pytest
-import small_detectors as small
 import torch
+from helpers import small_detectors as small
+from helpers.running import REPOSITORY
 from mmcv import Config
 from mmcv.runner import HOOKS
 from mmdet.models import BACKBONES, DETECTORS
-from running import REPOSITORY
 from test_distiller import build_distiller, losses_of
 
-from gkd.apis import load_config
-from gkd.apis.config import build_model
 from gkd.detectors.source import DetectorSource
 from gkd.registry import KNOWLEDGE
+from gkd.running import load_config
+from gkd.running.config import build_model
 
 DOCS = REPOSITORY / 'docs'
 PAGES = sorted(DOCS.glob('*.md'))

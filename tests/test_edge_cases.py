@@ -3,12 +3,12 @@
 import json
 
 import pytest
-import small_detectors as small
-import tiny_data
 import torch
+from helpers import small_detectors as small
+from helpers import tiny_data
+from helpers.running import run_tool
 from mmcv import Config
 from mmdet.models import build_detector
-from running import run_tool
 
 from gkd.prototypes import PrototypeBank
 

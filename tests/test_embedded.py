@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from gkd.apis.config import build_checked_dataset
 from gkd.backbones import efficientnet_lite
 from gkd.datasets import embedded
 from gkd.errors import DataError
+from gkd.running.config import build_checked_dataset
 
 DATA = dict(type='CocoDataset', img_prefix='', pipeline=[], classes=('digit',))
 

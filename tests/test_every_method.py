@@ -3,8 +3,8 @@
 import copy
 
 import pytest
-import small_detectors as small
 import torch
+from helpers import small_detectors as small
 from test_distiller import build_distiller, losses_of, total
 from test_no_host_sync import StayOnDevice, to_fake
 from torch._subclasses import FakeTensorMode

@@ -3,14 +3,14 @@
 import math
 
 import pytest
-import tiny_data
 import torch
+from helpers import tiny_data
+from helpers.running import run_tool
 from mmcv.runner import HOOKS, Hook
-from running import run_tool
 
-from gkd.apis import load_config
-from gkd.apis.finite import replay
 from gkd.compat.checkpoint import load_checkpoint_file
+from gkd.running import load_config
+from gkd.running.finite import replay
 
 
 @HOOKS.register_module()

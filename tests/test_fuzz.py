@@ -4,9 +4,9 @@ import sys
 
 import pytest
 import torch
+from helpers.running import REPOSITORY
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from running import REPOSITORY
 
 from gkd.knowledge import instances, losses
 from gkd.prototypes import PrototypeBank, select_prototypes

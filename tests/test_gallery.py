@@ -5,19 +5,19 @@ import re
 
 import numpy as np
 import pytest
-import tiny_data
 import torch
 import torch.nn.functional as F
+from helpers import tiny_data
+from helpers.running import run_tool
 from PIL import Image
-from running import run_tool
 
-from gkd.apis import load_config
 from gkd.knowledge import instance_mask, robust_weights
+from gkd.looking.gallery import agreement, choose_shown
+from gkd.looking.trained import TrainedPair, validation_images
+from gkd.looking.trust import choose_images, judge, local_masks
 from gkd.prototypes import select_prototypes
 from gkd.prototypes.contributions import align, contributions, principal_plane
-from gkd.reporting.gallery import agreement, choose_shown
-from gkd.reporting.trained import TrainedPair, validation_images
-from gkd.reporting.trust import choose_images, judge, local_masks
+from gkd.running import load_config
 
 
 def explicit_contributions(teacher, student, chosen, alpha):

@@ -8,13 +8,13 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import small_detectors as small
-import tiny_data
 import torch
+from helpers import small_detectors as small
+from helpers import tiny_data
+from helpers.running import in_processes
 from mmcv import Config
 from mmdet.datasets import build_dataset
 from mmdet.models import build_detector
-from running import in_processes
 from safetensors import safe_open
 from safetensors.torch import save_file
 

@@ -4,12 +4,12 @@ import math
 
 import pytest
 import torch
-from synthetic_steps import pair, records
+from helpers.synthetic_steps import pair, records
 from test_no_host_sync import StayOnDevice, to_fake
 from torch._subclasses import FakeTensorMode
 
 from gkd.errors import ConfigError
-from gkd.knowledge.cwd import CWD, channel_divergence
+from gkd.knowledge.methods.cwd import CWD, channel_divergence
 from gkd.registry import KNOWLEDGE
 
 EMPTY = dict(boxes=[torch.zeros(0, 4)] * 2, labels=[torch.zeros(0, dtype=torch.long)] * 2)

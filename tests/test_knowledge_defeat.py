@@ -3,14 +3,14 @@
 import math
 
 import pytest
-import synthetic_steps as steps
 import torch
+from helpers import synthetic_steps as steps
 from torch import nn
 from torch._subclasses import FakeTensorMode
 
 from gkd.detectors import DetectorPair
 from gkd.errors import ConfigError
-from gkd.knowledge.defeat import DeFeat, proposal_divergence
+from gkd.knowledge.methods.defeat import DeFeat, proposal_divergence
 
 NECK = {'loss_defeat_object', 'loss_defeat_background'}
 PROPOSALS = {'loss_defeat_positive', 'loss_defeat_negative'}

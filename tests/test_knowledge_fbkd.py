@@ -4,13 +4,13 @@ import math
 
 import pytest
 import torch
+from helpers.synthetic_steps import pair, records
 from mmcv.cnn import NonLocal2d
-from synthetic_steps import pair, records
 from test_no_host_sync import StayOnDevice, to_fake
 from torch._subclasses import FakeTensorMode
 
 from gkd.errors import ConfigError
-from gkd.knowledge.fbkd import FBKD, NonLocal, feature_mask, relate
+from gkd.knowledge.methods.fbkd import FBKD, NonLocal, feature_mask, relate
 from gkd.registry import KNOWLEDGE
 
 TERMS = {'loss_fbkd_attention', 'loss_fbkd_feature', 'loss_fbkd_relation'}

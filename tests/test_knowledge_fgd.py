@@ -5,12 +5,12 @@ import math
 
 import pytest
 import torch
-from synthetic_steps import BOXES, pair, records
+from helpers.synthetic_steps import BOXES, pair, records
 from test_no_host_sync import StayOnDevice, to_fake
 from torch._subclasses import FakeTensorMode
 
 from gkd.errors import ConfigError
-from gkd.knowledge.fgd import FGD, scale_masks
+from gkd.knowledge.methods.fgd import FGD, scale_masks
 from gkd.registry import KNOWLEDGE
 
 TERMS = {'loss_fgd_fg', 'loss_fgd_bg', 'loss_fgd_attention', 'loss_fgd_global'}

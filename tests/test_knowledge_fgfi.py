@@ -1,14 +1,14 @@
 """FGFI against loops over images, objects, anchors, cells and channels."""
 
 import pytest
-import synthetic_steps as steps
 import torch
+from helpers import synthetic_steps as steps
 from torch import nn
 from torch._subclasses import FakeTensorMode
 
 from gkd.detectors import DetectorPair
 from gkd.errors import ConfigError
-from gkd.knowledge.fgfi import FGFI, near_objects, squared_difference
+from gkd.knowledge.methods.fgfi import FGFI, near_objects, squared_difference
 
 
 def overlap(one, other):

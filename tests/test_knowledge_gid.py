@@ -6,13 +6,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from synthetic_steps import ANCHOR_SHAPES, IMAGE_SIZE, STRIDES, info, pair, records
+from helpers.synthetic_steps import ANCHOR_SHAPES, IMAGE_SIZE, STRIDES, info, pair, records
 from test_no_host_sync import StayOnDevice, to_fake
 from torch._subclasses import FakeTensorMode
 
 from gkd.detectors import DetectorPair
 from gkd.errors import ConfigError
-from gkd.knowledge.gid import (
+from gkd.knowledge.methods.gid import (
     GID,
     box_response_loss,
     class_response_loss,

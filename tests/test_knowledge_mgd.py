@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from synthetic_steps import pair, records
+from helpers.synthetic_steps import pair, records
 from test_no_host_sync import StayOnDevice, to_fake
 from torch._subclasses import FakeTensorMode
 
 from gkd.errors import ConfigError
-from gkd.knowledge import mgd
-from gkd.knowledge.mgd import MGD, random_mask
+from gkd.knowledge.methods import mgd
+from gkd.knowledge.methods.mgd import MGD, random_mask
 from gkd.registry import KNOWLEDGE
 
 

@@ -5,13 +5,22 @@ import math
 
 import pytest
 import torch
-from synthetic_steps import ANCHOR_SHAPES, BOXES, IMAGE_SIZE, LABELS, STRIDES, info, pair, records
+from helpers.synthetic_steps import (
+    ANCHOR_SHAPES,
+    BOXES,
+    IMAGE_SIZE,
+    LABELS,
+    STRIDES,
+    info,
+    pair,
+    records,
+)
 from test_no_host_sync import StayOnDevice, to_fake
 from torch._subclasses import FakeTensorMode
 
 from gkd.detectors import DetectorPair
 from gkd.errors import ConfigError
-from gkd.knowledge.pfi import PFI, prediction_guided_loss, rank_loss
+from gkd.knowledge.methods.pfi import PFI, prediction_guided_loss, rank_loss
 from gkd.registry import KNOWLEDGE
 
 EMPTY = dict(boxes=[torch.zeros(0, 4)] * 2, labels=[torch.zeros(0, dtype=torch.long)] * 2)

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from synthetic_steps import STRIDES, pair, records
+from helpers.synthetic_steps import STRIDES, pair, records
 from test_no_host_sync import StayOnDevice, to_fake
 from torch._subclasses import FakeTensorMode
 
 from gkd.errors import ConfigError
-from gkd.knowledge.pkd import PKD, pearson_loss
+from gkd.knowledge.methods.pkd import PKD, pearson_loss
 from gkd.registry import KNOWLEDGE
 
 EMPTY = dict(boxes=[torch.zeros(0, 4)] * 2, labels=[torch.zeros(0, dtype=torch.long)] * 2)

@@ -11,14 +11,14 @@ from unittest import mock
 
 import numpy as np
 import pytest
-import tiny_data
 import torch
+from helpers import tiny_data
+from helpers.running import REPOSITORY, in_processes
 from mmcv.runner import Hook
 from mmdet.datasets import build_dataloader, build_dataset
-from running import REPOSITORY, in_processes
 
-from gkd.apis import load_config, train
 from gkd.compat.distributed import init_distributed
+from gkd.running import load_config, train
 
 NODES, GPUS = 2, 2
 # In the place of tools/train.py: notes who a process is.
@@ -168,14 +168,14 @@ def test_training_on_two_nodes(tmp_path, monkeypatch):
     tiny_data.write_data(tmp_path, sizes=((96, 96),) * 8)
     path, _ = tiny_data.write_pair(tmp_path, 'one_stage', epochs=1, batch_size=1)
     hook = RecordingHook()
-    build_runner = sys.modules['gkd.apis.train'].build_runner
+    build_runner = sys.modules['gkd.running.train'].build_runner
 
     def build(*args, **kwargs):
         runner = build_runner(*args, **kwargs)
         runner.register_hook(hook)
         return runner
 
-    monkeypatch.setattr(sys.modules['gkd.apis.train'], 'build_runner', build)
+    monkeypatch.setattr(sys.modules['gkd.running.train'], 'build_runner', build)
 
     def run(rank):
         os.environ.update(SLURM_PROCID=str(rank), SLURM_LOCALID=str(rank % GPUS),

@@ -11,18 +11,18 @@ from types import ModuleType
 import mmcv
 import numpy as np
 import pytest
-import tiny_data
+from helpers import tiny_data
+from helpers.running import forget_loggers, run_tool
 from mmcv import Config
 from PIL import Image
-from running import forget_loggers, run_tool
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from gkd.apis import load_config, train
-from gkd.apis.train import custom_hooks
 from gkd.errors import EnvironmentMismatchError
 from gkd.prototypes import PrototypeBank
-from gkd.reporting.prototypes import pixels_of, prototype_figure
-from gkd.reporting.summary import format_summary
+from gkd.report.prototypes import pixels_of, prototype_figure
+from gkd.report.summary import format_summary
+from gkd.running import load_config, train
+from gkd.running.train import custom_hooks
 
 
 @pytest.fixture
@@ -146,7 +146,7 @@ def test_a_picture_that_cannot_be_drawn_does_not_end_the_run(folder, tmp_path, m
     monkeypatch.setattr(mmcv, 'imread', None)
     config = load_config(str(write(folder, 'TensorboardLoggerHook')), {'runner.max_epochs': 1})
     config.work_dir = str(tmp_path)
-    monkeypatch.setattr('gkd.reporting.detections.draw_image', None)
+    monkeypatch.setattr('gkd.report.detections.draw_image', None)
     forget_loggers()
     assert train(config)
     log = next(tmp_path.glob('*.log')).read_text()

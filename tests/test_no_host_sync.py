@@ -6,8 +6,8 @@ import importlib
 from types import SimpleNamespace
 
 import pytest
-import small_detectors as small
 import torch
+from helpers import small_detectors as small
 from mmcv.runner import fp16_utils
 from test_distiller import RDM_TERMS, build_distiller, losses_of, total
 from torch._subclasses import FakeTensorMode

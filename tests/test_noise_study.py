@@ -5,19 +5,19 @@ import math
 
 import numpy as np
 import pytest
-import tiny_data
 import torch
+from helpers import tiny_data
+from helpers.running import run_tool
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from running import run_tool
 
 from gkd.knowledge import robust_weights
+from gkd.looking.agreement import coordinates, mean_with_band, typicality
 from gkd.prototypes import PrototypeBank
 from gkd.prototypes.features import CandidateImage
-from gkd.reporting.agreement import coordinates, mean_with_band, typicality
-from gkd.reporting.corruptions import CORRUPTIONS, MOST_ERASED, corrupt
-from gkd.reporting.noise_study import (
+from studies.corruptions import CORRUPTIONS, MOST_ERASED, corrupt
+from studies.noise_study import (
     ALL,
     MEASURES,
     OWN,

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import yaml
-from running import REPOSITORY
+from helpers.running import REPOSITORY
 
-from gkd.apis import load_config
 from gkd.detectors.source import sources_of
+from gkd.running import load_config
 
 
 @pytest.fixture(scope='module')

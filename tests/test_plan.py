@@ -8,16 +8,16 @@ import sys
 from dataclasses import replace
 
 import pytest
-import small_detectors as small
-import tiny_data
 import torch
+from helpers import small_detectors as small
+from helpers import tiny_data
+from helpers.running import REPOSITORY, run_tool
 from mmcv.runner import save_checkpoint
-from running import REPOSITORY, run_tool
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from gkd.apis import load_config
-from gkd.apis.plan import (
+from gkd.errors import ConfigError
+from gkd.experiments.plan import (
     Step,
     TensorMemory,
     image_size,
@@ -26,7 +26,7 @@ from gkd.apis.plan import (
     make_plan,
     noise,
 )
-from gkd.errors import ConfigError
+from gkd.running import load_config
 
 PROBES = ((128, 128), (256, 128))
 WIDTH, HEIGHT, IMAGES = 384, 256, 4
@@ -105,7 +105,7 @@ def test_memory_is_what_a_step_takes(plans):
     """Against the resident memory of a process in a step on images larger than the probes."""
     # Freed tensors go back to the system at once, so that the peak is what was in use.
     environment = dict(os.environ, MALLOC_MMAP_THRESHOLD_='65536', MALLOC_TRIM_THRESHOLD_='0')
-    command = [sys.executable, REPOSITORY / 'tests/peak_memory.py', WIDTH, HEIGHT, IMAGES,
+    command = [sys.executable, REPOSITORY / 'tests/helpers/peak_memory.py', WIDTH, HEIGHT, IMAGES,
                *(config.filename for config, _ in plans.values())]
     printed = subprocess.run(list(map(str, command)), env=environment, check=True, timeout=900,
                              stdout=subprocess.PIPE, text=True).stdout

@@ -10,18 +10,18 @@ from datetime import timedelta
 from types import SimpleNamespace
 
 import pytest
-import small_detectors as small
-import tiny_data
 import torch
 import torch.distributed as dist
+from helpers import small_detectors as small
+from helpers import tiny_data
+from helpers.running import REPOSITORY, in_processes, run_tool
 from mmcv import Config
 from mmcv.utils import get_logger
 from mmdet.models import build_detector
-from running import REPOSITORY, in_processes, run_tool
 from test_distributed import CPU, build, gradients, part_of
 
-from gkd.apis.train import wrap
 from gkd.prototypes import PrototypeHook
+from gkd.running.train import wrap
 
 sys.path.append(str(REPOSITORY / 'tests' / 'faults'))
 

@@ -14,14 +14,14 @@ from unittest import mock
 
 import mmcv
 import pytest
-import tiny_data
+from helpers import tiny_data
+from helpers.running import forget_loggers, run_tool
 from mmcv.utils import get_logger
-from running import forget_loggers, run_tool
 
-from gkd.apis import load_config, train
-from gkd.apis.console import open_logger
 from gkd.compat import runner
 from gkd.progress import Bar, LogLines, progress
+from gkd.running import load_config, train
+from gkd.running.console import open_logger
 
 
 @contextlib.contextmanager

@@ -7,17 +7,17 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision
+from helpers.running import REPOSITORY, run_tool
 from mmcv import Config
-from running import REPOSITORY, run_tool
 
-from gkd.apis import load_config
-from gkd.apis.key_lists import compare_shapes, compress, expand, published_shapes, shapes_of
-from gkd.apis.recipes import RecipeError, check_losses, random_checkpoint, recipes
 from gkd.checkpoints import find_recipe, published
 from gkd.compat.checkpoint import load_checkpoint_file
 from gkd.detectors.source import DetectorSource, find_file, sources_of
 from gkd.errors import CheckpointError
+from gkd.experiments.key_lists import compare_shapes, compress, expand, published_shapes, shapes_of
+from gkd.experiments.recipes import RecipeError, check_losses, random_checkpoint, recipes
 from gkd.registry import KNOWLEDGE
+from gkd.running import load_config
 
 NAMES = [Path(path).stem for path in recipes()]
 ABLATIONS = {'no-global': 'knowledge', 'no-local': 'knowledge', 'no-soft': 'knowledge',

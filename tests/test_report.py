@@ -9,19 +9,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny_data
 import torch
+from helpers import tiny_data
+from helpers.running import run_tool
 from mmcv import Config
 from mmcv.runner import Hook
 from mmdet.datasets import build_dataset
-from running import run_tool
 
 from gkd import report
 from gkd.errors import DataError
-from gkd.reporting import page, recorder
-from gkd.reporting.recorder import BINS, Stopwatch, WeightHistogram, watched
-from gkd.reporting.runs import read_logs, read_runs
-from gkd.reporting.validation import Validation, read_detections
+from gkd.report import page, recorder
+from gkd.report.recorder import BINS, Stopwatch, WeightHistogram, watched
+from gkd.report.runs import read_logs, read_runs
+from gkd.report.validation import Validation, read_detections
 
 
 class Page(HTMLParser):
@@ -240,7 +240,7 @@ def test_weights_of_a_step_are_counted_once():
 
 def test_watching_changes_no_loss(runs, tmp_path, monkeypatch):
     folder, _ = runs
-    monkeypatch.setattr(sys.modules['gkd.apis.train'], 'TrainingRecorder', Hook)
+    monkeypatch.setattr(sys.modules['gkd.running.train'], 'TrainingRecorder', Hook)
     succeed(folder / 'distiller.py', '--work-dir', tmp_path, '--epochs', 1,
             '--no-validate')
     assert not (tmp_path / 'record.json').exists()

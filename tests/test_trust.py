@@ -3,10 +3,10 @@
 from pathlib import Path
 
 import pytest
-import small_detectors as small
-import tiny_data
 import torch
-from running import run_tool
+from helpers import small_detectors as small
+from helpers import tiny_data
+from helpers.running import run_tool
 
 from gkd.compat import checkpoint
 

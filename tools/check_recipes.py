@@ -14,10 +14,10 @@ import os.path as osp
 import tempfile
 import traceback
 
-from gkd.apis.cli import run
-from gkd.apis.key_lists import write_key_lists
-from gkd.apis.recipes import RecipeError, check_recipe, recipes
 from gkd.errors import GKDError
+from gkd.experiments.key_lists import write_key_lists
+from gkd.experiments.recipes import RecipeError, check_recipe, recipes
+from gkd.running.cli import run
 
 
 def parse_args():

@@ -6,13 +6,13 @@ import math
 import os
 import os.path as osp
 
-from gkd.apis import load_config
-from gkd.apis.cli import run
-from gkd.apis.key_lists import compare_shapes, published_shapes, shapes_of
 from gkd.checkpoints import FOLDER, check_file, download, how_to_get, published
 from gkd.compat.checkpoint import get_state_dict, load_checkpoint_file
 from gkd.detectors.source import sources_of
 from gkd.errors import CheckpointError
+from gkd.experiments.key_lists import compare_shapes, published_shapes, shapes_of
+from gkd.running import load_config
+from gkd.running.cli import run
 
 FLOAT32 = 4  # bytes
 

@@ -3,8 +3,8 @@
 
 import argparse
 
-from gkd.apis.cli import positive, run
-from gkd.apis.compare import compare
+from gkd.experiments.compare import compare
+from gkd.running.cli import positive, run
 
 
 def parse_args():

@@ -5,10 +5,10 @@ import argparse
 import sys
 from pathlib import Path
 
-from gkd.apis.cli import run
 from gkd.datasets.coco_json import read_coco, write_coco
 from gkd.datasets.official import absent, prepare_coco, prepare_voc, report
 from gkd.datasets.records import read_classes, read_records, write_records
+from gkd.running.cli import run
 
 CLASSES = Path(__file__).parent.parent / 'datalists' / 'classes_config.json'
 

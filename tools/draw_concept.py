@@ -8,11 +8,15 @@ robust weights in an image and the mask of local knowledge.
 
 import argparse
 import os.path as osp
+import sys
 
-from gkd.apis.cli import add_pair_options, positive, read_pair_options, run, silence
-from gkd.reporting.concept import draw_coordinates, draw_spaces, locate, same_prototypes
-from gkd.reporting.trained import TrainedPair, validation_images
-from gkd.reporting.trust import choose_images, draw_images, judge
+# The studies lie beside the package, in the clone only.
+sys.path.insert(0, osp.dirname(osp.dirname(osp.abspath(__file__))))
+
+from gkd.looking.trained import TrainedPair, validation_images
+from gkd.looking.trust import choose_images, draw_images, judge
+from gkd.running.cli import add_pair_options, positive, read_pair_options, run, silence
+from studies.concept import draw_coordinates, draw_spaces, locate, same_prototypes
 
 CONFIG = 'configs/quickstart/gkd_retinanet_efficientnet-lite0_r18-w8_fpn_tree-crowns.py'
 

@@ -9,10 +9,10 @@ import argparse
 import os.path as osp
 import re
 
-from gkd.apis.cli import add_pair_options, positive, read_pair_options, run, silence
 from gkd.errors import DataError
-from gkd.reporting.trained import TrainedPair, validation_images
-from gkd.reporting.trust import choose_images, draw_extremes, draw_images, judge
+from gkd.looking.trained import TrainedPair, validation_images
+from gkd.looking.trust import choose_images, draw_extremes, draw_images, judge
+from gkd.running.cli import add_pair_options, positive, read_pair_options, run, silence
 
 
 def parse_args():

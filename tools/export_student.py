@@ -4,9 +4,9 @@
 import argparse
 import os.path as osp
 
-from gkd.apis import export_student, load_config
-from gkd.apis.cli import DictAction, add_trust_option, run
 from gkd.compat.checkpoint import trust_checkpoints
+from gkd.running import export_student, load_config
+from gkd.running.cli import DictAction, add_trust_option, run
 
 
 def parse_args():

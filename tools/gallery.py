@@ -8,9 +8,9 @@ does at an epoch's start.
 import argparse
 import os.path as osp
 
-from gkd.apis.cli import add_pair_options, positive, read_pair_options, run, silence
-from gkd.reporting.gallery import summary, write_gallery
-from gkd.reporting.trained import TrainedPair
+from gkd.looking.gallery import summary, write_gallery
+from gkd.looking.trained import TrainedPair
+from gkd.running.cli import add_pair_options, positive, read_pair_options, run, silence
 
 
 def parse_args():

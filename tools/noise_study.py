@@ -8,10 +8,16 @@ noise_study.png, noise_study.md, noise_study.csv and examples.png.
 
 import argparse
 import os.path as osp
+import sys
 
-from gkd.apis.cli import add_pair_options, positive, read_pair_options, run, silence
-from gkd.apis.files import write_atomically
-from gkd.reporting.noise_study import (
+from gkd.files import write_atomically
+
+# The studies lie beside the package, in the clone only.
+sys.path.insert(0, osp.dirname(osp.dirname(osp.abspath(__file__))))
+
+from gkd.looking.trained import TrainedPair, validation_images
+from gkd.running.cli import add_pair_options, positive, read_pair_options, run, silence
+from studies.noise_study import (
     choose_instances,
     draw_examples,
     draw_study,
@@ -19,7 +25,6 @@ from gkd.reporting.noise_study import (
     run_study,
     write_csv,
 )
-from gkd.reporting.trained import TrainedPair, validation_images
 
 
 def parse_args():

@@ -8,11 +8,11 @@ weights, on two sizes of small images, and scaled to the pixels of the training'
 import argparse
 from math import ceil
 
-from gkd.apis import load_config
-from gkd.apis.cli import DictAction, positive, run, silence
-from gkd.apis.plan import make_plan
 from gkd.errors import DataError
+from gkd.experiments.plan import make_plan
 from gkd.prototypes.__main__ import make_plan as plan_generation
+from gkd.running import load_config
+from gkd.running.cli import DictAction, positive, run, silence
 
 
 def parse_args():

@@ -3,9 +3,9 @@
 
 import argparse
 
-from gkd.apis import load_config
-from gkd.apis.cli import DictAction, run
-from gkd.apis.finite import replay
+from gkd.running import load_config
+from gkd.running.cli import DictAction, run
+from gkd.running.finite import replay
 
 
 def parse_args():

@@ -3,11 +3,11 @@
 
 import argparse
 
-from gkd.apis import load_config, test
-from gkd.apis.cli import DictAction, add_trust_option, run
 from gkd.compat.checkpoint import trust_checkpoints
 from gkd.compat.distributed import init_distributed
 from gkd.errors import ConfigError
+from gkd.running import load_config, test
+from gkd.running.cli import DictAction, add_trust_option, run
 
 
 def parse_args():

@@ -4,12 +4,12 @@
 import argparse
 import os.path as osp
 
-from gkd.apis import load_config, train
-from gkd.apis.cli import DictAction, add_trust_option, positive, run
-from gkd.apis.quickstart import add_arguments, quickstart
 from gkd.compat.checkpoint import trust_checkpoints
 from gkd.compat.distributed import init_distributed
 from gkd.errors import ConfigError
+from gkd.experiments.quickstart import add_arguments, quickstart
+from gkd.running import load_config, train
+from gkd.running.cli import DictAction, add_trust_option, positive, run
 
 
 def parse_args():

@@ -1,8 +1,5 @@
-"""What the tools and a notebook call."""
+"""The former name of :mod:`gkd.running`."""
 
-from gkd.apis.config import load_config, student_config
-from gkd.apis.export import export_student
-from gkd.apis.test import test
-from gkd.apis.train import train
+from gkd.running import export_student, load_config, student_config, test, train
 
 __all__ = ['export_student', 'load_config', 'student_config', 'test', 'train']

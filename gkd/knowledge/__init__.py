@@ -1,12 +1,6 @@
 """What a student can be taught: one kind of knowledge a file, and the functions it is made of."""
 
 from gkd.knowledge.base import Knowledge
-from gkd.knowledge.cwd import CWD
-from gkd.knowledge.defeat import DeFeat
-from gkd.knowledge.fbkd import FBKD
-from gkd.knowledge.fgd import FGD
-from gkd.knowledge.fgfi import FGFI
-from gkd.knowledge.gid import GID
 from gkd.knowledge.instances import instance_mask, map_levels, pool_instances
 from gkd.knowledge.losses import (
     global_knowledge_loss,
@@ -14,9 +8,15 @@ from gkd.knowledge.losses import (
     robust_weights,
     soft_label_loss,
 )
-from gkd.knowledge.mgd import MGD
-from gkd.knowledge.pfi import PFI
-from gkd.knowledge.pkd import PKD
+from gkd.knowledge.methods.cwd import CWD
+from gkd.knowledge.methods.defeat import DeFeat
+from gkd.knowledge.methods.fbkd import FBKD
+from gkd.knowledge.methods.fgd import FGD
+from gkd.knowledge.methods.fgfi import FGFI
+from gkd.knowledge.methods.gid import GID
+from gkd.knowledge.methods.mgd import MGD
+from gkd.knowledge.methods.pfi import PFI
+from gkd.knowledge.methods.pkd import PKD
 from gkd.knowledge.robust import RobustDistillingModule
 
 __all__ = [

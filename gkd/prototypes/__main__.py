@@ -14,15 +14,15 @@ from mmcv import Config
 from mmdet.datasets import CustomDataset
 from mmdet.models import build_detector
 
-from gkd.apis.cli import DictAction, positive, run
-from gkd.apis.config import check_classes, leaf_configs, load_config, prototype_datasets
 from gkd.detectors import DetectorPair, Distiller
-from gkd.detectors.distiller import build_generation
 from gkd.detectors.source import DetectorSource
+from gkd.distiller import build_generation
 from gkd.errors import ConfigError, DataError
 from gkd.prototypes.features import choose_candidates
 from gkd.prototypes.hook import PrototypeHook
 from gkd.prototypes.plan import Plan
+from gkd.running.cli import DictAction, positive, run
+from gkd.running.config import check_classes, leaf_configs, load_config, prototype_datasets
 
 
 def parse_args() -> argparse.Namespace:

@@ -27,14 +27,14 @@ import gkd  # noqa: F401  (must come before anything imports mmdet)
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import cv2
-import small_detectors as small
-import tiny_data
 import torch
+from helpers import small_detectors as small
+from helpers import tiny_data
 from mmcv.runner import EpochBasedRunner
 
-import gkd.reporting.page  # noqa: F401  (trainings would import it one by one)
-from gkd.apis import load_config, train
+import gkd.report.page  # noqa: F401  (trainings would import it one by one)
 from gkd.errors import GKDError
+from gkd.running import load_config, train
 
 PATIENCE = 600  # seconds; a training takes two where nothing else runs
 VALUES = (None, '', 'text', '/', -1, 0, 1, 3, 10 ** 12, -0.5, 1e30, float('nan'), float('inf'),

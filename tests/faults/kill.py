@@ -31,20 +31,20 @@ import gkd  # noqa: F401  (must come before anything imports mmdet)
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import cv2
-import tiny_data
 import torch
 import torch.distributed as dist
+from helpers import tiny_data
+from helpers.running import run_tool
 from mmcv.runner import HOOKS, Hook
 from mmdet.datasets import CocoDataset
 from mmdet.models.detectors import TwoStageDetector
-from running import run_tool
 
 import gkd.files
 import gkd.prototypes.generation as generation
-import gkd.reporting.page  # noqa: F401  (trainings would import it one by one)
-from gkd.apis.resume import checkpoints
+import gkd.report.page  # noqa: F401  (trainings would import it one by one)
 from gkd.compat.checkpoint import load_checkpoint_file
 from gkd.prototypes import PrototypeBank
+from gkd.running.resume import checkpoints
 
 # Where a training can be killed: the function that is called there.
 PLACES = {

@@ -1,0 +1,1 @@
+"""Other methods of distillation, one file each."""

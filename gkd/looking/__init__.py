@@ -1,0 +1,1 @@
+"""Tools to look at prototypes, and at the trust in instances."""

@@ -1,0 +1,168 @@
+"""A trained teacher and student with their prototypes, to be looked at."""
+
+from __future__ import annotations
+
+import os.path as osp
+from collections.abc import Sequence
+from typing import Optional
+
+import numpy as np
+import torch
+from mmcv import Config
+from torch import Tensor
+
+from gkd.compat.checkpoint import load_checkpoint_file, load_strictly
+from gkd.detectors import Distiller
+from gkd.distiller import build_generation
+from gkd.errors import ConfigError, DataError
+from gkd.prototypes import PrototypeBank
+from gkd.prototypes.features import (
+    CandidateImage,
+    choose_candidates,
+    group_by_size,
+    instance_features,
+)
+from gkd.prototypes.generation import cached_share, gather, save_share
+from gkd.running.config import (
+    build_checked_dataset,
+    build_model,
+    leaf_datasets,
+    prototype_datasets,
+)
+from gkd.running.export import student_weights
+
+
+class TrainedPair:
+    """A distillation config's teacher and student, in eval mode.
+
+    Args:
+        config: The distillation config.
+        checkpoint: Checkpoint of its training, or of a plain detector of the student's kind. By
+            default the student is the one that the config starts from.
+        device: Where to run them.
+
+    Raises:
+        ConfigError: The config distils nothing, or without prototypes.
+        CheckpointError: A checkpoint cannot be read or does not fit.
+    """
+
+    def __init__(self, config: Config, checkpoint: Optional[str] = None, device: str = 'cpu'):
+        if config.model.type != Distiller.__name__ or not config.model.get('prototypes'):
+            raise ConfigError(f'{config.filename} has no prototypes: give a config whose `model` '
+                              f'is a Distiller with `prototypes`.')
+        if checkpoint is None and config.model.student.get('checkpoint') is None:
+            raise ConfigError(f'the student of {config.filename} is untrained: '
+                              f'model.student.checkpoint names no file. Give a checkpoint.')
+        self.config = config
+        self.distiller = build_model(config)
+        self.pair = self.distiller.pair
+        if checkpoint is None:
+            self.distiller.init_weights()
+        else:
+            weights = student_weights(load_checkpoint_file(checkpoint), checkpoint)
+            load_strictly(self.distiller.student, weights, checkpoint)
+        self.device = torch.device(device)
+        self.distiller.to(self.device).eval()
+        self.generation = build_generation(config.model.prototypes)
+
+    def features(self, images: Tensor, boxes: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Features of instances on every paired level.
+
+        Args:
+            images: ``(B, 3, H, W)``.
+            boxes: Boxes of every image, ``(n_b, 4)`` in pixels of ``images``.
+
+        Returns:
+            The teacher's and the student's, ``(sum n_b, C)`` on the CPU, one tensor a level.
+        """
+        images, boxes = images.to(self.device), [box.to(self.device) for box in boxes]
+        return tuple(instance_features(detector, self.pair.levels(info), images, boxes)
+                     for detector, info in ((self.distiller.teacher, self.pair.teacher),
+                                            (self.distiller.student, self.pair.student)))
+
+    def generate(self, cache_dir: str) -> Basis:
+        """Choose prototypes with these very weights, as the training does at an epoch's start.
+
+        Args:
+            cache_dir: Where the teacher's features are kept for the next time.
+
+        Raises:
+            DataError: The data are not there, or no instance is large enough.
+        """
+        datasets = [leaf for number, entry in enumerate(prototype_datasets(self.config))
+                    for leaf in leaf_datasets(build_checked_dataset(
+                        entry, f'data.train[{number}]', dict(test_mode=True)))]
+        module, pair = self.generation, self.pair
+        module.candidates = module.choose(datasets)
+        batches = group_by_size(module.candidates, module.batch_size)
+        levels = pair.levels(pair.teacher)
+        fingerprint = module.fingerprint(self.distiller.teacher, levels, batches)
+        share = cached_share(cache_dir, fingerprint)
+        if share is None:
+            share = module.run(self.distiller.teacher, levels, batches, 'teacher')
+            save_share(cache_dir, fingerprint, share)
+        module.teacher_features = gather(share, module.counts(batches))
+        share = module.run(self.distiller.student, pair.levels(pair.student), batches, 'student')
+        student_features = gather(share, module.counts(batches))
+        bank = module.pursue(student_features, batches, pair.num_classes, self.device)
+        order = [module.candidates[position] for batch in batches for position in batch]
+        return Basis(bank, order, module.teacher_features, student_features)
+
+
+class Basis:
+    """Prototypes, and the instances that they were chosen from.
+
+    Attributes:
+        bank: The prototypes.
+        classes: Names of the classes.
+        paths: Image file of every instance.
+        boxes: ``(n, 4)`` in pixels of the image file.
+        labels: ``(n,)`` int64.
+        teacher: The teacher's features ``(n, D_T)``, one tensor a level.
+        student: The student's, ``(n, D_S)``.
+    """
+
+    def __init__(self, bank: PrototypeBank, images: Sequence[CandidateImage],
+                 teacher: list[Tensor], student: list[Tensor]):
+        self.bank = bank
+        self.classes = images[0].dataset.CLASSES
+        self.paths = [image_path(image) for image in images for _ in image.labels]
+        self.boxes = np.concatenate([image.boxes for image in images])
+        self.labels = torch.from_numpy(np.concatenate([image.labels for image in images]))
+        self.teacher, self.student = teacher, student
+
+    def rows(self, level: int, label: int) -> Tensor:
+        """Which instances are a class's prototypes on a level, in order of choice ``(K,)``."""
+        first, last = self.bank.offsets[level][label:label + 2].tolist()
+        members = (self.labels == label).nonzero().flatten()
+        # A bank keeps features: what equals them in both spaces is the instance, or its twin.
+        same = torch.ones(last - first, len(members), dtype=torch.bool)
+        for features, prototypes in ((self.teacher, self.bank.teacher),
+                                     (self.student, self.bank.student)):
+            chosen = prototypes[level][first:last, None]
+            same &= (features[level][members] == chosen).all(dim=2)
+        return members[same.to(torch.uint8).argmax(dim=1)]
+
+
+def image_path(image: CandidateImage) -> str:
+    """File of an image."""
+    return osp.join(image.dataset.img_prefix or '', image.filename)
+
+
+def validation_images(config: Config, min_size: float) -> list[CandidateImage]:
+    """The validation images with their boxes, as the test pipeline makes them.
+
+    Args:
+        config: A config.
+        min_size: Width and height that a box must exceed, in pixels of the annotation.
+
+    Raises:
+        DataError: The data are not there, or no box is large enough.
+    """
+    dataset = build_checked_dataset(config.data.val, 'data.val', dict(test_mode=True))
+    images = choose_candidates(leaf_datasets(dataset), max_images=len(dataset), min_size=min_size,
+                               seed=0)
+    if not images:
+        raise DataError(f'data.val: no box of {config.data.val.ann_file} is wider and higher than '
+                        f'{min_size} pixels.')
+    return images

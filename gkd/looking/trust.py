@@ -1,0 +1,227 @@
+"""Draw trust: instances by their robust weight, and the mask of local knowledge."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import matplotlib
+import mmcv
+import numpy as np
+import torch
+from matplotlib.colors import Normalize
+from mmcv.parallel import DataContainer
+from torch import Tensor
+
+from gkd.errors import ConfigError
+from gkd.knowledge.instances import instance_mask, map_levels
+from gkd.knowledge.losses import robust_weights
+from gkd.knowledge.robust import RobustDistillingModule, pool_levels
+from gkd.looking.agreement import coordinates, typicality
+from gkd.looking.trained import TrainedPair, image_path
+from gkd.prototypes import PrototypeBank
+from gkd.prototypes.features import CandidateImage, CandidateImages
+from gkd.report.prototypes import crop
+from studies.noise_study import save
+
+matplotlib.use('Agg')
+from matplotlib import pyplot as plt  # noqa: E402
+from matplotlib.patches import Rectangle  # noqa: E402
+
+COLOURS = matplotlib.colormaps['viridis']
+
+
+@dataclass
+class Trust:
+    """Instances and how far they are trusted, each on its own level.
+
+    Attributes:
+        images: Number of the image of every instance, ``(n,)`` int64.
+        boxes: ``(n, 4)`` in pixels of the image file.
+        labels: ``(n,)`` int64.
+        weights: Robust weights, ``(n,)``.
+        teacher: Typicality in the teacher's space, ``(n,)``; NaN without prototypes.
+        student: In the student's.
+    """
+
+    images: Tensor
+    boxes: np.ndarray
+    labels: Tensor
+    weights: Tensor
+    teacher: Tensor
+    student: Tensor
+
+
+def judge(trained: TrainedPair, bank: PrototypeBank, images: Sequence[CandidateImage]) -> Trust:
+    """Weigh the ground-truth instances of images.
+
+    Args:
+        trained: Teacher and student.
+        bank: Their prototypes.
+        images: Images with their boxes.
+    """
+    found = []
+    for number, (image, boxes) in enumerate(CandidateImages(images)):
+        labels = torch.from_numpy(images[number].labels)
+        features = trained.features(image[None], [boxes])
+        own = map_levels(boxes, bank.num_levels)[None]
+        levels = [judge_level(bank, level, labels, *parts)
+                  for level, parts in enumerate(zip(*features))]
+        weights, teacher, student = (torch.stack(values).gather(0, own)[0]
+                                     for values in zip(*levels))
+        found.append((torch.full_like(labels, number), labels, weights, teacher, student))
+    numbers, labels, *values = map(torch.cat, zip(*found))
+    return Trust(numbers, np.concatenate([image.boxes for image in images]), labels, *values)
+
+
+def judge_level(bank: PrototypeBank, level: int, labels: Tensor, teacher: Tensor,
+                student: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Robust weights and both typicalities ``(n,)`` of features ``(n, D)`` on a level."""
+    prototypes = bank.student[level], bank.teacher[level]
+    offsets = bank.offsets[level]
+    return (robust_weights(student, teacher, *prototypes, labels, offsets),
+            typicality(coordinates(teacher, prototypes[1]), labels, offsets),
+            typicality(coordinates(student, prototypes[0]), labels, offsets))
+
+
+@torch.no_grad()
+def local_masks(trained: TrainedPair, bank: PrototypeBank,
+                image: CandidateImage) -> tuple[list[Tensor], tuple[int, int]]:
+    """The mask of local knowledge that a training step would draw for an image.
+
+    The student's own sampler chooses the instances, as in training (or the ground truth is taken,
+    if the config says so); only the image is not flipped.
+
+    Args:
+        trained: Teacher and student.
+        bank: Their prototypes.
+        image: The image with all its boxes.
+
+    Returns:
+        The masks ``(H_l, W_l)``, and width and height of the padded image in pixels of the file.
+
+    Raises:
+        ConfigError: The config has no RobustDistillingModule.
+    """
+    distiller = trained.distiller
+    module = next((kind for kind in distiller.knowledge
+                   if isinstance(kind, RobustDistillingModule)), None)
+    if module is None:
+        raise ConfigError(f'{trained.config.filename} has no RobustDistillingModule in '
+                          f'`model.knowledge`, which draws the mask of local knowledge.')
+    views = image.dataset.prepare_test_img(image.index)
+    pixels, meta = views['img'][0], views['img_metas'][0].data
+    pixels = pixels.data if isinstance(pixels, DataContainer) else pixels
+    scale = np.asarray(meta['scale_factor'], dtype=np.float32)
+    pixels = pixels[None].to(trained.device)
+    boxes = [torch.from_numpy(image.boxes * scale).to(trained.device)]
+    labels = [torch.from_numpy(image.labels).to(trained.device)]
+    _, student = distiller.student_step(pixels, [meta], boxes, labels)
+    teacher = distiller.teacher_step(pixels, student)
+    if module.instances == 'positives':
+        boxes, labels = student.boxes, [student.labels]
+    features = zip(pool_levels(teacher, boxes), pool_levels(student, boxes))
+    bank = bank.to(trained.device)
+    masks = []
+    for level, (of_teacher, of_student) in enumerate(features):
+        weights = robust_weights(of_student, of_teacher, bank.student[level], bank.teacher[level],
+                                 labels[0], bank.offsets[level])
+        masks.append(instance_mask(boxes, [weights], level, bank.num_levels,
+                                   student.strides[level], student.maps[level].shape[-2:])[0])
+    height, width = pixels.shape[-2:]
+    return [mask.cpu() for mask in masks], (width / scale[0], height / scale[1])
+
+
+def choose_images(trust: Trust, count: int) -> list[int]:
+    """Numbers of the images whose instances are trusted most differently, the first most so."""
+    spread = {int(number): float(trust.weights[trust.images == number].std())
+              for number in trust.images.unique() if (trust.images == number).sum() > 1}
+    return sorted(spread, key=spread.get, reverse=True)[:count]
+
+
+def draw_images(trained: TrainedPair, bank: PrototypeBank, images: Sequence[CandidateImage],
+                trust: Trust, numbers: Sequence[int], path: str) -> None:
+    """Draw images with boxes coloured by robust weight, and the masks as heat maps over them.
+
+    Args:
+        trained: Teacher and student.
+        bank: Their prototypes.
+        images: Images with all their boxes.
+        trust: What :func:`judge` found for them.
+        numbers: Which of them to draw, a row each.
+        path: Picture file to write.
+    """
+    drawn = [local_masks(trained, bank, images[number]) for number in numbers]
+    # Levels on which no image has an instance would be empty columns.
+    levels = [level for level in range(bank.num_levels)
+              if any(masks[level].any() for masks, _ in drawn)]
+    # Relative to what is drawn: differences of trust are small next to the trust itself.
+    shown = torch.cat([trust.weights[torch.isin(trust.images, torch.tensor(numbers))],
+                       *(mask[mask > 0] for masks, _ in drawn for mask in masks)])
+    scale = Normalize(float(shown.min()), float(shown.max()))
+    figure, axes = plt.subplots(len(numbers), 1 + len(levels), squeeze=False,
+                                layout='constrained',
+                                figsize=(3.5 * (1 + len(levels)) + 0.6, 3.5 * len(numbers) + 0.2))
+    for row, number, (masks, (width, height)) in zip(axes, numbers, drawn):
+        pixels = mmcv.imread(image_path(images[number]), channel_order='rgb')
+        for axis in row:
+            axis.imshow(pixels)
+            axis.axis('off')
+        for index in (trust.images == number).nonzero().flatten().tolist():
+            weight = float(trust.weights[index])
+            x1, y1, x2, y2 = trust.boxes[index].tolist()
+            row[0].add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, linewidth=1.8,
+                                       edgecolor=COLOURS(scale(weight))))
+            row[0].text(x1, y1, f'{weight:.2f}', fontsize=8, va='top', color='white',
+                        bbox=dict(facecolor='black', alpha=0.6, pad=0.6, linewidth=0))
+        for axis, level in zip(row[1:], levels):
+            mask = masks[level].numpy()
+            axis.imshow(np.ma.masked_equal(mask, 0), cmap=COLOURS, norm=scale, alpha=0.65,
+                        extent=(0, width, height, 0), interpolation='nearest')
+            axis.set_xlim(0, pixels.shape[1])
+            axis.set_ylim(pixels.shape[0], 0)
+            axis.set_title(f'mask of local knowledge, level {level}', fontsize=9)
+        row[0].set_title('ground truth, by robust weight', fontsize=9)
+    colours = plt.cm.ScalarMappable(scale, COLOURS)
+    figure.colorbar(colours, ax=axes, shrink=0.6, label='robust weight')
+    save(figure, path)
+
+
+def draw_extremes(images: Sequence[CandidateImage], trust: Trust, label: int, count: int,
+                  path: str) -> bool:
+    """Draw the most and the least trusted instances of a class.
+
+    Args:
+        images: Images with all their boxes.
+        trust: What :func:`judge` found for them.
+        label: The class.
+        count: Instances in each of the two rows.
+        path: Picture file to write.
+
+    Returns:
+        Whether there was anything to draw: the class has instances and prototypes.
+    """
+    of_class = ((trust.labels == label) & ~trust.teacher.isnan()).nonzero().flatten()
+    if not len(of_class):
+        return False
+    order = of_class[trust.weights[of_class].argsort(descending=True, stable=True)]
+    count = min(count, (len(order) + 1) // 2)
+    figure, axes = plt.subplots(2, count, squeeze=False, layout='constrained',
+                                figsize=(1.15 * count + 0.4, 4))
+    rows = (('most trusted', order[:count]), ('least trusted', order.flip(0)[:count]))
+    for row, (title, chosen) in zip(axes, rows):
+        row[0].set_ylabel(title, fontsize=9)
+        for axis in row:
+            axis.set_xticks([])
+            axis.set_yticks([])
+            axis.set_frame_on(False)
+        for axis, index in zip(row, chosen.tolist()):
+            image = images[int(trust.images[index])]
+            axis.imshow(crop(image_path(image), trust.boxes[index].tolist()))
+            axis.set_title(f'{trust.weights[index]:.2f}', fontsize=10, pad=3)
+            axis.set_xlabel(f'T {trust.teacher[index]:.2f}  S {trust.student[index]:.2f}',
+                            fontsize=7)
+    figure.suptitle(f'"{images[0].dataset.CLASSES[label]}": robust weight, and how typical the '
+                    f'teacher (T) and the student (S) find it', fontsize=9)
+    save(figure, path)
+    return True

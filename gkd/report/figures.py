@@ -1,0 +1,195 @@
+"""The report's figures, as plotly describes them; the page gives them its colours and draws."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Optional
+
+import plotly.graph_objects as go
+
+from gkd.report.recorder import BINS
+from gkd.report.runs import DETECTOR, DISTILLED, PLAIN, TEACHER, Run
+from gkd.report.validation import STATS, Precision
+
+# Told apart by people who see no red or no green, on white and on black.
+SHADES = {
+    TEACHER: ['#8f78d8', '#b08fe0', '#6f5bb8'],
+    DETECTOR: ['#3a8fd0', '#6db3e6', '#2f6fa5', '#8ac7ee'],
+    PLAIN: ['#d98a1f', '#efb35c', '#b36b0d', '#f5cd8f'],
+    DISTILLED: ['#3a8fd0', '#6db3e6', '#2f6fa5', '#8ac7ee'],
+}
+PARTS = {'data': '#8d99a6', 'student': '#3a8fd0', 'teacher': '#8f78d8', 'knowledge': '#3aa675',
+         'backward': '#d98a1f', 'other': '#bcbcbc', 'step': '#3a8fd0'}
+PART_NAMES = {'data': 'waiting for data', 'student': 'student, forward',
+              'teacher': 'teacher, forward', 'knowledge': 'knowledge, forward',
+              'backward': 'backward and update', 'other': 'other',
+              'step': 'step without data (not split)'}
+SIZES = {'all': 'bbox_mAP', 'small': 'bbox_mAP_s', 'medium': 'bbox_mAP_m', 'large': 'bbox_mAP_l'}
+GREY = '#888888'
+
+
+def colours(runs: Sequence[Run]) -> dict[str, str]:
+    """A colour for each run's name; runs of one role get shades of one colour."""
+    count: dict[str, int] = defaultdict(int)
+    chosen = {}
+    for run in runs:
+        shades = SHADES[run.role]
+        chosen[run.name] = shades[count[run.role] % len(shades)]
+        count[run.role] += 1
+    return chosen
+
+
+def figure(x: str, y: str, height: int = 260, **layout) -> go.Figure:
+    """An empty figure with named axes."""
+    return go.Figure(layout=dict(
+        height=height, margin=dict(l=52, r=16, t=12, b=44), hovermode='closest', showlegend=False,
+        xaxis=dict(title=dict(text=x)), yaxis=dict(title=dict(text=y)), **layout))
+
+
+def draw_ap(runs: Sequence[Run]) -> Optional[go.Figure]:
+    """AP after every evaluated epoch; None if nothing was evaluated."""
+    plot = figure('epoch', 'AP in percent')
+    for run in runs:
+        values = {epoch: 100 * metrics['bbox_mAP'] for epoch, metrics in
+                  sorted(run.evaluations.items()) if 'bbox_mAP' in metrics}
+        if values:
+            plot.add_scatter(x=list(values), y=list(values.values()), name=run.name,
+                             mode='lines+markers', line=dict(color=colours(runs)[run.name]),
+                             hovertemplate='epoch %{x}: AP %{y:.1f}')
+    plot.update_xaxes(tickformat='d', rangemode='tozero')
+    return plot if plot.data else None
+
+
+def draw_sizes(runs: Sequence[Run], metrics: dict[str, dict[str, float]]) -> Optional[go.Figure]:
+    """AP by size of the objects.
+
+    Args:
+        runs: What to compare.
+        metrics: Metrics by name of the run; sizes of which there are no objects are left out.
+    """
+    known = {size: key for size, key in SIZES.items()
+             if any(values.get(key, -1) >= 0 for values in metrics.values())}
+    if not known:
+        return None
+    plot = figure('size of the objects', 'AP in percent', barmode='group', bargap=0.25)
+    for run in runs:
+        values = metrics.get(run.name, {})
+        heights = [100 * values[key] if values.get(key, -1) >= 0 else None
+                   for key in known.values()]
+        plot.add_bar(x=list(known), y=heights, name=run.name,
+                     marker=dict(color=colours(runs)[run.name]),
+                     hovertemplate=f'{run.name}, %{{x}}: %{{y:.1f}}<extra></extra>')
+    return plot
+
+
+def draw_precision(runs: Sequence[Run],
+                   precisions: dict[str, Precision]) -> dict[str, go.Figure]:
+    """Precision over recall, a figure an IoU, by its title."""
+    plots = {}
+    for run in runs:
+        if run.name not in precisions:
+            continue
+        precision = precisions[run.name]
+        for iou, curve in precision.curves.items():
+            plot = plots.setdefault(iou, figure('recall', 'precision'))
+            plot.add_scatter(x=precision.recall.round(2).tolist(), y=curve.round(4).tolist(),
+                             name=run.name, mode='lines',
+                             line=dict(color=colours(runs)[run.name]),
+                             hovertemplate='recall %{x:.2f}: precision %{y:.2f}')
+            plot.update_xaxes(range=[0, 1])
+            plot.update_yaxes(range=[0, 1.02])
+    return plots
+
+
+def draw_losses(runs: Sequence[Run]) -> dict[str, go.Figure]:
+    """Every loss term and the learning rate, with the decay of distillation, by its name."""
+    plots: dict[str, go.Figure] = {}
+    for run in runs:
+        for name, curve in run.curves().items():
+            plot = plots.setdefault(name, figure('epoch' if run.by_epoch else 'step', '', 210))
+            x, y = zip(*curve)
+            plot.add_scatter(x=x, y=y, name=run.name, line=dict(color=colours(runs)[run.name]),
+                             mode='lines' if len(curve) > 20 else 'lines+markers',
+                             marker=dict(size=5), hovertemplate='%{x:.2f}: %{y:.4g}')
+            plot.update_layout(yaxis=dict(rangemode='tozero'))
+    longest = max((run.length for run in runs if run.is_distilled and run.by_epoch), default=None)
+    taught = {name for run in runs if run.is_distilled for name in run.curves()}
+    for name in taught - {'lr'} if longest else ():
+        add_decay(plots[name], longest)
+    # The sum first, the learning rate last.
+    return dict(sorted(plots.items(), key=lambda entry: (entry[0] != 'loss', entry[0] == 'lr')))
+
+
+def add_decay(plot: go.Figure, epochs: int) -> None:
+    """Draw the factor that falls from epoch to epoch, on an axis of its own at the right."""
+    plot.add_scatter(x=list(range(epochs + 1)), y=[1 - e / epochs for e in range(epochs + 1)],
+                     name='decay', yaxis='y2', mode='lines', hovertemplate='decay %{y:.2f}',
+                     line=dict(color=GREY, dash='dot', width=1.5, shape='hv'))
+    plot.update_layout(margin=dict(r=40), yaxis2=dict(
+        overlaying='y', side='right', range=[0, 1.05], showgrid=False, tickvals=[0, 0.5, 1],
+        zeroline=False))
+
+
+def draw_weights(run: Run) -> dict[str, go.Figure]:
+    """How a run's robust weights are distributed over the epochs, a figure a level."""
+    epochs = {int(number): epoch['robust_weights']
+              for number, epoch in run.record.get('epochs', {}).items()
+              if any(map(any, epoch.get('robust_weights', ())))}
+    if not epochs:
+        return {}
+    centres = [(bin + 0.5) / BINS for bin in range(BINS)]
+    lowest = min(bin / BINS for counts in epochs.values() for level in counts
+                 for bin, count in enumerate(level) if count)
+    colour = SHADES[run.role][0]
+    plots = {}
+    for level in range(len(next(iter(epochs.values())))):
+        rows = {epoch: counts[level] for epoch, counts in sorted(epochs.items())
+                if sum(counts[level])}
+        if not rows:
+            continue
+        shares = [[count / sum(counts) for count in counts] for counts in rows.values()]
+        means = [sum(share * centre for share, centre in zip(row, centres)) for row in shares]
+        plot = figure('epoch', 'robust weight', 230)
+        plot.add_heatmap(x=list(rows), y=centres, z=list(map(list, zip(*shares))), zmin=0,
+                         colorscale=[[0, colour + '00'], [1, colour]], showscale=False,
+                         hovertemplate='epoch %{x}, weight %{y:.3f}: %{z:.1%}<extra></extra>')
+        plot.add_scatter(x=list(rows), y=means, name='mean', mode='lines+markers',
+                         line=dict(color=SHADES[PLAIN][0]), hovertemplate='mean %{y:.3f}')
+        plot.update_yaxes(range=[lowest, 1])
+        plot.update_xaxes(tickvals=list(rows) if len(rows) <= 12 else None, tickformat='d')
+        plots[f'level {level}'] = plot
+    return plots
+
+
+def draw_time(runs: Sequence[Run]) -> Optional[go.Figure]:
+    """Where the time of a step goes, a bar a run; None if nothing is known."""
+    seconds = {run.name: run.step_seconds() for run in runs}
+    seconds = {name: parts for name, parts in seconds.items() if parts}
+    if not seconds:
+        return None
+    plot = figure('milliseconds a step', '', 80 + 46 * len(seconds), barmode='stack',
+                  bargap=0.35)
+    names = list(reversed(seconds))
+    for part, title in PART_NAMES.items():
+        lengths = [1000 * seconds[name].get(part, 0.0) for name in names]
+        if any(lengths):
+            plot.add_bar(y=[name.replace(' (', '<br>(') for name in names], x=lengths, name=title,
+                         orientation='h', marker=dict(color=PARTS[part]),
+                         hovertemplate=f'{title}: %{{x:.0f}} ms<extra></extra>')
+    plot.update_layout(margin=dict(l=8))
+    plot.update_yaxes(automargin=True)
+    return plot
+
+
+def parts_of(plot: go.Figure) -> dict[str, str]:
+    """Name and colour of the parts that :func:`draw_time` has drawn."""
+    return {bar.name: bar.marker.color for bar in plot.data}
+
+
+def metrics_of(run: Run, precisions: dict[str, Precision]) -> dict[str, float]:
+    """A run's last metrics: as training measured them, else of its saved detections."""
+    if run.evaluations:
+        return run.evaluations[max(run.evaluations)]
+    found = precisions.get(run.name)
+    return {key: found.metrics[key] for key in STATS} if found else {}

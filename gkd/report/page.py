@@ -1,0 +1,190 @@
+"""Make the report: one HTML file that needs no network."""
+
+from __future__ import annotations
+
+import os.path as osp
+import shlex
+import statistics
+from collections.abc import Sequence
+from typing import Any, Optional
+
+from gkd.report import figures
+from gkd.report.runs import (
+    DISTILLED,
+    PLAIN,
+    TEACHER,
+    Run,
+    read_json,
+    read_runs,
+    same_validation,
+)
+from gkd.report.templates import write_page
+from gkd.report.validation import Picture, Precision, Validation, read_detections
+
+COLUMNS = {'AP': 'bbox_mAP', 'AP50': 'bbox_mAP_50', 'AP75': 'bbox_mAP_75',
+           'small': 'bbox_mAP_s', 'medium': 'bbox_mAP_m', 'large': 'bbox_mAP_l'}
+MEMORY = {'student': 'weights of the student', 'teacher': 'weights of the teacher',
+          'knowledge': 'weights of the knowledge'}
+KEPT = {'student': 'kept by the student for the backward pass', 'teacher': 'kept by the teacher',
+        'knowledge': 'kept by the knowledge for the backward pass'}
+NOTHING = '–'
+
+
+def write_report(work_dir: str, others: Sequence[str], path: str) -> None:
+    """Write the report of a run, next to its teacher and other runs.
+
+    Args:
+        work_dir: Work dir of the run. What it lacks, the report lacks.
+        others: Work dirs to compare it with.
+        path: HTML file to write.
+
+    Raises:
+        GKDError: A folder holds no training, or the file cannot be written.
+    """
+    main, runs = read_runs(work_dir, others)
+    validation = Validation(main.config)
+    for run in runs:
+        if not same_validation(run.config, main.config):
+            run.evaluations = {}  # not to be compared
+    precisions, pictures, notes = evaluate(main, runs, validation)
+    colours, steps = figures.colours(runs), figures.draw_time(runs)
+    metrics = {run.name: figures.metrics_of(run, precisions) for run in runs}
+    write_page(
+        path, 'report.jinja',
+        title=osp.basename(osp.abspath(work_dir)), main=main, runs=runs,
+        colours=colours, state=state(main), summary=summarize(runs, metrics),
+        columns=list(COLUMNS), table=ap_table(runs, metrics), notes=notes, pictures=pictures,
+        shown={name: colours[name] for name in precisions},
+        ap=figures.draw_ap(runs), sizes=figures.draw_sizes(runs, metrics),
+        precision=figures.draw_precision(runs, precisions), losses=figures.draw_losses(runs),
+        weights={run.name: figures.draw_weights(run) for run in runs},
+        time=steps, parts=figures.parts_of(steps) if steps else {}, memory=memory_table(runs),
+        versions=versions_table(runs))
+
+
+def evaluate(main: Run, runs: Sequence[Run], validation: Validation,
+             ) -> tuple[dict[str, Precision], list[Picture], list[str]]:
+    """Evaluate the saved detections of all runs on the same data.
+
+    Returns:
+        Results by name of the run, the images on which they differ most, and what is to be said
+        of runs that have none.
+    """
+    if validation.problem:
+        return {}, [], [validation.problem]
+    detections, missing, notes = {}, [], []
+    for run in runs:
+        if not same_validation(run.config, main.config):
+            notes.append(f'The {run.name} was validated on other data, its AP is left out.')
+            continue
+        found = read_detections(run.detections)
+        if found is None:
+            missing.append(run.name)
+        else:
+            detections[run.name] = found
+    if missing:
+        folders = [run.work_dir for run in runs if run.work_dir and run is not main]
+        command = shlex.join(['python', '-m', 'gkd.report', main.work_dir, *folders])
+        notes.append(f'No detections are saved of: {", ".join(missing)}. To run them on the '
+                     f'validation images and make the report anew: {command}')
+    precisions = {name: validation.precision(found) for name, found in detections.items()}
+    pictures = validation.pictures(list(detections.values())) if detections else []
+    if detections and not pictures:
+        notes.append(f'The images in {validation.folder} are not in reach.')
+    return precisions, pictures, notes
+
+
+def state(run: Run) -> str:
+    """How far a run is."""
+    unit = 'epoch' if run.by_epoch else 'step'
+    done = f'{run.trained:.4g}'
+    if run.trained >= (run.length or 0):
+        return f'trained for {done} {unit}{"s" * (done != "1")}'
+    return f'not finished: {done} of {run.length} {unit}s'
+
+
+def summarize(runs: Sequence[Run], metrics: dict[str, dict[str, float]]) -> str:
+    """The result in a sentence; empty without one."""
+    means = role_means(runs, metrics)
+    if DISTILLED not in means:
+        return ''
+    text = f'The distilled student reaches AP {means[DISTILLED]:.1f}'
+    if PLAIN in means:
+        gain = means[DISTILLED] - means[PLAIN]
+        text += f', {abs(gain):.1f} {"more" if gain >= 0 else "less"} than the plain student'
+    if TEACHER in means:
+        text += f'; its teacher has {means[TEACHER]:.1f}'
+    return text + '.'
+
+
+def role_means(runs: Sequence[Run], metrics: dict[str, dict[str, float]]) -> dict[str, float]:
+    """Mean AP in percent of the runs of each role."""
+    values: dict[str, list[float]] = {}
+    for run in runs:
+        if 'bbox_mAP' in metrics[run.name]:
+            values.setdefault(run.role, []).append(100 * metrics[run.name]['bbox_mAP'])
+    return {role: statistics.mean(aps) for role, aps in values.items()}
+
+
+def ap_table(runs: Sequence[Run], metrics: dict[str, dict[str, float]]) -> list[dict[str, Any]]:
+    """Rows of the AP table: ``run``, ``epoch``, ``cells`` and ``gain`` over the plain student."""
+    plain = role_means(runs, metrics).get(PLAIN)
+    rows = []
+    for run in runs:
+        found = metrics[run.name]
+        values = [found.get(key, -1) for key in COLUMNS.values()]
+        gain = ''
+        if run.role == DISTILLED and plain is not None and 'bbox_mAP' in found:
+            gain = f'{100 * found["bbox_mAP"] - plain:+.1f}'
+        rows.append(dict(run=run, epoch=max(run.evaluations, default=NOTHING), gain=gain,
+                         cells=[f'{100 * v:.1f}' if v >= 0 else NOTHING for v in values]))
+    return rows
+
+
+def memory_table(runs: Sequence[Run]) -> dict[str, list[str]]:
+    """Rows of the memory table, a cell a run; rows without any number are left out."""
+    rows: dict[str, list[Optional[float]]] = {}
+    for part, title in MEMORY.items():
+        rows[title] = [run.record.get('weights', {}).get(part) for run in runs]
+    for part, title in KEPT.items():
+        rows[title] = [kept_memory(run, part) for run in runs]
+    rows['peak of the GPU, else of the process'] = [peak_memory(run) for run in runs]
+    return {title: [NOTHING if value is None else f'{value:.1f}' if value < 100 else f'{value:.0f}'
+                    for value in values]
+            for title, values in rows.items() if any(values)}
+
+
+def kept_memory(run: Run, part: str) -> Optional[float]:
+    """Most memory in MiB that a part of the step has left allocated on the GPU."""
+    kept = [epoch['kept'].get(part, 0.0) for epoch in run.record.get('epochs', {}).values()
+            if 'kept' in epoch]
+    return max(kept, default=None)
+
+
+def peak_memory(run: Run) -> Optional[float]:
+    """Most memory in MiB that training has used."""
+    logged = [line['memory'] for line in run.lines if 'memory' in line]
+    process = read_json(osp.join(run.work_dir, 'process.json')) if run.work_dir else {}
+    return max(logged, default=None) or run.record.get('peak') or process.get('peak_memory')
+
+
+def versions_table(runs: Sequence[Run]) -> dict[str, list[str]]:
+    """Rows of versions and settings, a cell a run."""
+    found = {}
+    for run in runs:
+        head = next((line for line in run.lines if 'config' in line), {})
+        seed = run.record.get('seed', head.get('seed'))
+        logged = dict(gkd=head.get('gkd_version'), mmdet=head.get('mmdet_version'))
+        found[run.name] = {**run.record.get('versions', logged), 'seed': seed,
+                           'processes': run.record.get('processes'),
+                           'checkpoint': run.checkpoint and shorten(run.checkpoint)}
+    keys = dict.fromkeys(key for values in found.values() for key in values)
+    rows = {key: [found[run.name].get(key) for run in runs] for key in keys}
+    return {key: [NOTHING if value is None else str(value) for value in row]
+            for key, row in rows.items() if any(value is not None for value in row)}
+
+
+def shorten(path: str) -> str:
+    """A path from the working directory on, if it is in there."""
+    relative = osp.relpath(path)
+    return path if relative.startswith(osp.pardir) else relative

@@ -1,0 +1,313 @@
+"""Read what a training has left in its work dir."""
+
+from __future__ import annotations
+
+import json
+import os
+import os.path as osp
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Optional
+
+from mmcv import Config
+from mmdet.utils import compat_cfg
+
+from gkd.detectors import Distiller
+from gkd.detectors.source import DetectorSource, find_file
+from gkd.errors import ConfigError, DataError
+from gkd.report.recorder import DETECTIONS, RECORD
+
+TEACHER, PLAIN, DISTILLED, DETECTOR = ('teacher', 'plain student', 'distilled student',
+                                       'detector')
+ORDER = (TEACHER, DETECTOR, PLAIN, DISTILLED)
+TEACHER_DETECTIONS = 'teacher.bbox.json'
+
+
+@dataclass
+class Run:
+    """A training, finished or not; or only a teacher's checkpoint.
+
+    Attributes:
+        name: How the report calls it.
+        role: What it is next to the others: ``'teacher'``, ``'plain student'``, ...
+        work_dir: Its folder; None for a bare checkpoint.
+        config: Config that it was trained with.
+        text: The same as it was logged.
+        checkpoint: Its last checkpoint; None if there is none yet.
+        detections: File of COCO results, which may not exist.
+        lines: Lines of its JSON logs that count, oldest first.
+        evaluations: Metrics by epoch.
+        record: What the :class:`gkd.report.recorder.TrainingRecorder` has kept.
+    """
+
+    name: str
+    role: str
+    work_dir: Optional[str]
+    config: Config
+    text: str
+    checkpoint: Optional[str]
+    detections: str
+    lines: list[dict] = field(default_factory=list)
+    evaluations: dict[int, dict[str, float]] = field(default_factory=dict)
+    record: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_distilled(self) -> bool:
+        """Whether a teacher teaches it anything."""
+        return self.config.model.type == Distiller.__name__ and bool(
+            self.config.model.get('knowledge'))
+
+    @property
+    def by_epoch(self) -> bool:
+        """Whether training is counted in epochs."""
+        return 'max_epochs' in self.config.get('runner', {})
+
+    @property
+    def length(self) -> Optional[int]:
+        """Epochs (or steps) to train; None for a bare checkpoint."""
+        runner = self.config.get('runner', {})
+        return runner.get('max_epochs', runner.get('max_iters'))
+
+    @property
+    def trained(self) -> float:
+        """Epochs (or steps) that the log tells of."""
+        done = [self.place(line) for line in self.lines if line.get('mode') == 'train']
+        return max([*done, *(self.evaluations if self.by_epoch else ())], default=0)
+
+    def steps_per_epoch(self) -> int:
+        """Steps of an epoch; where they were not recorded, of the longest epoch in the log."""
+        recorded = [epoch['steps'] for epoch in self.record.get('epochs', {}).values()
+                    if epoch.get('steps')]
+        logged = [line['iter'] for line in self.lines if line.get('mode') == 'train']
+        return max(recorded or logged, default=1)
+
+    def place(self, line: dict) -> float:
+        """How far training was at a line of the log: epochs, or steps if those are counted."""
+        if not self.by_epoch:
+            return line['iter']
+        return line['epoch'] - 1 + line['iter'] / self.steps_per_epoch()
+
+    def curves(self) -> dict[str, list[tuple[float, float]]]:
+        """Every loss term and the learning rate over the training."""
+        curves: dict[str, list[tuple[float, float]]] = {}
+        for line in self.lines:
+            if line.get('mode') != 'train':
+                continue
+            for name, value in line.items():
+                if ('loss' in name or name == 'lr') and isinstance(value, (int, float)):
+                    curves.setdefault(name, []).append((self.place(line), value))
+        return curves
+
+    def step_seconds(self) -> dict[str, float]:
+        """Mean seconds of the parts of a step; empty if nothing is known."""
+        totals: dict[str, list[float]] = {}
+        for epoch in self.record.get('epochs', {}).values():
+            for name, (count, seconds) in epoch.get('time', {}).items():
+                totals.setdefault(name, []).append((count, seconds))
+        mean = {name: sum(seconds for _, seconds in parts) / max(1, sum(n for n, _ in parts))
+                for name, parts in totals.items()}
+        if 'step' in mean:
+            parts = {name: mean.get(name, 0.0)
+                     for name in ('data', 'student', 'teacher', 'knowledge', 'backward')}
+            inside = sum(parts.values()) - parts['data']
+            return {**parts, 'other': max(0.0, mean['step'] - inside)}
+        logged = sorted((line['time'] - line['data_time'], line['data_time'])
+                        for line in self.lines if 'time' in line and 'data_time' in line)
+        if not logged:
+            return {}
+        step, data = logged[len(logged) // 2]
+        return dict(data=data, step=step)
+
+    def data_config(self) -> Config:
+        """A config that describes the detector, its student if it distils, and the data."""
+        config = Config(self.config._cfg_dict.to_dict())
+        if config.model.type == Distiller.__name__:
+            config.model = DetectorSource.parse(config.model.student,
+                                                'model.student').model_config()
+        return config
+
+
+def read_runs(work_dir: str, others: Sequence[str] = ()) -> tuple[Run, list[Run]]:
+    """Read a run, its teacher and the runs to compare it with.
+
+    Args:
+        work_dir: Work dir of the run that the report is about.
+        others: Work dirs of other runs, such as the plain student's.
+
+    Returns:
+        The run itself, and all of them in the order of the report: teachers first, distilled
+        students last.
+
+    Raises:
+        DataError: A folder holds no training.
+    """
+    main = read_run(work_dir)
+    runs = [main]
+    if main.config.model.type == Distiller.__name__:
+        teacher = read_teacher(main)
+        runs += [teacher] if teacher else []
+    folders = {osp.realpath(run.work_dir) for run in runs if run.work_dir}
+    for other in others:
+        if osp.realpath(other) not in folders:
+            folders.add(osp.realpath(other))
+            runs.append(read_run(other))
+    if any(run.is_distilled for run in runs):
+        for run in runs:
+            run.role = PLAIN if run.role == DETECTOR else run.role
+    for run in runs:
+        alone = sum(other.role == run.role for other in runs) == 1
+        run.name = run.role if alone else f'{run.role} ({run.name})'
+    return main, sorted(runs, key=lambda run: ORDER.index(run.role))
+
+
+def read_run(work_dir: str) -> Run:
+    """Read a work dir.
+
+    Raises:
+        DataError: It holds no training.
+    """
+    if not osp.isdir(work_dir):
+        raise DataError(f'no such folder: {work_dir}')
+    lines = read_logs(work_dir)
+    record = read_json(osp.join(work_dir, RECORD))
+    text = config_text(lines, record)
+    if text is None:
+        raise DataError(f'{work_dir} is not the work dir of a training: it has neither {RECORD} '
+                        f'nor a log (*.log.json).')
+    # MMDetection's own trainings have their metrics in the log only.
+    evaluations = {line['epoch']: line for line in lines if 'bbox_mAP' in line}
+    evaluations.update((int(epoch), metrics) for epoch, metrics in
+                       read_json(osp.join(work_dir, 'evaluation.json')).items())
+    config = parse_config(text, work_dir)
+    run = Run(osp.basename(osp.abspath(work_dir)), DETECTOR, work_dir, config, text,
+              last_checkpoint(work_dir), osp.join(work_dir, DETECTIONS), lines, evaluations,
+              record)
+    if run.is_distilled:
+        run.role = DISTILLED
+    elif config.model.type == Distiller.__name__:
+        run.role = PLAIN
+    return run
+
+
+def read_teacher(run: Run) -> Optional[Run]:
+    """The teacher of a distilled student: its training if that is there, else its checkpoint.
+
+    None if there is no such checkpoint any more.
+
+    Raises:
+        ConfigError: Its config cannot be read.
+    """
+    teacher = DetectorSource.parse(run.config.model.teacher, 'model.teacher')
+    checkpoint = find_file(teacher.checkpoint or '')
+    if checkpoint is None:
+        return None
+    detections = osp.join(run.work_dir, TEACHER_DETECTIONS)
+    folder = osp.dirname(checkpoint)
+    if config_text(read_logs(folder), read_json(osp.join(folder, RECORD))):
+        found = read_run(folder)
+        found.role = TEACHER
+        if not same_validation(found.config, run.config):
+            # Trained elsewhere; what counts here is how well it does on these data.
+            found.config.data = run.config.data
+            found.evaluations, found.detections = {}, detections
+        return found
+    config = Config(run.config._cfg_dict.to_dict())
+    config.model = teacher.model_config()
+    config.pop('runner', None)
+    return Run(TEACHER, TEACHER, None, config, config.pretty_text, checkpoint, detections)
+
+
+def same_validation(config: Config, other: Config) -> bool:
+    """Whether two configs validate on the same annotations."""
+    files = [each.data.get('val', {}).get('ann_file') for each in (config, other)]
+    return files[0] == files[1]
+
+
+def config_text(lines: list[dict], record: dict) -> Optional[str]:
+    """Text of the config that a run was last started with."""
+    texts = [record.get('config'), *(line.get('config') for line in reversed(lines))]
+    return next(filter(None, texts), None)
+
+
+def parse_config(text: str, work_dir: str) -> Config:
+    """The config that a log holds.
+
+    Raises:
+        ConfigError: It cannot be read.
+    """
+    try:
+        return compat_cfg(Config.fromstring(text, '.py'))
+    except Exception as error:
+        raise ConfigError(f'{work_dir}: the config in its log cannot be read: '
+                          f'{type(error).__name__}: {error}') from error
+
+
+def read_logs(work_dir: str) -> list[dict]:
+    """Lines of all JSON logs of a run; what a later start repeats replaces what was before."""
+    lines: list[dict] = []
+    for name in sorted(os.listdir(work_dir)):
+        if name.endswith('.log.json'):
+            new = read_log(osp.join(work_dir, name))
+            first = next((order(line) for line in new if 'mode' in line), None)
+            if first is not None:
+                lines = [line for line in lines if 'mode' not in line or order(line) < first]
+            lines += new
+    return lines
+
+
+def read_log(path: str) -> list[dict]:
+    """Lines of a JSON log; one that was cut short ends it."""
+    lines = []
+    with open(path, encoding='utf-8') as file:
+        for text in file:
+            try:
+                lines.append(json.loads(text))
+            except ValueError:
+                break
+    return lines
+
+
+def order(line: dict) -> tuple[int, bool, int]:
+    """Place of a line among all of a run: evaluations come after the steps of their epoch."""
+    return line['epoch'], line['mode'] == 'val', line['iter']
+
+
+def read_json(path: str) -> dict:
+    """A JSON file's dict, empty if there is none.
+
+    Raises:
+        DataError: The file is damaged.
+    """
+    if not osp.isfile(path):
+        return {}
+    try:
+        with open(path, encoding='utf-8') as file:
+            return dict(json.load(file))
+    except (ValueError, TypeError) as error:
+        raise DataError(f'{path} is damaged ({error}). Move it away; the report does without '
+                        f'it.') from error
+
+
+def median_step(lines: Sequence[dict]) -> Optional[float]:
+    """Median seconds of a training step without loading data, over the lines of a JSON log.
+
+    None if there are no such lines.
+
+    Example:
+        >>> median_step([dict(mode='train', time=0.5, data_time=0.25), dict(mode='val')])
+        0.25
+    """
+    times = sorted(line['time'] - line['data_time'] for line in lines
+                   if line.get('mode') == 'train' and 'time' in line)
+    return times[len(times) // 2] if times else None
+
+
+def last_checkpoint(work_dir: str) -> Optional[str]:
+    """The newest ``epoch_N.pth`` or ``iter_N.pth``, None if there is none."""
+    found = {}
+    for name in os.listdir(work_dir):
+        match = re.fullmatch(r'(?:epoch|iter)_(\d+)\.pth', name)
+        if match:
+            found[int(match[1])] = osp.join(work_dir, name)
+    return found[max(found)] if found else None

@@ -1,0 +1,106 @@
+"""A training in a few lines: how good it is, what it took, and what can be done next."""
+
+from __future__ import annotations
+
+import os.path as osp
+import shlex
+from glob import escape, glob
+from typing import Any
+
+from tqdm import tqdm
+
+from gkd.detectors import Distiller
+from gkd.detectors.source import DetectorSource
+from gkd.report.comparison import NOTHING, markdown
+from gkd.report.page import COLUMNS, peak_memory, shorten
+from gkd.report.runs import Run, median_step, read_run
+
+NAMES = {key: name for name, key in COLUMNS.items()}
+
+
+def format_summary(work_dir: str, config: str) -> str:
+    """Summarise a training.
+
+    Args:
+        work_dir: Its work dir.
+        config: Path of the config to name in commands.
+
+    Returns:
+        Several lines of text.
+
+    Raises:
+        GKDError: The folder holds no training.
+    """
+    run = read_run(work_dir)
+    checkpoint = osp.join(work_dir, 'latest.pth')
+    checkpoint = checkpoint if osp.isfile(checkpoint) else run.checkpoint
+    best = sorted(glob(osp.join(escape(work_dir), 'best_*.pth')), key=osp.getmtime)
+    lines = {'model': describe(run), 'training': training(run), 'memory': memory(run)}
+    if checkpoint:
+        arguments = [shorten(config), shorten(checkpoint)]
+        lines['checkpoint'] = ', best: '.join(map(shorten, [checkpoint, *best[-1:]]))
+        lines['report'] = shorten(osp.join(work_dir, 'report.html'))
+        lines['test'] = shlex.join(['bash', 'tools/test.sh', *arguments])
+        if run.config.model.type == Distiller.__name__:
+            lines['export'] = shlex.join(['python', 'tools/export_student.py', *arguments])
+    width = max(map(len, lines)) + 2
+    text = ''.join(f'{name + ":":{width}}{line}\n' for name, line in lines.items() if line)
+    return f'{metrics_table(run)}\n{text}' if run.evaluations else text
+
+
+def metrics_table(run: Run) -> str:
+    """Metrics in percent, of the best and the last epoch."""
+    last = max(run.evaluations)
+    known = [name for name in run.evaluations[last] if name in NAMES]
+    names = (known or list(run.evaluations[last]))[:3]
+    values = {epoch: [metrics.get(name, -1) for name in names]
+              for epoch, metrics in run.evaluations.items()}
+    best = max(values, key=lambda epoch: (values[epoch][:1], epoch))
+    cells = [['', *(NAMES.get(name, name).rjust(5) for name in names)]]
+    for title, epoch in {'best': best, 'last': last}.items():
+        if title == 'last' or best != last:
+            cells.append([f'{title}, epoch {epoch}',
+                          *(f'{100 * value:5.1f}' if value >= 0 else NOTHING.rjust(5)
+                            for value in values[epoch])])
+    return markdown(cells)
+
+
+def describe(run: Run) -> str:
+    """What was trained."""
+    model = run.config.model
+    if model.type != Distiller.__name__:
+        return detector(model)
+    student, teacher = (detector(DetectorSource.parse(model[role], f'model.{role}').model_config())
+                        for role in ('student', 'teacher'))
+    return f'{student}, taught by {teacher}' if run.is_distilled else student
+
+
+def detector(model: dict[str, Any]) -> str:
+    """Name of a detector.
+
+    Example:
+        >>> detector(dict(type='RetinaNet', backbone=dict(type='ResNet', depth=50)))
+        'RetinaNet on ResNet-50'
+        >>> detector(dict(type='RetinaNet', backbone=dict(type='MobileNetV2')))
+        'RetinaNet on MobileNetV2'
+    """
+    backbone = model['backbone']
+    depth = f'-{backbone["depth"]}' if 'depth' in backbone else ''
+    return f'{model["type"]} on {backbone["type"]}{depth}'
+
+
+def training(run: Run) -> str:
+    """How long it was trained, and how long that took."""
+    unit = 'epoch' if run.by_epoch else 'step'
+    text = f'{run.trained:g} {unit}{"s" * (run.trained != 1)}'
+    if 'seconds' in run.record:
+        text += f' in {tqdm.format_interval(run.record["seconds"])}'
+    step = median_step(run.lines)
+    return text if step is None else f'{text}, median step {step:.3f} s without loading data'
+
+
+def memory(run: Run) -> str:
+    """Peak memory, empty if it is not known."""
+    of_gpu = any('memory' in line for line in run.lines)
+    peak = peak_memory(run)
+    return f'{peak:.0f} MiB, peak of the {"GPU" if of_gpu else "process"}' if peak else ''

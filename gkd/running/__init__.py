@@ -1,0 +1,8 @@
+"""What the tools and a notebook call."""
+
+from gkd.running.config import load_config, student_config
+from gkd.running.export import export_student
+from gkd.running.test import test
+from gkd.running.train import train
+
+__all__ = ['export_student', 'load_config', 'student_config', 'test', 'train']

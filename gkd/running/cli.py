@@ -1,0 +1,141 @@
+"""What the command-line tools share."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import os.path as osp
+import sys
+import time
+from typing import Callable, Optional
+
+import mmcv
+import torch
+import torch.distributed as dist
+from mmcv import Config
+
+from gkd.compat.checkpoint import trust_checkpoints
+from gkd.errors import GKDError
+from gkd.running.config import load_config
+
+__all__ = ['DictAction', 'add_pair_options', 'add_trust_option', 'positive', 'read_pair_options',
+           'run']
+
+# Seconds in which the launcher ends the other processes after the first one has failed.
+LAUNCHER_REACTS = 5
+
+
+class DictAction(mmcv.DictAction):
+    """mmcv's KEY=VALUE; text in double quotes is taken as it is, with commas and blanks."""
+
+    @staticmethod
+    def _parse_iterable(val: str):
+        quoted = len(val) > 2 and val[0] == val[-1] == '"' and val[1] not in '(['
+        return val[1:-1] if quoted else mmcv.DictAction._parse_iterable(val)
+
+
+def positive(text: str) -> int:
+    """An integer from 1 on, for argparse."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f'{text}: must be at least 1')
+    return value
+
+
+def add_trust_option(parser: argparse.ArgumentParser) -> None:
+    """Add ``--trust-checkpoint``."""
+    parser.add_argument('--trust-checkpoint', action='store_true',
+                        help='read checkpoints even if that runs code in them; only for files of '
+                             'which you know where they come from')
+
+
+def add_pair_options(parser: argparse.ArgumentParser, folder: str,
+                     default: Optional[str] = None) -> None:
+    """Add what a tool needs that looks at a trained teacher and student.
+
+    Args:
+        parser: Of the tool.
+        folder: Where the tool writes to, below ``work_dirs``.
+        default: The config that it looks at if none is given; None makes the config required.
+    """
+    parser.add_argument('config', nargs='?' if default else None, default=default,
+                        help='distillation config' + (' (default: RetinaNet of the quickstart)'
+                                                      if default else ''))
+    parser.add_argument('checkpoint', nargs='?', help='checkpoint of its training (default: the '
+                        'student that the config starts from)')
+    parser.add_argument('--out', help=f'folder to write to (default: work_dirs/{folder}/CONFIG)')
+    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
+                        help='replace settings of the config')
+    parser.set_defaults(folder=folder)
+    add_trust_option(parser)
+
+
+def read_pair_options(args: argparse.Namespace) -> tuple[Config, str, str]:
+    """Read the options of :func:`add_pair_options`.
+
+    Returns:
+        The config, its name, and the folder to write to.
+
+    Raises:
+        ConfigError: The config cannot be read.
+    """
+    if args.trust_checkpoint:
+        trust_checkpoints()
+    name = osp.splitext(osp.basename(args.config))[0]
+    return (load_config(args.config, args.cfg_options), name,
+            args.out or osp.join('work_dirs', args.folder, name))
+
+
+def run(main: Callable[[], None]) -> None:
+    """Run a tool; what the user can mend is one message and exit status 2, not a traceback.
+
+    Of several processes the first one speaks. An error that all of them meet is said once: the
+    others wait before they report, and are ended by the launcher meanwhile.
+
+    Args:
+        main: The tool.
+    """
+    rank = int(os.environ.get('RANK', 0))
+    name = f'error in process {rank}' if rank else 'error'
+    try:
+        with silence() if rank else contextlib.nullcontext():
+            main()
+        if dist.is_initialized():
+            dist.destroy_process_group()
+    except GKDError as error:
+        time.sleep(LAUNCHER_REACTS if rank else 0)
+        print(f'\n{name}: {error}', file=sys.stderr, flush=True)
+        leave(2)
+    except RuntimeError as error:
+        if not lost_another_process(error):
+            raise
+        time.sleep(LAUNCHER_REACTS)
+        print(f'\n{name}: another process has ended or does not answer ({error})',
+              file=sys.stderr, flush=True)
+        leave(1)
+    except KeyboardInterrupt:
+        print('\nstopped; the same command goes on from the last checkpoint.', file=sys.stderr)
+        sys.exit(130)
+
+
+@contextlib.contextmanager
+def silence():
+    """Drop what is printed to standard output: progress bars, the chatter of pycocotools."""
+    with open(os.devnull, 'w') as nowhere, contextlib.redirect_stdout(nowhere):
+        yield
+
+
+def lost_another_process(error: RuntimeError) -> bool:
+    """Whether an operation failed because the process at its other end is gone."""
+    signs = ('Connection closed by peer', 'Connection reset by peer', 'Timed out waiting')
+    return dist.is_available() and dist.is_initialized() and (
+        isinstance(error, dist.DistError) or any(sign in str(error) for sign in signs))
+
+
+def leave(status: int) -> None:
+    """Exit; of several processes at once, without waiting for communication that never comes."""
+    if 'RANK' in os.environ:
+        os._exit(status)
+    sys.exit(status)

@@ -1,0 +1,153 @@
+"""Evaluation between epochs: what it finds is kept, and none is left out."""
+
+from __future__ import annotations
+
+import json
+import os.path as osp
+
+import torch
+from mmcv import Config
+from mmcv.runner import Hook, LoggerHook
+from mmdet.core import DistEvalHook, EvalHook
+from mmdet.datasets import CocoDataset, build_dataloader
+from torch import nn
+
+from gkd.errors import DataError
+from gkd.files import write_atomically
+from gkd.prototypes.generation import all_gather
+from gkd.report.loggers import ImageLoggerHook
+from gkd.running.config import (
+    build_checked_dataset,
+    check_metrics,
+    check_num_classes,
+    check_options,
+    naming,
+)
+
+
+def evaluation_hook(config: Config, model: nn.Module, distributed: bool) -> EvalHook:
+    """Evaluate on ``data.val`` as the config's ``evaluation`` says."""
+    dataset = build_checked_dataset(config.data.val, 'data.val', dict(test_mode=True))
+    check_num_classes(model, dataset, 'data.val')
+    loader_config = dict(samples_per_gpu=1, workers_per_gpu=0, shuffle=False)
+    loader_config.update(config.data.get('val_dataloader', {}))
+    with naming('data.val_dataloader'):
+        loader = build_dataloader(dataset, dist=distributed, **loader_config)
+    # A generator of its own: the loader would take a number from that of the training, which a
+    # run that is resumed after an evaluation would lack.
+    loader.generator = torch.Generator()
+    settings = {'by_epoch': True, **config.get('evaluation', {})}
+    if distributed:
+        # Collecting through files works without a GPU too.
+        settings['tmpdir'] = osp.join(config.work_dir, '.eval_hook')
+    with naming('evaluation'):
+        hook = (DistEvalHook if distributed else EvalHook)(loader, **settings)
+    options = dict(hook.eval_kwargs)
+    metrics = options.pop('metric', 'bbox')
+    check_metrics(model, dataset, [metrics] if isinstance(metrics, str) else metrics,
+                  'evaluation.metric')
+    check_options(dataset.evaluate, options, 'evaluation:')
+    return hook
+
+
+class EvaluationRecorder(Hook):
+    """Keep the metrics of every evaluation in ``WORK_DIR/evaluation.json``.
+
+    Register it after the hook that evaluates, with the same priority.
+
+    Args:
+        evaluation: The hook that evaluates.
+
+    Attributes:
+        metrics: Those of the last evaluation.
+    """
+
+    def __init__(self, evaluation: EvalHook):
+        self.evaluation = evaluation
+        self.metrics: dict[str, float] = {}
+
+    def before_run(self, runner) -> None:
+        """A resumed run knows what it has measured before, and which epoch was the best."""
+        history = self.history(runner)
+        self.metrics = history.get(str(runner.epoch), {})
+        if history and self.evaluation.save_best is not None:
+            self.remember_best(runner, history)
+
+    def remember_best(self, runner, history: dict[str, dict[str, float]]) -> None:
+        """Find the best epoch: an epoch's checkpoint is written before its evaluation."""
+        evaluation = self.evaluation
+        if evaluation.key_indicator == 'auto':
+            first, *_ = next(iter(history.values()))
+            evaluation._init_rule(evaluation.rule, first)
+        key = evaluation.key_indicator
+        best = None
+        for epoch, metrics in history.items():
+            # mmcv does not save a best of 0.
+            if metrics.get(key) and (best is None or evaluation.compare_func(
+                    metrics[key], history[best][key])):
+                best = epoch
+        if best is not None:
+            path = osp.join(evaluation.out_dir, f'best_{key}_epoch_{best}.pth')
+            evaluation.best_ckpt_path = path
+            runner.meta['hook_msgs'].update(best_score=history[best][key], best_ckpt=path)
+
+    def after_train_epoch(self, runner) -> None:
+        """Pick up what the evaluation hook, which runs just before, has put out."""
+        if runner.rank > 0 or not self.evaluation._should_evaluate(runner):
+            return
+        wanted = getattr(self.evaluation, 'key_indicator', None)
+        self.metrics = {name: float(value) for name, value in runner.log_buffer.output.items()
+                        if ('mAP' in name or name == wanted) and isinstance(value, (int, float))}
+        if not self.metrics and isinstance(self.evaluation.dataloader.dataset, CocoDataset):
+            # MMDetection gives no metrics where nothing at all was detected.
+            self.metrics = dict(bbox_mAP=0.0, bbox_mAP_50=0.0, bbox_mAP_75=0.0)
+        history = {**self.history(runner), str(runner.epoch + 1): self.metrics}
+        write_atomically(self.path(runner), json.dumps(history, indent=2))
+
+    def path(self, runner) -> str:
+        """File of the metrics by epoch."""
+        return osp.join(runner.work_dir, 'evaluation.json')
+
+    def history(self, runner) -> dict[str, dict[str, float]]:
+        """Metrics by epoch, of the epochs that are done.
+
+        Raises:
+            DataError: The file is something else.
+        """
+        if not osp.isfile(self.path(runner)):
+            return {}
+        try:
+            with open(self.path(runner), encoding='utf-8') as file:
+                return {epoch: dict(metrics) for epoch, metrics in json.load(file).items()
+                        if int(epoch) <= runner.epoch}
+        except (ValueError, TypeError, AttributeError) as error:
+            raise DataError(f'{self.path(runner)} does not hold metrics by epoch ({error}). Move '
+                            f'it away; the run goes on without.') from error
+
+
+class MissedEvaluation(Hook):
+    """Evaluate the epoch that a run is resumed after, if it was killed before that was done.
+
+    Register it with the lowest priority, so that all other hooks are ready.
+
+    Args:
+        recorder: What has been evaluated, and by which hook.
+    """
+
+    def __init__(self, recorder: EvaluationRecorder):
+        self.recorder = recorder
+
+    def before_run(self, runner) -> None:
+        """Go back to the end of the epoch and do what is missing."""
+        evaluation = self.recorder.evaluation
+        done = all_gather(str(runner.epoch) in self.recorder.history(runner))[0]
+        runner.mode = 'train'
+        runner._epoch -= 1
+        if not done and evaluation.by_epoch and evaluation._should_evaluate(runner):
+            runner.logger.info(f'Evaluating epoch {runner.epoch + 1}, which was interrupted.')
+            evaluation.after_train_epoch(runner)
+            self.recorder.after_train_epoch(runner)
+            for hook in runner.hooks:
+                if isinstance(hook, (LoggerHook, ImageLoggerHook)):
+                    hook.after_train_epoch(runner)
+        runner._epoch += 1

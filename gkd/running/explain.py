@@ -1,0 +1,50 @@
+"""Turn what no check has foreseen into a message."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from gkd.errors import GKDError, RunError
+from gkd.running.cli import lost_another_process
+
+
+@contextmanager
+def explaining() -> Iterator[None]:
+    """Raise everything that fails inside as an error of this package's own types.
+
+    What MMDetection raises for settings and data that do not fit has many types and forms. The
+    message tells the type and the place; the log file of the run has the whole traceback.
+
+    Raises:
+        RunError: For any exception that is not a GKDError, except the loss of another process.
+    """
+    try:
+        yield
+    except GKDError:
+        raise
+    except Exception as error:
+        if isinstance(error, RuntimeError) and lost_another_process(error):
+            raise
+        raise RunError(describe(error)) from error
+
+
+def describe(error: Exception) -> str:
+    """What happened and where, in two or three lines.
+
+    Example:
+        >>> try:
+        ...     {}['gone']
+        ... except KeyError as error:
+        ...     print(describe(error).splitlines()[0])
+        KeyError: 'gone'
+    """
+    lines = [line for line in str(error).strip().splitlines() if line.strip()] or ['']
+    # Of an error in a process that loads images the traceback is part of the text.
+    shown = lines if len(lines) < 3 else [lines[0], lines[-1]]
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return (f'{type(error).__name__}: {" ... ".join(shown)[:600]}\n'
+            f'It happened in {last.filename}:{last.lineno}, {last.name}. Check the settings and '
+            f'the data that are used there; if both are right, this is a defect. The log in the '
+            f'work dir has the whole traceback.')

@@ -1,0 +1,111 @@
+"""Evaluate a detector on its test data."""
+
+from __future__ import annotations
+
+import os.path as osp
+import tempfile
+from collections.abc import Sequence
+from typing import Any, Optional
+
+import mmcv
+import torch
+from mmcv import Config
+from mmcv.runner import get_dist_info, wrap_fp16_model
+from mmdet.apis import multi_gpu_test, single_gpu_test
+from mmdet.datasets import CocoDataset, build_dataloader
+
+from gkd.compat.checkpoint import load_checkpoint_file, load_strictly
+from gkd.errors import CheckpointError, ConfigError
+from gkd.files import written_whole
+from gkd.running.allocator import keep_freed_memory
+from gkd.running.config import (
+    build_checked_dataset,
+    build_model,
+    check_metrics,
+    check_num_classes,
+    check_options,
+    student_config,
+)
+from gkd.running.console import open_logger
+from gkd.running.export import student_weights
+from gkd.running.train import training_device, wrap
+
+
+def test(config: Config, checkpoint: str, metrics: Sequence[str] = (), out: Optional[str] = None,
+         format_only: bool = False, show_dir: Optional[str] = None,
+         show_score_thr: float = 0.3, eval_options: Optional[dict] = None) -> dict[str, Any]:
+    """Run a detector on ``data.test``, and evaluate, save or draw what it finds.
+
+    Args:
+        config: A distillation config or a plain detector's.
+        checkpoint: A checkpoint of the training, or an exported student.
+        metrics: Metrics of the data set, such as ``bbox``.
+        out: Pickle file to write MMDetection's raw results to.
+        format_only: Write the results in the data set's own format instead of evaluating: for COCO
+            ``results.bbox.json`` beside the checkpoint, unless ``eval_options`` say
+            ``jsonfile_prefix``.
+        show_dir: Folder to draw detections into.
+        show_score_thr: Scores below are not drawn.
+        eval_options: Passed on to the data set's ``evaluate`` or ``format_results``.
+
+    Returns:
+        The metrics, empty if none were asked for and on other processes than the first.
+
+    Raises:
+        GKDError: Config, checkpoint or data are missing or do not fit.
+    """
+    if out is not None and not out.endswith(('.pkl', '.pickle')):
+        raise ConfigError(f'--out {out}: must end in .pkl or .pickle')
+    if not osp.isfile(checkpoint):
+        raise CheckpointError(f'no such checkpoint: {checkpoint}')
+    distributed = torch.distributed.is_initialized()
+    if distributed and show_dir is not None:
+        raise ConfigError('--show-dir draws in one process only; leave the number of GPUs out.')
+    open_logger(config.get('log_level', 'INFO'))
+    config = student_config(config)
+    model = build_model(config)
+    load_strictly(model, student_weights(load_checkpoint_file(checkpoint), checkpoint), checkpoint)
+    dataset = build_checked_dataset(config.data.test, 'data.test', dict(test_mode=True))
+    check_num_classes(model, dataset, 'data.test')
+    model.CLASSES = dataset.CLASSES
+    options = dict(eval_options or {})
+    if format_only and isinstance(dataset, CocoDataset):
+        # Without a prefix MMDetection writes into a folder that it deletes at once.
+        options.setdefault('jsonfile_prefix', osp.join(osp.dirname(checkpoint), 'results'))
+    check_metrics(model, dataset, metrics, '--eval')
+    check_options(dataset.format_results if format_only else dataset.evaluate, options,
+                  '--eval-options')
+    device = training_device()
+    if device.type == 'cpu':
+        keep_freed_memory()
+    if config.get('fp16') is not None and device.type == 'cuda':
+        wrap_fp16_model(model)
+    loader_config = dict(samples_per_gpu=1, workers_per_gpu=0, shuffle=False)
+    loader_config.update(config.data.get('test_dataloader', {}))
+    loader = build_dataloader(dataset, dist=distributed, **loader_config)
+    wrapped = wrap(model.to(device), device)
+    if distributed:
+        results = multi_gpu_test(wrapped, loader, tmpdir=shared_folder(osp.dirname(checkpoint)))
+    else:
+        results = single_gpu_test(wrapped, loader, out_dir=show_dir,
+                                  show_score_thr=show_score_thr)
+    if get_dist_info()[0] > 0:
+        return {}
+    if out is not None:
+        with written_whole(out) as file:
+            mmcv.dump(results, file, file_format='pkl')
+        print(f'wrote {out}')
+    if show_dir is not None:
+        print(f'drew {len(results)} images into {show_dir}')
+    if format_only:
+        files, _ = dataset.format_results(results, **options)
+        print('wrote', *(sorted(set(files.values())) if isinstance(files, dict) else [files]))
+    return dataset.evaluate(results, metric=list(metrics), **options) if metrics else {}
+
+
+def shared_folder(parent: str) -> str:
+    """A new folder that all processes know, to collect results in: works without a GPU too."""
+    name = [tempfile.mkdtemp(prefix='.results_', dir=parent or '.')
+            if get_dist_info()[0] == 0 else None]
+    torch.distributed.broadcast_object_list(name)
+    return name[0]

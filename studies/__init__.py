@@ -1,0 +1,1 @@
+"""What examines the claims of the paper; not part of the package."""

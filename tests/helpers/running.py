@@ -1,0 +1,74 @@
+"""Run the command-line tools inside the test process, and functions in several processes."""
+
+import contextlib
+import importlib.util
+import io
+import logging
+import sys
+from datetime import timedelta
+from pathlib import Path
+from unittest import mock
+
+import cv2
+import mmcv.utils.logging
+import torch
+import torch.distributed as dist
+import torch.multiprocessing
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def run_tool(name, *args):
+    """Run ``tools/NAME.py ARGS`` here, where everything is imported already.
+
+    Returns:
+        Exit status, standard output and standard error, with all that the loggers write.
+    """
+    path = REPOSITORY / 'tools' / f'{name}.py'
+    spec = importlib.util.spec_from_file_location(f'tools_{name}', path)
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    forget_loggers()
+    out, err = io.StringIO(), io.StringIO()
+    status = 0
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), \
+            mock.patch.object(sys, 'argv', [str(path), *map(str, args)]):
+        try:
+            tool.run(tool.main)
+        except SystemExit as end:
+            status = end.code
+    forget_loggers()
+    return status, out.getvalue(), err.getvalue()
+
+
+def forget_loggers():
+    """Let the next run make its loggers anew, as a new process would."""
+    for name in ('mmdet', 'mmcv'):
+        logging.getLogger(name).handlers.clear()
+        mmcv.utils.logging.logger_initialized.pop(name, None)
+
+
+def in_processes(folder, function, world_size=2):
+    """Run ``function(rank)`` in processes that are joined over gloo.
+
+    Returns:
+        What each of them returned, in order of rank.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True)
+    # Forked, for importing everything again would take longer than the test.
+    torch.multiprocessing.start_processes(
+        run_process, (function, world_size, folder), nprocs=world_size, start_method='fork')
+    return [torch.load(folder / f'{rank}.pt', weights_only=False) for rank in range(world_size)]
+
+
+def run_process(rank, function, world_size, folder):
+    # Thread pools do not survive a fork.
+    torch.set_num_threads(1)
+    cv2.setNumThreads(0)
+    dist.init_process_group('gloo', init_method=f'file://{folder}/store', rank=rank,
+                            world_size=world_size, timeout=timedelta(minutes=10))
+    torch.save(function(rank), folder / f'{rank}.pt')
+    if dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
