@@ -30,7 +30,7 @@ from gkd.prototypes.features import (
     join_levels,
     load_batches,
 )
-from gkd.prototypes.pursuit import select_prototypes
+from gkd.prototypes.selection import SELECTIONS, choose_instances
 
 ADVICE = 'The teacher\'s features are computed again.'
 
@@ -53,9 +53,12 @@ class PrototypeGenerationModule:
         seed: Seed of the choice of images.
         batch_size: Images a forward pass.
         workers: Processes that load images ahead; 0 loads in the main process.
+        selection: How prototypes are chosen. ``'joint'`` is the method's; ``'random'``,
+            ``'kmeans'``, ``'teacher'`` and ``'student'`` are controls to measure it against
+            (:func:`~gkd.prototypes.selection.choose_instances`).
 
     Raises:
-        ConfigError: A value is out of range.
+        ConfigError: A value is out of range, or ``selection`` is unknown.
 
     Example:
         >>> PrototypeGenerationModule(num_prototypes=5, min_size=16).min_size
@@ -68,7 +71,10 @@ class PrototypeGenerationModule:
     def __init__(self, num_prototypes: int = 10, alpha: float = 10.0, max_images: int = 800,
                  min_size: float = 30, interval: int = 1, bandwidth: float = 0.1,
                  density_quantile: float = 0.4, seed: int = 0, batch_size: int = 8,
-                 workers: int = 0):
+                 workers: int = 0, selection: str = 'joint'):
+        if selection not in SELECTIONS:
+            raise ConfigError(f'model.prototypes.selection = {selection!r}: must be one of '
+                              f'{", ".join(SELECTIONS)}.')
         for name, value, least in (('num_prototypes', num_prototypes, 1), ('alpha', alpha, 0),
                                    ('max_images', max_images, 1), ('min_size', min_size, 0),
                                    ('interval', interval, 1), ('batch_size', batch_size, 1)):
@@ -76,6 +82,7 @@ class PrototypeGenerationModule:
                 raise ConfigError(f'model.prototypes.{name} = {value}: must be at least {least}.')
         self.pursuit = dict(num_prototypes=num_prototypes, alpha=alpha, bandwidth=bandwidth,
                             density_quantile=density_quantile)
+        self.selection = selection
         self.max_images = max_images
         self.min_size = min_size
         self.interval = interval
@@ -170,8 +177,9 @@ class PrototypeGenerationModule:
         mine = {}
         for level, label in progress(jobs[rank::world_size], 'prototypes, search', unit='class'):
             rows = members[label]
-            chosen = select_prototypes(self.teacher_features[level][rows].to(device),
-                                       student_features[level][rows].to(device), **self.pursuit)
+            chosen = choose_instances(
+                self.selection, self.teacher_features[level][rows].to(device),
+                student_features[level][rows].to(device), seed=self.seed + level, **self.pursuit)
             mine[level, label] = rows[chosen.cpu()]
         chosen = {job: rows for part in all_gather(mine) for job, rows in part.items()}
 
