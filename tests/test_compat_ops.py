@@ -171,13 +171,6 @@ def test_roi_align_of_half_precision_maps():
         assert torch.allclose(pooled.float(), exact, atol=tolerance)
 
 
-@stand_in
-def test_roi_align_refuses_maximum():
-    layer = RoIAlign(2, pool_mode='max')
-    with pytest.raises(EnvironmentMismatchError, match="pool_mode='max'.*--with-ops"):
-        layer(torch.randn(1, 1, 4, 4), torch.tensor([[0, 0., 0., 4., 4.]]))
-
-
 # The operator is used on CUDA; mmcv-full has it for CPU tensors only in its later versions.
 @stand_in
 @pytest.mark.parametrize('gamma, alpha', [(2.0, 0.25), (1.5, 0.6)])
@@ -216,11 +209,9 @@ def test_sigmoid_focal_loss_of_extreme_logits():
 
 @stand_in
 @pytest.mark.parametrize('call, name', [
-    (lambda: mmcv.ops.DeformConv2d(2, 2, 3, padding=1)(
-        torch.randn(1, 2, 5, 5), torch.zeros(1, 18, 5, 5)), 'deform_conv_forward'),
-    (lambda: mmcv.ops.soft_nms(random_boxes(5), torch.rand(5)), 'softnms'),
-    (lambda: mmcv.ops.RoIPool(2)(torch.randn(1, 1, 4, 4), torch.tensor([[0, 0., 0., 4., 4.]])),
-     'roi_pool_forward'),
+    (lambda: mmcv.ops.border_align(torch.randn(1, 4, 5, 5), torch.zeros(1, 25, 4), 2),
+     'border_align_forward'),
+    (lambda: mmcv.ops.box_iou_rotated(torch.zeros(2, 5), torch.zeros(2, 5)), 'box_iou_rotated'),
 ])
 def test_missing_operator_says_how_to_get_it(call, name):
     with pytest.raises(EnvironmentMismatchError, match=f"'{name}'.*--with-ops"):
