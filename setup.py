@@ -11,6 +11,8 @@ ROOT = Path(__file__).parent
 # Beside the package in a clone; installed, they lie in gkd/.mim/, where MIM looks for them.
 BESIDE = ['configs', 'tools', 'datalists/classes_config.json', 'checkpoints/manifest.json',
           'checkpoints/keys.json', 'model-index.yml']
+# These draw on studies/, which stays in the clone.
+CLONE_ONLY = ['draw_concept.py', 'noise_study.py']
 
 
 def read(name):
@@ -30,14 +32,14 @@ class BuildWithConfigs(build_py):
             target.parent.mkdir(parents=True, exist_ok=True)
             if source.is_dir():
                 shutil.copytree(source, target, dirs_exist_ok=True,
-                                ignore=shutil.ignore_patterns('__pycache__', '*.pyc'))
+                                ignore=shutil.ignore_patterns('__pycache__', '*.pyc', *CLONE_ONLY))
             else:
                 shutil.copyfile(source, target)
 
 
 setup(
     name='gkd',
-    version=re.search(r"__version__ = '(.+)'", read('gkd/__init__.py')).group(1),
+    version=re.search(r"__version__ = '(.+)'", read('gkd/version.py')).group(1),
     description='Global knowledge distillation for object detectors of MMDetection 2.x',
     long_description=read('README.md'),
     long_description_content_type='text/markdown',

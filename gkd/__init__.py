@@ -10,7 +10,7 @@ compat.apply()
 
 from gkd import backbones, detectors, knowledge, prototypes  # noqa: E402
 from gkd.registry import KNOWLEDGE  # noqa: E402
+from gkd.version import __version__  # noqa: E402
 
-__version__ = '0.1.0'
-
-__all__ = ['KNOWLEDGE', 'backbones', 'compat', 'detectors', 'knowledge', 'prototypes']
+__all__ = ['KNOWLEDGE', '__version__', 'backbones', 'compat', 'detectors', 'knowledge',
+           'prototypes']

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Optional
 
-import matplotlib
 import numpy as np
 import torch
 from torch import Tensor
@@ -18,12 +17,8 @@ from gkd.looking.trained import Basis, TrainedPair, image_path
 from gkd.prototypes import PrototypeBank
 from gkd.prototypes.contributions import align, principal_plane
 from gkd.prototypes.features import CandidateImage, CandidateImages
+from gkd.report.drawing import crop, plt, save
 from gkd.report.figures import DISTILLED, GREY, PLAIN, SHADES, TEACHER
-from gkd.report.prototypes import crop
-from studies.noise_study import save
-
-matplotlib.use('Agg')
-from matplotlib import pyplot as plt  # noqa: E402
 
 COLOURS = {'teacher': SHADES[TEACHER][0], 'student': SHADES[PLAIN][0],
            'distilled student': SHADES[DISTILLED][0]}

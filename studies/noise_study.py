@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import csv
 import io
-import os.path as osp
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import matplotlib
 import mmcv
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gkd.files import write_atomically, written_whole
+from gkd.files import write_atomically
 from gkd.knowledge.instances import map_levels
 from gkd.knowledge.losses import robust_weights
 from gkd.looking.agreement import coordinates, mean_with_band, typicality
@@ -23,10 +21,8 @@ from gkd.looking.trained import TrainedPair, image_path
 from gkd.progress import progress
 from gkd.prototypes import PrototypeBank
 from gkd.prototypes.features import CandidateImage, CandidateImages
+from gkd.report.drawing import plt, save
 from studies.corruptions import CORRUPTIONS, corrupt
-
-matplotlib.use('Agg')
-from matplotlib import pyplot as plt  # noqa: E402
 
 MEASURES = ('distance, teacher', 'distance, student', 'discrepancy', 'weight',
             'typicality, teacher', 'typicality, student')
@@ -268,10 +264,3 @@ def draw_examples(image: CandidateImage, degrees: Sequence[float], seed: int, pa
             axis.set_yticks([])
     figure.tight_layout(pad=0.3)
     save(figure, path)
-
-
-def save(figure: plt.Figure, path: str) -> None:
-    """Write a figure whole; the file's ending decides on its format."""
-    with written_whole(path) as file:
-        figure.savefig(file, dpi=110, format=osp.splitext(path)[1][1:])
-    plt.close(figure)

@@ -19,7 +19,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from gkd.errors import EnvironmentMismatchError
 from gkd.prototypes import PrototypeBank
-from gkd.report.prototypes import pixels_of, prototype_figure
+from gkd.report.drawing import pixels_of
+from gkd.report.prototypes import prototype_figure
 from gkd.report.summary import format_summary
 from gkd.running import load_config, train
 from gkd.running.train import custom_hooks

@@ -16,7 +16,6 @@ from mmcv import Config
 from mmcv.runner import Hook
 from mmdet.datasets import build_dataset
 
-from gkd import report
 from gkd.errors import DataError
 from gkd.report import page, recorder
 from gkd.report.recorder import BINS, Stopwatch, WeightHistogram, watched
@@ -126,18 +125,18 @@ def test_saved_detections_give_the_metrics_of_mmdetection(tmp_path):
     assert nothing.metrics['bbox_mAP'] == 0 and nothing.curves['IoU 0.5'].max() == 0
 
 
-def test_report_shows_the_three_detectors(runs, tmp_path, monkeypatch, capsys):
+def test_report_shows_the_three_detectors(runs, tmp_path):
     folder, _ = runs
     metrics = {'plain': 0.301, 'distilled': 0.345}
     for name, ap in metrics.items():
         shutil.copytree(folder / name, tmp_path / name)
         (tmp_path / name / 'evaluation.json').write_text(json.dumps({'2': dict(bbox_mAP=ap)}))
     output = tmp_path / 'compared.html'
-    monkeypatch.setattr(sys, 'argv', ['report', str(tmp_path / 'distilled'),
-                                      str(tmp_path / 'plain'), '--output', str(output)])
-    report.main()
+    command = ('report', tmp_path / 'distilled', tmp_path / 'plain', '--output', output)
+    status, printed, stderr = run_tool(*command)
+    assert status == 0, stderr
     # Only the teacher, which was not trained here, had to be run; its detections are kept.
-    assert capsys.readouterr().out.count('detecting with') == 1
+    assert printed.count('detecting with') == 1
     assert (tmp_path / 'distilled' / 'teacher.bbox.json').exists()
     shown = Page(output)
     assert [row[0] for row in shown.rows[1:4]] == ['teacher', 'plain student',
@@ -152,8 +151,7 @@ def test_report_shows_the_three_detectors(runs, tmp_path, monkeypatch, capsys):
     assert names.count(['teacher', 'plain student', 'distilled student']) == 4
     assert ['distilled student', 'decay'] in names and ['plain student', 'decay'] not in names
     assert sum('mean' in name for name in names) == 5
-    report.main()
-    assert 'detecting' not in capsys.readouterr().out
+    assert 'detecting' not in run_tool(*command)[1]
 
 
 def test_an_unfinished_run(runs, tmp_path):

@@ -14,14 +14,14 @@ from gkd.checkpoints import WORKPLACE, tool
 from gkd.datasets import prepare_tree_crowns
 from gkd.experiments.stages import Schedule, Training, children_end_too
 from gkd.files import write_atomically
+from gkd.looking.detections import draw_detections
 from gkd.progress import say
 from gkd.prototypes import PrototypeBank
 from gkd.prototypes.hook import latest_bank
 from gkd.report.comparison import summarize
-from gkd.report.detections import draw_detections
 from gkd.report.page import write_report
 from gkd.report.prototypes import draw_prototypes
-from gkd.report.recorder import REPORT
+from gkd.report.record import REPORT
 from gkd.running.config import load_config
 
 CONFIGS = 'configs/quickstart'

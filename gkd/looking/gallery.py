@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gkd.looking.trained import Basis
 from gkd.prototypes.contributions import align, contributions, principal_plane
-from gkd.report.prototypes import crop
+from gkd.report.drawing import crop
 from gkd.report.templates import write_page
 from gkd.report.validation import data_uri
 

@@ -21,12 +21,7 @@ from gkd.looking.agreement import coordinates, typicality
 from gkd.looking.trained import TrainedPair, image_path
 from gkd.prototypes import PrototypeBank
 from gkd.prototypes.features import CandidateImage, CandidateImages
-from gkd.report.prototypes import crop
-from studies.noise_study import save
-
-matplotlib.use('Agg')
-from matplotlib import pyplot as plt  # noqa: E402
-from matplotlib.patches import Rectangle  # noqa: E402
+from gkd.report.drawing import crop, plt, rectangle, save
 
 COLOURS = matplotlib.colormaps['viridis']
 
@@ -169,9 +164,8 @@ def draw_images(trained: TrainedPair, bank: PrototypeBank, images: Sequence[Cand
             axis.axis('off')
         for index in (trust.images == number).nonzero().flatten().tolist():
             weight = float(trust.weights[index])
-            x1, y1, x2, y2 = trust.boxes[index].tolist()
-            row[0].add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, linewidth=1.8,
-                                       edgecolor=COLOURS(scale(weight))))
+            x1, y1, *_ = trust.boxes[index].tolist()
+            row[0].add_patch(rectangle(trust.boxes[index], COLOURS(scale(weight)), 1.8))
             row[0].text(x1, y1, f'{weight:.2f}', fontsize=8, va='top', color='white',
                         bbox=dict(facecolor='black', alpha=0.6, pad=0.6, linewidth=0))
         for axis, level in zip(row[1:], levels):

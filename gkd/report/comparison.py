@@ -8,13 +8,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import matplotlib
-
-from gkd.files import written_whole
-
-matplotlib.use('Agg')
-from matplotlib import pyplot as plt  # noqa: E402
-from matplotlib.figure import Figure  # noqa: E402
+from gkd.report.drawing import plt, save
 
 METRICS = {'AP': 'bbox_mAP', 'AP50': 'bbox_mAP_50', 'AP75': 'bbox_mAP_75',
            'AP small': 'bbox_mAP_s', 'AP medium': 'bbox_mAP_m', 'AP large': 'bbox_mAP_l'}
@@ -153,13 +147,10 @@ def format_csv(rows: Sequence[Row], columns: Sequence[str]) -> str:
 
 def draw_comparison(rows: Sequence[Row], title: str, path: str) -> None:
     """Write the picture of :func:`comparison_figure` into a PNG file."""
-    figure = comparison_figure(rows, title)
-    with written_whole(path) as file:
-        figure.savefig(file, format='png', dpi=130)
-    plt.close(figure)
+    save(comparison_figure(rows, title), path, dpi=130)
 
 
-def comparison_figure(rows: Sequence[Row], title: str) -> Figure:
+def comparison_figure(rows: Sequence[Row], title: str) -> plt.Figure:
     """Dot-and-whisker plot of the gains in AP, best method on top.
 
     Gains and not APs: students of several seeds differ by more than methods do.

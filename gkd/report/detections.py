@@ -1,62 +1,28 @@
-"""Draw several detectors' boxes on the same images, side by side."""
+"""Match detections to objects, and draw both on an image."""
 
 from __future__ import annotations
 
 import os.path as osp
 from collections.abc import Sequence
 
-import matplotlib
 import mmcv
 import numpy as np
 import torch
-from mmcv import Config
 from mmdet.core import bbox_overlaps
-from mmdet.datasets import CustomDataset, build_dataset
-from mmdet.models import build_detector
+from mmdet.datasets import CustomDataset
 from torch import Tensor
 
-from gkd.compat.checkpoint import load_checkpoint_file, load_strictly
-from gkd.running.config import student_config
-from gkd.running.export import student_weights
-
-matplotlib.use('Agg')
-from matplotlib import pyplot as plt  # noqa: E402
-from matplotlib.patches import Rectangle  # noqa: E402
+from gkd.report.drawing import plt, rectangle
 
 FOUND, WRONG, MISSED = '#2ca02c', '#d62728', '#ffd92f'
 MATCH_IOU = 0.5
 
 
-def draw_detections(detectors: Sequence[tuple[str, Config, str]], path: str,
-                    num_images: int = 2) -> None:
-    """Draw what each detector finds on validation images that hold as many objects as most do.
-
-    On every image a detector may show as many boxes as there are objects, its best scored ones, so
-    that detectors of different calibration compare: green boxes match an object (IoU above 0.5),
-    red ones none; objects that nobody matched are yellow.
-
-    Args:
-        detectors: Title, config and checkpoint of each; distillation configs stand for their
-            students.
-        path: PNG file to write.
-        num_images: Rows of the picture.
-    """
-    config = detectors[0][1]
-    dataset = build_dataset(config.data.val, dict(test_mode=True))
-    images = typical_images(dataset, num_images)
-    figure, axes = plt.subplots(num_images, len(detectors), squeeze=False,
-                                figsize=(3.6 * len(detectors), 3.9 * num_images))
-    for column, (title, config, checkpoint) in enumerate(detectors):
-        model = load_detector(config, checkpoint)
-        for row, index in enumerate(images):
-            draw_image(axes[row, column], dataset, index, detect(model, dataset, index), title)
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
-
-
 def results_figure(dataset: CustomDataset, results: Sequence, num_images: int) -> plt.Figure:
-    """Draw what a detector has found on validation images, as :func:`draw_detections` does.
+    """Draw what a detector has found on validation images that hold as many objects as most do.
+
+    On every image as many boxes are drawn as there are objects, those with the highest scores:
+    green boxes match an object (IoU above 0.5), red ones none; missed objects are yellow.
 
     Args:
         dataset: The validation data.
@@ -80,22 +46,6 @@ def typical_images(dataset: CustomDataset, num_images: int) -> list[int]:
                        for index in range(len(dataset))])
     typical = np.abs(counts - np.median(counts[counts > 0]))
     return sorted(np.argsort(typical, kind='stable')[:num_images].tolist())
-
-
-def load_detector(config: Config, checkpoint: str) -> torch.nn.Module:
-    """Build the detector, or a distillation config's student, with its weights."""
-    model = build_detector(student_config(config).model)
-    load_strictly(model, student_weights(load_checkpoint_file(checkpoint), checkpoint),
-                  checkpoint)
-    return model.eval()
-
-
-@torch.no_grad()
-def detect(model: torch.nn.Module, dataset: CustomDataset, index: int) -> Tensor:
-    """Detections of one image over all classes, best first: ``(n, 6)`` of box, score, label."""
-    views = dataset.prepare_test_img(index)
-    image, meta = views['img'][0], views['img_metas'][0].data
-    return best_first(model.forward_test([image[None]], [[meta]], rescale=True)[0])
 
 
 def best_first(result: Sequence[np.ndarray]) -> Tensor:
@@ -154,10 +104,3 @@ def draw_image(axis: plt.Axes, dataset: CustomDataset, index: int, detections: T
         axis.add_patch(rectangle(detection[:4], FOUND if good else WRONG))
     axis.set_title(f'{title}: {sum(right)} of {len(boxes)} found', fontsize=11)
     axis.axis('off')
-
-
-def rectangle(box: Tensor, color: str, **style) -> Rectangle:
-    """A box as a patch."""
-    x1, y1, x2, y2 = box.tolist()
-    return Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=color, linewidth=1.6,
-                     **style)

@@ -8,7 +8,7 @@ from typing import Optional
 
 import plotly.graph_objects as go
 
-from gkd.report.recorder import BINS
+from gkd.report.record import BINS
 from gkd.report.runs import DETECTOR, DISTILLED, PLAIN, TEACHER, Run
 from gkd.report.validation import STATS, Precision
 

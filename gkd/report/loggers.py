@@ -114,7 +114,8 @@ class ImageLoggerHook(Hook):
     def prototypes(self, runner, bank) -> Iterator[tuple[str, np.ndarray]]:
         """Pictures of a bank, by name."""
         # Not above: the libraries that draw take a while, and most trainings need them at the end.
-        from gkd.report.prototypes import pixels_of, prototype_figure
+        from gkd.report.drawing import pixels_of
+        from gkd.report.prototypes import prototype_figure
         datasets = next(hook for hook in runner.hooks if isinstance(hook, PrototypeHook)).datasets
         folders = [dataset.img_prefix or '' for dataset in datasets]
         counts = sum(offsets[1:] - offsets[:-1] for offsets in bank.offsets)
@@ -126,7 +127,7 @@ class ImageLoggerHook(Hook):
     def detections(self, runner, results: list) -> Iterator[tuple[str, np.ndarray]]:
         """A picture of what was detected, by name."""
         from gkd.report.detections import results_figure
-        from gkd.report.prototypes import pixels_of
+        from gkd.report.drawing import pixels_of
         dataset = self.evaluation.dataloader.dataset
         if not isinstance(dataset, CustomDataset):
             raise TypeError(f'data.val is a {type(dataset).__name__}; its images are not known')

@@ -6,16 +6,8 @@ import json
 import os.path as osp
 from collections.abc import Sequence
 
-import matplotlib
-import mmcv
-import numpy as np
-
 from gkd.prototypes import PrototypeBank
-
-matplotlib.use('Agg')
-from matplotlib import pyplot as plt  # noqa: E402
-
-MARGIN = 0.25  # of the box's size, around it
+from gkd.report.drawing import crop, plt, save
 
 
 def draw_prototypes(bank: PrototypeBank, folder: str, classes: Sequence[str], label: int,
@@ -29,9 +21,7 @@ def draw_prototypes(bank: PrototypeBank, folder: str, classes: Sequence[str], la
         label: The class to draw.
         path: PNG file to write.
     """
-    figure = prototype_figure(bank, [folder], classes, label)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    save(prototype_figure(bank, [folder], classes, label), path)
 
 
 def prototype_figure(bank: PrototypeBank, folders: Sequence[str], classes: Sequence[str],
@@ -64,22 +54,3 @@ def prototype_figure(bank: PrototypeBank, folders: Sequence[str], classes: Seque
     figure.suptitle(f'prototypes of "{classes[label]}", in order of choice', fontsize=10)
     figure.tight_layout(pad=0.4)
     return figure
-
-
-def pixels_of(figure: plt.Figure) -> np.ndarray:
-    """A figure as an RGB image ``(height, width, 3)`` uint8; the figure is closed."""
-    figure.canvas.draw()
-    pixels = np.asarray(figure.canvas.buffer_rgba())[..., :3].copy()
-    plt.close(figure)
-    return pixels
-
-
-def crop(path: str, box: Sequence[float]) -> np.ndarray:
-    """The box and a margin around it, as an RGB image."""
-    x1, y1, x2, y2 = box
-    margin_x, margin_y = MARGIN * (x2 - x1), MARGIN * (y2 - y1)
-    image = mmcv.imread(path, channel_order='rgb')
-    height, width = image.shape[:2]
-    left, right = max(0, int(x1 - margin_x)), min(width, int(x2 + margin_x) + 1)
-    top, bottom = max(0, int(y1 - margin_y)), min(height, int(y2 + margin_y) + 1)
-    return image[top:bottom, left:right]

@@ -21,14 +21,13 @@ from mmcv.parallel import is_module_wrapper
 from mmcv.runner import HOOKS, EvalHook, Hook, LoggerHook
 from torch import Tensor, nn
 
-import gkd
 from gkd.detectors import Distiller
 from gkd.files import written_whole
 from gkd.knowledge import RobustDistillingModule
+from gkd.report.record import BINS, DETECTIONS, RECORD, REPORT
+from gkd.version import __version__
 
-RECORD, DETECTIONS, REPORT = 'record.json', 'detections.bbox.json', 'report.html'
 UNFINISHED = '.detections'
-BINS = 20
 MIB = 2 ** 20
 PACKAGES = ('torch', 'torchvision', 'mmcv', 'mmcv-full', 'mmdet', 'numpy', 'pycocotools')
 
@@ -330,7 +329,7 @@ def save(path: str, record: dict) -> None:
 
 def versions(device: torch.device) -> dict[str, str]:
     """Versions of what computes, and the device's name."""
-    found = dict(gkd=gkd.__version__, Python=platform.python_version())
+    found = dict(gkd=__version__, Python=platform.python_version())
     for package in PACKAGES:
         with suppress(importlib.metadata.PackageNotFoundError):
             found[package] = importlib.metadata.version(package)

@@ -16,12 +16,11 @@ from mmdet.utils import compat_cfg
 from gkd.detectors import Distiller
 from gkd.detectors.source import DetectorSource, find_file
 from gkd.errors import ConfigError, DataError
-from gkd.report.recorder import DETECTIONS, RECORD
+from gkd.report.record import DETECTIONS, RECORD, TEACHER_DETECTIONS
 
 TEACHER, PLAIN, DISTILLED, DETECTOR = ('teacher', 'plain student', 'distilled student',
                                        'detector')
 ORDER = (TEACHER, DETECTOR, PLAIN, DISTILLED)
-TEACHER_DETECTIONS = 'teacher.bbox.json'
 
 
 @dataclass

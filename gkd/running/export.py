@@ -6,7 +6,7 @@ import os.path as osp
 
 import torch
 from mmcv import Config
-from mmdet.models import build_detector
+from mmdet.models.detectors import BaseDetector
 from torch import Tensor
 
 from gkd.compat.checkpoint import get_state_dict, load_checkpoint_file, load_strictly
@@ -14,7 +14,7 @@ from gkd.detectors import Distiller
 from gkd.detectors.source import DetectorSource, find_file
 from gkd.errors import ConfigError
 from gkd.files import write_atomically, written_whole
-from gkd.running.config import student_config
+from gkd.running.config import build_model, student_config
 
 STUDENT_PREFIX = 'student.'
 
@@ -38,6 +38,22 @@ def student_weights(checkpoint: dict, source: str) -> dict[str, Tensor]:
     return student or weights
 
 
+def load_detector(config: Config, checkpoint: str) -> BaseDetector:
+    """Build a detector, or a distillation config's student, with its weights, in eval mode.
+
+    Args:
+        config: A plain detector's config or a distillation config.
+        checkpoint: A checkpoint of a distiller or of a plain detector.
+
+    Raises:
+        CheckpointError: The checkpoint cannot be read or does not fit.
+        ConfigError: The detector cannot be built.
+    """
+    model = build_model(student_config(config))
+    load_strictly(model, student_weights(load_checkpoint_file(checkpoint), checkpoint), checkpoint)
+    return model.eval()
+
+
 def export_student(config: Config, checkpoint: str, output: str) -> str:
     """Write a checkpoint that plain MMDetection loads strictly into the student's own config.
 
@@ -58,7 +74,7 @@ def export_student(config: Config, checkpoint: str, output: str) -> str:
     if osp.exists(output) and osp.samefile(checkpoint, output):
         raise ConfigError(f'{output} is the checkpoint to export from; name another file.')
     weights = student_weights(loaded, checkpoint)
-    model = build_detector(student_config(config).model)
+    model = build_model(student_config(config))
     load_strictly(model, weights, checkpoint)
     meta = {name: loaded['meta'][name] for name in ('CLASSES', 'epoch', 'iter', 'mmdet_version')
             if name in loaded.get('meta', {})}

@@ -14,20 +14,18 @@ from mmcv.runner import get_dist_info, wrap_fp16_model
 from mmdet.apis import multi_gpu_test, single_gpu_test
 from mmdet.datasets import CocoDataset, build_dataloader
 
-from gkd.compat.checkpoint import load_checkpoint_file, load_strictly
 from gkd.errors import CheckpointError, ConfigError
 from gkd.files import written_whole
 from gkd.running.allocator import keep_freed_memory
 from gkd.running.config import (
     build_checked_dataset,
-    build_model,
     check_metrics,
     check_num_classes,
     check_options,
     student_config,
 )
 from gkd.running.console import open_logger
-from gkd.running.export import student_weights
+from gkd.running.export import load_detector
 from gkd.running.train import training_device, wrap
 
 
@@ -63,8 +61,7 @@ def test(config: Config, checkpoint: str, metrics: Sequence[str] = (), out: Opti
         raise ConfigError('--show-dir draws in one process only; leave the number of GPUs out.')
     open_logger(config.get('log_level', 'INFO'))
     config = student_config(config)
-    model = build_model(config)
-    load_strictly(model, student_weights(load_checkpoint_file(checkpoint), checkpoint), checkpoint)
+    model = load_detector(config, checkpoint)
     dataset = build_checked_dataset(config.data.test, 'data.test', dict(test_mode=True))
     check_num_classes(model, dataset, 'data.test')
     model.CLASSES = dataset.CLASSES

@@ -30,7 +30,6 @@ from mmdet.datasets import build_dataloader
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-import gkd
 from gkd.detectors import Distiller
 from gkd.detectors.source import check_checkpoints
 from gkd.errors import CheckpointError, ConfigError
@@ -52,6 +51,7 @@ from gkd.running.evaluation import EvaluationRecorder, MissedEvaluation, evaluat
 from gkd.running.explain import explaining
 from gkd.running.finite import FiniteLossHook
 from gkd.running.resume import KEY, ImageOrder, ResumeHook, find_checkpoint
+from gkd.version import __version__
 
 
 @explaining()
@@ -118,7 +118,7 @@ def train(config: Config, resume: str = 'auto', validate: bool = True) -> dict[s
     with naming('runner'):
         runner = build_runner(config.runner, default_args=dict(
             model=wrapped, optimizer=optimizer, logger=logger,
-            meta=dict(config=text, seed=config.seed, gkd_version=gkd.__version__,
+            meta=dict(config=text, seed=config.seed, gkd_version=__version__,
                       mmdet_version=mmdet.__version__, CLASSES=train_set.CLASSES)))
     runner.timestamp = time.strftime('%Y%m%d_%H%M%S')
     with naming('lr_config, optimizer_config, checkpoint_config, log_config or custom_hooks'):
@@ -144,7 +144,7 @@ def train(config: Config, resume: str = 'auto', validate: bool = True) -> dict[s
         remove_unfinished(osp.join(runner.work_dir, 'prototypes'))
     with log_file(logger, osp.join(config.work_dir, f'{runner.timestamp}.log')):
         logger.info(
-            f'gkd {gkd.__version__}, torch {torch.__version__}, mmdet {mmdet.__version__}, '
+            f'gkd {__version__}, torch {torch.__version__}, mmdet {mmdet.__version__}, '
             f'Python {platform.python_version()}, {world_size} process(es) on {device.type}')
         if checkpoint is not None:
             runner.resume(checkpoint, map_location=str(device))

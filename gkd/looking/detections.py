@@ -1,0 +1,49 @@
+"""Draw several detectors' boxes on the same images, side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from mmcv import Config
+from mmdet.datasets import CustomDataset, build_dataset
+from torch import Tensor
+
+from gkd.report.detections import best_first, draw_image, typical_images
+from gkd.report.drawing import plt, save
+from gkd.running.export import load_detector
+
+
+def draw_detections(detectors: Sequence[tuple[str, Config, str]], path: str,
+                    num_images: int = 2) -> None:
+    """Draw what each detector finds on validation images that hold as many objects as most do.
+
+    On every image a detector may show as many boxes as there are objects, its best scored ones, so
+    that detectors of different calibration compare: green boxes match an object (IoU above 0.5),
+    red ones none; objects that nobody matched are yellow.
+
+    Args:
+        detectors: Title, config and checkpoint of each; distillation configs stand for their
+            students.
+        path: PNG file to write.
+        num_images: Rows of the picture.
+    """
+    config = detectors[0][1]
+    dataset = build_dataset(config.data.val, dict(test_mode=True))
+    images = typical_images(dataset, num_images)
+    figure, axes = plt.subplots(num_images, len(detectors), squeeze=False,
+                                figsize=(3.6 * len(detectors), 3.9 * num_images))
+    for column, (title, config, checkpoint) in enumerate(detectors):
+        model = load_detector(config, checkpoint)
+        for row, index in enumerate(images):
+            draw_image(axes[row, column], dataset, index, detect(model, dataset, index), title)
+    figure.tight_layout()
+    save(figure, path)
+
+
+@torch.no_grad()
+def detect(model: torch.nn.Module, dataset: CustomDataset, index: int) -> Tensor:
+    """Detections of one image over all classes, best first: ``(n, 6)`` of box, score, label."""
+    views = dataset.prepare_test_img(index)
+    image, meta = views['img'][0], views['img_metas'][0].data
+    return best_first(model.forward_test([image[None]], [[meta]], rescale=True)[0])

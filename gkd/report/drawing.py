@@ -1,0 +1,53 @@
+"""What the pictures have in common: matplotlib without a screen, crops, boxes, and files."""
+
+from __future__ import annotations
+
+import os.path as osp
+from collections.abc import Sequence
+
+import matplotlib
+import mmcv
+import numpy as np
+
+from gkd.files import written_whole
+
+matplotlib.use('Agg')
+from matplotlib import pyplot as plt  # noqa: E402
+from matplotlib.patches import Rectangle  # noqa: E402
+
+__all__ = ['crop', 'pixels_of', 'plt', 'rectangle', 'save']
+
+MARGIN = 0.25  # of the box's size, around a crop
+
+
+def save(figure: plt.Figure, path: str, dpi: int = 110) -> None:
+    """Write a figure, whole or not at all, and close it; the file's ending decides its format."""
+    with written_whole(path) as file:
+        figure.savefig(file, dpi=dpi, format=osp.splitext(path)[1][1:])
+    plt.close(figure)
+
+
+def pixels_of(figure: plt.Figure) -> np.ndarray:
+    """A figure as an RGB image ``(height, width, 3)`` uint8; the figure is closed."""
+    figure.canvas.draw()
+    pixels = np.asarray(figure.canvas.buffer_rgba())[..., :3].copy()
+    plt.close(figure)
+    return pixels
+
+
+def crop(path: str, box: Sequence[float]) -> np.ndarray:
+    """The box ``x1, y1, x2, y2`` of an image file and a margin around it, as an RGB image."""
+    x1, y1, x2, y2 = box
+    margin_x, margin_y = MARGIN * (x2 - x1), MARGIN * (y2 - y1)
+    image = mmcv.imread(path, channel_order='rgb')
+    height, width = image.shape[:2]
+    left, right = max(0, int(x1 - margin_x)), min(width, int(x2 + margin_x) + 1)
+    top, bottom = max(0, int(y1 - margin_y)), min(height, int(y2 + margin_y) + 1)
+    return image[top:bottom, left:right]
+
+
+def rectangle(box: Sequence[float], color, linewidth: float = 1.6, **style) -> Rectangle:
+    """The outline of a box ``x1, y1, x2, y2``."""
+    x1, y1, x2, y2 = map(float, box)
+    return Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=color,
+                     linewidth=linewidth, **style)
