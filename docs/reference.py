@@ -343,9 +343,10 @@ def api():
     for package in pkgutil.iter_modules(gkd.__path__):
         if package.ispkg:
             folder = str(Path(gkd.__path__[0]) / package.name)
+            prefix = f'gkd.{package.name}.'
             pages[f'api_{package.name}.rst'] = page(f'gkd.{package.name}', [
-                module.name for module in pkgutil.iter_modules([folder])
-                if module.name != '__main__'])
+                module.name[len(prefix):] for module in pkgutil.walk_packages([folder], prefix)
+                if not module.name.endswith('__main__')])
     return pages
 
 
