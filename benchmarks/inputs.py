@@ -15,7 +15,7 @@ import gkd  # noqa: F401  (mends mmdet, so that scripts that import this file fi
 from gkd.datasets import prepare_tree_crowns
 from gkd.experiments.quickstart import DISTILLER, FAMILIES
 from gkd.running import load_config
-from gkd.running.config import build_checked_dataset
+from gkd.running.data import build_checked_dataset
 
 __all__ = ['FAMILIES', 'coco_model', 'first_batch', 'quickstart_config', 'random_boxes']
 

@@ -26,7 +26,7 @@ from torch import nn
 
 from gkd.prototypes import PrototypeGenerationModule
 from gkd.prototypes.features import group_by_size, load_batches
-from gkd.running.config import prototype_datasets
+from gkd.running.data import prototype_datasets
 
 
 class Generation:

@@ -17,7 +17,8 @@ from gkd.datasets.degrees import evaluate_by_degree
 from gkd.datasets.digit_scenes import Digit, Scene, draw_digit, make_scene, prepare_digit_scenes
 from gkd.detectors.source import REPOSITORY
 from gkd.errors import DataError
-from gkd.running.config import build_checked_dataset, check_num_classes, load_config
+from gkd.running.config import load_config
+from gkd.running.data import build_checked_dataset, check_num_classes
 
 CONFIGS = Path(REPOSITORY, 'configs', 'digits')
 FIGURES = ('1110', '0100', '1101', '1011', '0101', '1000', '0110', '0011', '1111', '1001')

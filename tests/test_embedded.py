@@ -7,7 +7,7 @@ import pytest
 from gkd.backbones import efficientnet_lite
 from gkd.datasets import embedded
 from gkd.errors import DataError
-from gkd.running.config import build_checked_dataset
+from gkd.running.data import build_checked_dataset
 
 DATA = dict(type='CocoDataset', img_prefix='', pipeline=[], classes=('digit',))
 
@@ -30,7 +30,7 @@ def made(monkeypatch, tmp_path):
 
 
 def test_a_config_that_names_an_embedded_data_set_gets_it(made):
-    with pytest.raises(DataError, match='no image of data/digit_scenes/train.json'):  # now empty
+    with pytest.raises(DataError, match='digit_scenes/train.json .*"images" is empty'):
         build_checked_dataset(dict(DATA, ann_file='data/digit_scenes/train.json'), 'data')
     assert made == ['digits']
 

@@ -34,10 +34,11 @@ def apply() -> None:
     install_ops()
 
     # These import mmcv and mmdet, which is possible from here on only.
-    from gkd.compat import defaults, distributed, parallel, progress, runner
+    from gkd.compat import coco, defaults, distributed, parallel, progress, runner
 
     defaults.restore_numpy_names()
     defaults.default_to_existing_device()
+    coco.look_at_annotations()
     parallel.run_steps_through_torch_ddp()
     parallel.copy_on_cuda_streams()
     distributed.init_without_gpus()

@@ -54,19 +54,13 @@ class Annotations:
         # Images that are not listed have no size.
         sizes = np.array([self.images.get(number, (None, np.nan, np.nan))[1:]
                           for number in self.image_ids.tolist()], float).reshape(-1, 2)
-        low, size = self.boxes[:, :2], self.boxes[:, 2:]
-        with np.errstate(invalid='ignore'):
-            inside = np.minimum(low + size, sizes) - np.maximum(low, 0)
-            masks = {
-                NOT_LISTED: ~np.isin(self.image_ids, list(self.images)),
-                UNKNOWN_CATEGORY: ~np.isin(self.category_ids, list(self.categories)),
-                'with the id of another': ~_first_of_each(self.ids),
-                NO_BOX: ~np.isfinite(self.boxes).all(axis=1),
-                'narrower or lower than a pixel': (size < 1).any(axis=1),
-                'wholly outside of the image': (inside <= 0).any(axis=1),
-                'over the border of the image by more than a pixel':
-                    ((low < -1) | (low + size > sizes + 1)).any(axis=1),
-            }
+        masks = {
+            NOT_LISTED: ~np.isin(self.image_ids, list(self.images)),
+            UNKNOWN_CATEGORY: ~np.isin(self.category_ids, list(self.categories)),
+            'with the id of another': ~_first_of_each(self.ids),
+            NO_BOX: ~np.isfinite(self.boxes).all(axis=1),
+            **box_faults(self.boxes, sizes),
+        }
         counted = np.zeros(len(self.boxes), bool)
         found = {}
         for name, mask in masks.items():
@@ -88,6 +82,29 @@ class Annotations:
         file = self.images[number].file if number in self.images else 'not listed'
         box = ', '.join(f'{value:g}' for value in self.boxes[position])
         return f'annotation {self.ids[position]} of image {number} ({file}): {box}'
+
+
+def box_faults(boxes: np.ndarray, sizes: np.ndarray) -> dict[str, np.ndarray]:
+    """Where boxes lie badly, by name: a mask ``(n,)``; one box may have several faults.
+
+    Args:
+        boxes: ``(n, 4)`` float64 as ``x, y, width, height`` in pixels.
+        sizes: Width and height of the image of every box, ``(n, 2)``.
+
+    Example:
+        >>> faults = box_faults(np.array([[2.0, 3, 0, 9]]), np.array([[64.0, 48]]))
+        >>> [name for name, mask in faults.items() if mask.any()]
+        ['narrower or lower than a pixel', 'wholly outside of the image']
+    """
+    low, size = boxes[:, :2], boxes[:, 2:]
+    with np.errstate(invalid='ignore', over='ignore'):
+        inside = np.minimum(low + size, sizes) - np.maximum(low, 0)
+        return {
+            'narrower or lower than a pixel': (size < 1).any(axis=1),
+            'wholly outside of the image': (inside <= 0).any(axis=1),
+            'over the border of the image by more than a pixel':
+                ((low < -1) | (low + size > sizes + 1)).any(axis=1),
+        }
 
 
 class Collector:

@@ -5,10 +5,16 @@ from __future__ import annotations
 import json
 
 import numpy as np
+from mmcv.utils import get_logger
 
+from gkd.checkpoints import tool
 from gkd.datasets.annotations import Annotations, Collector, Image, by_id
+from gkd.datasets.inspection import Inspection
 from gkd.datasets.json_stream import read_items, text_written_whole, write_items
 from gkd.errors import DataError
+
+MOST = 3  # faults that an error tells
+_said: set[str] = set()
 
 
 def read_coco(path: str) -> Annotations:
@@ -38,6 +44,52 @@ def read_coco(path: str) -> Annotations:
     except (KeyError, TypeError) as error:
         raise DataError(f'{path}: annotation {len(collector) + 1} lacks {error}.') from None
     return collector.annotations(images, categories)
+
+
+def inspect_coco(path: str) -> Inspection:
+    """Read a whole COCO file, as trainings do, and look at all of it.
+
+    Args:
+        path: COCO JSON.
+
+    Raises:
+        DataError: It cannot be read, is no JSON, or has not the form of a COCO file.
+    """
+    try:
+        with open(path, encoding='utf-8-sig') as file:
+            content = json.load(file)
+    except OSError as error:
+        raise DataError(f'{path}: {error.strerror}') from None
+    except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
+        raise DataError(f'{path} is no complete JSON file: {error}') from None
+    try:
+        return Inspection(content)
+    except DataError as error:
+        raise DataError(f'{path} is no COCO file: {error}') from None
+
+
+def load_coco(path: str) -> dict:
+    """The content of a COCO file that can be trained on, completed where that is harmless.
+
+    What was completed or is left out is said once a file, in MMDetection's log.
+
+    Args:
+        path: COCO JSON.
+
+    Raises:
+        DataError: An entry cannot be used; with the file, the entry and its value.
+    """
+    inspection = inspect_coco(path)
+    faults = inspection.faults
+    if faults:
+        raise DataError(f'{path}: {"; ".join(map(str, faults[:MOST]))}. All of it: '
+                        f'python {tool("datasets.py")} check {path}')
+    for finding in inspection.findings:
+        text = f'{path}: {finding}.'
+        if text not in _said:
+            _said.add(text)
+            get_logger('mmdet').warning(text)
+    return inspection.content
 
 
 def write_coco(annotations: Annotations, path: str) -> None:

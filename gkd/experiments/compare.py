@@ -47,7 +47,8 @@ from gkd.report.comparison import (
     format_comparison,
     format_csv,
 )
-from gkd.running.config import build_checked_dataset, build_model, load_config
+from gkd.running.config import build_model, load_config
+from gkd.running.data import build_checked_dataset
 
 METHODS = osp.join(REPOSITORY, 'configs', '_base_', 'comparison.py')
 OWN = 'gkd'

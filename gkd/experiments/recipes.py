@@ -33,8 +33,9 @@ from gkd.detectors.source import REPOSITORY, DetectorSource, drop_pretrained, so
 from gkd.errors import GKDError
 from gkd.experiments.key_lists import compare_shapes, published_shapes, shapes_of
 from gkd.files import write_atomically, written_whole
-from gkd.running.config import leaf_configs, load_config, student_config
+from gkd.running.config import load_config, student_config
 from gkd.running.console import without_details
+from gkd.running.data import leaf_configs
 from gkd.running.export import export_student
 from gkd.running.test import test
 from gkd.running.train import train

@@ -23,12 +23,8 @@ from gkd.prototypes.features import (
     instance_features,
 )
 from gkd.prototypes.generation import cached_share, gather, save_share
-from gkd.running.config import (
-    build_checked_dataset,
-    build_model,
-    leaf_datasets,
-    prototype_datasets,
-)
+from gkd.running.config import build_model
+from gkd.running.data import build_checked_dataset, leaf_datasets, prototype_datasets
 from gkd.running.export import student_weights
 
 

@@ -22,7 +22,8 @@ from gkd.prototypes.features import choose_candidates
 from gkd.prototypes.hook import PrototypeHook
 from gkd.prototypes.plan import Plan
 from gkd.running.cli import DictAction, positive, run
-from gkd.running.config import check_classes, leaf_configs, load_config, prototype_datasets
+from gkd.running.config import load_config
+from gkd.running.data import check_classes, leaf_configs, prototype_datasets
 
 
 def parse_args() -> argparse.Namespace:

@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os.path as osp
+from collections.abc import Iterable, Sequence
+from typing import Callable
 
 import torch
 from mmcv import Config
 from mmcv.runner import Hook, LoggerHook
 from mmdet.core import DistEvalHook, EvalHook
-from mmdet.datasets import CocoDataset, build_dataloader
+from mmdet.datasets import CocoDataset, CustomDataset, build_dataloader
+from mmdet.models.detectors import BaseDetector
 from torch import nn
 
-from gkd.errors import DataError
+from gkd.detectors import Distiller
+from gkd.errors import ConfigError, DataError
 from gkd.files import write_atomically
 from gkd.prototypes.generation import all_gather
 from gkd.report.loggers import ImageLoggerHook
-from gkd.running.config import (
-    build_checked_dataset,
-    check_metrics,
-    check_num_classes,
-    check_options,
-    naming,
-)
+from gkd.running.config import naming
+from gkd.running.data import build_checked_dataset, check_num_classes
 
 
 def evaluation_hook(config: Config, model: nn.Module, distributed: bool) -> EvalHook:
@@ -151,3 +151,38 @@ class MissedEvaluation(Hook):
                 if isinstance(hook, (LoggerHook, ImageLoggerHook)):
                     hook.after_train_epoch(runner)
         runner._epoch += 1
+
+
+def check_metrics(model: BaseDetector, dataset: CustomDataset, metrics: Sequence[str],
+                  key: str) -> None:
+    """Raise ConfigError for a metric that a COCO data set lacks, before hours of detection.
+
+    Args:
+        model: The detector; of a distiller the student is looked at.
+        dataset: The data set that would be evaluated.
+        metrics: Names of metrics.
+        key: Where they were asked for, for messages.
+    """
+    if not isinstance(dataset, CocoDataset):
+        return
+    detector = model.student if isinstance(model, Distiller) else model
+    known = ['bbox', 'proposal', 'proposal_fast'] + ['segm'] * detector.with_mask
+    unknown = [metric for metric in metrics if metric not in known]
+    if unknown:
+        raise ConfigError(f'{key} {" ".join(unknown)}: {type(detector).__name__} on '
+                          f'{type(dataset).__name__} is measured by {", ".join(known)}.')
+
+
+def check_options(function: Callable, options: Iterable[str], key: str) -> None:
+    """Raise ConfigError for options that a data set's function does not take.
+
+    Args:
+        function: Its ``evaluate`` or ``format_results``.
+        options: Names of options.
+        key: Where they were given, for messages.
+    """
+    known = inspect.signature(function).parameters.keys() - {'results', 'metric'}
+    unknown = set(options) - known
+    if unknown and 'kwargs' not in known:
+        raise ConfigError(f'{key} {", ".join(sorted(unknown))}: unknown; known are '
+                          f'{", ".join(sorted(known))}.')

@@ -17,14 +17,10 @@ from mmdet.datasets import CocoDataset, build_dataloader
 from gkd.errors import CheckpointError, ConfigError
 from gkd.files import written_whole
 from gkd.running.allocator import keep_freed_memory
-from gkd.running.config import (
-    build_checked_dataset,
-    check_metrics,
-    check_num_classes,
-    check_options,
-    student_config,
-)
+from gkd.running.config import student_config
 from gkd.running.console import open_logger
+from gkd.running.data import build_checked_dataset, check_num_classes
+from gkd.running.evaluation import check_metrics, check_options
 from gkd.running.export import load_detector
 from gkd.running.train import training_device, wrap
 

@@ -38,15 +38,14 @@ from gkd.progress import on_terminal
 from gkd.report.loggers import PRIORITY, ImageLoggerHook, check_loggers, takes_images
 from gkd.report.recorder import TrainingRecorder
 from gkd.running.allocator import keep_freed_memory
-from gkd.running.config import (
+from gkd.running.config import build_model, naming
+from gkd.running.console import EpochBar, log_file, open_logger, without_details
+from gkd.running.data import (
     build_checked_dataset,
-    build_model,
     check_num_classes,
     check_teacher_classes,
-    naming,
     prototype_datasets,
 )
-from gkd.running.console import EpochBar, log_file, open_logger, without_details
 from gkd.running.evaluation import EvaluationRecorder, MissedEvaluation, evaluation_hook
 from gkd.running.explain import explaining
 from gkd.running.finite import FiniteLossHook

@@ -1,0 +1,36 @@
+"""A mend of how annotations are read."""
+
+from __future__ import annotations
+
+import mmdet.datasets.coco
+from mmdet.datasets.api_wrappers import COCO
+
+from gkd.datasets.coco_json import load_coco
+
+
+def look_at_annotations() -> None:
+    """Look at all of a COCO file when it is read, and complete what is harmless.
+
+    Reason: pycocotools and mmdet read most fields image by image, in the middle of a run, and fail
+    there with a bare ``KeyError``, or leave boxes out without a word.
+    For: mmdet 2.x and pycocotools 2.x.
+    """
+    mmdet.datasets.coco.COCO = InspectedCOCO
+
+
+class InspectedCOCO(COCO):
+    """pycocotools' interface to a COCO file that was looked at.
+
+    Args:
+        annotation_file: COCO JSON; None makes an empty one.
+
+    Raises:
+        DataError: An entry cannot be used.
+    """
+
+    def __init__(self, annotation_file=None):
+        super().__init__()
+        if annotation_file is not None:
+            self.dataset = load_coco(annotation_file)
+            self.createIndex()
+            self.img_ann_map, self.cat_img_map = self.imgToAnns, self.catToImgs
