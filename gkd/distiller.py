@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import operator
+from functools import reduce
 from typing import Any, Optional
 
 import torch
@@ -12,7 +14,7 @@ from torch import Tensor, nn
 from gkd.detectors import one_stage, two_stage
 from gkd.detectors.pair import DetectorPair
 from gkd.detectors.source import DetectorSource
-from gkd.detectors.step import Needs, StepRecord
+from gkd.detectors.step import DetectorOutputs, Needs, Step
 from gkd.errors import ConfigError
 from gkd.knowledge.base import Knowledge
 from gkd.prototypes.bank import PrototypeBank
@@ -81,14 +83,11 @@ class Distiller(BaseDetector):
         # Hidden from nn.Module, so that no optimiser, checkpoint, DDP or `.train()` finds it.
         object.__setattr__(self, 'teacher', teacher_model.requires_grad_(False).eval())
 
-        self.needs = Needs(logits=any(kind.needs_logits for kind in self.knowledge),
-                           proposals=any(kind.needs_proposals for kind in self.knowledge),
-                           dense=any(kind.needs_dense for kind in self.knowledge))
-        self.needs_bank = any(kind.needs_bank for kind in self.knowledge)
-        if self.needs_bank and prototypes is None:
+        self.needs = reduce(operator.or_, (kind.needs for kind in self.knowledge), Needs())
+        if self.needs.bank and prototypes is None:
             raise ConfigError('a kind of knowledge needs prototypes: add `prototypes=dict(type='
                               '"PrototypeGenerationModule")` to `model`.')
-        self.prototypes = build_generation(prototypes) if self.needs_bank else None
+        self.prototypes = build_generation(prototypes) if self.needs.bank else None
         self.bank: Optional[PrototypeBank] = None
         self.progress = 0.0
 
@@ -120,13 +119,12 @@ class Distiller(BaseDetector):
         """
         if not self.knowledge:
             return self.student.forward_train(img, img_metas, gt_bboxes, gt_labels, **kwargs)
-        if self.needs_bank and self.bank is None:
+        if self.needs.bank and self.bank is None:
             raise ConfigError('no prototypes have been generated; train with the PrototypeHook '
                               '(tools/train.py adds it by itself).')
-        losses, student = self.student_step(img, img_metas, gt_bboxes, gt_labels, **kwargs)
-        teacher = self.teacher_step(img, student)
+        losses, step = self.observe(img, img_metas, gt_bboxes, gt_labels, **kwargs)
         for kind in self.knowledge:
-            taught = kind(student, teacher, self.bank, self.progress)
+            taught = kind(step)
             twice = losses.keys() & taught.keys()
             if twice:
                 raise ConfigError(f'two terms are named {sorted(twice)}: list every kind of '
@@ -134,17 +132,25 @@ class Distiller(BaseDetector):
             losses.update(taught)
         return losses
 
+    def observe(self, img: Tensor, img_metas: list[dict], gt_bboxes: list[Tensor],
+                gt_labels: list[Tensor], **kwargs) -> tuple[dict, Step]:
+        """The student's detection losses, and the step as both detectors saw it."""
+        losses, step = self.student_step(img, img_metas, gt_bboxes, gt_labels, **kwargs)
+        step.teacher = self.teacher_step(img, step)
+        step.bank, step.progress = self.bank, self.progress
+        return losses, step
+
     def student_step(self, img: Tensor, img_metas: list[dict], gt_bboxes: list[Tensor],
-                     gt_labels: list[Tensor], **kwargs) -> tuple[dict, StepRecord]:
-        """The student's losses and its record."""
+                     gt_labels: list[Tensor], **kwargs) -> tuple[dict, Step]:
+        """The student's losses, and the step with the student's part."""
         family = two_stage if self.pair.student.is_two_stage else one_stage
         return family.student_step(self.student, self.pair, self.needs, img, img_metas, gt_bboxes,
                                    gt_labels, **kwargs)
 
-    def teacher_step(self, img: Tensor, student: StepRecord) -> StepRecord:
-        """The teacher's record of the student's step."""
+    def teacher_step(self, img: Tensor, step: Step) -> DetectorOutputs:
+        """The teacher's part of the step."""
         family = two_stage if self.pair.teacher.is_two_stage else one_stage
-        return family.teacher_step(self.teacher, self.pair, self.needs, img, student)
+        return family.teacher_step(self.teacher, self.pair, self.needs, img, step)
 
     def extract_feat(self, img: Tensor) -> tuple[Tensor, ...]:
         """FPN maps of the student."""

@@ -1,7 +1,7 @@
 """The distiller, and how a detector's training step is run and recorded."""
 
 from gkd.detectors.pair import DetectorInfo, DetectorPair
-from gkd.detectors.step import StepRecord
+from gkd.detectors.step import DetectorOutputs, Needs, Step
 from gkd.distiller import Distiller
 
-__all__ = ['DetectorInfo', 'DetectorPair', 'Distiller', 'StepRecord']
+__all__ = ['DetectorInfo', 'DetectorOutputs', 'DetectorPair', 'Distiller', 'Needs', 'Step']

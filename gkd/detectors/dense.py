@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Optional
-
 import torch
 from torch import Tensor, nn
 
@@ -12,7 +10,7 @@ from gkd.detectors.step import DensePredictions
 
 
 def dense_predictions(head: nn.Module, outputs: tuple[list[Tensor], ...], pair: DetectorPair,
-                      info: DetectorInfo, positions: Optional[Tensor] = None) -> DensePredictions:
+                      info: DetectorInfo) -> DensePredictions:
     """Put a dense head's maps of the paired levels in one row of places an image.
 
     Args:
@@ -21,8 +19,6 @@ def dense_predictions(head: nn.Module, outputs: tuple[list[Tensor], ...], pair: 
             regressions ``(B, A * R, H_l, W_l)`` of every level of the detector.
         pair: Traits of teacher and student.
         info: Traits of this detector.
-        positions: Image and anchor, among those of all levels, of every positive ``(n, 2)``;
-            None where none are known.
 
     Returns:
         The predictions on the paired levels.
@@ -33,13 +29,6 @@ def dense_predictions(head: nn.Module, outputs: tuple[list[Tensor], ...], pair: 
     logits = [per_place(scores[level], num_logits) for level in levels]
     predictions = DensePredictions(torch.cat(logits, dim=1),
                                    tuple(level.shape[1] for level in logits))
-    if positions is not None:
-        counts = [level[0].numel() // num_logits for level in scores]
-        positives = torch.zeros(len(scores[0]), sum(counts), dtype=torch.bool,
-                                device=positions.device)
-        positives[positions[:, 0], positions[:, 1]] = True
-        split = positives.split(counts, dim=1)
-        predictions.positives = torch.cat([split[level] for level in levels], dim=1)
     if info.anchors:
         anchors = head.prior_generator.grid_priors(
             [level.shape[-2:] for level in scores], device=scores[0].device)
@@ -52,6 +41,27 @@ def dense_predictions(head: nn.Module, outputs: tuple[list[Tensor], ...], pair: 
             predictions.anchors.expand_as(deltas).flatten(0, 1),
             deltas.detach().float().flatten(0, 1)).view_as(deltas)
     return predictions
+
+
+def positive_places(head: nn.Module, scores: list[Tensor], pair: DetectorPair,
+                    info: DetectorInfo, positions: Tensor) -> Tensor:
+    """Mark the positives among a dense head's places on the paired levels.
+
+    Args:
+        head: The head, built by MMDetection.
+        scores: Class logits of every level of the detector, ``(B, A * C, H_l, W_l)``.
+        pair: Traits of teacher and student.
+        info: Traits of this detector.
+        positions: Image and anchor, among those of all levels, of every positive ``(n, 2)``.
+
+    Returns:
+        ``(B, N)`` bool.
+    """
+    counts = [level[0].numel() // head.cls_out_channels for level in scores]
+    positives = torch.zeros(len(scores[0]), sum(counts), dtype=torch.bool, device=positions.device)
+    positives[positions[:, 0], positions[:, 1]] = True
+    split = positives.split(counts, dim=1)
+    return torch.cat([split[level] for level in pair.levels(info)], dim=1)
 
 
 def per_place(scores: Tensor, channels: int) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from contextlib import ExitStack
 from typing import Union
 
 import torch
@@ -10,14 +10,14 @@ from mmdet.core import anchor_inside_flags
 from mmdet.models.detectors import BaseDetector
 from torch import Tensor
 
-from gkd.detectors.dense import dense_predictions
+from gkd.detectors.dense import dense_predictions, positive_places
 from gkd.detectors.pair import DetectorInfo, DetectorPair
-from gkd.detectors.step import Call, Needs, StepRecord, recorded
+from gkd.detectors.step import Call, DetectorOutputs, Needs, Step, recorded
 
 
 def student_step(student: BaseDetector, pair: DetectorPair, needs: Needs, img: Tensor,
                  img_metas: list[dict], gt_bboxes: list[Tensor], gt_labels: list[Tensor],
-                 **kwargs) -> tuple[dict, StepRecord]:
+                 **kwargs) -> tuple[dict, Step]:
     """Compute a one-stage student's detection losses and keep what they were computed from.
 
     Args:
@@ -31,44 +31,39 @@ def student_step(student: BaseDetector, pair: DetectorPair, needs: Needs, img: T
         **kwargs: What else the data pipeline collects, handed to the student as it is.
 
     Returns:
-        The detection losses and the record.
+        The detection losses, and the step with the student's part.
     """
     head = student.bbox_head
     info = pair.student
-    if not info.samples_positives:
-        with recorded(student, 'extract_feat') as features, recorded(head, 'forward') as forwards:
-            losses = student.forward_train(img, img_metas, gt_bboxes, gt_labels, **kwargs)
-        record = StepRecord(paired_maps(features[-1].result, pair, info), pair.strides, gt_bboxes,
-                            gt_labels)
-        if needs.dense:
-            record.dense = dense_predictions(head, forwards[-1].result, pair, info)
-        return losses, record
-
-    with recorded(student, 'extract_feat') as features, recorded(head, 'forward') as forwards, \
-            recorded(head, 'get_anchors') as anchors, recorded(head.sampler, 'sample') as samples:
+    with ExitStack() as stack:
+        features = stack.enter_context(recorded(student, 'extract_feat'))
+        forwards = stack.enter_context(recorded(head, 'forward'))
+        if info.samples_positives:
+            anchors = stack.enter_context(recorded(head, 'get_anchors'))
+            samples = stack.enter_context(recorded(head.sampler, 'sample'))
         losses = student.forward_train(img, img_metas, gt_bboxes, gt_labels, **kwargs)
 
-    sampled = [call.result for call in samples]
-    positions = positive_positions(sampled, anchors[-1], img_metas, head.train_cfg.allowed_border)
-    record = StepRecord(
-        maps=paired_maps(features[-1].result, pair, info),
-        strides=pair.strides,
-        gt_boxes=gt_bboxes,
-        gt_labels=gt_labels,
-        boxes=[result.pos_bboxes for result in sampled],
-        labels=torch.cat([labels[result.pos_assigned_gt_inds]
-                          for labels, result in zip(gt_labels, sampled)]),
-        logits=logits_at(forwards[-1].result[0], positions, info),
-        positions=positions,
-        objects=assigned_objects(sampled, gt_labels))
+    step = start_step(pair, features[-1].result, img, img_metas, gt_bboxes, gt_labels)
+    outputs = forwards[-1].result
     if needs.dense:
-        record.dense = dense_predictions(head, forwards[-1].result, pair, info, positions)
-    return losses, record
+        step.student.dense = dense_predictions(head, outputs, pair, info)
+    if info.samples_positives:
+        sampled = [call.result for call in samples]
+        step.positions = positive_positions(sampled, anchors[-1], img_metas,
+                                            head.train_cfg.allowed_border)
+        step.boxes = [result.pos_bboxes for result in sampled]
+        step.labels = torch.cat([labels[result.pos_assigned_gt_inds]
+                                 for labels, result in zip(gt_labels, sampled)])
+        step.objects = assigned_objects(sampled, gt_labels)
+        step.student.logits = logits_at(outputs[0], step.positions, info)
+        if needs.dense:
+            step.dense_positives = positive_places(head, outputs[0], pair, info, step.positions)
+    return losses, step
 
 
 @torch.no_grad()
 def teacher_step(teacher: BaseDetector, pair: DetectorPair, needs: Needs, img: Tensor,
-                 student: StepRecord) -> StepRecord:
+                 step: Step) -> DetectorOutputs:
     """Run a one-stage teacher on the student's images.
 
     Args:
@@ -76,21 +71,39 @@ def teacher_step(teacher: BaseDetector, pair: DetectorPair, needs: Needs, img: T
         pair: Traits of teacher and student.
         needs: What the kinds of knowledge want to see.
         img: Images ``(B, 3, H, W)``.
-        student: The student's record of the same step.
+        step: The step with the student's part.
 
     Returns:
-        The teacher's record, with the student's boxes and labels.
+        The teacher's part.
     """
     features = teacher.extract_feat(img)
-    record = replace(student, maps=paired_maps(features, pair, pair.teacher), logits=None,
-                     roi_features=None, proposal_logits=None, dense=None)
+    part = DetectorOutputs(paired_maps(features, pair, pair.teacher))
     if needs.logits or needs.dense:
         outputs = teacher.bbox_head(features)
     if needs.logits:
-        record.logits = logits_at(outputs[0], student.positions, pair.teacher)
+        part.logits = logits_at(outputs[0], step.positions, pair.teacher)
     if needs.dense:
-        record.dense = dense_predictions(teacher.bbox_head, outputs, pair, pair.teacher)
-    return record
+        part.dense = dense_predictions(teacher.bbox_head, outputs, pair, pair.teacher)
+    return part
+
+
+def start_step(pair: DetectorPair, features: tuple[Tensor, ...], img: Tensor,
+               img_metas: list[dict], gt_bboxes: list[Tensor], gt_labels: list[Tensor]) -> Step:
+    """A step of a student of either family: images, ground truth and the student's maps.
+
+    Args:
+        pair: Traits of teacher and student.
+        features: All maps of the student's pyramid.
+        img: Images ``(B, 3, H, W)``.
+        img_metas: MMDetection's description of every image.
+        gt_bboxes: Boxes of every image, ``(g_b, 4)`` in pixels of ``img``.
+        gt_labels: Classes of every image's boxes, ``(g_b,)``.
+    """
+    return Step(
+        padded_size=tuple(img.shape[-2:]),
+        image_sizes=[tuple(meta['img_shape'][:2]) for meta in img_metas],
+        strides=pair.strides, gt_boxes=gt_bboxes, gt_labels=gt_labels,
+        student=DetectorOutputs(paired_maps(features, pair, pair.student)))
 
 
 def paired_maps(features: tuple[Tensor, ...], pair: DetectorPair,

@@ -1,13 +1,17 @@
-"""What one training step saw of a detector."""
+"""One training step, as student and teacher saw it."""
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, Callable, Optional
+from dataclasses import astuple, dataclass
+from typing import TYPE_CHECKING, Any, Callable, Optional
 
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from gkd.prototypes.bank import PrototypeBank
 
 
 @dataclass(frozen=True)
@@ -15,14 +19,24 @@ class Needs:
     """What kinds of knowledge want to see of a step, besides maps and boxes.
 
     Attributes:
-        logits: Class logits at the student's positives.
-        proposals: Class logits at all proposals that a two-stage student sampled.
-        dense: What the dense heads predict at all anchors.
+        logits: Class logits of both detectors at the student's positives.
+        proposals: Class logits of both at all proposals that a two-stage student sampled.
+        dense: What the dense heads of both predict at all anchors.
+        bank: A prototype bank, which must have been generated.
+
+    Example:
+        >>> Needs(dense=True) | Needs(bank=True)
+        Needs(logits=False, proposals=False, dense=True, bank=True)
     """
 
     logits: bool = False
     proposals: bool = False
     dense: bool = False
+    bank: bool = False
+
+    def __or__(self, other: Needs) -> Needs:
+        """What either wants."""
+        return Needs(*map(operator.or_, astuple(self), astuple(other)))
 
 
 @dataclass
@@ -39,8 +53,6 @@ class DensePredictions:
         boxes: Predicted boxes ``(B, N, 4)`` in pixels, without gradient; None if the head does not
             regress offsets of anchors.
         deltas: Offsets as predicted ``(B, N, 4)``; None likewise.
-        positives: Whether the student trains a place as an object, ``(B, N)`` bool; None for an
-            RPN or a head without anchors.
     """
 
     logits: Tensor
@@ -48,56 +60,84 @@ class DensePredictions:
     anchors: Optional[Tensor] = None
     boxes: Optional[Tensor] = None
     deltas: Optional[Tensor] = None
-    positives: Optional[Tensor] = None
 
 
 @dataclass
-class StepRecord:
-    """What student or teacher computed in a training step, on the levels that both have.
+class DetectorOutputs:
+    """What one detector computed in a training step, on the levels that both detectors have.
 
-    The student's record is taken from the very forward pass that gives its detection losses; the
-    teacher's holds the same boxes and labels with the teacher's maps and logits. Kinds of
-    knowledge read records and nothing else.
+    ``n`` is the number of the step's positives, ``m`` that of its sampled proposals; both are the
+    student's choice, and the teacher is asked about the same boxes.
 
     Attributes:
         maps: FPN maps ``(B, C, H_l, W_l)``, one a paired level, finest first.
-        strides: Stride of every paired level, in pixels.
-        gt_boxes: Ground-truth boxes of every image, ``(g_b, 4)`` as ``x1, y1, x2, y2`` in pixels.
-        gt_labels: Class of every ground-truth box, ``(g_b,)``, int64.
-        boxes: Positive proposals (two-stage) or anchors (one-stage) of every image, ``(n_b, 4)``;
-            None for a detector that samples neither. ``n`` is the sum of all ``n_b``.
-        labels: Class of the ground truth that each positive was assigned to, ``(n,)``, int64.
-        logits: Class logits at the positives, ``(n, num_logits)``; None if not computed.
-        roi_features: RoI-pooled features of the positives, ``(n, C, h, w)``; two-stage only.
-        roi_levels: Paired level that each positive was RoI-pooled from, ``(n,)``; two-stage
-            students only.
-        positions: Where each positive is among all anchors of the student, ``(n, 2)`` int64 as
-            image and anchor; one-stage only.
-        objects: Ground truth that each positive was assigned to, ``(n,)`` int64, counted over
-            the batch: an index into ``torch.cat(gt_boxes)``.
-        proposals: All proposals that the student sampled, of every image its positives first, then
-            its negatives, ``(m_b, 4)``; two-stage only. ``m`` is the sum of all ``m_b``.
-        proposal_logits: Class logits at these, ``(m, num_logits)``; the teacher's only if a kind
-            of knowledge ``needs_proposals``.
-        proposal_positives: Which of these are positives, ``(m,)`` bool.
-        dense: Predictions at all anchors; only if a kind of knowledge ``needs_dense``.
+        logits: Class logits at the positives, ``(n, num_logits)``; the teacher's only if a kind of
+            knowledge needs ``logits``.
+        roi_features: RoI-pooled features of the positives, ``(n, C, h, w)``; two-stage only, the
+            teacher's likewise.
+        proposal_logits: Class logits at the sampled proposals, ``(m, num_logits)``; two-stage
+            only, the teacher's only if a kind of knowledge needs ``proposals``.
+        dense: Predictions at all anchors; only if a kind of knowledge needs ``dense``.
     """
 
     maps: tuple[Tensor, ...]
+    logits: Optional[Tensor] = None
+    roi_features: Optional[Tensor] = None
+    proposal_logits: Optional[Tensor] = None
+    dense: Optional[DensePredictions] = None
+
+
+@dataclass
+class Step:
+    """A training step as both detectors saw it: all that a kind of knowledge reads.
+
+    Images, boxes and levels are shared; what a detector computed of them is its own part. The
+    student's part is taken from the very forward pass that gives its detection losses.
+
+    Attributes:
+        padded_size: Height and width of the batch's images in pixels, padding included.
+        image_sizes: Height and width of every image in pixels, without its padding.
+        strides: Stride of every paired level in pixels, finest first.
+        gt_boxes: Ground-truth boxes of every image, ``(g_b, 4)`` as ``x1, y1, x2, y2`` in pixels.
+        gt_labels: Class of every ground-truth box, ``(g_b,)``, int64.
+        student: What the student computed; gradients flow into it.
+        teacher: What the teacher computed, without gradient; None until it has run.
+        bank: The current prototypes; None unless a kind of knowledge needs ``bank``.
+        progress: Epochs done / epochs in all, in [0, 1).
+        boxes: The positives, proposals (two-stage) or anchors (one-stage) of every image that the
+            student's sampler chose, ``(n_b, 4)``; None for a student that samples neither. ``n``
+            is the sum of all ``n_b``.
+        labels: Class of the ground truth that each positive was assigned to, ``(n,)``, int64.
+        objects: Ground truth that each positive was assigned to, ``(n,)`` int64, counted over
+            the batch: an index into ``torch.cat(gt_boxes)``.
+        roi_levels: Paired level that the student pooled each positive from, ``(n,)``; two-stage
+            students only.
+        positions: Where each positive is among all anchors of the student, ``(n, 2)`` int64 as
+            image and anchor; one-stage students only.
+        dense_positives: Which places of ``student.dense`` are positives, ``(B, N)`` bool; only of
+            anchor-based one-stage students, and if a kind of knowledge needs ``dense``.
+        proposals: All proposals that the student sampled, of every image its positives first, then
+            its negatives, ``(m_b, 4)``; two-stage students only. ``m`` is the sum of all ``m_b``.
+        proposal_positives: Which of these are positives, ``(m,)`` bool.
+    """
+
+    padded_size: tuple[int, int]
+    image_sizes: list[tuple[int, int]]
     strides: tuple[int, ...]
     gt_boxes: list[Tensor]
     gt_labels: list[Tensor]
+    student: DetectorOutputs
+    teacher: Optional[DetectorOutputs] = None
+    bank: Optional[PrototypeBank] = None
+    progress: float = 0.0
     boxes: Optional[list[Tensor]] = None
     labels: Optional[Tensor] = None
-    logits: Optional[Tensor] = None
-    roi_features: Optional[Tensor] = None
+    objects: Optional[Tensor] = None
     roi_levels: Optional[Tensor] = None
     positions: Optional[Tensor] = None
-    objects: Optional[Tensor] = None
+    dense_positives: Optional[Tensor] = None
     proposals: Optional[list[Tensor]] = None
-    proposal_logits: Optional[Tensor] = None
     proposal_positives: Optional[Tensor] = None
-    dense: Optional[DensePredictions] = None
 
 
 @dataclass

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import replace
 
 import torch
 from mmdet.core import bbox2roi
@@ -11,14 +10,14 @@ from mmdet.models.detectors import BaseDetector
 from torch import Tensor
 
 from gkd.detectors.dense import dense_predictions
-from gkd.detectors.one_stage import assigned_objects, paired_maps
+from gkd.detectors.one_stage import assigned_objects, paired_maps, start_step
 from gkd.detectors.pair import DetectorPair
-from gkd.detectors.step import Needs, StepRecord, recorded
+from gkd.detectors.step import DetectorOutputs, Needs, Step, recorded
 
 
 def student_step(student: BaseDetector, pair: DetectorPair, needs: Needs, img: Tensor,
                  img_metas: list[dict], gt_bboxes: list[Tensor], gt_labels: list[Tensor],
-                 **kwargs) -> tuple[dict, StepRecord]:
+                 **kwargs) -> tuple[dict, Step]:
     """Compute a two-stage student's detection losses and keep what they were computed from.
 
     Args:
@@ -32,7 +31,7 @@ def student_step(student: BaseDetector, pair: DetectorPair, needs: Needs, img: T
         **kwargs: What else the data pipeline collects, handed to the student as it is.
 
     Returns:
-        The detection losses and the record.
+        The detection losses, and the step with the student's part.
     """
     with ExitStack() as stack:
         features = stack.enter_context(recorded(student, 'extract_feat'))
@@ -44,41 +43,40 @@ def student_step(student: BaseDetector, pair: DetectorPair, needs: Needs, img: T
             forwards = stack.enter_context(recorded(roi_head, '_bbox_forward'))
         losses = student.forward_train(img, img_metas, gt_bboxes, gt_labels, **kwargs)
 
-    record = StepRecord(paired_maps(features[-1].result, pair, pair.student), pair.strides,
-                        gt_bboxes, gt_labels)
+    step = start_step(pair, features[-1].result, img, img_metas, gt_bboxes, gt_labels)
     if needs.dense:
-        record.dense = dense_predictions(student.rpn_head, proposing[-1].result, pair,
-                                         pair.student)
+        step.student.dense = dense_predictions(student.rpn_head, proposing[-1].result, pair,
+                                               pair.student)
     if pair.student.samples_positives:
         # Samplers that look at losses (OHEM) run the head too: the last call is the loss's own.
-        record_positives(record, [call.result for call in samples], forwards[-1].result)
-        record.roi_levels = roi_levels(roi_head.bbox_roi_extractor, bbox2roi(record.boxes), pair)
-    return losses, record
+        add_positives(step, [call.result for call in samples], forwards[-1].result)
+        step.roi_levels = roi_levels(roi_head.bbox_roi_extractor, bbox2roi(step.boxes), pair)
+    return losses, step
 
 
-def record_positives(record: StepRecord, sampled: list, outputs: dict) -> None:
-    """Add to a record what the RoI head saw.
+def add_positives(step: Step, sampled: list, outputs: dict) -> None:
+    """Add to a step what the student's RoI head saw.
 
     Args:
-        record: The student's record.
+        step: The step with the student's part.
         sampled: MMDetection's ``SamplingResult`` of every image.
         outputs: What the RoI head computed for all sampled proposals.
     """
-    record.boxes = [result.pos_bboxes for result in sampled]
-    record.labels = torch.cat([result.pos_gt_labels for result in sampled])
-    record.objects = assigned_objects(sampled, record.gt_labels)
-    record.proposals = [result.bboxes for result in sampled]
-    record.proposal_logits = outputs['cls_score']
-    record.proposal_positives = torch.cat([
+    step.boxes = [result.pos_bboxes for result in sampled]
+    step.labels = torch.cat([result.pos_gt_labels for result in sampled])
+    step.objects = assigned_objects(sampled, step.gt_labels)
+    step.proposals = [result.bboxes for result in sampled]
+    step.proposal_positives = torch.cat([
         torch.arange(len(proposals), device=proposals.device) < len(boxes)
-        for proposals, boxes in zip(record.proposals, record.boxes)])
-    record.logits = positive_rows(outputs['cls_score'], record)
-    record.roi_features = positive_rows(outputs['bbox_feats'], record)
+        for proposals, boxes in zip(step.proposals, step.boxes)])
+    step.student.proposal_logits = outputs['cls_score']
+    step.student.logits = positive_rows(outputs['cls_score'], step)
+    step.student.roi_features = positive_rows(outputs['bbox_feats'], step)
 
 
 @torch.no_grad()
 def teacher_step(teacher: BaseDetector, pair: DetectorPair, needs: Needs, img: Tensor,
-                 student: StepRecord) -> StepRecord:
+                 step: Step) -> DetectorOutputs:
     """Run a two-stage teacher on the student's images and proposals.
 
     The teacher makes no proposals of its own: its RoI head sees what it must judge, and its RPN
@@ -89,43 +87,41 @@ def teacher_step(teacher: BaseDetector, pair: DetectorPair, needs: Needs, img: T
         pair: Traits of teacher and student.
         needs: What the kinds of knowledge want to see.
         img: Images ``(B, 3, H, W)``.
-        student: The student's record of the same step.
+        step: The step with the student's part.
 
     Returns:
-        The teacher's record, with the student's boxes and labels.
+        The teacher's part.
     """
     features = teacher.extract_feat(img)
-    record = replace(student, maps=paired_maps(features, pair, pair.teacher), logits=None,
-                     roi_features=None, proposal_logits=None, dense=None)
+    part = DetectorOutputs(paired_maps(features, pair, pair.teacher))
     if needs.dense:
-        record.dense = dense_predictions(teacher.rpn_head, teacher.rpn_head(features), pair,
-                                         pair.teacher)
+        part.dense = dense_predictions(teacher.rpn_head, teacher.rpn_head(features), pair,
+                                       pair.teacher)
     if needs.logits or needs.proposals:
-        boxes = student.proposals if needs.proposals else student.boxes
-        rois = bbox2roi(boxes)
+        rois = bbox2roi(step.proposals if needs.proposals else step.boxes)
         # Under fp16 maps are half precision, and RoIAlign wants them in that of the RoIs.
         features = tuple(feature.to(rois.dtype) for feature in features)
         outputs = teacher.roi_head._bbox_forward(features, rois)
         logits, pooled = outputs['cls_score'], outputs['bbox_feats']
         if needs.proposals:
-            record.proposal_logits = logits
-            logits, pooled = positive_rows(logits, student), positive_rows(pooled, student)
-        record.logits, record.roi_features = logits, pooled
-    return record
+            part.proposal_logits = logits
+            logits, pooled = positive_rows(logits, step), positive_rows(pooled, step)
+        part.logits, part.roi_features = logits, pooled
+    return part
 
 
-def positive_rows(values: Tensor, student: StepRecord) -> Tensor:
+def positive_rows(values: Tensor, step: Step) -> Tensor:
     """The rows of the positives; each image's rows are its positives, then its negatives.
 
     Example:
         >>> from types import SimpleNamespace
-        >>> record = SimpleNamespace(boxes=[torch.zeros(1, 4), torch.zeros(2, 4)],
-        ...                          proposals=[torch.zeros(3, 4), torch.zeros(2, 4)])
-        >>> positive_rows(torch.arange(5), record)
+        >>> step = SimpleNamespace(boxes=[torch.zeros(1, 4), torch.zeros(2, 4)],
+        ...                        proposals=[torch.zeros(3, 4), torch.zeros(2, 4)])
+        >>> positive_rows(torch.arange(5), step)
         tensor([0, 3, 4])
     """
-    per_image = values.split([len(proposals) for proposals in student.proposals])
-    return torch.cat([rows[:len(boxes)] for rows, boxes in zip(per_image, student.boxes)])
+    per_image = values.split([len(proposals) for proposals in step.proposals])
+    return torch.cat([rows[:len(boxes)] for rows, boxes in zip(per_image, step.boxes)])
 
 
 def roi_levels(extractor: torch.nn.Module, rois: Tensor, pair: DetectorPair) -> Tensor:

@@ -126,7 +126,7 @@ class Step:
             self.optimizer = build_optimizer(self.model, config.optimizer)
         self.distils = isinstance(self.model, Distiller)
         self.student = self.model.student if self.distils else self.model
-        if self.distils and self.model.needs_bank:
+        if self.distils and self.model.needs.bank:
             self.model.bank = random_bank(
                 self.model.pair, self.model.prototypes.pursuit['num_prototypes'])
 
@@ -195,7 +195,7 @@ class Step:
     @torch.no_grad()
     def measure_generation(self, width: int, height: int) -> int:
         """Peak of a detector's pass over one image, of the detector that needs more."""
-        if not self.distils or not self.model.needs_bank:
+        if not self.distils or not self.model.needs.bank:
             return 0
         peaks = []
         for detector in (self.model.teacher, self.student):
@@ -390,7 +390,7 @@ def make_plan(config: Config, gpus: int = 1, image: Optional[tuple[int, int]] = 
                           extra=parameter_count(model.knowledge))
     optimizer_bytes = sum(map(tensor_bytes, step.optimizer_state))
     state = sum(map(tensor_bytes, model.state_dict().values()))
-    has_bank = step.distils and model.needs_bank
+    has_bank = step.distils and model.needs.bank
     return TrainingPlan(
         gpus=gpus, images=images, width=width, height=height, cost=cost,
         extrapolated=extrapolated, parameters=parameters,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Optional
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
+from gkd.detectors.step import Needs, Step
+
 if TYPE_CHECKING:
-    from gkd.detectors import DetectorPair, StepRecord
-    from gkd.prototypes import PrototypeBank
+    from gkd.detectors import DetectorPair
 
 
 class Knowledge(nn.Module):
@@ -23,31 +24,21 @@ class Knowledge(nn.Module):
             here, with the reason, if it cannot serve them.
 
     Attributes:
-        needs_logits: The teacher's class logits at the student's positives are wanted.
-        needs_proposals: Both detectors' class logits at all of a two-stage student's sampled
-            proposals are wanted.
-        needs_dense: Both detectors' :class:`~gkd.detectors.step.DensePredictions` are wanted.
-        needs_bank: A prototype bank must have been generated.
+        needs: What a step must hold for it besides maps and boxes; set by a subclass, for the
+            class or for the instance.
     """
 
-    needs_logits = False
-    needs_proposals = False
-    needs_dense = False
-    needs_bank = False
+    needs = Needs()
 
     def __init__(self, pair: DetectorPair):
         super().__init__()
         self.pair = pair
 
-    def forward(self, student: StepRecord, teacher: StepRecord, bank: Optional[PrototypeBank],
-                progress: float) -> dict[str, Tensor]:
+    def forward(self, step: Step) -> dict[str, Tensor]:
         """Compute the losses of one step.
 
         Args:
-            student: What the student computed; gradients flow into it.
-            teacher: What the teacher computed, on the same images, boxes and levels.
-            bank: The current prototypes; None unless ``needs_bank``.
-            progress: Epochs done / epochs in all, in [0, 1).
+            step: What both detectors saw and computed.
 
         Returns:
             Scalars by name; a name starts with ``loss`` and is logged as it is.

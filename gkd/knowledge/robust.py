@@ -15,6 +15,7 @@ import mmcv
 import torch
 from torch import Tensor, nn
 
+from gkd.detectors.step import Needs
 from gkd.errors import ConfigError
 from gkd.knowledge.base import Knowledge
 from gkd.knowledge.instances import instance_mask, map_levels, pool_instances
@@ -27,7 +28,8 @@ from gkd.knowledge.losses import (
 from gkd.registry import KNOWLEDGE
 
 if TYPE_CHECKING:
-    from gkd.detectors import DetectorPair, StepRecord
+    from gkd.detectors import DetectorPair
+    from gkd.detectors.step import Step
     from gkd.prototypes import PrototypeBank
 
 DEFAULTS = MappingProxyType({})
@@ -214,30 +216,28 @@ class RobustDistillingModule(Knowledge):
         if not any((self.global_knowledge, self.local_knowledge, self.soft_label)):
             raise ConfigError('RobustDistillingModule: global_knowledge, local_knowledge and '
                               'soft_label are all None; nothing is left to teach.')
-        self.needs_logits = self.soft_label is not None
-        self.needs_bank = robust or self.global_knowledge is not None
+        self.needs = Needs(logits=self.soft_label is not None,
+                           bank=robust or self.global_knowledge is not None)
 
-    def forward(self, student: StepRecord, teacher: StepRecord, bank: Optional[PrototypeBank],
-                progress: float) -> dict[str, Tensor]:
+    def forward(self, step: Step) -> dict[str, Tensor]:
         """Compute the losses of one step; see :class:`Knowledge`."""
-        decay = 1 - progress
+        decay = 1 - step.progress
         losses = {}
         if self.instances == 'gt':
-            boxes, labels = student.gt_boxes, torch.cat(student.gt_labels)
+            boxes, labels = step.gt_boxes, torch.cat(step.gt_labels)
         else:
-            boxes, labels = student.boxes, student.labels
-        student_features = pool_levels(student, boxes)
-        teacher_features = pool_levels(teacher, boxes)
-        weights = self.weigh(student_features, teacher_features, labels, bank)
+            boxes, labels = step.boxes, step.labels
+        features = [pool_levels(part.maps, step.strides, boxes)
+                    for part in (step.student, step.teacher)]
+        weights = self.weigh(*features, labels, step.bank)
         if self.global_knowledge is not None:
-            losses.update(self.global_knowledge(student_features, teacher_features, bank, weights,
-                                                decay))
+            losses.update(self.global_knowledge(*features, step.bank, weights, decay))
         if self.local_knowledge is not None:
-            losses.update(self.local_knowledge(student.maps, teacher.maps, boxes, student.strides,
-                                               weights, decay))
+            losses.update(self.local_knowledge(step.student.maps, step.teacher.maps, boxes,
+                                               step.strides, weights, decay))
         if self.soft_label is not None:
-            own = self.weigh_positives(student, teacher, bank, weights)
-            losses.update(self.soft_label(student.logits, teacher.logits, own))
+            own = self.weigh_positives(step, weights)
+            losses.update(self.soft_label(step.student.logits, step.teacher.logits, own))
         return losses
 
     def weigh(self, student: list[Tensor], teacher: list[Tensor], labels: Tensor,
@@ -248,21 +248,21 @@ class RobustDistillingModule(Knowledge):
         return [robust_weights(*level[:4], labels, level[4]) for level in
                 zip(student, teacher, bank.student, bank.teacher, bank.offsets)]
 
-    def weigh_positives(self, student: StepRecord, teacher: StepRecord,
-                        bank: Optional[PrototypeBank], weights: list[Tensor]) -> Tensor:
+    def weigh_positives(self, step: Step, weights: list[Tensor]) -> Tensor:
         """Robust weight ``(n,)`` of every positive on its own level (method section 2.5)."""
         if self.pair.student.is_two_stage:
             # A RoI head has pooled the positives already, each from its own level.
-            levels = student.roi_levels
-            pooled = [[record.roi_features.detach().mean(dim=(-2, -1), dtype=torch.float)]
-                      * self.pair.num_levels for record in (student, teacher)]
-            weights = self.weigh(*pooled, student.labels, bank)
+            levels = step.roi_levels
+            pooled = [[part.roi_features.detach().mean(dim=(-2, -1), dtype=torch.float)]
+                      * self.pair.num_levels for part in (step.student, step.teacher)]
+            weights = self.weigh(*pooled, step.labels, step.bank)
         else:
-            levels = map_levels(torch.cat(student.boxes), self.pair.num_levels)
+            levels = map_levels(torch.cat(step.boxes), self.pair.num_levels)
             if self.instances == 'gt':
                 with torch.no_grad():
-                    weights = self.weigh(pool_levels(student, student.boxes),
-                                         pool_levels(teacher, student.boxes), student.labels, bank)
+                    pooled = [pool_levels(part.maps, step.strides, step.boxes)
+                              for part in (step.student, step.teacher)]
+                    weights = self.weigh(*pooled, step.labels, step.bank)
         return torch.stack(weights).gather(0, levels[None]).squeeze(0)
 
 
@@ -282,10 +282,10 @@ def build(kind: type, settings: Optional[Mapping], key: str, *args) -> Optional[
     return kind(*args, **settings)
 
 
-def pool_levels(record: StepRecord, boxes: list[Tensor]) -> list[Tensor]:
-    """Features ``(n, C)`` of the boxes on every level of a record."""
-    return [pool_instances(feature, boxes, 1 / stride)
-            for feature, stride in zip(record.maps, record.strides)]
+def pool_levels(maps: tuple[Tensor, ...], strides: tuple[int, ...],
+                boxes: list[Tensor]) -> list[Tensor]:
+    """Features ``(n, C)`` of the boxes on every level of a detector's maps."""
+    return [pool_instances(feature, boxes, 1 / stride) for feature, stride in zip(maps, strides)]
 
 
 def refuse_soft_labels(pair: DetectorPair) -> None:

@@ -111,18 +111,18 @@ def local_masks(trained: TrainedPair, bank: PrototypeBank,
     pixels = pixels[None].to(trained.device)
     boxes = [torch.from_numpy(image.boxes * scale).to(trained.device)]
     labels = [torch.from_numpy(image.labels).to(trained.device)]
-    _, student = distiller.student_step(pixels, [meta], boxes, labels)
-    teacher = distiller.teacher_step(pixels, student)
+    _, step = distiller.observe(pixels, [meta], boxes, labels)
     if module.instances == 'positives':
-        boxes, labels = student.boxes, [student.labels]
-    features = zip(pool_levels(teacher, boxes), pool_levels(student, boxes))
+        boxes, labels = step.boxes, [step.labels]
+    features = zip(*(pool_levels(part.maps, step.strides, boxes)
+                     for part in (step.teacher, step.student)))
     bank = bank.to(trained.device)
     masks = []
     for level, (of_teacher, of_student) in enumerate(features):
         weights = robust_weights(of_student, of_teacher, bank.student[level], bank.teacher[level],
                                  labels[0], bank.offsets[level])
         masks.append(instance_mask(boxes, [weights], level, bank.num_levels,
-                                   student.strides[level], student.maps[level].shape[-2:])[0])
+                                   step.strides[level], step.student.maps[level].shape[-2:])[0])
     height, width = pixels.shape[-2:]
     return [mask.cpu() for mask in masks], (width / scale[0], height / scale[1])
 

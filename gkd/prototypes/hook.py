@@ -44,7 +44,7 @@ class PrototypeHook(Hook):
         """Set the progress; generate or reload the bank."""
         distiller = runner.model.module if is_module_wrapper(runner.model) else runner.model
         distiller.progress = runner.epoch / runner.max_epochs
-        if not distiller.needs_bank:
+        if not distiller.needs.bank:
             return
         folder = osp.join(runner.work_dir, 'prototypes')
         device = next(distiller.parameters()).device

@@ -6,7 +6,7 @@ https://arxiv.org/abs/2011.13256.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Optional
+from typing import TYPE_CHECKING
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -18,8 +18,8 @@ from gkd.knowledge.precision import full_precision
 from gkd.registry import KNOWLEDGE
 
 if TYPE_CHECKING:
-    from gkd.detectors import DetectorPair, StepRecord
-    from gkd.prototypes import PrototypeBank
+    from gkd.detectors import DetectorPair
+    from gkd.detectors.step import Step
 
 
 @full_precision
@@ -79,9 +79,9 @@ class CWD(Knowledge):
         self.temperature = temperature
         self.adaptation = match_channels(pair.channels(pair.student), pair.channels(pair.teacher))
 
-    def forward(self, student: StepRecord, teacher: StepRecord, bank: Optional[PrototypeBank],
-                progress: float) -> dict[str, Tensor]:
+    def forward(self, step: Step) -> dict[str, Tensor]:
         """Compute the loss of one step; see :class:`Knowledge`."""
+        levels = zip(self.adaptation, step.student.maps, step.teacher.maps)
         loss = sum(channel_divergence(adapt(own), target, self.temperature)
-                   for adapt, own, target in zip(self.adaptation, student.maps, teacher.maps))
+                   for adapt, own, target in levels)
         return dict(loss_cwd=self.loss_weight * loss)

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gkd.detectors.step import Needs
 from gkd.errors import ConfigError
 from gkd.knowledge.adaptation import quiet_adaptation
 from gkd.knowledge.base import Knowledge
@@ -20,8 +21,8 @@ from gkd.knowledge.precision import full_precision
 from gkd.registry import KNOWLEDGE
 
 if TYPE_CHECKING:
-    from gkd.detectors import DetectorPair, StepRecord
-    from gkd.prototypes import PrototypeBank
+    from gkd.detectors import DetectorPair
+    from gkd.detectors.step import Step
 
 
 @full_precision
@@ -117,30 +118,29 @@ class DeFeat(Knowledge):
         self.negative_weight = negative_weight
         self.positive_temperature = positive_temperature
         self.negative_temperature = negative_temperature
-        self.needs_proposals = classification
+        self.needs = Needs(proposals=classification)
         self.adaptation = quiet_adaptation(pair)
 
-    def forward(self, student: StepRecord, teacher: StepRecord, bank: Optional[PrototypeBank],
-                progress: float) -> dict[str, Tensor]:
+    def forward(self, step: Step) -> dict[str, Tensor]:
         """Compute the losses of one step; see :class:`Knowledge`."""
-        losses = self.compare_maps(student, teacher)
-        if self.needs_proposals:
-            logits = student.proposal_logits, teacher.proposal_logits
-            positives = student.proposal_positives
+        losses = self.compare_maps(step)
+        if self.needs.proposals:
+            logits = step.student.proposal_logits, step.teacher.proposal_logits
+            positives = step.proposal_positives
             losses['loss_defeat_positive'] = self.positive_weight * proposal_divergence(
                 *logits, positives, self.positive_temperature)
             losses['loss_defeat_negative'] = self.negative_weight * proposal_divergence(
                 *logits, ~positives, self.negative_temperature)
         return losses
 
-    def compare_maps(self, student: StepRecord, teacher: StepRecord) -> dict[str, Tensor]:
+    def compare_maps(self, step: Step) -> dict[str, Tensor]:
         """Compare the maps inside and outside the ground-truth boxes."""
-        ones = [boxes.new_ones(len(boxes)) for boxes in student.gt_boxes]
+        ones = [boxes.new_ones(len(boxes)) for boxes in step.gt_boxes]
         levels = []
-        for level, (adapt, own, target) in enumerate(zip(self.adaptation, student.maps,
-                                                         teacher.maps)):
-            mask = instance_mask(student.gt_boxes, ones, level, len(student.maps),
-                                 student.strides[level], own.shape[-2:])
+        for level, (adapt, own, target) in enumerate(zip(self.adaptation, step.student.maps,
+                                                         step.teacher.maps)):
+            mask = instance_mask(step.gt_boxes, ones, level, len(step.strides),
+                                 step.strides[level], own.shape[-2:])
             levels.append(torch.stack(local_knowledge_loss(adapt(own), target, mask)))
         objects, background = torch.stack(levels).mean(dim=0)
         return dict(loss_defeat_object=self.object_weight * objects,

@@ -20,8 +20,8 @@ from gkd.knowledge.precision import full_precision
 from gkd.registry import KNOWLEDGE
 
 if TYPE_CHECKING:
-    from gkd.detectors import DetectorPair, StepRecord
-    from gkd.prototypes import PrototypeBank
+    from gkd.detectors import DetectorPair
+    from gkd.detectors.step import Step
 
 ONE_STAGE = MappingProxyType(dict(attention_weight=2e-2, feature_weight=4e-4,
                                   relation_weight=4e-4, temperature=0.1))
@@ -86,11 +86,10 @@ class FBKD(Knowledge):
             FBKDLevel(student, teacher, temperature) for student, teacher in
             zip(pair.channels(pair.student), pair.channels(pair.teacher)))
 
-    def forward(self, student: StepRecord, teacher: StepRecord, bank: Optional[PrototypeBank],
-                progress: float) -> dict[str, Tensor]:
+    def forward(self, step: Step) -> dict[str, Tensor]:
         """Compute the losses of one step; see :class:`Knowledge`."""
         losses = [level(own, target.detach()) for level, own, target in
-                  zip(self.levels, student.maps, teacher.maps)]
+                  zip(self.levels, step.student.maps, step.teacher.maps)]
         attention, feature, relation = map(sum, zip(*losses))
         return dict(loss_fbkd_attention=self.attention_weight * attention,
                     loss_fbkd_feature=self.feature_weight * feature,

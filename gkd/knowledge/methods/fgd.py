@@ -21,8 +21,8 @@ from gkd.knowledge.precision import full_precision
 from gkd.registry import KNOWLEDGE
 
 if TYPE_CHECKING:
-    from gkd.detectors import DetectorPair, StepRecord
-    from gkd.prototypes import PrototypeBank
+    from gkd.detectors import DetectorPair
+    from gkd.detectors.step import Step
 
 ANCHOR_BASED = MappingProxyType(dict(foreground_weight=1e-3, background_weight=5e-4,
                                      attention_weight=5e-4, global_weight=5e-6))
@@ -93,13 +93,12 @@ class FGD(Knowledge):
             nn.ModuleList(ContextBlock(teacher, ratio=0.5) for _, teacher in channels)
             for _ in range(2))
 
-    def forward(self, student: StepRecord, teacher: StepRecord, bank: Optional[PrototypeBank],
-                progress: float) -> dict[str, Tensor]:
+    def forward(self, step: Step) -> dict[str, Tensor]:
         """Compute the losses of one step; see :class:`Knowledge`."""
         losses = []
         for level, adapt in enumerate(self.adaptation):
-            own, target = adapt(student.maps[level]), teacher.maps[level].detach()
-            masks = scale_masks(student.gt_boxes, student.strides[level], target.shape[-2:])
+            own, target = adapt(step.student.maps[level]), step.teacher.maps[level].detach()
+            masks = scale_masks(step.gt_boxes, step.strides[level], target.shape[-2:])
             context = squared_difference(self.student_context[level](own),
                                          self.teacher_context[level](target))
             losses.append((*focal_losses(own, target, *masks, self.temperature),

@@ -7,13 +7,14 @@ https://arxiv.org/abs/1906.03609.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Optional
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import box_iou
 
+from gkd.detectors.step import Needs
 from gkd.errors import ConfigError
 from gkd.knowledge.adaptation import quiet_adaptation
 from gkd.knowledge.base import Knowledge
@@ -21,8 +22,8 @@ from gkd.knowledge.precision import full_precision
 from gkd.registry import KNOWLEDGE
 
 if TYPE_CHECKING:
-    from gkd.detectors import DetectorPair, StepRecord
-    from gkd.prototypes import PrototypeBank
+    from gkd.detectors import DetectorPair
+    from gkd.detectors.step import Step
 
 
 @torch.no_grad()
@@ -109,7 +110,7 @@ class FGFI(Knowledge):
         ConfigError: The student has no anchors, or ``threshold`` is not in [0, 1).
     """
 
-    needs_dense = True
+    needs = Needs(dense=True)
 
     def __init__(self, pair: DetectorPair, loss_weight: float = 0.01, threshold: float = 0.5):
         super().__init__(pair)
@@ -125,13 +126,13 @@ class FGFI(Knowledge):
         self.threshold = threshold
         self.adaptation = quiet_adaptation(pair)
 
-    def forward(self, student: StepRecord, teacher: StepRecord, bank: Optional[PrototypeBank],
-                progress: float) -> dict[str, Tensor]:
+    def forward(self, step: Step) -> dict[str, Tensor]:
         """Compute the loss of one step; see :class:`Knowledge`."""
-        near = near_objects(student.dense.anchors, student.gt_boxes, self.threshold)
+        dense = step.student.dense
+        near = near_objects(dense.anchors, step.gt_boxes, self.threshold)
         squared, cells = [], []
-        for adapt, own, target, places in zip(self.adaptation, student.maps, teacher.maps,
-                                              near.split(student.dense.counts, dim=1)):
+        for adapt, own, target, places in zip(self.adaptation, step.student.maps,
+                                              step.teacher.maps, near.split(dense.counts, dim=1)):
             # A cell counts once, however many of its anchors are near.
             cells.append(places.unflatten(1, (*own.shape[-2:], -1)).any(dim=-1))
             squared.append(squared_difference(adapt(own), target, cells[-1]))

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import roi_align
 
+from gkd.detectors.step import Needs
 from gkd.errors import ConfigError
 from gkd.knowledge.base import Knowledge
 from gkd.knowledge.instances import map_levels
@@ -19,8 +20,8 @@ from gkd.knowledge.precision import full_precision
 from gkd.registry import KNOWLEDGE
 
 if TYPE_CHECKING:
-    from gkd.detectors import DetectorInfo, DetectorPair, StepRecord
-    from gkd.prototypes import PrototypeBank
+    from gkd.detectors import DetectorInfo, DetectorPair
+    from gkd.detectors.step import Step
 
 # The authors' settings that this file has no argument for.
 CANDIDATES = 3000  # places with the largest difference that instances are chosen from
@@ -267,7 +268,7 @@ class GID(Knowledge):
             classes by softmax, or levels differ in their channels.
     """
 
-    needs_dense = True
+    needs = Needs(dense=True)
 
     def __init__(self, pair: DetectorPair, feature_weight: float = 5e-4,
                  relation_weight: float = 40.0, class_weight: float = 0.1,
@@ -289,17 +290,18 @@ class GID(Knowledge):
         self.anchor_iou = anchor_iou
         self.adaptation = nn.Conv2d(*channels, kernel_size=3, padding=1)
 
-    def forward(self, student: StepRecord, teacher: StepRecord, bank: Optional[PrototypeBank],
-                progress: float) -> dict[str, Tensor]:
+    def forward(self, step: Step) -> dict[str, Tensor]:
         """Compute the losses of one step; see :class:`Knowledge`."""
-        own, target = student.dense, teacher.dense
-        size = [length * student.strides[0] for length in student.maps[0].shape[-2:]]
+        own, target = step.student.dense, step.teacher.dense
+        size = [length * step.strides[0] for length in step.student.maps[0].shape[-2:]]
         # The sigmoid of the largest logit is the largest score, for a fraction of the work.
         boxes, valid = select_instances(
             *(dense.logits.detach().amax(dim=2).float().sigmoid() for dense in (own, target)),
             own.boxes, target.boxes, size, self.num_instances, self.iou_threshold)
         instances = valid.flatten()
-        features = self.adaptation(pool_rois(student, boxes)), pool_rois(teacher, boxes)
+        student, teacher = (pool_rois(part.maps, step.strides, boxes)
+                            for part in (step.student, step.teacher))
+        features = self.adaptation(student), teacher
         anchors = responsible_anchors(own.anchors, boxes, valid, self.anchor_iou)
         return dict(
             loss_gid_feature=self.feature_weight * feature_loss(*features, instances),
@@ -309,7 +311,7 @@ class GID(Knowledge):
             loss_gid_bbox=self.box_weight * box_response_loss(own.deltas, target.deltas, anchors))
 
 
-def pool_rois(record: StepRecord, boxes: Tensor) -> Tensor:
+def pool_rois(maps: tuple[Tensor, ...], strides: tuple[int, ...], boxes: Tensor) -> Tensor:
     """RoI features ``(B * K, C, 10, 10)`` of boxes ``(B, K, 4)``, each from its own level.
 
     Levels are those of the paper on feature pyramid networks: of a pyramid whose strides double,
@@ -317,10 +319,10 @@ def pool_rois(record: StepRecord, boxes: Tensor) -> Tensor:
     """
     images = torch.arange(len(boxes), device=boxes.device).repeat_interleave(boxes.shape[1])
     boxes = boxes.flatten(0, 1)
-    levels = map_levels(boxes, len(record.maps), finest_scale=14 * record.strides[0])
+    levels = map_levels(boxes, len(maps), finest_scale=14 * strides[0])
     # A few boxes on every level cost less than finding out which belong to which.
     return sum(pool_level(feature, boxes, images, stride) * (levels == level)[:, None, None, None]
-               for level, (feature, stride) in enumerate(zip(record.maps, record.strides)))
+               for level, (feature, stride) in enumerate(zip(maps, strides)))
 
 
 @full_precision

@@ -16,8 +16,8 @@ from gkd.knowledge.precision import full_precision
 from gkd.registry import KNOWLEDGE
 
 if TYPE_CHECKING:
-    from gkd.detectors import DetectorPair, StepRecord
-    from gkd.prototypes import PrototypeBank
+    from gkd.detectors import DetectorPair
+    from gkd.detectors.step import Step
 
 
 @KNOWLEDGE.register_module()
@@ -61,14 +61,13 @@ class MGD(Knowledge):
                           nn.Conv2d(teacher, teacher, kernel_size=3, padding=1))
             for _, teacher in channels)
 
-    def forward(self, student: StepRecord, teacher: StepRecord, bank: Optional[PrototypeBank],
-                progress: float) -> dict[str, Tensor]:
+    def forward(self, step: Step) -> dict[str, Tensor]:
         """Compute the loss of one step; see :class:`Knowledge`."""
         losses = []
         for level, (adapt, generate) in enumerate(zip(self.adaptation, self.generation)):
-            feature = adapt(student.maps[level])
+            feature = adapt(step.student.maps[level])
             generated = generate(feature * random_mask(feature, self.mask_ratio))
-            losses.append(generation_loss(generated, teacher.maps[level]))
+            losses.append(generation_loss(generated, step.teacher.maps[level]))
         return dict(loss_mgd=self.loss_weight * sum(losses))
 
 

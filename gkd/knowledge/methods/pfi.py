@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gkd.detectors.step import Needs
 from gkd.errors import ConfigError
 from gkd.knowledge.base import Knowledge
 from gkd.knowledge.channels import match_channels
@@ -19,9 +20,8 @@ from gkd.knowledge.precision import full_precision
 from gkd.registry import KNOWLEDGE
 
 if TYPE_CHECKING:
-    from gkd.detectors import DetectorPair, StepRecord
-    from gkd.detectors.step import DensePredictions
-    from gkd.prototypes import PrototypeBank
+    from gkd.detectors import DetectorPair
+    from gkd.detectors.step import DensePredictions, Step
 
 
 @full_precision
@@ -124,34 +124,31 @@ class PFI(Knowledge):
             anchors to rank.
     """
 
-    needs_dense = True
-
     def __init__(self, pair: DetectorPair, feature_weight: float = 1.5,
                  rank_weight: Optional[float] = None):
         super().__init__(pair)
         refuse_unlike_predictions(pair)
         if rank_weight is None:
             rank_weight = 0.0 if pair.student.is_two_stage else 4.0
-        self.needs_logits = rank_weight != 0
-        if self.needs_logits:
+        self.needs = Needs(dense=True, logits=rank_weight != 0)
+        if self.needs.logits:
             refuse_ranks(pair)
         self.feature_weight = feature_weight
         self.rank_weight = rank_weight
         self.adaptation = match_channels(pair.channels(pair.student), pair.channels(pair.teacher))
 
-    def forward(self, student: StepRecord, teacher: StepRecord, bank: Optional[PrototypeBank],
-                progress: float) -> dict[str, Tensor]:
+    def forward(self, step: Step) -> dict[str, Tensor]:
         """Compute the losses of one step; see :class:`Knowledge`."""
-        levels = zip(self.adaptation, student.maps, teacher.maps, split_levels(student.dense),
-                     split_levels(teacher.dense))
+        levels = zip(self.adaptation, step.student.maps, step.teacher.maps,
+                     split_levels(step.student.dense), split_levels(step.teacher.dense))
         features = torch.stack([prediction_guided_loss(adapt(own), target, *logits)
                                 for adapt, own, target, *logits in levels])
         losses = dict(loss_pfi_feature=self.feature_weight * features.mean())
-        if self.needs_logits:
-            num_objects = sum(len(boxes) for boxes in student.gt_boxes)
-            ranks = rank_loss(*(class_scores(logits, student.labels, self.pair.student.sigmoid)
-                                for logits in (student.logits, teacher.logits)),
-                              student.objects, num_objects)
+        if self.needs.logits:
+            num_objects = sum(len(boxes) for boxes in step.gt_boxes)
+            ranks = rank_loss(*(class_scores(logits, step.labels, self.pair.student.sigmoid)
+                                for logits in (step.student.logits, step.teacher.logits)),
+                              step.objects, num_objects)
             losses.update(loss_pfi_rank=self.rank_weight * ranks)
         return losses
 

@@ -18,8 +18,8 @@ from gkd.knowledge.precision import full_precision
 from gkd.registry import KNOWLEDGE
 
 if TYPE_CHECKING:
-    from gkd.detectors import DetectorPair, StepRecord
-    from gkd.prototypes import PrototypeBank
+    from gkd.detectors import DetectorPair
+    from gkd.detectors.step import Step
 
 # A channel of a smaller standard deviation is constant; dividing by it would only amplify rounding
 # errors.
@@ -110,9 +110,8 @@ class PKD(Knowledge):
         self.adaptation = match_channels(pair.channels(pair.student)[:num_levels],
                                          pair.channels(pair.teacher)[:num_levels])
 
-    def forward(self, student: StepRecord, teacher: StepRecord, bank: Optional[PrototypeBank],
-                progress: float) -> dict[str, Tensor]:
+    def forward(self, step: Step) -> dict[str, Tensor]:
         """Compute the loss of one step; see :class:`Knowledge`."""
         loss = sum(pearson_loss(adapt(own), target) for adapt, own, target in
-                   zip(self.adaptation, student.maps, teacher.maps))
+                   zip(self.adaptation, step.student.maps, step.teacher.maps))
         return dict(loss_pkd=self.loss_weight * loss)
