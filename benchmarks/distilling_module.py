@@ -16,7 +16,7 @@ import measure
 import torch
 from torch import nn
 
-from gkd.detectors import DetectorInfo, DetectorPair, StepRecord
+from gkd.detectors import DetectorInfo, DetectorOutputs, DetectorPair, Step
 from gkd.knowledge import RobustDistillingModule
 from gkd.prototypes import PrototypeBank
 
@@ -79,33 +79,35 @@ class Module:
                       for image in range(case.images)]
         self.labels = torch.randint(case.classes, (case.images * case.positives,))
         self.levels = torch.randint(4, self.labels.shape)
-        self.student, self.teacher = self.record(case), self.record(case)
-        self.inputs = [*self.student.maps, self.student.logits]
+        size = (case.height, case.width)
+        self.step = Step(
+            size, [size] * case.images, STRIDES, self.boxes,
+            list(self.labels.split(case.positives)), self.outputs(case), self.outputs(case),
+            self.bank, boxes=self.boxes, labels=self.labels, roi_levels=self.levels)
+        self.inputs = [*self.step.student.maps, self.step.student.logits]
         for tensor in self.inputs:
             tensor.requires_grad_()
 
-    def record(self, case: Case) -> StepRecord:
+    def outputs(self, case: Case) -> DetectorOutputs:
         """Random outputs of a detector."""
         count = len(self.labels)
-        return StepRecord(
+        return DetectorOutputs(
             maps=tuple(torch.randn(case.images, CHANNELS, -(-case.height // stride),
                                    -(-case.width // stride)) for stride in STRIDES),
-            strides=STRIDES, gt_boxes=self.boxes,
-            gt_labels=list(self.labels.split(case.positives)), boxes=self.boxes,
-            labels=self.labels, logits=torch.randn(count, case.classes + 1),
-            roi_features=torch.randn(count, CHANNELS, 7, 7), roi_levels=self.levels)
+            logits=torch.randn(count, case.classes + 1),
+            roi_features=torch.randn(count, CHANNELS, 7, 7))
 
     def run(self) -> None:
         """One forward and backward."""
         self.forget_gradients()
-        sum(self.module(self.student, self.teacher, self.bank, 0.).values()).backward()
+        sum(self.module(self.step).values()).backward()
 
     def convolutions(self) -> None:
         """The adaptation layers alone, forward and backward."""
         self.forget_gradients()
         adapted = [layer(feature) for layer, feature in
-                   zip(self.module.local_knowledge.adaptation, self.student.maps)]
-        torch.autograd.backward(adapted, self.teacher.maps)
+                   zip(self.module.local_knowledge.adaptation, self.step.student.maps)]
+        torch.autograd.backward(adapted, self.step.teacher.maps)
 
     def forget_gradients(self) -> None:
         """Free the gradients of the last run."""
@@ -118,7 +120,7 @@ def measure_case(case: Case, rounds: int) -> dict:
     whole, losses = Module(case, adapts=True), Module(case, adapts=False)
     seconds = measure.interleave(dict(losses=losses.run, convolutions=whole.convolutions,
                                       whole=whole.run), rounds)
-    maps = sum(feature.nbytes for feature in whole.student.maps)
+    maps = sum(feature.nbytes for feature in whole.step.student.maps)
     del whole, losses
     memory = int(measure.in_fresh_process(__file__, '--memory', json.dumps(asdict(case))))
     return dict(asdict(case), maps=maps, memory=memory,

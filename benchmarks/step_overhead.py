@@ -39,12 +39,11 @@ class Step:
         self.data = data
         torch.manual_seed(0)
         with torch.no_grad():
-            _, record = distiller.student_step(**data)
-            taught = distiller.teacher_step(data['img'], record)
-        self.positives = len(record.labels)
-        self.rois = bbox2roi(record.boxes)
-        self.maps = [feature.detach().requires_grad_() for feature in record.maps]
-        self.gradients = taught.maps
+            _, step = distiller.observe(**data)
+        self.positives = len(step.labels)
+        self.rois = bbox2roi(step.boxes)
+        self.maps = [feature.detach().requires_grad_() for feature in step.student.maps]
+        self.gradients = step.teacher.maps
 
     def whole(self) -> None:
         """The distillation step."""

@@ -35,14 +35,14 @@ def test_positives_are_found_among_all_anchors(student):
     data = small.batch()
     pair = DetectorPair.of(student, student)
     student.train()
-    _, record = one_stage.student_step(student, pair, Needs(logits=True), **data)
-    positions = record.positions
+    _, step = one_stage.student_step(student, pair, Needs(logits=True), **data)
+    positions = step.positions
     assert len(positions) > 4
-    sizes = [feature.shape[-2:] for feature in record.maps]
+    sizes = [feature.shape[-2:] for feature in step.student.maps]
     anchors = torch.cat(student.bbox_head.get_anchors(sizes, data['img_metas'])[0][0])
-    torch.testing.assert_close(anchors[positions[:, 1]], torch.cat(record.boxes), rtol=0, atol=0)
+    torch.testing.assert_close(anchors[positions[:, 1]], torch.cat(step.boxes), rtol=0, atol=0)
     images = torch.cat([torch.full((len(boxes),), image)
-                        for image, boxes in enumerate(record.boxes)])
+                        for image, boxes in enumerate(step.boxes)])
     assert torch.equal(positions[:, 0], images)
 
 

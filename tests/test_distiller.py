@@ -25,7 +25,7 @@ def build(config, seed=0):
 
 def build_distiller(teacher, student, **kwargs):
     model = build(small.distiller(teacher, student, **kwargs))
-    if model.needs_bank:
+    if model.needs.bank:
         model.bank = small.random_bank(model.pair)
     return model
 
@@ -117,36 +117,36 @@ def test_one_stage_positives_are_where_the_head_assigned_them():
     data = small.batch()
     with recorded(student.bbox_head, 'get_targets') as targets, \
             recorded(student.bbox_head, 'forward') as forwards:
-        _, record = one_stage.student_step(student, model.pair, model.needs, **data)
+        _, step = one_stage.student_step(student, model.pair, model.needs, **data)
     labels = torch.cat(targets[0].result[0], dim=1)
     images, anchors = torch.nonzero(labels < small.NUM_CLASSES, as_tuple=True)
     assert len(anchors) > 4
-    torch.testing.assert_close(record.positions, torch.stack([images, anchors], dim=1))
-    torch.testing.assert_close(record.labels, labels[images, anchors])
+    torch.testing.assert_close(step.positions, torch.stack([images, anchors], dim=1))
+    torch.testing.assert_close(step.labels, labels[images, anchors])
     flat = torch.cat([scores.permute(0, 2, 3, 1).reshape(2, -1, small.NUM_CLASSES)
                       for scores in forwards[0].result[0]], dim=1)
-    torch.testing.assert_close(record.logits, flat[images, anchors])
+    torch.testing.assert_close(step.student.logits, flat[images, anchors])
     boxes = torch.cat(student.bbox_head.prior_generator.grid_priors(
         [scores.shape[-2:] for scores in forwards[0].result[0]], device='cpu'))
-    torch.testing.assert_close(torch.cat(record.boxes), boxes[anchors])
+    torch.testing.assert_close(torch.cat(step.boxes), boxes[anchors])
 
 
 def test_two_stage_positives_are_those_of_the_loss():
     model = build_distiller(small.faster_rcnn(), small.faster_rcnn())
-    _, record = model.student_step(**small.batch())
-    boxes = torch.cat(record.boxes)
-    assert len(record.logits) == len(record.labels) == len(boxes) == len(record.roi_levels)
+    _, step = model.student_step(**small.batch())
+    boxes = torch.cat(step.boxes)
+    assert len(step.student.logits) == len(step.labels) == len(boxes) == len(step.roi_levels)
     # Ground truth is among the proposals, so it is sampled and keeps its label.
     truth = small.batch()['gt_bboxes'][0]
     found = (boxes[:, None] == truth[None]).all(-1)
     assert found.any(0).all()
-    torch.testing.assert_close(record.labels[found[:, 1]],
-                               torch.ones_like(record.labels[found[:, 1]]))
+    torch.testing.assert_close(step.labels[found[:, 1]],
+                               torch.ones_like(step.labels[found[:, 1]]))
     # Pooling the positives again must give the recorded features.
     from mmdet.core import bbox2roi
     extractor = model.student.roi_head.bbox_roi_extractor
-    again = extractor(record.maps[:4], bbox2roi(record.boxes))
-    torch.testing.assert_close(again, record.roi_features)
+    again = extractor(step.student.maps[:4], bbox2roi(step.boxes))
+    torch.testing.assert_close(again, step.student.roi_features)
 
 
 def test_equal_teacher_and_student_have_nothing_to_learn():

@@ -38,7 +38,7 @@ def build(family, knowledge, take_all=False):
     # The optimiser has begun: no part of the head is at its special first values.
     for parameter in model.student.parameters():
         parameter.data += 0.01 * torch.randn_like(parameter)
-    if model.needs_bank:
+    if model.needs.bank:
         model.bank = small.random_bank(model.pair)
     return model.train()
 

@@ -90,14 +90,13 @@ def test_images_without_objects(method, family):
 @every_method
 def test_it_does_not_wait_for_the_device(method, family):
     model = build(method, family)
-    data = small.batch()
-    _, student = model.student_step(**data)
-    teacher = model.teacher_step(data['img'], student)
+    model.progress = 0.25
+    _, step = model.observe(**small.batch())
     with FakeTensorMode() as fake, torch.device('cuda'):
         kind = KNOWLEDGE.build(dict(type=method, pair=model.pair))
-        inputs = [to_fake(part, fake, 'cuda') for part in (student, teacher, model.bank)]
+        step = to_fake(step, fake, 'cuda')
         with StayOnDevice():
-            losses = kind(*inputs, 0.25)
+            losses = kind(step)
     assert {(loss.device.type, loss.dim()) for loss in losses.values()} == {('cuda', 0)}
 
 

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from helpers.synthetic_steps import pair, records
+from helpers.synthetic_steps import pair, synthetic_step
 from test_no_host_sync import StayOnDevice, to_fake
 from torch._subclasses import FakeTensorMode
 
@@ -60,17 +60,18 @@ def test_gradient():
 
 
 def test_levels_are_summed_with_the_published_settings():
-    student, teacher = records(dtype=torch.float64)
-    losses = KNOWLEDGE.build(dict(type='CWD'), default_args=dict(pair=pair()))(
-        student, teacher, None, 0.5)
+    step = synthetic_step(dtype=torch.float64)
+    student, teacher = step.student, step.teacher
+    losses = KNOWLEDGE.build(dict(type='CWD'), default_args=dict(pair=pair()))(step)
     expected = 10 * sum(map(slow_channel_divergence, student.maps, teacher.maps))
     assert losses.keys() == {'loss_cwd'}
     assert losses['loss_cwd'].item() == pytest.approx(expected)
 
 
 def test_settings():
-    student, teacher = records(dtype=torch.float64)
-    loss = CWD(pair(), loss_weight=3., temperature=4.)(student, teacher, None, 0.)['loss_cwd']
+    step = synthetic_step(dtype=torch.float64)
+    student, teacher = step.student, step.teacher
+    loss = CWD(pair(), loss_weight=3., temperature=4.)(step)['loss_cwd']
     expected = 3 * sum(slow_channel_divergence(own, target, 4.)
                        for own, target in zip(student.maps, teacher.maps))
     assert loss.item() == pytest.approx(expected)
@@ -78,10 +79,11 @@ def test_settings():
 
 def test_teacher_of_another_size_on_empty_images():
     module = CWD(pair(teacher_channels=12))
-    student, teacher = records(teacher_channels=12, **EMPTY)
+    step = synthetic_step(teacher_channels=12, **EMPTY)
+    student, teacher = step.student, step.teacher
     for feature in teacher.maps:
         feature.requires_grad_()
-    module(student, teacher, None, 0.)['loss_cwd'].backward()
+    module(step)['loss_cwd'].backward()
     # A bias shifts a channel as a whole, which a softmax does not notice: its gradient is 0.
     assert all(layer.weight.grad.abs().sum() > 0 and layer.bias.grad is not None
                for layer in module.adaptation)
@@ -106,10 +108,10 @@ def test_autocast_computes_the_loss_in_float32():
 
 
 def test_does_not_wait_for_the_device():
-    steps = records(teacher_channels=12)
+    step = synthetic_step(teacher_channels=12)
     with FakeTensorMode() as fake, torch.device('cuda'):
         module = CWD(pair(teacher_channels=12))
-        steps = [to_fake(step, fake, 'cuda') for step in steps]
+        step = to_fake(step, fake, 'cuda')
         with StayOnDevice():
-            loss = module(*steps, None, 0.)['loss_cwd']
+            loss = module(step)['loss_cwd']
     assert loss.device.type == 'cuda' and loss.dim() == 0

@@ -8,7 +8,7 @@ from helpers import synthetic_steps as steps
 from torch import nn
 from torch._subclasses import FakeTensorMode
 
-from gkd.detectors import DetectorPair
+from gkd.detectors import DetectorPair, Needs
 from gkd.errors import ConfigError
 from gkd.knowledge.methods.defeat import DeFeat, proposal_divergence
 
@@ -76,8 +76,8 @@ def build(*args, **settings):
     return defeat
 
 
-def records(*args, boxes=BOXES, labels=LABELS, **settings):
-    return steps.records(*args, boxes=boxes, labels=labels, dtype=torch.float64, **settings)
+def synthetic_step(*args, boxes=BOXES, labels=LABELS):
+    return steps.synthetic_step(*args, boxes=boxes, labels=labels, dtype=torch.float64)
 
 
 def close(value, expected):
@@ -86,9 +86,10 @@ def close(value, expected):
 
 @pytest.mark.parametrize('family', ['one-stage', 'two-stage'])
 def test_maps_are_the_formula(family):
-    student, teacher = records(family, 6, 4)
+    step = synthetic_step(family, 6, 4)
+    student, teacher = step.student, step.teacher
     defeat = build(family, 6, 4, object_weight=0.7, background_weight=1.9)
-    losses = defeat(student, teacher, None, 0.25)
+    losses = defeat(step)
     assert losses.keys() == (NECK if family == 'one-stage' else NECK | PROPOSALS)
     adapted = [adapt(own) for adapt, own in zip(defeat.adaptation, student.maps)]
     objects, background = maps_by_loop(adapted, teacher.maps, BOXES)
@@ -104,13 +105,14 @@ def test_the_objects_of_these_tests_lie_on_all_levels():
 
 
 def test_classification_is_the_formula():
-    student, teacher = records('two-stage')
+    step = synthetic_step('two-stage')
+    student, teacher = step.student, step.teacher
     defeat = build('two-stage', positive_weight=0.7, negative_weight=1.3,
                    positive_temperature=3.0, negative_temperature=0.5)
     # Positives do not come first: an image's proposals are followed by the next one's.
-    positives = torch.arange(len(student.proposal_positives)) % 3 == 1
-    student.proposal_positives = positives
-    losses = defeat(student, teacher, None, 0.25)
+    positives = torch.arange(len(step.proposal_positives)) % 3 == 1
+    step.proposal_positives = positives
+    losses = defeat(step)
     rows = range(len(positives))
     logits = student.proposal_logits, teacher.proposal_logits
     close(losses['loss_defeat_positive'],
@@ -124,8 +126,9 @@ def test_defaults_are_the_authors():
     assert (defeat.object_weight, defeat.background_weight) == (3, 12)
     assert (defeat.positive_weight, defeat.negative_weight) == (2, 2)
     assert (defeat.positive_temperature, defeat.negative_temperature) == (1, 1)
-    assert defeat.needs_proposals and not DeFeat(steps.pair()).needs_proposals
-    assert not DeFeat(steps.pair('two-stage'), classification=False).needs_proposals
+    assert defeat.needs == Needs(proposals=True)
+    assert DeFeat(steps.pair()).needs == Needs()
+    assert DeFeat(steps.pair('two-stage'), classification=False).needs == Needs()
     for layer in defeat.adaptation:
         assert layer.kernel_size == (3, 3) and 0.8e-4 < layer.weight.std() < 1.2e-4
 
@@ -137,53 +140,57 @@ def test_gradient():
     assert torch.autograd.gradcheck(
         lambda logits: proposal_divergence(logits, teacher, chosen, 1.5), student.requires_grad_())
 
-    student, teacher = records('two-stage')
+    step = synthetic_step('two-stage')
+    student, teacher = step.student, step.teacher
     defeat = build('two-stage')
-    loss = sum(defeat(student, teacher, None, 0).values())
+    loss = sum(defeat(step).values())
     loss.backward()
     with torch.no_grad():
         for own in (*student.maps, student.proposal_logits):
-            direction, step = torch.randn_like(own), 1e-5
-            own += step * direction
-            moved = sum(defeat(student, teacher, None, 0).values())
-            own -= 2 * step * direction
-            back = sum(defeat(student, teacher, None, 0).values())
-            own += step * direction
-            close((moved - back) / (2 * step), (own.grad * direction).sum())
+            direction, length = torch.randn_like(own), 1e-5
+            own += length * direction
+            moved = sum(defeat(step).values())
+            own -= 2 * length * direction
+            back = sum(defeat(step).values())
+            own += length * direction
+            close((moved - back) / (2 * length), (own.grad * direction).sum())
 
 
 @pytest.mark.parametrize('loss', sorted(NECK | PROPOSALS))
 def test_student_and_adaptation_learn_and_the_teacher_does_not(loss):
-    student, teacher = records('two-stage')
+    step = synthetic_step('two-stage')
+    student, teacher = step.student, step.teacher
     for leaf in steps.leaves(teacher):
         leaf.requires_grad_()
     defeat = build('two-stage')
-    defeat(student, teacher, None, 0.25)[loss].backward()
+    defeat(step)[loss].backward()
     assert all(leaf.grad is None for leaf in steps.leaves(teacher))
     learning = ([*student.maps, *defeat.parameters()] if loss in NECK
                 else [student.proposal_logits])
     assert all(tensor.grad.abs().sum() > 0 for tensor in learning)
     if loss in PROPOSALS:
         touched = student.proposal_logits.grad.abs().sum(dim=1) > 0
-        assert torch.equal(touched, student.proposal_positives ^ (loss == 'loss_defeat_negative'))
+        assert torch.equal(touched, step.proposal_positives ^ (loss == 'loss_defeat_negative'))
 
 
 def test_is_0_for_a_student_like_the_teacher():
-    student, teacher = records('two-stage')
+    step = synthetic_step('two-stage')
+    student, teacher = step.student, step.teacher
     defeat = build('two-stage')
     for layer in defeat.adaptation:
         nn.init.dirac_(layer.weight)
         nn.init.zeros_(layer.bias)
     student.maps, student.proposal_logits = teacher.maps, teacher.proposal_logits
-    losses = defeat(student, teacher, None, 0.25)
+    losses = defeat(step)
     assert all(loss.abs() < 1e-15 for loss in losses.values()) and len(losses) == 4
 
 
 def test_images_without_objects():
     nothing, no_labels = torch.zeros(0, 4), torch.zeros(0, dtype=torch.long)
-    student, teacher = records('two-stage', boxes=[nothing] * 2, labels=[no_labels] * 2)
+    step = synthetic_step('two-stage', boxes=[nothing] * 2, labels=[no_labels] * 2)
+    student = step.student
     defeat = build('two-stage')
-    losses = defeat(student, teacher, None, 0.25)
+    losses = defeat(step)
     assert losses['loss_defeat_object'].item() == losses['loss_defeat_positive'].item() == 0
     assert losses['loss_defeat_background'] > 0 and losses['loss_defeat_negative'] > 0
     (losses['loss_defeat_object'] + losses['loss_defeat_positive']).backward()
@@ -229,18 +236,19 @@ def test_refuses_a_temperature_of_0(name):
 
 
 def test_half_precision_is_compared_in_float32():
-    student, teacher = steps.records('two-stage')
+    step = steps.synthetic_step('two-stage')
+    student, teacher = step.student, step.teacher
     defeat = build('two-stage').float()
-    exact = defeat(student, teacher, None, 0.25)
+    exact = defeat(step)
     with torch.autocast('cpu', dtype=torch.bfloat16):
-        losses = defeat(student, teacher, None, 0.25)
+        losses = defeat(step)
     for name, loss in losses.items():
         assert loss.dtype == torch.float32
         # The adaptation may run in half precision, the classification has none.
         torch.testing.assert_close(loss, exact[name], rtol=2e-2 if name in NECK else 1e-6, atol=0)
 
     half = [own.proposal_logits.detach().bfloat16() for own in (student, teacher)]
-    chosen = student.proposal_positives
+    chosen = step.proposal_positives
     torch.testing.assert_close(proposal_divergence(*half, chosen, 2.0),
                                proposal_divergence(*(own.float() for own in half), chosen, 2.0))
 
@@ -249,9 +257,8 @@ def test_never_waits_for_the_device():
     with FakeTensorMode(), torch.device('cuda'):
         defeat = DeFeat(steps.pair('two-stage'))
         maps = tuple(torch.empty(2, 8, 64 // stride, 64 // stride) for stride in steps.STRIDES)
-        student = steps.StepRecord(
-            maps, steps.STRIDES, [torch.empty(2, 4), torch.empty(0, 4)], [],
-            proposal_logits=torch.empty(9, 4),
-            proposal_positives=torch.empty(9, dtype=torch.bool))
-        losses = defeat(student, student, None, 0.25)
+        outputs = steps.DetectorOutputs(maps, proposal_logits=torch.empty(9, 4))
+        losses = defeat(steps.Step(
+            (64, 64), [(64, 64)] * 2, steps.STRIDES, [torch.empty(2, 4), torch.empty(0, 4)], [],
+            outputs, outputs, proposal_positives=torch.empty(9, dtype=torch.bool)))
     assert {(loss.device.type, loss.dim()) for loss in losses.values()} == {('cuda', 0)}

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from helpers.synthetic_steps import pair, records
+from helpers.synthetic_steps import pair, synthetic_step
 from mmcv.cnn import NonLocal2d
 from test_no_host_sync import StayOnDevice, to_fake
 from torch._subclasses import FakeTensorMode
@@ -24,8 +24,8 @@ def build(detectors=None, **settings):
     return module
 
 
-def records_4_6(**settings):
-    return records(student_channels=4, teacher_channels=6, dtype=torch.float64, **settings)
+def step_4_6(**settings):
+    return synthetic_step(student_channels=4, teacher_channels=6, dtype=torch.float64, **settings)
 
 
 def convolve(feature, layer):
@@ -112,8 +112,9 @@ def slow_losses(level, student, teacher, temperature):
 @torch.no_grad()
 def test_losses_are_those_of_the_paper():
     module = build(attention_weight=2., feature_weight=3., relation_weight=5., temperature=0.4)
-    student, teacher = records_4_6()
-    losses = module(student, teacher, None, 0.)
+    step = step_4_6()
+    student, teacher = step.student, step.teacher
+    losses = module(step)
     attention, feature, relation = (sum(parts) for parts in zip(*(
         slow_losses(*level, 0.4) for level in zip(module.levels, student.maps, teacher.maps))))
     expected = dict(loss_fbkd_attention=2 * attention, loss_fbkd_feature=3 * feature,
@@ -153,7 +154,8 @@ def test_equal_maps_cost_nothing_and_have_a_finite_gradient():
     """Where the adaptation changes nothing and both blocks are alike."""
     detectors = pair()
     module = build(detectors)
-    student, teacher = records(dtype=torch.float64)
+    step = synthetic_step(dtype=torch.float64)
+    student, teacher = step.student, step.teacher
     teacher.maps = tuple(feature.detach().clone() for feature in student.maps)
     eye = torch.eye(8, dtype=torch.float64)
     with torch.no_grad():
@@ -166,7 +168,7 @@ def test_equal_maps_cost_nothing_and_have_a_finite_gradient():
             level.spatial_adaptation.weight.zero_()
             level.spatial_adaptation.weight[0, 0, 1, 1] = 1
             level.spatial_adaptation.bias.zero_()
-    losses = module(student, teacher, None, 0.)
+    losses = module(step)
     assert sum(losses.values()).item() == pytest.approx(0, abs=1e-12)
     sum(losses.values()).backward()
     assert all(feature.grad.isfinite().all() for feature in student.maps)
@@ -175,11 +177,12 @@ def test_equal_maps_cost_nothing_and_have_a_finite_gradient():
 @pytest.mark.parametrize('term', sorted(TERMS - {'loss_fbkd_feature'}))
 def test_gradients(term):
     module = build()
-    student, teacher = records_4_6()
+    step = step_4_6()
+    student = step.student
 
     def loss(*maps):
         student.maps = maps
-        return module(student, teacher, None, 0.)[term]
+        return module(step)[term]
 
     assert torch.autograd.gradcheck(loss, student.maps, fast_mode=True)
 
@@ -187,8 +190,9 @@ def test_gradients(term):
 def test_masks_have_no_gradient():
     """The imitation's gradient is that of fixed masks, not the whole derivative."""
     module = build(feature_weight=1.)
-    student, teacher = records_4_6()
-    loss = module(student, teacher, None, 0.)['loss_fbkd_feature']
+    step = step_4_6()
+    student, teacher = step.student, step.teacher
+    loss = module(step)['loss_fbkd_feature']
     level = module.levels[2]
     adapted = level.feature_adaptation(student.maps[2])
     weight = []
@@ -206,11 +210,12 @@ def test_masks_have_no_gradient():
 @pytest.mark.parametrize('empty', [False, True])
 def test_gradients_reach_the_student_and_every_layer_but_not_the_teacher(empty):
     boxes = dict(boxes=[torch.zeros(0, 4)] * 2, labels=[torch.zeros(0, dtype=torch.long)] * 2)
-    student, teacher = records_4_6(**(boxes if empty else {}))
+    step = step_4_6(**(boxes if empty else {}))
+    student, teacher = step.student, step.teacher
     for feature in teacher.maps:
         feature.requires_grad_()
     module = FBKD(pair(teacher_channels=6, student_channels=4)).double()  # as a training starts
-    losses = module(student, teacher, None, 0.)
+    losses = module(step)
     assert all(loss.isfinite() for loss in losses.values())
     sum(losses.values()).backward()
     assert all(feature.grad.abs().sum() > 0 for feature in student.maps)
@@ -236,22 +241,23 @@ def test_refuses_a_temperature_that_divides_by_nothing():
 
 
 def test_does_not_wait_for_the_device():
-    steps = records(student_channels=4, teacher_channels=6)
+    step = synthetic_step(student_channels=4, teacher_channels=6)
     with FakeTensorMode() as fake:
-        student, teacher = (to_fake(record, fake, 'cuda') for record in steps)
+        step = to_fake(step, fake, 'cuda')
         with torch.device('cuda'):
             module = FBKD(pair(teacher_channels=6, student_channels=4))
         with StayOnDevice():
-            losses = module(student, teacher, None, 0.)
+            losses = module(step)
     assert {(loss.device.type, loss.dim()) for loss in losses.values()} == {('cuda', 0)}
 
 
 def test_losses_stay_in_float32_under_autocast():
-    student, teacher = records(student_channels=4, teacher_channels=6)
+    step = synthetic_step(student_channels=4, teacher_channels=6)
+    student, teacher = step.student, step.teacher
     student.maps, teacher.maps = ([feature.bfloat16() for feature in record.maps]
                                   for record in (student, teacher))
     with torch.autocast('cpu', dtype=torch.bfloat16):
-        losses = FBKD(pair(teacher_channels=6, student_channels=4))(student, teacher, None, 0.)
+        losses = FBKD(pair(teacher_channels=6, student_channels=4))(step)
     assert {loss.dtype for loss in losses.values()} == {torch.float32}
 
 

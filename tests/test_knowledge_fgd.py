@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from helpers.synthetic_steps import BOXES, pair, records
+from helpers.synthetic_steps import BOXES, pair, synthetic_step
 from test_no_host_sync import StayOnDevice, to_fake
 from torch._subclasses import FakeTensorMode
 
@@ -25,9 +25,9 @@ def build(detectors=None, **settings):
     return module
 
 
-def records_4_6(boxes=BOXES, **settings):
-    return records(student_channels=4, teacher_channels=6, dtype=torch.float64,
-                   boxes=[image_boxes.double() for image_boxes in boxes], **settings)
+def step_4_6(boxes=BOXES, **settings):
+    return synthetic_step(student_channels=4, teacher_channels=6, dtype=torch.float64,
+                          boxes=[image_boxes.double() for image_boxes in boxes], **settings)
 
 
 def slow_softmax(values, temperature):
@@ -79,12 +79,13 @@ def slow_context(block, feature):
     return feature + (expand.weight[:, :, 0, 0] @ hidden + expand.bias)[:, None, None]
 
 
-def slow_losses(module, student, teacher):
+def slow_losses(module, step):
     """Sums over levels and means over images of the four unweighted losses."""
+    student, teacher = step.student, step.teacher
     fg = bg = attention = context = 0.
-    for level, stride in enumerate(student.strides):
+    for level, stride in enumerate(step.strides):
         adapt = module.adaptation[level]
-        for image, boxes in enumerate(student.gt_boxes):
+        for image, boxes in enumerate(step.gt_boxes):
             own = torch.einsum('dc,chw->dhw', adapt.weight[:, :, 0, 0],
                                student.maps[level][image]) + adapt.bias[:, None, None]
             target = teacher.maps[level][image]
@@ -103,7 +104,7 @@ def slow_losses(module, student, teacher):
             attention += sum(abs(a - b) for a, b in zip(planes, own_planes))
             context += ((slow_context(module.student_context[level], own)
                          - slow_context(module.teacher_context[level], target)) ** 2).sum().item()
-    return [loss / len(student.gt_boxes) for loss in (fg, bg, attention, context)]
+    return [loss / len(step.gt_boxes) for loss in (fg, bg, attention, context)]
 
 
 @torch.no_grad()
@@ -111,10 +112,10 @@ def slow_losses(module, student, teacher):
 def test_losses_are_those_of_the_paper(boxes):
     module = build(foreground_weight=2., background_weight=3., attention_weight=5.,
                    global_weight=7., temperature=0.4)
-    student, teacher = records_4_6(boxes, labels=[torch.zeros(len(own), dtype=torch.long)
-                                                  for own in boxes])
-    losses = module(student, teacher, None, 0.)
-    fg, bg, attention, context = slow_losses(module, student, teacher)
+    step = step_4_6(boxes, labels=[torch.zeros(len(own), dtype=torch.long)
+                                   for own in boxes])
+    losses = module(step)
+    fg, bg, attention, context = slow_losses(module, step)
     expected = dict(loss_fgd_fg=2 * fg, loss_fgd_bg=3 * bg, loss_fgd_attention=5 * attention,
                     loss_fgd_global=7 * context)
     assert losses.keys() == expected.keys() == TERMS
@@ -142,9 +143,10 @@ def test_equal_maps_cost_nothing():
     module = build(detectors)
     for own, target in zip(module.student_context, module.teacher_context):
         target.load_state_dict(own.state_dict())
-    student, teacher = records(dtype=torch.float64)
+    step = synthetic_step(dtype=torch.float64)
+    student, teacher = step.student, step.teacher
     teacher.maps = tuple(feature.detach().clone() for feature in student.maps)
-    losses = module(student, teacher, None, 0.)
+    losses = module(step)
     assert all(loss.item() == 0 for loss in losses.values())
     sum(losses.values()).backward()
     assert all(feature.grad.isfinite().all() for feature in student.maps)
@@ -154,11 +156,12 @@ def test_equal_maps_cost_nothing():
 def test_gradients(term):
     module = build(**{name: 1. for name in ('foreground_weight', 'background_weight',
                                             'attention_weight', 'global_weight')})
-    student, teacher = records_4_6()
+    step = step_4_6()
+    student = step.student
 
     def loss(*maps):
         student.maps = maps
-        return module(student, teacher, None, 0.)[term]
+        return module(step)[term]
 
     assert torch.autograd.gradcheck(loss, student.maps, fast_mode=True)
 
@@ -166,12 +169,13 @@ def test_gradients(term):
 @pytest.mark.parametrize('boxes', [BOXES, [NO_BOXES, BOXES[1]], [NO_BOXES, NO_BOXES]],
                          ids=['all', 'one empty', 'none'])
 def test_gradients_reach_the_student_and_every_layer_but_not_the_teacher(boxes):
-    student, teacher = records_4_6(boxes, labels=[torch.zeros(len(own), dtype=torch.long)
-                                                  for own in boxes])
+    step = step_4_6(boxes, labels=[torch.zeros(len(own), dtype=torch.long)
+                                   for own in boxes])
+    student, teacher = step.student, step.teacher
     for feature in teacher.maps:
         feature.requires_grad_()
     module = FGD(pair(teacher_channels=6, student_channels=4)).double()  # as a training starts
-    losses = module(student, teacher, None, 0.)
+    losses = module(step)
     assert all(loss.isfinite() for loss in losses.values())
     assert (losses['loss_fgd_fg'] > 0) == any(map(len, boxes))
     assert losses['loss_fgd_bg'] > 0
@@ -204,27 +208,28 @@ def test_refuses_a_temperature_that_divides_by_nothing():
 
 
 def test_does_not_wait_for_the_device():
-    steps = records(student_channels=4, teacher_channels=6)
+    step = synthetic_step(student_channels=4, teacher_channels=6)
     with FakeTensorMode() as fake:
-        student, teacher = (to_fake(record, fake, 'cuda') for record in steps)
+        step = to_fake(step, fake, 'cuda')
         with torch.device('cuda'):
             module = FGD(pair(teacher_channels=6, student_channels=4))
         with StayOnDevice():
-            losses = module(student, teacher, None, 0.)
+            losses = module(step)
     assert {(loss.device.type, loss.dim()) for loss in losses.values()} == {('cuda', 0)}
 
 
 def test_losses_are_computed_in_float32_under_autocast():
     """Maps of equal channels pass no layer before all but the global loss: these are exact."""
     module = FGD(pair())
-    student, teacher = records()
+    step = synthetic_step()
+    student, teacher = step.student, step.teacher
     for record in (student, teacher):
         record.maps = tuple(feature.detach().bfloat16() for feature in record.maps)
     with torch.autocast('cpu', dtype=torch.bfloat16):
-        losses = module(student, teacher, None, 0.)
+        losses = module(step)
     assert {loss.dtype for loss in losses.values()} == {torch.float32}
     for record in (student, teacher):
         record.maps = tuple(feature.float() for feature in record.maps)
-    exact = module(student, teacher, None, 0.)
+    exact = module(step)
     for name in TERMS - {'loss_fgd_global'}:
         torch.testing.assert_close(losses[name], exact[name], rtol=1e-6, atol=0)

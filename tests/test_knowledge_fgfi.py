@@ -6,7 +6,7 @@ from helpers import synthetic_steps as steps
 from torch import nn
 from torch._subclasses import FakeTensorMode
 
-from gkd.detectors import DetectorPair
+from gkd.detectors import DetectorPair, Needs
 from gkd.errors import ConfigError
 from gkd.knowledge.methods.fgfi import FGFI, near_objects, squared_difference
 
@@ -57,8 +57,8 @@ def build(*args, **settings):
     return fgfi
 
 
-def loss_of(fgfi, student, teacher):
-    losses = fgfi(student, teacher, None, 0.25)
+def loss_of(fgfi, step):
+    losses = fgfi(step)
     assert losses.keys() == {'loss_fgfi'}
     return losses['loss_fgfi']
 
@@ -86,16 +86,17 @@ def test_the_best_anchor_is_sought_on_all_levels():
 
 @pytest.mark.parametrize('family', ['one-stage', 'two-stage'])
 def test_is_the_formula(family):
-    student, teacher = steps.records(family, 6, 4, dtype=torch.float64)
+    step = steps.synthetic_step(family, 6, 4, dtype=torch.float64)
+    student, teacher = step.student, step.teacher
     fgfi = build(family, 6, 4, loss_weight=0.3, threshold=0.6)
     adapted = [adapt(own) for adapt, own in zip(fgfi.adaptation, student.maps)]
     expected = loss_by_loop(adapted, teacher.maps, steps.anchors(), steps.BOXES, 0.6, 0.3)
-    torch.testing.assert_close(loss_of(fgfi, student, teacher), expected)
+    torch.testing.assert_close(loss_of(fgfi, step), expected)
 
 
 def test_defaults_are_the_authors():
     fgfi = FGFI(steps.pair())
-    assert (fgfi.loss_weight, fgfi.threshold, fgfi.needs_dense) == (0.01, 0.5, True)
+    assert (fgfi.loss_weight, fgfi.threshold, fgfi.needs) == (0.01, 0.5, Needs(dense=True))
     for layer in fgfi.adaptation:
         assert layer.kernel_size == (3, 3) and 0.8e-4 < layer.weight.std() < 1.2e-4
 
@@ -109,38 +110,42 @@ def test_gradient():
 
 
 def test_student_and_adaptation_learn_and_the_teacher_does_not():
-    student, teacher = steps.records(dtype=torch.float64)
+    step = steps.synthetic_step(dtype=torch.float64)
+    student, teacher = step.student, step.teacher
     for leaf in steps.leaves(teacher):
         leaf.requires_grad_()
     fgfi = build()
-    loss_of(fgfi, student, teacher).backward()
+    loss_of(fgfi, step).backward()
     assert all(leaf.grad is None for leaf in steps.leaves(teacher))
     assert all(tensor.grad.abs().sum() > 0 for tensor in (*student.maps, *fgfi.parameters()))
 
 
 def test_is_0_for_a_map_like_the_teachers():
-    student, teacher = steps.records(dtype=torch.float64)
+    step = steps.synthetic_step(dtype=torch.float64)
+    student, teacher = step.student, step.teacher
     fgfi = build()
     for layer in fgfi.adaptation:
         nn.init.dirac_(layer.weight)
         nn.init.zeros_(layer.bias)
     student.maps = tuple(target.clone().requires_grad_() for target in teacher.maps)
-    assert loss_of(fgfi, student, teacher).item() == 0
+    assert loss_of(fgfi, step).item() == 0
 
 
 def test_images_without_objects():
     """An empty image adds nothing; a batch of them is 0, and still reaches every parameter."""
     nothing, no_labels = torch.zeros(0, 4), torch.zeros(0, dtype=torch.long)
-    student, teacher = steps.records(boxes=[steps.BOXES[0], nothing],
-                                     labels=[steps.LABELS[0], no_labels], dtype=torch.float64)
+    step = steps.synthetic_step(boxes=[steps.BOXES[0], nothing],
+                                labels=[steps.LABELS[0], no_labels], dtype=torch.float64)
+    student = step.student
     fgfi = build()
-    loss_of(fgfi, student, teacher).backward()
+    loss_of(fgfi, step).backward()
     assert student.maps[0].grad[0].abs().sum() > 0 == student.maps[0].grad[1].abs().sum()
 
-    student, teacher = steps.records(boxes=[nothing] * 2, labels=[no_labels] * 2,
-                                     dtype=torch.float64)
+    step = steps.synthetic_step(boxes=[nothing] * 2, labels=[no_labels] * 2,
+                                dtype=torch.float64)
+    student = step.student
     fgfi = build()
-    loss = loss_of(fgfi, student, teacher)
+    loss = loss_of(fgfi, step)
     loss.backward()
     assert loss.item() == 0
     for tensor in (*student.maps, *fgfi.parameters()):
@@ -161,11 +166,12 @@ def test_refuses_a_threshold_outside_its_range(threshold):
 
 
 def test_half_precision_maps_are_compared_in_float32():
-    student, teacher = steps.records()
+    step = steps.synthetic_step()
+    student, teacher = step.student, step.teacher
     fgfi = build().float()
-    exact = loss_of(fgfi, student, teacher)
+    exact = loss_of(fgfi, step)
     with torch.autocast('cpu', dtype=torch.bfloat16):
-        loss = loss_of(fgfi, student, teacher)
+        loss = loss_of(fgfi, step)
     assert loss.dtype == torch.float32
     torch.testing.assert_close(loss, exact, rtol=2e-2, atol=0)
 
@@ -180,10 +186,11 @@ def test_never_waits_for_the_device():
         fgfi = FGFI(steps.pair())
         dense = torch.empty(len_anchors(), 4)
         maps = tuple(torch.empty(2, 8, 64 // stride, 64 // stride) for stride in steps.STRIDES)
-        student = steps.StepRecord(maps, steps.STRIDES, [torch.empty(2, 4), torch.empty(0, 4)],
-                                   [], dense=steps.DensePredictions(
-                                       torch.empty(2, len_anchors(), 3), counts(), dense))
-        loss = loss_of(fgfi, student, student)
+        outputs = steps.DetectorOutputs(maps, dense=steps.DensePredictions(
+            torch.empty(2, len_anchors(), 3), counts(), dense))
+        loss = loss_of(fgfi, steps.Step(
+            (64, 64), [(64, 64)] * 2, steps.STRIDES, [torch.empty(2, 4), torch.empty(0, 4)], [],
+            outputs, outputs))
     assert loss.device.type == 'cuda' and loss.dim() == 0
 
 

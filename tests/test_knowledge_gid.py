@@ -2,11 +2,10 @@
 
 import dataclasses
 import math
-from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers.synthetic_steps import ANCHOR_SHAPES, IMAGE_SIZE, STRIDES, info, pair, records
+from helpers.synthetic_steps import ANCHOR_SHAPES, IMAGE_SIZE, STRIDES, info, pair, synthetic_step
 from test_no_host_sync import StayOnDevice, to_fake
 from torch._subclasses import FakeTensorMode
 
@@ -107,7 +106,7 @@ def slow_responsible(anchors, instances, threshold):
 
 
 def slow_losses(student, teacher, threshold):
-    """All four losses of two records whose boxes all belong to the finest level."""
+    """All four losses of two detectors whose boxes all belong to the finest level."""
     own, target = student.dense, teacher.dense
     scores = [dense.logits.detach().sigmoid().amax(2) for dense in (own, target)]
     student_features, teacher_features, cls, bbox = [], [], [], []
@@ -141,9 +140,10 @@ def identity(module):
 
 @BOTH
 def test_losses(family):
-    student, teacher = records(family, dtype=torch.float64)
+    step = synthetic_step(family, dtype=torch.float64)
+    student, teacher = step.student, step.teacher
     module = KNOWLEDGE.build(dict(type='GID'), default_args=dict(pair=pair(family)))
-    losses = identity(module)(student, teacher, None, 0.5)
+    losses = identity(module)(step)
     expected = slow_losses(student, teacher, 0.5 if family == 'one-stage' else 0.7)
     assert {name: loss.item() for name, loss in losses.items()} == pytest.approx(expected)
 
@@ -178,15 +178,14 @@ def test_instances_are_selected_where_all_scores_agree():
 def test_features_come_from_the_level_of_a_box():
     maps = [random(1, 2, 512 // stride, 512 // stride, seed=stride) for stride in STRIDES]
     boxes = [[3., 5., 220., 210.], [20., 10., 290., 270.], [0., 11., 500., 480.]]
-    pooled = pool_rois(SimpleNamespace(maps=maps, strides=STRIDES), torch.tensor([boxes]).double())
+    pooled = pool_rois(maps, STRIDES, torch.tensor([boxes]).double())
     for level, (feature, stride) in enumerate(zip(maps, STRIDES)):
         torch.testing.assert_close(pooled[level], slow_pool(feature[0], stride, boxes[level]))
 
 
 def test_features_come_from_the_image_of_a_box():
     maps = [torch.tensor([1., 2.]).reshape(2, 1, 1, 1).expand(2, 1, 8, 8)]
-    pooled = pool_rois(SimpleNamespace(maps=maps, strides=(8,)),
-                       torch.tensor([0., 0., 30., 30.]).expand(2, 3, 4))
+    pooled = pool_rois(maps, (8,), torch.tensor([0., 0., 30., 30.]).expand(2, 3, 4))
     assert pooled.flatten(1).mean(dim=1).tolist() == [1, 1, 1, 2, 2, 2]
 
 
@@ -245,12 +244,13 @@ def test_gradients_of_responses(loss):
 @BOTH
 def test_gradients_reach_the_student_and_not_the_teacher(family):
     module = GID(pair(family, teacher_channels=12))
-    student, teacher = records(family, teacher_channels=12, **EMPTY)
+    step = synthetic_step(family, teacher_channels=12, **EMPTY)
+    student, teacher = step.student, step.teacher
     taught = [student.maps[0], student.dense.logits, student.dense.deltas, *module.parameters()]
     others = [*teacher.maps, teacher.dense.logits, teacher.dense.deltas]
     for tensor in others:
         tensor.requires_grad_()
-    losses = module(student, teacher, None, 0.)
+    losses = module(step)
     assert all(loss > 0 for loss in losses.values())
     sum(losses.values()).backward()
     assert all(tensor.grad.abs().sum() > 0 for tensor in taught)
@@ -260,10 +260,11 @@ def test_gradients_reach_the_student_and_not_the_teacher(family):
 def test_images_without_instances():
     """No box is large enough to be one."""
     module = GID(pair())
-    student, teacher = records()
+    step = synthetic_step()
+    student, teacher = step.student, step.teacher
     for record in (student, teacher):
         record.dense.boxes = torch.zeros_like(record.dense.boxes)
-    losses = module(student, teacher, None, 0.)
+    losses = module(step)
     assert all(loss == 0 for loss in losses.values())
     sum(losses.values()).backward()
     taught = [*module.parameters(), student.maps[0], student.dense.logits, student.dense.deltas]
@@ -289,13 +290,14 @@ def test_refusals(unfit, settings, reason):
 
 
 def test_autocast_computes_the_losses_in_float32():
-    student, teacher = records(dtype=torch.bfloat16)
+    step = synthetic_step(dtype=torch.bfloat16)
+    student, teacher = step.student, step.teacher
     for record in (student, teacher):
         record.dense.boxes = record.dense.boxes.float()
     module = GID(pair())
-    exact = module(student, teacher, None, 0.)
+    exact = module(step)
     with torch.autocast('cpu', dtype=torch.bfloat16):
-        losses = module(student, teacher, None, 0.)
+        losses = module(step)
     assert {loss.dtype for loss in losses.values()} == {torch.float32}
     # The convolution may run in half precision, the losses not.
     for name, precision in zip(WEIGHTS, (2e-2, 2e-2, 1e-6, 1e-6)):
@@ -304,12 +306,12 @@ def test_autocast_computes_the_losses_in_float32():
 
 @BOTH
 def test_does_not_wait_for_the_device(family):
-    steps = records(family, teacher_channels=12)
+    step = synthetic_step(family, teacher_channels=12)
     with FakeTensorMode() as fake, torch.device('cuda'):
         module = GID(pair(family, teacher_channels=12))
-        steps = [to_fake(step, fake, 'cuda') for step in steps]
+        step = to_fake(step, fake, 'cuda')
         with StayOnDevice():
-            losses = module(*steps, None, 0.)
+            losses = module(step)
     assert {(loss.device.type, loss.dim()) for loss in losses.values()} == {('cuda', 0)}
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers.synthetic_steps import pair, records
+from helpers.synthetic_steps import pair, synthetic_step
 from test_no_host_sync import StayOnDevice, to_fake
 from torch._subclasses import FakeTensorMode
 
@@ -16,8 +16,8 @@ def build(**settings):
     return MGD(pair(teacher_channels=6, student_channels=4), **settings).double()
 
 
-def records_4_6(**settings):
-    return records(student_channels=4, teacher_channels=6, dtype=torch.float64, **settings)
+def step_4_6(**settings):
+    return synthetic_step(student_channels=4, teacher_channels=6, dtype=torch.float64, **settings)
 
 
 def checkerboard(feature, ratio):
@@ -51,7 +51,8 @@ def slow_convolution(feature, layer):
 def test_loss_is_that_of_the_paper(monkeypatch):
     monkeypatch.setattr(mgd, 'random_mask', checkerboard)
     module = build(loss_weight=2.)
-    student, teacher = records_4_6()
+    step = step_4_6()
+    student, teacher = step.student, step.teacher
     expected = 0.
     for level in range(3):
         mask = checkerboard(student.maps[level], None)
@@ -63,7 +64,7 @@ def test_loss_is_that_of_the_paper(monkeypatch):
             target = teacher.maps[level][image]
             expected += sum((a - b) ** 2 for a, b in zip(generated.flatten().tolist(),
                                                          target.flatten().tolist())) / 2
-    losses = module(student, teacher, None, 0.)
+    losses = module(step)
     assert losses.keys() == {'loss_mgd'}
     torch.testing.assert_close(losses['loss_mgd'].item(), 2 * expected, rtol=1e-9, atol=0)
 
@@ -85,13 +86,14 @@ def test_the_ratio_reaches_the_mask(monkeypatch):
     seen = []
     monkeypatch.setattr(mgd, 'random_mask',
                         lambda feature, ratio: seen.append(ratio) or feature.new_ones(1))
-    build(mask_ratio=0.25)(*records_4_6(), None, 0.)
+    build(mask_ratio=0.25)(step_4_6())
     assert seen == [0.25] * 3
 
 
 def test_equal_maps_cost_nothing_where_nothing_is_lost_and_the_block_copies():
     module = MGD(pair(), mask_ratio=0).double()
-    student, teacher = records(dtype=torch.float64)
+    step = synthetic_step(dtype=torch.float64)
+    student, teacher = step.student, step.teacher
     student.maps = tuple(feature.detach().abs().requires_grad_() for feature in student.maps)
     teacher.maps = tuple(feature.detach().clone() for feature in student.maps)
     with torch.no_grad():
@@ -99,25 +101,27 @@ def test_equal_maps_cost_nothing_where_nothing_is_lost_and_the_block_copies():
             for layer in (generate[0], generate[2]):
                 torch.nn.init.dirac_(layer.weight)
                 layer.bias.zero_()
-    assert module(student, teacher, None, 0.)['loss_mgd'].item() == 0
+    assert module(step)['loss_mgd'].item() == 0
 
 
 def test_gradients(monkeypatch):
     monkeypatch.setattr(mgd, 'random_mask', checkerboard)
     module = build(loss_weight=1.)
-    student, teacher = records_4_6()
+    step = step_4_6()
+    student = step.student
 
     def loss(*maps):
         student.maps = maps
-        return module(student, teacher, None, 0.)['loss_mgd']
+        return module(step)['loss_mgd']
 
     assert torch.autograd.gradcheck(loss, student.maps, fast_mode=True)
 
 
 def test_lost_cells_teach_the_student_nothing(monkeypatch):
     monkeypatch.setattr(mgd, 'random_mask', checkerboard)
-    student, teacher = records_4_6()
-    build()(student, teacher, None, 0.)['loss_mgd'].backward()
+    step = step_4_6()
+    student = step.student
+    build()(step)['loss_mgd'].backward()
     for feature in student.maps:
         kept = checkerboard(feature, None).bool()
         gradient = feature.grad.abs().sum(dim=1, keepdim=True)
@@ -127,11 +131,12 @@ def test_lost_cells_teach_the_student_nothing(monkeypatch):
 @pytest.mark.parametrize('empty', [False, True])
 def test_gradients_reach_the_student_and_every_layer_but_not_the_teacher(empty):
     boxes = dict(boxes=[torch.zeros(0, 4)] * 2, labels=[torch.zeros(0, dtype=torch.long)] * 2)
-    student, teacher = records_4_6(**(boxes if empty else {}))
+    step = step_4_6(**(boxes if empty else {}))
+    student, teacher = step.student, step.teacher
     for feature in teacher.maps:
         feature.requires_grad_()
     module = build(mask_ratio=0.5)
-    loss = module(student, teacher, None, 0.)['loss_mgd']
+    loss = module(step)['loss_mgd']
     assert loss.isfinite()
     loss.backward()
     assert all(feature.grad.abs().sum() > 0 for feature in student.maps)
@@ -158,20 +163,21 @@ def test_refuses_an_impossible_ratio(ratio):
 
 
 def test_does_not_wait_for_the_device():
-    steps = records(student_channels=4, teacher_channels=6)
+    step = synthetic_step(student_channels=4, teacher_channels=6)
     with FakeTensorMode() as fake:
-        student, teacher = (to_fake(record, fake, 'cuda') for record in steps)
+        step = to_fake(step, fake, 'cuda')
         with torch.device('cuda'):
             module = MGD(pair(teacher_channels=6, student_channels=4))
         with StayOnDevice():
-            loss = module(student, teacher, None, 0.)['loss_mgd']
+            loss = module(step)['loss_mgd']
     assert loss.device.type == 'cuda' and loss.dim() == 0
 
 
 def test_loss_stays_in_float32_under_autocast():
-    student, teacher = records(student_channels=4, teacher_channels=6)
+    step = synthetic_step(student_channels=4, teacher_channels=6)
+    student, teacher = step.student, step.teacher
     student.maps, teacher.maps = ([feature.bfloat16() for feature in record.maps]
                                   for record in (student, teacher))
     with torch.autocast('cpu', dtype=torch.bfloat16):
-        loss = MGD(pair(teacher_channels=6, student_channels=4))(student, teacher, None, 0.)
+        loss = MGD(pair(teacher_channels=6, student_channels=4))(step)
     assert loss['loss_mgd'].dtype == torch.float32

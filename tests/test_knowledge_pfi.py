@@ -13,12 +13,12 @@ from helpers.synthetic_steps import (
     STRIDES,
     info,
     pair,
-    records,
+    synthetic_step,
 )
 from test_no_host_sync import StayOnDevice, to_fake
 from torch._subclasses import FakeTensorMode
 
-from gkd.detectors import DetectorPair
+from gkd.detectors import DetectorPair, Needs
 from gkd.errors import ConfigError
 from gkd.knowledge.methods.pfi import PFI, prediction_guided_loss, rank_loss
 from gkd.registry import KNOWLEDGE
@@ -66,15 +66,16 @@ def slow_rank_loss(student, teacher, objects, num_objects):
     return total / max(present, 1)
 
 
-def losses_of(student, teacher, family='one-stage', **settings):
+def losses_of(step, family='one-stage', **settings):
     module = KNOWLEDGE.build(dict(type='PFI', **settings), default_args=dict(pair=pair(family)))
-    return module(student, teacher, None, 0.5)
+    return module(step)
 
 
 @pytest.mark.parametrize('family', ['one-stage', 'two-stage'])
 def test_feature_imitation(family):
-    student, teacher = records(family, dtype=torch.float64)
-    losses = losses_of(student, teacher, family)
+    step = synthetic_step(family, dtype=torch.float64)
+    student, teacher = step.student, step.teacher
+    losses = losses_of(step, family)
     expected = 1.5 * slow_feature_loss(student, teacher)
     assert losses['loss_pfi_feature'].item() == pytest.approx(expected)
 
@@ -89,12 +90,13 @@ def test_cells_of_a_wide_map_are_on_their_own():
 
 
 def test_rank_mimicking():
-    student, teacher = records(dtype=torch.float64)
+    step = synthetic_step(dtype=torch.float64)
+    student, teacher = step.student, step.teacher
     own, target = (torch.stack([row[label] for row, label in
-                                zip(record.logits.sigmoid(), student.labels)])
+                                zip(record.logits.sigmoid(), step.labels)])
                    for record in (student, teacher))
-    expected = 4 * slow_rank_loss(own, target, student.objects, sum(map(len, BOXES)))
-    assert losses_of(student, teacher)['loss_pfi_rank'].item() == pytest.approx(expected)
+    expected = 4 * slow_rank_loss(own, target, step.objects, sum(map(len, BOXES)))
+    assert losses_of(step)['loss_pfi_rank'].item() == pytest.approx(expected)
 
 
 def test_rank_loss_of_shuffled_objects_some_without_anchors():
@@ -108,13 +110,14 @@ def test_ranks_of_a_softmax_head():
     def softmax(detector):
         return dataclasses.replace(detector, sigmoid=False)
 
-    student, teacher = records(dtype=torch.float64)
+    step = synthetic_step(dtype=torch.float64)
+    student, teacher = step.student, step.teacher
     module = PFI(DetectorPair(softmax(info()), softmax(info()), STRIDES))
     own, target = (torch.stack([row[label] for row, label in
-                                zip(record.logits.softmax(1), student.labels)])
+                                zip(record.logits.softmax(1), step.labels)])
                    for record in (student, teacher))
-    expected = 4 * slow_rank_loss(own, target, student.objects, sum(map(len, BOXES)))
-    loss = module(student, teacher, None, 0.)['loss_pfi_rank']
+    expected = 4 * slow_rank_loss(own, target, step.objects, sum(map(len, BOXES)))
+    loss = module(step)['loss_pfi_rank']
     assert loss.item() == pytest.approx(expected)
 
 
@@ -147,12 +150,13 @@ def test_gradients():
 
 def test_gradients_reach_the_student_and_not_the_teacher():
     module = PFI(pair(teacher_channels=12))
-    student, teacher = records(teacher_channels=12)
+    step = synthetic_step(teacher_channels=12)
+    student, teacher = step.student, step.teacher
     taught = [*student.maps, student.logits, student.dense.logits, *module.parameters()]
     others = [*teacher.maps, teacher.logits, teacher.dense.logits]
     for tensor in others:
         tensor.requires_grad_()
-    sum(module(student, teacher, None, 0.).values()).backward()
+    sum(module(step).values()).backward()
     assert all(tensor.grad.abs().sum() > 0 for tensor in taught)
     assert all(tensor.grad is None for tensor in others)
 
@@ -160,8 +164,9 @@ def test_gradients_reach_the_student_and_not_the_teacher():
 @pytest.mark.parametrize('boxes', [EMPTY, dict(boxes=[BOXES[0], torch.zeros(0, 4)],
                                                labels=[LABELS[0], EMPTY['labels'][1]])])
 def test_images_without_objects(boxes):
-    student, teacher = records(**boxes)
-    losses = losses_of(student, teacher)
+    step = synthetic_step(**boxes)
+    student = step.student
+    losses = losses_of(step)
     assert all(loss.isfinite() for loss in losses.values())
     assert (losses['loss_pfi_rank'] == 0) == (boxes is EMPTY)
     sum(losses.values()).backward()
@@ -172,10 +177,10 @@ def test_images_without_objects(boxes):
                                               ('one-stage', dict(rank_weight=0))])
 def test_ranks_can_be_left_out(family, settings):
     module = PFI(pair(family), **settings)
-    losses = module(*records(family), None, 0.)
+    losses = module(synthetic_step(family))
     assert losses.keys() == {'loss_pfi_feature'}
-    assert module.needs_dense and not module.needs_logits
-    assert PFI(pair()).needs_logits
+    assert module.needs == Needs(dense=True)
+    assert PFI(pair()).needs == Needs(dense=True, logits=True)
 
 
 def other(first=None, second=None):
@@ -200,19 +205,20 @@ def test_anchor_free_detectors_can_imitate_features():
 
 
 def test_autocast_computes_the_losses_in_float32():
-    student, teacher = records(dtype=torch.bfloat16)
+    step = synthetic_step(dtype=torch.bfloat16)
+    student, teacher = step.student, step.teacher
     with torch.autocast('cpu', dtype=torch.bfloat16):
-        losses = losses_of(student, teacher)
+        losses = losses_of(step)
     assert {loss.dtype for loss in losses.values()} == {torch.float32}
     exact = slow_feature_loss(student, teacher)
     assert losses['loss_pfi_feature'].item() == pytest.approx(1.5 * exact, rel=1e-5)
 
 
 def test_does_not_wait_for_the_device():
-    steps = records(teacher_channels=12)
+    step = synthetic_step(teacher_channels=12)
     with FakeTensorMode() as fake, torch.device('cuda'):
         module = PFI(pair(teacher_channels=12))
-        steps = [to_fake(step, fake, 'cuda') for step in steps]
+        step = to_fake(step, fake, 'cuda')
         with StayOnDevice():
-            losses = module(*steps, None, 0.)
+            losses = module(step)
     assert {(loss.device.type, loss.dim()) for loss in losses.values()} == {('cuda', 0)}

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers.synthetic_steps import STRIDES, pair, records
+from helpers.synthetic_steps import STRIDES, pair, synthetic_step
 from test_no_host_sync import StayOnDevice, to_fake
 from torch._subclasses import FakeTensorMode
 
@@ -64,9 +64,9 @@ def test_constant_channels_are_finite_and_pass_no_gradient_on(shape):
 
 @pytest.mark.parametrize('family, weight', [('one-stage', 10), ('two-stage', 6)])
 def test_levels_are_summed_with_the_authors_weight(family, weight):
-    student, teacher = records(family, dtype=torch.float64)
-    losses = KNOWLEDGE.build(dict(type='PKD'), default_args=dict(pair=pair(family)))(
-        student, teacher, None, 0.5)
+    step = synthetic_step(family, dtype=torch.float64)
+    student, teacher = step.student, step.teacher
+    losses = KNOWLEDGE.build(dict(type='PKD'), default_args=dict(pair=pair(family)))(step)
     expected = weight * sum(map(slow_pearson_loss, student.maps, teacher.maps))
     assert losses.keys() == {'loss_pkd'}
     torch.testing.assert_close(losses['loss_pkd'].item(), expected)
@@ -75,8 +75,9 @@ def test_levels_are_summed_with_the_authors_weight(family, weight):
 def test_only_the_finest_levels_are_taught():
     """A layer of a level that is not taught would never get a gradient."""
     module = PKD(pair(teacher_channels=12), num_levels=2)
-    student, teacher = records(teacher_channels=12)
-    module(student, teacher, None, 0.)['loss_pkd'].backward()
+    step = synthetic_step(teacher_channels=12)
+    student = step.student
+    module(step)['loss_pkd'].backward()
     assert all(parameter.grad.abs().sum() > 0 for parameter in module.parameters())
     assert len(list(module.parameters())) == 2 * 2
     assert [feature.grad is None for feature in student.maps] == [False, False, True]
@@ -85,10 +86,11 @@ def test_only_the_finest_levels_are_taught():
 
 def test_teacher_of_another_kind_and_size():
     module = PKD(pair(teacher_channels=12))
-    student, teacher = records(teacher_channels=12, **EMPTY)
+    step = synthetic_step(teacher_channels=12, **EMPTY)
+    student, teacher = step.student, step.teacher
     for feature in teacher.maps:
         feature.requires_grad_()
-    module(student, teacher, None, 0.)['loss_pkd'].backward()
+    module(step)['loss_pkd'].backward()
     assert all(feature.grad.abs().sum() > 0 for feature in student.maps)
     assert all(feature.grad is None for feature in teacher.maps)
 
@@ -110,10 +112,10 @@ def test_autocast_computes_the_loss_in_float32():
 
 
 def test_does_not_wait_for_the_device():
-    steps = records(teacher_channels=12)
+    step = synthetic_step(teacher_channels=12)
     with FakeTensorMode() as fake, torch.device('cuda'):
         module = PKD(pair(teacher_channels=12))
-        steps = [to_fake(step, fake, 'cuda') for step in steps]
+        step = to_fake(step, fake, 'cuda')
         with StayOnDevice():
-            loss = module(*steps, None, 0.)['loss_pkd']
+            loss = module(step)['loss_pkd']
     assert loss.device.type == 'cuda' and loss.dim() == 0

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 from gkd.detectors import one_stage, two_stage
-from gkd.detectors.step import DensePredictions, StepRecord, recorded
+from gkd.detectors.step import DensePredictions, DetectorOutputs, Step, recorded
 from gkd.knowledge import RobustDistillingModule
 from gkd.prototypes import PrototypeBank
 
@@ -43,7 +43,7 @@ def to_fake(value, fake, device):
         leaf = fake.from_tensor(tensor).detach().to(device)
         return leaf.requires_grad_(tensor.requires_grad)
 
-    if isinstance(value, (StepRecord, DensePredictions, PrototypeBank)):
+    if isinstance(value, (Step, DetectorOutputs, DensePredictions, PrototypeBank)):
         value = copy.copy(value)
         vars(value).update({name: to_fake(part, fake, device)
                             for name, part in vars(value).items()})
@@ -52,12 +52,12 @@ def to_fake(value, fake, device):
 
 
 def one_step(family):
-    """A distiller and the records of one of its steps."""
+    """A distiller and one of its steps."""
     detector = small.FAMILIES[family]
     model = build_distiller(detector(24), detector())
-    data = small.batch()
-    _, student = model.student_step(**data)
-    return model, student, model.teacher_step(data['img'], student)
+    model.progress = 0.25
+    _, step = model.observe(**small.batch())
+    return model, step
 
 
 @pytest.fixture(scope='module', params=small.FAMILIES)
@@ -67,12 +67,12 @@ def step(request):
 
 @pytest.mark.parametrize('settings', SETTINGS, ids=str)
 def test_knowledge_does_not_wait_for_the_device(step, settings):
-    model, student, teacher = step
+    model, step = step
     with FakeTensorMode() as fake, torch.device('cuda'):
         module = RobustDistillingModule(model.pair, **settings)
-        inputs = [to_fake(part, fake, 'cuda') for part in (student, teacher, model.bank)]
+        step = to_fake(step, fake, 'cuda')
         with StayOnDevice():
-            losses = module(*inputs, 0.25)
+            losses = module(step)
     assert losses.keys() == RDM_TERMS
     assert {(loss.device.type, loss.dim()) for loss in losses.values()} == {('cuda', 0)}
 
@@ -80,13 +80,12 @@ def test_knowledge_does_not_wait_for_the_device(step, settings):
 @pytest.mark.parametrize('settings', SETTINGS, ids=str)
 def test_backward_needs_no_values(step, settings):
     """On the CPU, as backward on a CUDA device that is not there cannot be traced."""
-    model, student, teacher = step
+    model, step = step
     with FakeTensorMode() as fake:
         module = RobustDistillingModule(model.pair, **settings)
-        student, teacher, bank = (to_fake(part, fake, 'cpu')
-                                  for part in (student, teacher, model.bank))
-        sum(module(student, teacher, bank, 0.25).values()).backward()
-        leaves = [*module.parameters(), *student.maps, student.logits]
+        step = to_fake(step, fake, 'cpu')
+        sum(module(step).values()).backward()
+        leaves = [*module.parameters(), *step.student.maps, step.student.logits]
         assert all(leaf.grad.shape == leaf.shape for leaf in leaves)
 
 
@@ -110,13 +109,13 @@ def test_reading_a_one_stage_step_does_not_wait_for_the_device():
 
 
 def test_reading_a_two_stage_step_does_not_wait_for_the_device():
-    model, student, _ = one_step('two_stage')
+    model, _ = one_step('two_stage')
     extractor = model.student.roi_head.bbox_roi_extractor
     with FakeTensorMode() as fake, StayOnDevice():
         rois = fake.from_tensor(torch.zeros(6, 5)).to('cuda')
         levels = two_stage.roi_levels(extractor, rois, model.pair)
-        student = SimpleNamespace(boxes=[rois[:2, 1:]] * 2, proposals=[rois[:3, 1:]] * 2)
-        rows = two_stage.positive_rows(rois, student)
+        step = SimpleNamespace(boxes=[rois[:2, 1:]] * 2, proposals=[rois[:3, 1:]] * 2)
+        rows = two_stage.positive_rows(rois, step)
     assert levels.device.type == 'cuda' and len(levels) == 6 and len(rows) == 4
 
 
@@ -134,25 +133,29 @@ def test_the_proof_notices(sync):
             SYNCS[sync](on_device)
 
 
-def widened(record):
-    """The record in float32."""
-    record = copy.copy(record)
-    vars(record).update(tree_map_only(
-        torch.Tensor, lambda tensor: tensor.float() if tensor.is_floating_point() else tensor,
-        vars(record)))
-    return record
+def widened(step):
+    """The step in float32."""
+    def widen(tensor):
+        return tensor.float() if tensor.is_floating_point() else tensor
+
+    step = copy.copy(step)
+    for name in ('student', 'teacher'):
+        part = copy.copy(getattr(step, name))
+        vars(part).update(tree_map_only(torch.Tensor, widen, vars(part)))
+        setattr(step, name, part)
+    return step
 
 
 @pytest.mark.parametrize('family', small.FAMILIES)
 def test_autocast_keeps_similarities_and_losses_in_float32(family):
     with torch.autocast('cpu', dtype=torch.bfloat16):
-        model, student, teacher = one_step(family)
+        model, step = one_step(family)
         rdm = model.knowledge[0]
-        losses = rdm(student, teacher, model.bank, 0.)
-    assert student.maps[0].dtype == student.logits.dtype == torch.bfloat16
+        losses = rdm(step)
+    assert step.student.maps[0].dtype == step.student.logits.dtype == torch.bfloat16
     for name in RDM_TERMS:
         assert losses[name].dtype == torch.float32 and losses[name].isfinite()
-    exact = rdm(widened(student), widened(teacher), model.bank, 0.)
+    exact = rdm(widened(step))
     for name in ('loss_global', 'loss_soft'):
         torch.testing.assert_close(losses[name], exact[name], rtol=1e-6, atol=0)
     # The convolutions may run in half precision, what comes after them not.

@@ -10,7 +10,7 @@ from test_distiller import build, build_distiller, losses_of
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
-from gkd.detectors import DetectorInfo, DetectorPair, StepRecord
+from gkd.detectors import DetectorInfo, DetectorOutputs, DetectorPair, Step
 from gkd.detectors.step import recorded
 from gkd.knowledge import RobustDistillingModule, robust
 from gkd.prototypes import PrototypeBank, select_prototypes
@@ -99,11 +99,11 @@ def test_an_instance_is_pooled_once_a_level_and_detector(family):
     model = build_distiller(detector(24), detector())
     with recorded(robust, 'pool_instances') as calls, recorded(model, 'student_step') as steps:
         losses_of(model, small.batch())
-    record = steps[0].result[1]
+    step = steps[0].result[1]
     pooled = Counter(id(call.args[0]) for call in calls)
     assert set(pooled.values()) == {1}
     assert len(calls) == 2 * model.pair.num_levels
-    assert all(len(call.result) == len(record.labels) for call in calls)
+    assert all(len(call.result) == len(step.labels) for call in calls)
 
 
 def test_no_tensor_of_boxes_by_channels_by_cells():
@@ -117,22 +117,23 @@ def test_no_tensor_of_boxes_by_channels_by_cells():
     boxes = list(corners.flatten(2))
     labels = torch.randint(classes, (images * positives,))
 
-    def record():
-        return StepRecord(
+    def outputs():
+        return DetectorOutputs(
             maps=tuple(torch.randn(images, channels, size, size, requires_grad=True)
                        for size in (cells, cells // 2)),
-            strides=strides, gt_boxes=boxes, gt_labels=list(labels.split(positives)), boxes=boxes,
-            labels=labels, logits=torch.randn(len(labels), classes + 1, requires_grad=True),
-            roi_features=torch.randn(len(labels), channels, 2, 2),
-            roi_levels=torch.zeros(len(labels), dtype=torch.long))
+            logits=torch.randn(len(labels), classes + 1, requires_grad=True),
+            roi_features=torch.randn(len(labels), channels, 2, 2))
 
     offsets = torch.arange(0, 10 * classes + 1, 10)
     bank = PrototypeBank(student=[torch.rand(10 * classes, channels)] * 2,
                          teacher=[torch.rand(10 * classes, channels)] * 2, offsets=[offsets] * 2)
-    student, teacher = record(), record()
+    size = (cells * strides[0],) * 2
+    step = Step(size, [size] * images, strides, boxes, list(labels.split(positives)), outputs(),
+                outputs(), bank, boxes=boxes, labels=labels,
+                roi_levels=torch.zeros(len(labels), dtype=torch.long))
     with LargestTensor() as largest:
-        sum(module(student, teacher, bank, 0.).values()).backward()
-    assert student.maps[0].grad is not None
+        sum(module(step).values()).backward()
+    assert step.student.maps[0].grad is not None
     assert largest.elements <= images * cells ** 2 * max(channels, positives)
 
 

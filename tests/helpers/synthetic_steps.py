@@ -1,9 +1,9 @@
-"""Pairs of detectors that need not exist, and records of a step as random numbers."""
+"""Pairs of detectors that need not exist, and steps of random numbers."""
 
 import torch
 
 from gkd.detectors import DetectorInfo, DetectorPair
-from gkd.detectors.step import DensePredictions, StepRecord
+from gkd.detectors.step import DensePredictions, DetectorOutputs, Step
 
 NUM_CLASSES = 3
 IMAGE_SIZE = 64
@@ -47,9 +47,9 @@ def anchors():
     return torch.tensor(boxes)
 
 
-def records(family='one-stage', teacher_channels=8, student_channels=8, seed=0, boxes=BOXES,
-            labels=LABELS, dtype=torch.float32):
-    """A student's and a teacher's record of the same step, every field filled.
+def synthetic_step(family='one-stage', teacher_channels=8, student_channels=8, seed=0,
+                   boxes=BOXES, labels=LABELS, dtype=torch.float32, bank=None, progress=0.0):
+    """A step of random numbers, every field filled.
 
     The student's floating-point tensors are leaves that ask for a gradient.
     """
@@ -73,35 +73,37 @@ def records(family='one-stage', teacher_channels=8, student_channels=8, seed=0, 
     def random(*shape):
         return torch.randn(*shape, generator=generator, dtype=dtype)
 
-    def record(channels):
+    def outputs(channels):
         deltas = random(images, len(grid), 4) / 10
         size = (grid[:, 2:] - grid[:, :2]).repeat(1, 2)
-        return StepRecord(
+        return DetectorOutputs(
             maps=tuple(random(images, channels, IMAGE_SIZE // stride, IMAGE_SIZE // stride)
                        for stride in STRIDES),
-            strides=STRIDES, gt_boxes=list(boxes), gt_labels=list(labels), boxes=positives,
-            labels=torch.cat(labels)[objects], objects=objects,
             logits=random(sum(counts), NUM_CLASSES + (not one_stage)),
             roi_features=None if one_stage else random(sum(counts), channels, 7, 7),
-            roi_levels=None if one_stage else torch.arange(sum(counts)) % len(STRIDES),
             proposal_logits=(None if one_stage
                              else random(sum(counts) + negatives, NUM_CLASSES + 1)),
-            proposal_positives=(None if one_stage else
-                                torch.arange(sum(counts) + negatives) < sum(counts)),
             dense=DensePredictions(
                 logits=random(images, len(grid), NUM_CLASSES if one_stage else 1), counts=places,
-                anchors=grid, deltas=deltas, boxes=grid + deltas * size,
-                positives=trained if one_stage else None))
+                anchors=grid, deltas=deltas, boxes=grid + deltas * size))
 
-    student, teacher = record(student_channels), record(teacher_channels)
-    for leaf in leaves(student):
+    step = Step(
+        padded_size=(IMAGE_SIZE, IMAGE_SIZE), image_sizes=[(IMAGE_SIZE, IMAGE_SIZE)] * images,
+        strides=STRIDES, gt_boxes=list(boxes), gt_labels=list(labels),
+        student=outputs(student_channels), teacher=outputs(teacher_channels), bank=bank,
+        progress=progress, boxes=positives, labels=torch.cat(labels)[objects], objects=objects,
+        dense_positives=trained if one_stage else None,
+        roi_levels=None if one_stage else torch.arange(sum(counts)) % len(STRIDES),
+        proposal_positives=(None if one_stage else
+                            torch.arange(sum(counts) + negatives) < sum(counts)))
+    for leaf in leaves(step.student):
         leaf.requires_grad_()
-    return student, teacher
+    return step
 
 
-def leaves(record):
-    """The tensors of a record through which a loss can teach; boxes are not among them."""
-    dense = record.dense
-    found = [*record.maps, record.logits, record.roi_features, record.proposal_logits,
+def leaves(outputs):
+    """Tensors of a detector's part through which a loss can teach; boxes are not among them."""
+    dense = outputs.dense
+    found = [*outputs.maps, outputs.logits, outputs.roi_features, outputs.proposal_logits,
              dense.logits, dense.deltas]
     return [tensor for tensor in found if tensor is not None]
