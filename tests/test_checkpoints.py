@@ -185,7 +185,7 @@ def test_tool_says_what_it_does_not_know():
 
 
 def test_missing_checkpoints_are_all_named_at_once():
-    recipe = REPOSITORY / 'configs/coco/gkd_retinanet_r101_mobilenetv2_fpn_2x_coco.py'
+    recipe = REPOSITORY / 'configs/coco/gkd/gkd_retinanet_r101_mobilenetv2_fpn_2x_coco.py'
     model = load_config(str(recipe)).model
     model.teacher.checkpoint = 'nowhere/retinanet_r101_fpn_2x_coco_20200131-5560aee8.pth'
     with pytest.raises(CheckpointError) as caught:
@@ -195,7 +195,8 @@ def test_missing_checkpoints_are_all_named_at_once():
     assert ('tools/checkpoints.py get retinanet_r101_fpn_2x_coco_20200131-5560aee8.pth'
             in message)
     assert 'model.student.checkpoint: no such file' in message
-    assert 'bash tools/train.sh configs/coco/retinanet_mobilenetv2_fpn_2x_coco.py 8' in message
+    assert ('bash tools/train.sh configs/coco/detectors/retinanet_mobilenetv2_fpn_2x_coco.py 8'
+            in message)
     assert 'change the key' in how_to_get('somewhere/mine.pth')
     check_checkpoints(load_config(str(REPOSITORY / model.student.config)).model)
 

@@ -66,7 +66,7 @@ def test_installed_tools_look_into_the_current_folder(wheel, tmp_path):
     python.write_text(f'#!/bin/sh\nPYTHONPATH={packages} exec {sys.executable} "$@"\n')
     python.chmod(0o755)
     tools = packages / 'gkd' / '.mim' / 'tools'
-    recipe = 'configs/coco/gkd_retinanet_r101_r50_fpn_2x_coco.py'
+    recipe = 'configs/coco/gkd/gkd_retinanet_r101_r50_fpn_2x_coco.py'
     teacher, student = (Path(source.checkpoint).name for source in
                         sources_of(load_config(str(REPOSITORY / recipe)).model))
     (here / 'checkpoints').mkdir(parents=True)

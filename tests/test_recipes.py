@@ -1,6 +1,7 @@
 """The recipes of configs/coco and configs/voc, and the check that runs them."""
 
 import json
+import logging
 import math
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from mmcv import Config
 from gkd.checkpoints import find_recipe, published
 from gkd.compat.checkpoint import load_checkpoint_file
 from gkd.detectors.source import DetectorSource, find_file, sources_of
-from gkd.errors import CheckpointError
+from gkd.errors import CheckpointError, ConfigError
 from gkd.experiments.key_lists import compare_shapes, compress, expand, published_shapes, shapes_of
 from gkd.experiments.recipes import RecipeError, check_losses, random_checkpoint, recipes
 from gkd.registry import KNOWLEDGE
@@ -71,12 +72,53 @@ def test_an_ablation_changes_one_setting(family):
         assert ablation._cfg_dict == full._cfg_dict
 
 
-def test_schedule_is_the_papers():
-    for family in ('faster_rcnn', 'retinanet'):
-        config = load_config(path_of(f'gkd_{family}_r101_r50_fpn_2x_coco'))
-        assert config.optimizer.lr == 0.02 and config.runner.max_epochs == 24
-        assert config.lr_config.step == [16, 22]
-        assert config.model.knowledge[0].global_knowledge.loss_weight == 5
+def test_faster_rcnn_on_coco_has_the_published_settings():
+    config = load_config(path_of('gkd_faster_rcnn_r101_r50_fpn_2x_coco'))
+    assert config.optimizer.lr == 0.02 and config.runner.max_epochs == 24
+    assert config.lr_config.step == [16, 22] and config.lr_config.warmup_iters == 500
+    assert config.model.knowledge[0].global_knowledge.loss_weight == 5
+
+
+@pytest.mark.parametrize('distilled, plain', [
+    ('gkd_faster_rcnn_r101_r50_fpn_2x_coco', 'faster_rcnn_r50_fpn_2x_coco'),
+    ('gkd_retinanet_r101_r50_fpn_2x_coco', 'retinanet_r50_fpn_2x_coco'),
+    ('gkd_faster_rcnn_r101_r50_fpn_1x_voc0712', 'faster_rcnn_r50_fpn_1x_voc0712'),
+    ('gkd_retinanet_r101_r50_fpn_1x_voc0712', 'retinanet_r50_fpn_1x_voc0712')])
+def test_the_distilled_student_trains_as_the_plain_one(distilled, plain):
+    distilled, plain = load_config(path_of(distilled)), load_config(path_of(plain))
+    for key in ('optimizer', 'lr_config', 'runner'):
+        assert distilled[key] == plain[key], key
+
+
+@pytest.mark.parametrize('family', ['faster_rcnn', 'retinanet'])
+def test_voc_makes_one_pass_an_epoch(family):
+    """12 epochs of one pass are MMDetection's 4 of three."""
+    config = load_config(path_of(f'gkd_{family}_r101_r50_fpn_1x_voc0712'))
+    shipped = load_config(f'mmdet::pascal_voc/{family}_r50_fpn_1x_voc0712.py')
+    assert config.data.train.times == 1
+    assert config.runner.max_epochs == shipped.runner.max_epochs * shipped.data.train.times
+    assert config.lr_config.step == [
+        step * shipped.data.train.times for step in shipped.lr_config.step]
+    assert config.lr_config.warmup_iters == 500
+
+
+def test_a_config_that_has_moved_is_found_and_named(tmp_path, caplog):
+    name = 'fgd_retinanet_r101_r50_fpn_2x_coco.py'
+    with caplog.at_level('WARNING', 'mmdet'):
+        logging.getLogger('mmdet').addHandler(caplog.handler)
+        config = load_config(f'configs/coco/{name}')
+        logging.getLogger('mmdet').removeHandler(caplog.handler)
+    assert config.filename.endswith(f'configs/coco/methods/{name}')
+    assert f'configs/coco/{name} has moved; reading' in caplog.text
+    mine = tmp_path / 'mine.py'
+    mine.write_text(f"_base_ = '{REPOSITORY}/configs/coco/{name}'\n")
+    with pytest.raises(ConfigError, match=f'has moved: write .*coco/methods/{name} in `_base_`'):
+        load_config(str(mine))
+    # Which of two is meant is not known.
+    for folder in ('one', 'two'):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / 'twice.py').touch()
+    assert find_file(str(tmp_path / 'twice.py')) is None
 
 
 # The whole way at full size; `python tools/check_recipes.py` takes every recipe.

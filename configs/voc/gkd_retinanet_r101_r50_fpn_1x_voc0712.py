@@ -1,5 +1,6 @@
-# RetinaNet: R101 teaches R50, with MMDetection's own schedule for PASCAL VOC. Train the
-# teacher first: bash tools/train.sh configs/voc/retinanet_r101_fpn_1x_voc0712.py 8
+# RetinaNet: R101 teaches R50, on the data and schedule of the plain student. The authors
+# published no settings for PASCAL VOC. Train the teacher first:
+# bash tools/train.sh configs/voc/retinanet_r101_fpn_1x_voc0712.py 8
 _base_ = './retinanet_r50_fpn_1x_voc0712.py'
 model = dict(
     _delete_=True,

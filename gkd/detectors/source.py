@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import os.path as osp
+import re
 import sys
 import traceback
 from dataclasses import dataclass
+from glob import escape as glob_escape
+from glob import glob
 from typing import Optional, Union
 
 import mmcv
@@ -191,7 +195,8 @@ def read_config(path: str, where: str = '') -> Config:
     try:
         return Config.fromfile(path)
     except Exception as error:
-        message = f'{where}cannot read config {path}: {type(error).__name__}: {error}'
+        message = (f'{where}cannot read config {path}: {type(error).__name__}: {error}'
+                   f'{moved_base(error)}')
         # mmcv deletes the temporary copy that it reads while it is open: its end would be reported
         # in the terminal as an error. It hangs on the frames of this one.
         hook, sys.unraisablehook = sys.unraisablehook, lambda unraisable: None
@@ -202,13 +207,50 @@ def read_config(path: str, where: str = '') -> Config:
         raise ConfigError(message) from error
 
 
+def moved_base(error: Exception) -> str:
+    """What to write in ``_base_`` if a config was not found there because it has moved."""
+    named = re.search(r'"(.+)"', str(error)) if isinstance(error, FileNotFoundError) else None
+    moved = find_moved(osp.normpath(named[1])) if named else None
+    return f'. It has moved: write {moved} in `_base_`.' if moved else ''
+
+
 def find_file(path: str) -> Optional[str]:
-    """Resolve ``mmdet::`` paths and paths relative to the repository; None if nothing is there."""
+    """Resolve ``mmdet::`` paths and paths relative to the repository; None if nothing is there.
+
+    A config that now lies one folder further down is taken from there (:func:`find_moved`), and
+    the log says so.
+    """
     if path.startswith(MMDET_SCOPE):
         candidates = [osp.join(mmdet_configs(), path[len(MMDET_SCOPE):])]
     else:
         candidates = [path, osp.join(REPOSITORY, path)]
-    return next((candidate for candidate in candidates if osp.isfile(candidate)), None)
+    found = next((candidate for candidate in candidates if osp.isfile(candidate)), None)
+    if found is None:
+        found = next(filter(None, map(find_moved, candidates)), None)
+        if found is not None:
+            log_moved(path, found)
+    return found
+
+
+def find_moved(path: str) -> Optional[str]:
+    """Where a config lies that is not at ``path``: in one of the folders inside its folder.
+
+    So ``configs/coco/NAME.py`` finds ``configs/coco/gkd/NAME.py``.
+
+    Returns:
+        Its path; None if there is none, or if several files have its name.
+    """
+    folder, name = osp.split(path)
+    if not name.endswith('.py'):
+        return None
+    found = glob(osp.join(glob_escape(folder), '*', glob_escape(name)))
+    return found[0] if len(found) == 1 else None
+
+
+@functools.cache  # configs are read several times; once is enough
+def log_moved(path: str, found: str) -> None:
+    """Log which file is read instead of the one that was named."""
+    mmcv.utils.get_logger('mmdet').warning(f'{path} has moved; reading {found}')
 
 
 def mmdet_configs() -> str:

@@ -91,7 +91,8 @@ class RecipeReport:
 def recipes() -> list[str]:
     """Paths of all recipes for COCO and PASCAL VOC."""
     return sorted(path for folder in ('coco', 'voc')
-                  for path in glob(osp.join(REPOSITORY, 'configs', folder, '*.py')))
+                  for path in glob(osp.join(REPOSITORY, 'configs', folder, '**', '*.py'),
+                                   recursive=True))
 
 
 def check_recipe(path: str, folder: str) -> RecipeReport:

@@ -1,0 +1,3 @@
+# Weight 100 instead of 10 of the disagreement of coordinates.
+_base_ = '../gkd/gkd_faster_rcnn_r101_r50_fpn_2x_coco.py'
+model = dict(prototypes=dict(alpha=100.0))

@@ -1,0 +1,3 @@
+# Without local knowledge.
+_base_ = '../gkd/gkd_retinanet_r101_r50_fpn_2x_coco.py'
+model = dict(knowledge=[dict(type='RobustDistillingModule', local_knowledge=None)])

@@ -1,3 +1,0 @@
-# Every instance is trusted fully.
-_base_ = './gkd_faster_rcnn_r101_r50_fpn_2x_coco.py'
-model = dict(knowledge=[dict(type='RobustDistillingModule', robust=False)])

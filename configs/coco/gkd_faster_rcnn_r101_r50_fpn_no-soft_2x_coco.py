@@ -1,3 +1,0 @@
-# Without soft labels.
-_base_ = './gkd_faster_rcnn_r101_r50_fpn_2x_coco.py'
-model = dict(knowledge=[dict(type='RobustDistillingModule', soft_label=None)])
