@@ -40,7 +40,7 @@ class BuildWithConfigs(build_py):
 setup(
     name='gkd',
     version=re.search(r"__version__ = '(.+)'", read('gkd/version.py')).group(1),
-    description='Global knowledge distillation for object detectors of MMDetection 2.x',
+    description='Global knowledge distillation for object detectors of MMDetection',
     long_description=read('README.md'),
     long_description_content_type='text/markdown',
     license='Apache-2.0',
@@ -52,7 +52,7 @@ setup(
         'torch>=2.1',
         'torchvision>=0.16',
         'numpy>=1.23',
-        'mmdet>=2.28,<3',
+        'mmdet>=2.28,<4',
         'pycocotools>=2.0.6',
         'ijson>=3.2',
         'kornia>=0.7',
@@ -67,6 +67,8 @@ setup(
         # there is none.
     ],
     extras_require={
+        # Without compiled operators; an mmcv 2 that has them needs no extra.
+        'mmdet3': ['mmdet>=3.3', 'mmengine>=0.10.4', 'mmcv-lite>=2.1,<2.2'],
         'tests': ['pytest>=7', 'hypothesis>=6', 'tensorboard>=2.10'],
         'tensorboard': ['tensorboard>=2.10'],
         'digits': ['scikit-learn>=1.6', 'scikit-image>=0.24'],
@@ -79,6 +81,8 @@ setup(
         'Programming Language :: Python :: 3.10',
         'Programming Language :: Python :: 3.11',
         'Programming Language :: Python :: 3.12',
+        'Programming Language :: Python :: 3.13',
+        'Programming Language :: Python :: 3.14',
         'Topic :: Scientific/Engineering :: Artificial Intelligence',
     ],
 )

@@ -1,13 +1,20 @@
 """Missing and misfitting packages are named before anything else fails."""
 
 import importlib.util
-from importlib import metadata
+import sys
 
 import pytest
 
 from gkd import compat
+from gkd.compat import environment
 from gkd.compat.environment import check_environment
+from gkd.compat.versions import installed_version, numbers
 from gkd.errors import EnvironmentMismatchError
+
+
+def installed(monkeypatch, **versions):
+    """Let these versions be installed, and no others."""
+    monkeypatch.setattr(environment, 'installed_version', versions.get)
 
 
 @pytest.mark.parametrize('package, advice', [
@@ -15,22 +22,75 @@ from gkd.errors import EnvironmentMismatchError
     ('cv2', 'pip install opencv-python-headless'),
     ('mmdet', 'pip install mmdet==2.28.2')])
 def test_missing_package(monkeypatch, package, advice):
+    installed(monkeypatch, mmcv='1.7.2', mmdet='2.28.2')
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, 'find_spec',
                         lambda name: None if name == package else find_spec(name))
+    if package != 'cv2':
+        installed(monkeypatch, **{name: version for name, version in
+                                  (('mmcv', '1.7.2'), ('mmdet', '2.28.2')) if name != package})
     with pytest.raises(EnvironmentMismatchError) as error:
         check_environment()
     assert f'{package} is not installed' in str(error.value) and advice in str(error.value)
 
 
-@pytest.mark.parametrize('package, installed, needed', [
-    ('mmcv', '2.1.0', '1.x'), ('mmdet', '3.3.0', '2.x')])
-def test_package_of_another_generation(monkeypatch, package, installed, needed):
-    version = metadata.version
-    monkeypatch.setattr(metadata, 'version',
-                        lambda name: installed if name == package else version(name))
-    with pytest.raises(EnvironmentMismatchError, match=f'{package} {installed}.* {needed}'):
+@pytest.mark.parametrize('versions', [
+    dict(mmdet='2.28.2', mmcv='1.7.2'),
+    dict(mmdet='2.28.2', mmcv='1.7.2', mmengine='0.10.7'),
+    dict(mmdet='3.3.0', mmcv='2.1.0', mmengine='0.10.7'),
+    dict(mmdet='3.3.0', mmcv='2.2.0', mmengine='0.10.7'),
+    dict(mmdet='', mmcv='1.7.2')])
+def test_what_goes_together(monkeypatch, versions):
+    installed(monkeypatch, **versions)
+    check_environment()
+
+
+@pytest.mark.parametrize('versions, texts', [
+    (dict(mmdet='3.3.0', mmcv='1.7.2', mmengine='0.10.7'),
+     ('mmcv 1.7.2, mmengine 0.10.7, mmdet 3.3.0', 'pip install mmcv-lite==2.1.0',
+      'setup.sh --mmdet 3`')),
+    (dict(mmdet='3.3.0', mmcv='1.7.2'),
+     ('no mmengine', 'pip install mmengine==0.10.7', 'pip install mmcv-lite==2.1.0')),
+    (dict(mmdet='2.28.2', mmcv='2.1.0', mmengine='0.10.7'),
+     ('mmcv 2.1.0', 'MMCV_WITH_OPS=0', '--mmdet 3.')),
+    (dict(mmdet='3.3.0'), ('no mmcv, no mmengine, mmdet 3.3.0',)),
+    (dict(mmdet='1.2.0', mmcv='0.5.0'), ('mmdet 1.2.0', 'pip install mmdet==2.28.2')),
+    (dict(mmdet='4.0.0', mmcv='2.2.0', mmengine='0.10.7'), ('pip install mmdet==3.3.0',))])
+def test_mixed_installation(monkeypatch, versions, texts):
+    """One message: all that is installed, and all that is to be done."""
+    installed(monkeypatch, **versions)
+    with pytest.raises(EnvironmentMismatchError) as error:
         check_environment()
+    for text in texts:
+        assert text in str(error.value)
+
+
+def test_distributions_of_a_package_are_named(monkeypatch):
+    """pip uninstalls a distribution, not what is imported."""
+    installed(monkeypatch, mmdet='3.3.0', mmcv='1.7.2', mmengine='0.10.7')
+
+    def version(name):
+        if name != 'mmcv-full':
+            raise environment.metadata.PackageNotFoundError(name)
+        return '1.7.2'
+
+    monkeypatch.setattr(environment.metadata, 'version', version)
+    with pytest.raises(EnvironmentMismatchError) as error:
+        check_environment()
+    assert 'mmcv 1.7.2 (mmcv-full)' in str(error.value)
+    assert 'pip uninstall -y mmcv-full\n' in str(error.value)
+
+
+def test_version_comes_from_what_would_be_imported(monkeypatch, tmp_path):
+    """Forks go by another name on the index; none of it is imported."""
+    (tmp_path / 'mmengine').mkdir()
+    (tmp_path / 'mmengine/__init__.py').write_text('raise SystemExit("imported")')
+    (tmp_path / 'mmengine/version.py').write_text("# fork\n__version__ = '0.10.9'\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, 'mmengine', raising=False)
+    assert installed_version('mmengine') == '0.10.9'
+    assert installed_version('no_such_package') is None
+    assert numbers('0.10.0rc4') == (0, 10, 0) < numbers('0.10.9') and numbers('') == ()
 
 
 def test_applying_again_changes_nothing():

@@ -33,7 +33,7 @@ def executable(path, text):
 def stamp():
     """What setup.sh writes into a complete environment of this clone, by its own rule."""
     source = (ROOT / SETUP).read_text()
-    start = source.index('wanted="')
+    start = source.index('pins=(')
     rule = source[start:source.index('$root"\n', start) + len('$root"')]
     return subprocess.run(['bash', '-c', f'root="$1"; {rule}; echo "$wanted"', '-', ROOT],
                           capture_output=True, text=True, check=True).stdout
@@ -72,6 +72,40 @@ def test_changed_pins_are_installed(environment, stamp):
     assert (environment / '.gkd-setup').read_text().splitlines()[0] == stamp.strip()
 
 
+@pytest.mark.parametrize('option, variables', [
+    (('--mmdet', '3'), {}), (('--mmdet=3',), {}), ((), dict(GKD_MMDET='3'))])
+def test_other_mmdetection_is_installed(environment, stamp, option, variables):
+    (environment / '.gkd-setup').write_text(f'{stamp}\n2\n')
+    result = run(SETUP, *option, GKD_VENV=str(environment), **variables)
+    assert result.returncode == 0
+    assert f'{ROOT}/requirements/mmdet3.txt\n' in result.stderr
+    assert 'mmdet==2' not in result.stderr
+    assert (environment / '.gkd-setup').read_text() == f'{stamp}\n3\n'
+    # From then on without the option.
+    for again in ((), ('--mmdet', '3')):
+        assert run(SETUP, *again, GKD_VENV=str(environment)).stderr == ''
+
+
+def test_installed_mmdetection_is_kept(environment):
+    """A set-up again, for changed pins."""
+    executable(environment / 'bin/python',
+               'case "$*" in *"versions.py mmdet 3 4"*) ;; *versions.py*) exit 1 ;; esac\n'
+               'printf "%s\\n" "$@"')
+    (environment / '.gkd-setup').write_text('other pins\n')
+    result = run(SETUP, VIRTUAL_ENV=str(environment))
+    assert result.returncode == 0
+    assert 'mmengine==' in result.stderr and 'mmdet==' not in result.stderr
+    assert (environment / '.gkd-setup').read_text().splitlines()[2] == '3'
+
+
+def test_unknown_mmdetection(environment):
+    for arguments in (('--mmdet', '4'), ('--mmdet',)):
+        result = run(SETUP, *arguments, GKD_VENV=str(environment))
+        assert result.returncode == 2 and 'takes 2 or 3' in result.stderr
+    result = run(SETUP, '--mmdet', '3', '--with-ops', GKD_VENV=str(environment))
+    assert result.returncode == 1 and 'for MMDetection 2' in result.stderr
+
+
 def test_failed_installation_is_tried_again(environment):
     """pip fails: no stamp stays behind that would call the environment complete."""
     (environment / '.gkd-setup').write_text('other pins\n')
@@ -82,12 +116,12 @@ def test_failed_installation_is_tried_again(environment):
         assert not (environment / '.gkd-setup').exists()
 
 
-def test_python_that_is_too_new_is_named(tmp_path):
-    new = executable(tmp_path / 'python3.13', '[ "$1" = -V ] && echo Python 3.13.0')
-    result = run(SETUP, GKD_VENV=str(tmp_path / 'venv'), GKD_PYTHON=str(new))
+def test_python_that_is_too_old_is_named(tmp_path):
+    old = executable(tmp_path / 'python3.8', '[ "$1" = -V ] && echo Python 3.8.18')
+    result = run(SETUP, GKD_VENV=str(tmp_path / 'venv'), GKD_PYTHON=str(old))
     assert result.returncode == 1
-    assert 'python3.13: Python 3.13.0\n' in result.stderr
-    assert "fails there" in result.stderr and 'GKD_PYTHON' in result.stderr
+    assert 'python3.8: Python 3.8.18\n' in result.stderr
+    assert '3.9 to 3.14' in result.stderr and 'GKD_PYTHON' in result.stderr
     assert not (tmp_path / 'venv').exists()
 
 
