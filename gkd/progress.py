@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, redirect_stdout
 from typing import Any, Optional
 
 from mmcv.runner import get_dist_info
@@ -42,6 +44,13 @@ def progress(iterable: Optional[Iterable] = None, description: str = '',
 def on_terminal() -> bool:
     """Whether somebody is watching."""
     return sys.stderr.isatty()
+
+
+@contextmanager
+def silence() -> Iterator[None]:
+    """Drop what is printed to standard output: progress bars, the chatter of pycocotools."""
+    with open(os.devnull, 'w') as nowhere, redirect_stdout(nowhere):
+        yield
 
 
 def say(text: str) -> None:

@@ -18,9 +18,11 @@ from mmdet.datasets import build_dataset
 
 from gkd.errors import DataError
 from gkd.report import page, recorder
-from gkd.report.recorder import BINS, Stopwatch, WeightHistogram, watched
+from gkd.report.recorder import Stopwatch, WeightHistogram
 from gkd.report.runs import read_logs, read_runs
 from gkd.report.validation import Validation, read_detections
+from gkd.watching import watched
+from gkd.work_dir import BINS
 
 
 class Page(HTMLParser):

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import math
 from collections.abc import Mapping, Sequence
 
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from gkd.datasets.coco_eval import load_results
 from gkd.errors import DataError
+from gkd.progress import silence
 
 # Of digit scenes: not at all, a little, much; sizes in three equally frequent ranges.
 DIGIT_SCENES_DEGREES = dict(
@@ -48,12 +48,8 @@ def evaluate_by_degree(
             raise DataError(f'annotation {annotation["id"]} of image {annotation["image_id"]} has '
                             f'no {" and no ".join(missing)}. Every annotation needs the degrees '
                             f'that are asked for: {", ".join(degrees)}.')
-    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools reports every step
-        found = COCO()
-        found.dataset = dict(coco.dataset, annotations=[])
-        found.createIndex()
-        if detections:  # pycocotools cannot load none
-            found = coco.loadRes(list(detections))
+    with silence():
+        found = load_results(coco, detections)
         return [dict(degree=degree, low=low, high=high,
                      **_DegreeEvaluation(coco, found, degree, low, high).average_precision())
                 for degree, ranges in degrees.items() for low, high in ranges]

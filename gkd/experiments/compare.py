@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import io
 import json
 import logging
 import math
@@ -21,8 +19,8 @@ from typing import Optional, Union
 import torch
 from mmcv import Config
 from mmdet.datasets import CocoDataset
-from mmdet.datasets.api_wrappers import COCOeval
 
+from gkd.datasets.coco_eval import METRICS, evaluate, metrics_of
 from gkd.datasets.degrees import DIGIT_SCENES_DEGREES, evaluate_by_degree
 from gkd.detectors import Distiller
 from gkd.detectors.source import REPOSITORY, DetectorSource, find_file, read_config
@@ -36,9 +34,8 @@ from gkd.experiments.stages import (
     read,
 )
 from gkd.files import write_atomically
-from gkd.progress import on_terminal, progress, say
+from gkd.progress import on_terminal, progress, say, silence
 from gkd.report.comparison import (
-    METRICS,
     PLAIN,
     TEACHER,
     Row,
@@ -49,6 +46,7 @@ from gkd.report.comparison import (
 )
 from gkd.running.config import build_model, load_config
 from gkd.running.data import build_checked_dataset
+from gkd.work_dir import LATEST
 
 METHODS = osp.join(REPOSITORY, 'configs', '_base_', 'comparison.py')
 OWN = 'gkd'
@@ -220,7 +218,7 @@ def plan(config: Config, title: str, recipes: dict[str, list], seeds: Sequence[i
             print(f'{source.key}: {path} is there and used as it is')
             return osp.abspath(path)
         training = Training(write(source.key.split('.')[-1], own_config(source)),
-                            osp.join(work_dir, folder, 'latest.pth'), epochs, seed)
+                            osp.join(work_dir, folder, LATEST), epochs, seed)
         preparation.append(training)
         return training.checkpoint
 
@@ -240,7 +238,7 @@ def plan(config: Config, title: str, recipes: dict[str, list], seeds: Sequence[i
             short = 'plain' if method == PLAIN else method
             path = write(short, variant(config, knowledge))
             runs[method] = {seed: Training(
-                path, osp.join(work_dir, f'{short}_seed{seed}', 'latest.pth'), epochs, seed,
+                path, osp.join(work_dir, f'{short}_seed{seed}', LATEST), epochs, seed,
                 starts[seed]) for seed in seeds}
 
     detections = {}
@@ -307,7 +305,7 @@ def validation_data(config: Config) -> Optional[CocoDataset]:
     """The validation data if it is a COCO data set, else None."""
     if 'val' not in config.data:
         raise DataError(f'{config.filename} has no `data.val` to measure AP on.')
-    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools reports every step
+    with silence():  # pycocotools reports every step
         dataset = build_checked_dataset(config.data.val, 'data.val', dict(test_mode=True))
     return dataset if isinstance(dataset, CocoDataset) else None
 
@@ -425,12 +423,13 @@ def measure(stage: Stage, comparison: Comparison) -> dict[str, float]:
     """APs in percent and costs of a finished stage, by the names that tables give them."""
     if isinstance(stage, Training):
         return {**percent(stage.metrics()), **stage.cost()}
-    detections = json.loads(read(stage.output))
+    dataset, detections = comparison.dataset, json.loads(read(stage.output))
     values = {}
     if stage.checkpoint == comparison.teacher:
-        values = percent(coco_metrics(comparison.dataset, detections))
+        values = percent(metrics_of(evaluate(dataset.coco, detections, dataset.cat_ids,
+                                             dataset.img_ids)))
     if comparison.columns:
-        for found in evaluate_by_degree(comparison.dataset.coco, detections):
+        for found in evaluate_by_degree(dataset.coco, detections):
             column = degree_column(found['degree'], found['low'], found['high'])
             if not math.isnan(found['AP']):
                 values[column] = 100 * found['AP']
@@ -445,20 +444,6 @@ def percent(metrics: dict[str, float]) -> dict[str, float]:
         {'AP': 25.0, 'AP50': 50.0}
     """
     return {name: 100 * metrics[key] for name, key in METRICS.items() if metrics.get(key, -1) >= 0}
-
-
-def coco_metrics(dataset: CocoDataset, detections: list[dict]) -> dict[str, float]:
-    """Metrics of COCO results, computed as MMDetection does."""
-    if not detections:
-        return dict(bbox_mAP=0.0, bbox_mAP_50=0.0, bbox_mAP_75=0.0)
-    with contextlib.redirect_stdout(io.StringIO()):
-        evaluation = COCOeval(dataset.coco, dataset.coco.loadRes(detections), 'bbox')
-        evaluation.params.catIds, evaluation.params.imgIds = dataset.cat_ids, dataset.img_ids
-        evaluation.params.maxDets = [100, 300, 1000]
-        evaluation.evaluate()
-        evaluation.accumulate()
-        evaluation.summarize()
-    return dict(zip(METRICS.values(), map(float, evaluation.stats)))
 
 
 def write_report(comparison: Comparison) -> None:

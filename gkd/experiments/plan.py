@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import logging
 import weakref
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import astuple, dataclass
 from math import ceil
 from typing import Optional
@@ -33,6 +33,7 @@ from gkd.prototypes.features import eval_mode
 from gkd.prototypes.plan import size
 from gkd.running.config import build_model, naming
 from gkd.running.console import without_details
+from gkd.watching import watched
 
 # Width and height of the images that are run. All strides in use divide them.
 PROBES = ((256, 256), (512, 256))
@@ -176,14 +177,24 @@ class Step:
         memory = TensorMemory()
         for tensor in (*self.weights, *self.optimizer_state):
             memory.add(tensor)
-        with FlopCounterMode(display=False) as operations, memory, \
-                operations_of(self.model, 'teacher_step', operations) as teacher:
+        operations = FlopCounterMode(display=False)
+        of_teacher = 0
+
+        def counted(teacher_step, *args, **kwargs):
+            nonlocal of_teacher
+            before = operations.get_total_flops()
+            result = teacher_step(*args, **kwargs)
+            of_teacher += operations.get_total_flops() - before
+            return result
+
+        watching = watched(self.model, 'teacher_step', counted) if self.distils else nullcontext()
+        with operations, memory, watching:
             data = noise(width, height, images, num_classes(self.student))
             loss = self.model.train_step(data, self.optimizer)['loss']
             self.optimizer.zero_grad()
             loss.backward()
             self.optimizer.step()
-        return memory.peak, operations.get_total_flops(), sum(teacher)
+        return memory.peak, operations.get_total_flops(), of_teacher
 
     def student_operations(self, width: int, height: int, images: int) -> int:
         """Operations of the student alone."""
@@ -207,28 +218,6 @@ class Step:
                 detector.extract_feat(torch.zeros(1, 3, height, width))
             peaks.append(memory.peak - before)
         return max(peaks)
-
-
-@contextmanager
-def operations_of(owner: object, name: str, counter: FlopCounterMode) -> Iterator[list[int]]:
-    """Collect the operations that calls of a method, if there is one, add to a counter."""
-    counts = []
-    method = getattr(owner, name, None)
-    if method is None:
-        yield counts
-        return
-
-    def counted(*args, **kwargs):
-        before = counter.get_total_flops()
-        result = method(*args, **kwargs)
-        counts.append(counter.get_total_flops() - before)
-        return result
-
-    setattr(owner, name, counted)
-    try:
-        yield counts
-    finally:
-        delattr(owner, name)
 
 
 def untrained_model(config: Config) -> BaseDetector:

@@ -12,6 +12,7 @@ from typing import Optional
 from gkd.backbones.efficientnet_lite import prepare_efficientnet_lite0
 from gkd.checkpoints import WORKPLACE, tool
 from gkd.datasets import prepare_tree_crowns
+from gkd.datasets.coco_eval import METRICS
 from gkd.experiments.stages import Schedule, Training, children_end_too
 from gkd.files import write_atomically
 from gkd.looking.detections import draw_detections
@@ -21,8 +22,8 @@ from gkd.prototypes.hook import latest_bank
 from gkd.report.comparison import summarize
 from gkd.report.page import write_report
 from gkd.report.prototypes import draw_prototypes
-from gkd.report.record import REPORT
 from gkd.running.config import load_config
+from gkd.work_dir import LATEST, PROTOTYPES, REPORT
 
 CONFIGS = 'configs/quickstart'
 TEACHER = CONFIGS + '/{}_efficientnet-lite0_fpn_tree-crowns.py'
@@ -31,7 +32,7 @@ CONTINUED = CONFIGS + '/{}_r18-w8_fpn_continued_tree-crowns.py'
 DISTILLER = CONFIGS + '/gkd_{}_efficientnet-lite0_r18-w8_fpn_tree-crowns.py'
 FAMILIES = ('retinanet', 'faster_rcnn')
 LOG_INTERVAL = 10  # steps; a line every few seconds on two cores
-METRICS = {'AP': 'bbox_mAP', 'AP50': 'bbox_mAP_50'}
+SHOWN = ('AP', 'AP50')
 
 
 def add_arguments(group: argparse._ArgumentGroup) -> None:
@@ -71,10 +72,10 @@ def quickstart(family: str = 'retinanet', seeds: Sequence[int] = (0,),
     schedule.end('data')
 
     schedule.begin(f'teacher: {family} on EfficientNet-Lite0, pretrained on ImageNet')
-    teacher = osp.join(work_dir, 'teacher', 'latest.pth')
+    teacher = osp.join(work_dir, 'teacher', LATEST)
     results = {'teacher': [run_stage(schedule, TEACHER.format(family), teacher, epochs)]}
     for seed in seeds:
-        student, plain, distilled = (osp.join(work_dir, f'{name}_seed{seed}', 'latest.pth')
+        student, plain, distilled = (osp.join(work_dir, f'{name}_seed{seed}', LATEST)
                                      for name in ('student', 'plain', 'gkd'))
         schedule.begin(f'student: {family} on a thin ResNet-18 from scratch, seed {seed}')
         results.setdefault('student', []).append(
@@ -110,7 +111,7 @@ def draw_pictures(family: str, work_dir: str, teacher: str, plain: str, distille
                      ('student, continued', load_config(CONTINUED.format(family)), plain),
                      ('student, distilled', config, distilled)],
                     osp.join(work_dir, 'detections.png'))
-    folder = osp.join(osp.dirname(distilled), 'prototypes')
+    folder = osp.join(osp.dirname(distilled), PROTOTYPES)
     last = epochs or config.runner.max_epochs
     draw_prototypes(PrototypeBank.load(latest_bank(folder, last)),
                     config.data.train.img_prefix, config.data.train.classes, 0,
@@ -150,14 +151,15 @@ def format_table(results: dict[str, list[dict[str, float]]]) -> str:
         | gain               |         +2.0 |         +5.0 |
         <BLANKLINE>
     """
-    lines = [f'| {"":18} | ' + ' | '.join(f'{name:>12}' for name in METRICS) + ' |',
-             f'| {"-" * 18} | ' + ' | '.join('-' * 11 + ':' for _ in METRICS) + ' |']
+    lines = [f'| {"":18} | ' + ' | '.join(f'{name:>12}' for name in SHOWN) + ' |',
+             f'| {"-" * 18} | ' + ' | '.join('-' * 11 + ':' for _ in SHOWN) + ' |']
+    keys = [METRICS[name] for name in SHOWN]
     for name, runs in results.items():
-        cells = [f'{summarize([100 * run[key] for run in runs]):>12}' for key in METRICS.values()]
+        cells = [f'{summarize([100 * run[key] for run in runs]):>12}' for key in keys]
         lines.append(f'| {name:18} | ' + ' | '.join(cells) + ' |')
     *_, alone, distilled = results.values()
     gains = [[100 * (after[key] - before[key]) for before, after in zip(alone, distilled)]
-             for key in METRICS.values()]
+             for key in keys]
     lines.append(f'| {"gain":18} | ' + ' | '.join(f'{summarize(gain, "+"):>12}'
                                                   for gain in gains) + ' |')
     return '\n'.join(lines) + '\n'

@@ -39,6 +39,7 @@ from gkd.running.data import leaf_configs
 from gkd.running.export import export_student
 from gkd.running.test import test
 from gkd.running.train import train
+from gkd.work_dir import LATEST
 
 IMAGE_SIZE = 256
 LOSSES = 'losses.json'
@@ -125,7 +126,7 @@ def check_recipe(path: str, folder: str) -> RecipeReport:
     config.work_dir = work_dir
     train(config, resume='never', validate=False)
 
-    latest = osp.join(work_dir, 'latest.pth')
+    latest = osp.join(work_dir, LATEST)
     losses = check_losses(config, work_dir)
     check_student(config, latest)
     exported = osp.join(work_dir, 'student.pth')

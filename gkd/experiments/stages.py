@@ -28,11 +28,11 @@ from gkd.detectors.source import REPOSITORY, find_file, read_config
 from gkd.errors import GKDError
 from gkd.files import write_atomically
 from gkd.progress import say
-from gkd.report.runs import median_step
+from gkd.report.runs import median_step, read_log
 from gkd.running.config import load_config
+from gkd.work_dir import EVALUATION, PROCESS
 
 STAMP = 'stage.txt'
-PROCESS = 'process.json'
 
 children: set[int] = set()  # processes of tools
 starting = threading.Lock()  # held while one is started
@@ -132,7 +132,7 @@ class Training:
 
     def history(self) -> dict[str, dict[str, float]]:
         """Metrics by epoch."""
-        return json.loads(read(osp.join(self.work_dir, 'evaluation.json')) or '{}')
+        return json.loads(read(osp.join(self.work_dir, EVALUATION)) or '{}')
 
     def metrics(self) -> dict[str, float]:
         """Metrics of the last epoch.
@@ -154,10 +154,8 @@ class Training:
             log, and peak ``'memory'`` in MiB: of the GPU if there was one, else of the process.
             What is not known is left out.
         """
-        lines = []
-        for name in sorted(os.listdir(self.work_dir)):
-            if name.endswith('.log.json'):
-                lines += map(json.loads, read(osp.join(self.work_dir, name)).splitlines())
+        lines = [line for name in sorted(os.listdir(self.work_dir)) if name.endswith('.log.json')
+                 for line in read_log(osp.join(self.work_dir, name))]
         step = median_step(lines)
         gpu = [line['memory'] for line in lines if 'memory' in line]
         process = json.loads(read(osp.join(self.work_dir, PROCESS)) or '{}')

@@ -8,10 +8,9 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from gkd.datasets.coco_eval import METRICS
 from gkd.report.drawing import plt, save
 
-METRICS = {'AP': 'bbox_mAP', 'AP50': 'bbox_mAP_50', 'AP75': 'bbox_mAP_75',
-           'AP small': 'bbox_mAP_s', 'AP medium': 'bbox_mAP_m', 'AP large': 'bbox_mAP_l'}
 TEACHER, PLAIN = 'teacher', 'plain student'
 NOTHING = '–'
 GREY, BLUE = '#777777', '#1f77b4'

@@ -8,9 +8,10 @@ from typing import Optional
 
 import plotly.graph_objects as go
 
-from gkd.report.record import BINS
+from gkd.datasets.coco_eval import METRICS
 from gkd.report.runs import DETECTOR, DISTILLED, PLAIN, TEACHER, Run
-from gkd.report.validation import STATS, Precision
+from gkd.report.validation import Precision
+from gkd.work_dir import BINS
 
 # Told apart by people who see no red or no green, on white and on black.
 SHADES = {
@@ -25,7 +26,8 @@ PART_NAMES = {'data': 'waiting for data', 'student': 'student, forward',
               'teacher': 'teacher, forward', 'knowledge': 'knowledge, forward',
               'backward': 'backward and update', 'other': 'other',
               'step': 'step without data (not split)'}
-SIZES = {'all': 'bbox_mAP', 'small': 'bbox_mAP_s', 'medium': 'bbox_mAP_m', 'large': 'bbox_mAP_l'}
+SIZES = {'all': METRICS['AP'], **{size: METRICS[f'AP {size}']
+                                  for size in ('small', 'medium', 'large')}}
 GREY = '#888888'
 
 
@@ -192,4 +194,4 @@ def metrics_of(run: Run, precisions: dict[str, Precision]) -> dict[str, float]:
     if run.evaluations:
         return run.evaluations[max(run.evaluations)]
     found = precisions.get(run.name)
-    return {key: found.metrics[key] for key in STATS} if found else {}
+    return found.metrics if found else {}

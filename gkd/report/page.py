@@ -8,6 +8,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any, Optional
 
+from gkd.datasets.coco_eval import METRICS
 from gkd.report import figures
 from gkd.report.runs import (
     DISTILLED,
@@ -20,9 +21,8 @@ from gkd.report.runs import (
 )
 from gkd.report.templates import write_page
 from gkd.report.validation import Picture, Precision, Validation, read_detections
+from gkd.work_dir import PROCESS
 
-COLUMNS = {'AP': 'bbox_mAP', 'AP50': 'bbox_mAP_50', 'AP75': 'bbox_mAP_75',
-           'small': 'bbox_mAP_s', 'medium': 'bbox_mAP_m', 'large': 'bbox_mAP_l'}
 MEMORY = {'student': 'weights of the student', 'teacher': 'weights of the teacher',
           'knowledge': 'weights of the knowledge'}
 KEPT = {'student': 'kept by the student for the backward pass', 'teacher': 'kept by the teacher',
@@ -53,7 +53,7 @@ def write_report(work_dir: str, others: Sequence[str], path: str) -> None:
         path, 'report.jinja',
         title=osp.basename(osp.abspath(work_dir)), main=main, runs=runs,
         colours=colours, state=state(main), summary=summarize(runs, metrics),
-        columns=list(COLUMNS), table=ap_table(runs, metrics), notes=notes, pictures=pictures,
+        columns=list(METRICS), table=ap_table(runs, metrics), notes=notes, pictures=pictures,
         shown={name: colours[name] for name in precisions},
         ap=figures.draw_ap(runs), sizes=figures.draw_sizes(runs, metrics),
         precision=figures.draw_precision(runs, precisions), losses=figures.draw_losses(runs),
@@ -132,7 +132,7 @@ def ap_table(runs: Sequence[Run], metrics: dict[str, dict[str, float]]) -> list[
     rows = []
     for run in runs:
         found = metrics[run.name]
-        values = [found.get(key, -1) for key in COLUMNS.values()]
+        values = [found.get(key, -1) for key in METRICS.values()]
         gain = ''
         if run.role == DISTILLED and plain is not None and 'bbox_mAP' in found:
             gain = f'{100 * found["bbox_mAP"] - plain:+.1f}'
@@ -164,7 +164,7 @@ def kept_memory(run: Run, part: str) -> Optional[float]:
 def peak_memory(run: Run) -> Optional[float]:
     """Most memory in MiB that training has used."""
     logged = [line['memory'] for line in run.lines if 'memory' in line]
-    process = read_json(osp.join(run.work_dir, 'process.json')) if run.work_dir else {}
+    process = read_json(osp.join(run.work_dir, PROCESS)) if run.work_dir else {}
     return max(logged, default=None) or run.record.get('peak') or process.get('peak_memory')
 
 

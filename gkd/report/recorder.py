@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import importlib.metadata
 import inspect
 import json
@@ -13,7 +12,7 @@ import resource
 import shutil
 import sys
 import time
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from typing import Any, Callable, Optional
 
 import torch
@@ -24,8 +23,9 @@ from torch import Tensor, nn
 from gkd.detectors import Distiller
 from gkd.files import written_whole
 from gkd.knowledge import RobustDistillingModule
-from gkd.report.record import BINS, DETECTIONS, RECORD, REPORT
 from gkd.version import __version__
+from gkd.watching import watched
+from gkd.work_dir import BINS, DETECTIONS, RECORD, REPORT
 
 UNFINISHED = '.detections'
 MIB = 2 ** 20
@@ -267,24 +267,6 @@ class WeightHistogram:
         if before is None:
             return counts
         return [[a + b for a, b in zip(*rows)] for rows in zip(before, counts)]
-
-
-@contextmanager
-def watched(owner: object, name: str, call: Callable):
-    """Have ``call(method, *args, **kwargs)`` stand for the method ``owner.name``.
-
-    Unlike :func:`gkd.detectors.step.recorded` it holds on to no arguments or results.
-    """
-    method = getattr(owner, name)
-    outer = vars(owner).get(name)
-    setattr(owner, name, functools.partial(call, method))
-    try:
-        yield
-    finally:
-        if outer is None:
-            delattr(owner, name)
-        else:
-            setattr(owner, name, outer)
 
 
 def keep_results(evaluation: EvalHook, prefix: str) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import os.path as osp
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Optional
@@ -16,7 +15,13 @@ from mmdet.utils import compat_cfg
 from gkd.detectors import Distiller
 from gkd.detectors.source import DetectorSource, find_file
 from gkd.errors import ConfigError, DataError
-from gkd.report.record import DETECTIONS, RECORD, TEACHER_DETECTIONS
+from gkd.work_dir import (
+    DETECTIONS,
+    EVALUATION,
+    RECORD,
+    TEACHER_DETECTIONS,
+    last_whole_checkpoint,
+)
 
 TEACHER, PLAIN, DISTILLED, DETECTOR = ('teacher', 'plain student', 'distilled student',
                                        'detector')
@@ -177,10 +182,10 @@ def read_run(work_dir: str) -> Run:
     # MMDetection's own trainings have their metrics in the log only.
     evaluations = {line['epoch']: line for line in lines if 'bbox_mAP' in line}
     evaluations.update((int(epoch), metrics) for epoch, metrics in
-                       read_json(osp.join(work_dir, 'evaluation.json')).items())
+                       read_json(osp.join(work_dir, EVALUATION)).items())
     config = parse_config(text, work_dir)
     run = Run(osp.basename(osp.abspath(work_dir)), DETECTOR, work_dir, config, text,
-              last_checkpoint(work_dir), osp.join(work_dir, DETECTIONS), lines, evaluations,
+              last_whole_checkpoint(work_dir), osp.join(work_dir, DETECTIONS), lines, evaluations,
               record)
     if run.is_distilled:
         run.role = DISTILLED
@@ -300,13 +305,3 @@ def median_step(lines: Sequence[dict]) -> Optional[float]:
     times = sorted(line['time'] - line['data_time'] for line in lines
                    if line.get('mode') == 'train' and 'time' in line)
     return times[len(times) // 2] if times else None
-
-
-def last_checkpoint(work_dir: str) -> Optional[str]:
-    """The newest ``epoch_N.pth`` or ``iter_N.pth``, None if there is none."""
-    found = {}
-    for name in os.listdir(work_dir):
-        match = re.fullmatch(r'(?:epoch|iter)_(\d+)\.pth', name)
-        if match:
-            found[int(match[1])] = osp.join(work_dir, name)
-    return found[max(found)] if found else None

@@ -9,13 +9,15 @@ from typing import Any
 
 from tqdm import tqdm
 
+from gkd.datasets.coco_eval import METRICS
 from gkd.detectors import Distiller
 from gkd.detectors.source import DetectorSource
 from gkd.report.comparison import NOTHING, markdown
-from gkd.report.page import COLUMNS, peak_memory, shorten
+from gkd.report.page import peak_memory, shorten
 from gkd.report.runs import Run, median_step, read_run
+from gkd.work_dir import LATEST, REPORT
 
-NAMES = {key: name for name, key in COLUMNS.items()}
+NAMES = {key: name for name, key in METRICS.items()}
 
 
 def format_summary(work_dir: str, config: str) -> str:
@@ -32,14 +34,14 @@ def format_summary(work_dir: str, config: str) -> str:
         GKDError: The folder holds no training.
     """
     run = read_run(work_dir)
-    checkpoint = osp.join(work_dir, 'latest.pth')
+    checkpoint = osp.join(work_dir, LATEST)
     checkpoint = checkpoint if osp.isfile(checkpoint) else run.checkpoint
     best = sorted(glob(osp.join(escape(work_dir), 'best_*.pth')), key=osp.getmtime)
     lines = {'model': describe(run), 'training': training(run), 'memory': memory(run)}
     if checkpoint:
         arguments = [shorten(config), shorten(checkpoint)]
         lines['checkpoint'] = ', best: '.join(map(shorten, [checkpoint, *best[-1:]]))
-        lines['report'] = shorten(osp.join(work_dir, 'report.html'))
+        lines['report'] = shorten(osp.join(work_dir, REPORT))
         lines['test'] = shlex.join(['bash', 'tools/test.sh', *arguments])
         if run.config.model.type == Distiller.__name__:
             lines['export'] = shlex.join(['python', 'tools/export_student.py', *arguments])

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import copy
-import io
 import json
 import os.path as osp
 from collections import defaultdict
@@ -20,12 +18,12 @@ import numpy as np
 import torch
 from mmcv import Config
 from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 
+from gkd.datasets.coco_eval import evaluate, metrics_of
 from gkd.detectors.source import find_file
+from gkd.progress import silence
 from gkd.report.detections import match
 
-STATS = ('bbox_mAP', 'bbox_mAP_50', 'bbox_mAP_75', 'bbox_mAP_s', 'bbox_mAP_m', 'bbox_mAP_l')
 WIDTH = 640  # of embedded images, in pixels
 
 
@@ -34,7 +32,7 @@ class Precision:
     """What COCO's evaluation says of a detector.
 
     Attributes:
-        metrics: AP, and AP by IoU and size, as MMDetection names them; -1 where nothing is.
+        metrics: AP, and AP by IoU and size, as MMDetection names them; -1 without such objects.
         recall: Points of the curves, ``(101,)``.
         curves: Precision at these by IoU, mean over classes, ``(101,)``.
     """
@@ -97,7 +95,7 @@ class Validation:
     @cached_property
     def coco(self) -> COCO:
         """The annotations."""
-        with contextlib.redirect_stdout(io.StringIO()):
+        with silence():
             return COCO(self.path)
 
     @cached_property
@@ -112,22 +110,13 @@ class Validation:
         Args:
             detections: Each with ``image_id``, ``category_id``, ``bbox`` and ``score``.
         """
-        with contextlib.redirect_stdout(io.StringIO()):
-            # loadRes refuses an empty list, and adds to the dicts that it is given.
-            results = self.coco.loadRes(copy.deepcopy(detections)) if detections else COCO()
-            evaluation = COCOeval(self.coco, results, 'bbox')
-            evaluation.params.catIds = self.categories
-            evaluation.params.imgIds = sorted(self.coco.imgs)
-            evaluation.evaluate()
-            evaluation.accumulate()
-            evaluation.summarize()
+        evaluation = evaluate(self.coco, detections, self.categories)
         precision = evaluation.eval['precision'][..., 0, -1]  # (IoU, recall, class)
         known = precision[0, 0] > -1
         mean = precision[:, :, known].mean(axis=2) if known.any() else precision[..., 0] * 0
         curves = {'IoU 0.5': mean[0], 'IoU 0.75': mean[5],
                   'mean of IoU 0.5 to 0.95': mean.mean(axis=0)}
-        return Precision(dict(zip(STATS, map(float, evaluation.stats))),
-                         evaluation.params.recThrs, curves)
+        return Precision(metrics_of(evaluation), evaluation.params.recThrs, curves)
 
     def pictures(self, detections: Sequence[list[dict]], most: int = 6) -> list[Picture]:
         """The images on which detectors differ most.

@@ -17,6 +17,7 @@ from mmcv import Config
 
 from gkd.compat.checkpoint import trust_checkpoints
 from gkd.errors import GKDError
+from gkd.progress import silence
 from gkd.running.config import load_config
 
 __all__ = ['DictAction', 'add_pair_options', 'add_trust_option', 'positive', 'read_pair_options',
@@ -118,13 +119,6 @@ def run(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         print('\nstopped; the same command goes on from the last checkpoint.', file=sys.stderr)
         sys.exit(130)
-
-
-@contextlib.contextmanager
-def silence():
-    """Drop what is printed to standard output: progress bars, the chatter of pycocotools."""
-    with open(os.devnull, 'w') as nowhere, contextlib.redirect_stdout(nowhere):
-        yield
 
 
 def lost_another_process(error: RuntimeError) -> bool:

@@ -23,6 +23,7 @@ from gkd.prototypes.generation import all_gather
 from gkd.report.loggers import ImageLoggerHook
 from gkd.running.config import naming
 from gkd.running.data import build_checked_dataset, check_num_classes
+from gkd.work_dir import EVALUATION
 
 
 def evaluation_hook(config: Config, model: nn.Module, distributed: bool) -> EvalHook:
@@ -106,7 +107,7 @@ class EvaluationRecorder(Hook):
 
     def path(self, runner) -> str:
         """File of the metrics by epoch."""
-        return osp.join(runner.work_dir, 'evaluation.json')
+        return osp.join(runner.work_dir, EVALUATION)
 
     def history(self, runner) -> dict[str, dict[str, float]]:
         """Metrics by epoch, of the epochs that are done.

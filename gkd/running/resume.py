@@ -8,10 +8,8 @@ in its middle.
 
 from __future__ import annotations
 
-import os
 import os.path as osp
 import random
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Optional
@@ -29,9 +27,9 @@ from gkd.compat.checkpoint import load_checkpoint_file
 from gkd.errors import CheckpointError, NumericalError
 from gkd.prototypes import PrototypeBank
 from gkd.prototypes.generation import all_gather
+from gkd.work_dir import INSIDE, LATEST, checkpoints, progress_of
 
 KEY = 'resume'  # in a checkpoint's `meta`
-INSIDE = 'epoch_{}_iter_{}.pth'  # running epoch, from 1, and how many of its iterations are done
 KEPT_INSIDE = 2
 
 
@@ -67,7 +65,7 @@ class ResumableCheckpointHook(CheckpointHook):
             optimizer=runner.optimizer if self.save_optimizer else None,
             meta={**runner.meta, KEY: state, 'epoch': runner.epoch, 'iter': runner.iter + 1})
         if self.args['create_symlink']:
-            mmcv.symlink(name, osp.join(self.out_dir, 'latest.pth'))
+            mmcv.symlink(name, osp.join(self.out_dir, LATEST))
         self.remove_inside(keep=KEPT_INSIDE)
 
     def _save_checkpoint(self, runner) -> None:
@@ -324,36 +322,3 @@ def intact_checkpoint(work_dir: str) -> Optional[str]:
         raise CheckpointError(f'no checkpoint in {work_dir} can be read: {", ".join(damaged)}. '
                               f'Restore one, or start anew with --resume never.')
     return None
-
-
-def checkpoints(work_dir: str) -> list[str]:
-    """Checkpoints of a run, newest first: what ``latest.pth`` names, and all before it."""
-    latest = osp.join(work_dir, 'latest.pth')
-    names = os.listdir(work_dir) if osp.isdir(work_dir) else []
-    found = sorted((name for name in names if progress_of(name)), key=progress_of, reverse=True)
-    if not osp.isfile(latest):
-        return [osp.join(work_dir, name) for name in found]
-    # Later ones are of a run that was thrown away.
-    newest = osp.basename(osp.realpath(latest))
-    reached = progress_of(newest)
-    return [latest] + [osp.join(work_dir, name) for name in found
-                       if name != newest and (reached is None or progress_of(name) < reached)]
-
-
-def progress_of(path: str | os.PathLike) -> Optional[tuple[int, int]]:
-    """Epochs that are done and iterations after them, by the name of a checkpoint.
-
-    Example:
-        >>> progress_of('epoch_2.pth'), progress_of('work/epoch_3_iter_500.pth')
-        ((2, 0), (2, 500))
-        >>> progress_of('iter_4000.pth'), progress_of('student.pth')
-        ((0, 4000), None)
-    """
-    name = osp.basename(path)
-    inside = re.fullmatch(r'epoch_(\d+)_iter_(\d+)\.pth', name)
-    if inside:
-        return int(inside[1]) - 1, int(inside[2])
-    whole = re.fullmatch(r'(epoch|iter)_(\d+)\.pth', name)
-    if whole is None:
-        return None
-    return (int(whole[2]), 0) if whole[1] == 'epoch' else (0, int(whole[2]))

@@ -51,6 +51,7 @@ from gkd.running.explain import explaining
 from gkd.running.finite import FiniteLossHook
 from gkd.running.resume import KEY, ImageOrder, ResumeHook, find_checkpoint
 from gkd.version import __version__
+from gkd.work_dir import PROTOTYPES
 
 
 @explaining()
@@ -140,7 +141,7 @@ def train(config: Config, resume: str = 'auto', validate: bool = True) -> dict[s
     mmcv.mkdir_or_exist(runner.work_dir)
     if rank == 0:
         remove_unfinished(runner.work_dir)
-        remove_unfinished(osp.join(runner.work_dir, 'prototypes'))
+        remove_unfinished(osp.join(runner.work_dir, PROTOTYPES))
     with log_file(logger, osp.join(config.work_dir, f'{runner.timestamp}.log')):
         logger.info(
             f'gkd {__version__}, torch {torch.__version__}, mmdet {mmdet.__version__}, '

@@ -44,7 +44,7 @@ import gkd.prototypes.generation as generation
 import gkd.report.page  # noqa: F401  (trainings would import it one by one)
 from gkd.compat.checkpoint import load_checkpoint_file
 from gkd.prototypes import PrototypeBank
-from gkd.running.resume import checkpoints
+from gkd.work_dir import checkpoints
 
 # Where a training can be killed: the function that is called there.
 PLACES = {

@@ -1,0 +1,57 @@
+"""What lies in the work dir of a training: names of its files, and its checkpoints."""
+
+from __future__ import annotations
+
+import os
+import os.path as osp
+import re
+from typing import Optional
+
+EVALUATION = 'evaluation.json'  # metrics by epoch
+RECORD, DETECTIONS, REPORT = 'record.json', 'detections.bbox.json', 'report.html'
+BINS = 20  # of the histograms of robust weights in a record, from 0 to 1
+TEACHER_DETECTIONS = 'teacher.bbox.json'
+PROCESS = 'process.json'  # peak memory of the process that trained
+PROTOTYPES = 'prototypes'  # folder of the banks
+LATEST = 'latest.pth'
+INSIDE = 'epoch_{}_iter_{}.pth'  # running epoch, from 1, and how many of its iterations are done
+WHOLE = re.compile(r'(epoch|iter)_(\d+)\.pth')
+
+
+def checkpoints(work_dir: str) -> list[str]:
+    """Checkpoints of a run, newest first: what ``latest.pth`` names, and all before it."""
+    latest = osp.join(work_dir, LATEST)
+    names = os.listdir(work_dir) if osp.isdir(work_dir) else []
+    found = sorted((name for name in names if progress_of(name)), key=progress_of, reverse=True)
+    if not osp.isfile(latest):
+        return [osp.join(work_dir, name) for name in found]
+    # Later ones are of a run that was thrown away.
+    newest = osp.basename(osp.realpath(latest))
+    reached = progress_of(newest)
+    return [latest] + [osp.join(work_dir, name) for name in found
+                       if name != newest and (reached is None or progress_of(name) < reached)]
+
+
+def last_whole_checkpoint(work_dir: str) -> Optional[str]:
+    """The newest checkpoint that was written between two epochs, None if there is none."""
+    names = [osp.basename(osp.realpath(path)) for path in checkpoints(work_dir)]
+    return next((osp.join(work_dir, name) for name in names if WHOLE.fullmatch(name)), None)
+
+
+def progress_of(path: str | os.PathLike) -> Optional[tuple[int, int]]:
+    """Epochs that are done and iterations after them, by the name of a checkpoint.
+
+    Example:
+        >>> progress_of('epoch_2.pth'), progress_of('work/epoch_3_iter_500.pth')
+        ((2, 0), (2, 500))
+        >>> progress_of('iter_4000.pth'), progress_of('student.pth')
+        ((0, 4000), None)
+    """
+    name = osp.basename(path)
+    inside = re.fullmatch(r'epoch_(\d+)_iter_(\d+)\.pth', name)
+    if inside:
+        return int(inside[1]) - 1, int(inside[2])
+    whole = WHOLE.fullmatch(name)
+    if whole is None:
+        return None
+    return (int(whole[2]), 0) if whole[1] == 'epoch' else (0, int(whole[2]))
