@@ -6,9 +6,11 @@ import operator
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass
-from typing import TYPE_CHECKING, Any, Callable, Optional
+from typing import TYPE_CHECKING, Any, Optional
 
 from torch import Tensor
+
+from gkd.watching import watched
 
 if TYPE_CHECKING:
     from gkd.prototypes.bank import PrototypeBank
@@ -173,20 +175,12 @@ def recorded(owner: object, name: str) -> Iterator[list[Call]]:
         >>> calls
         [Call(args=(1,), kwargs={'b': 2}, result=3)]
     """
-    method: Callable = getattr(owner, name)
     calls: list[Call] = []
 
-    def record(*args, **kwargs):
+    def record(method, *args, **kwargs):
         result = method(*args, **kwargs)
         calls.append(Call(args, kwargs, result))
         return result
 
-    outer = vars(owner).get(name)
-    setattr(owner, name, record)
-    try:
+    with watched(owner, name, record):
         yield calls
-    finally:
-        if outer is None:
-            delattr(owner, name)
-        else:
-            setattr(owner, name, outer)
