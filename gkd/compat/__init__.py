@@ -1,4 +1,4 @@
-"""What makes MMDetection 2.x run on today's torch, without editing an installed package.
+"""What makes MMDetection run on today's torch, without editing an installed package.
 
 :func:`apply` runs once, when ``gkd`` is imported, before anything imports mmdet. Each mend is one
 function that says why it is there and for which versions.
@@ -22,9 +22,13 @@ def apply() -> None:
     if _applied:
         return
 
+    from gkd.compat import defaults
     from gkd.compat.environment import check_environment
+    from gkd.compat.versions import mmdet_major
 
     check_environment()
+    defaults.restore_find_loader()
+    defaults.restore_numpy_names()
     # mmcv announces its version 2.0 of 2023 on every import, and makes torch look for a compiler.
     warnings.filterwarnings('ignore', message='On January 1, 2023, MMCV', category=UserWarning)
     logging.getLogger('torch.utils.cpp_extension').setLevel(logging.ERROR)
@@ -33,10 +37,17 @@ def apply() -> None:
 
     install_ops()
 
+    if mmdet_major() == 3:
+        _mend_mmdet3()
+    else:
+        _mend_mmdet2()
+    _applied = True
+
+
+def _mend_mmdet2() -> None:
     # These import mmcv and mmdet, which is possible from here on only.
     from gkd.compat import coco, defaults, distributed, parallel, progress, runner
 
-    defaults.restore_numpy_names()
     defaults.default_to_existing_device()
     coco.look_at_annotations()
     parallel.run_steps_through_torch_ddp()
@@ -50,4 +61,16 @@ def apply() -> None:
     runner.leave_out_pauses()
     runner.refuse_fp16_without_gpu()
     runner.write_files_whole()
-    _applied = True
+
+
+def _mend_mmdet3() -> None:
+    from gkd.compat import engine
+
+    engine.accept_newer_mmcv()
+    engine.find_packages_without_setuptools()
+    engine.init_without_gpus()
+    engine.read_checkpoints_safely()
+    engine.load_checkpoints_strictly()
+    engine.resume_without_running_the_config()
+    engine.refuse_mixed_precision_without_gpu()
+    engine.write_files_whole()

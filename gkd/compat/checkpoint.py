@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import os.path as osp
 import pickle
 import re
@@ -14,11 +15,20 @@ from typing import Union
 
 import numpy as np
 import torch
-from mmcv.parallel import is_module_wrapper
 from torch import nn
 
 from gkd.compat.mismatch import describe_mismatch
+from gkd.compat.versions import mmdet_major
 from gkd.errors import CheckpointError
+
+if mmdet_major() == 3:
+    from mmengine.logging import HistoryBuffer
+    from mmengine.model import is_model_wrapper as is_module_wrapper
+else:
+    from mmcv.parallel import is_module_wrapper
+
+    class HistoryBuffer:
+        """Stands for what MMEngine keeps of a logged number, in checkpoints of MMDetection 3."""
 
 try:
     from numpy._core import multiarray
@@ -38,7 +48,22 @@ _HARMLESS = {
     'numpy.ndarray': np.ndarray,
     **{f'{dtype.__module__}.{dtype.__qualname__}': dtype for dtype in _DTYPE_CLASSES},
 }
+
+
+def _statistic(owner: type, name: str) -> Union[Callable, None]:
+    """The one use of ``getattr`` in MMEngine's checkpoints: how a buffer sums up its numbers."""
+    if owner is not HistoryBuffer or name not in ('min', 'max', 'mean', 'current'):
+        raise pickle.UnpicklingError(f'GLOBAL getattr({owner!r}, {name!r})')
+    return getattr(owner, name, None)
+
+
+_HARMLESS.update({
+    'mmengine.logging.history_buffer.HistoryBuffer': HistoryBuffer,
+    **{f'{module}.getattr': _statistic for module in ('__builtin__', 'builtins')},
+})
 _FIRST_SAFE_TORCH = (2, 6)
+_WEIGHTS_ONLY = ("  python -c \"import torch; c = torch.load('IN.pth', map_location='cpu', "
+                 "weights_only=False); torch.save(dict(state_dict=c['state_dict']), 'OUT.pth')\"")
 _trusted = False
 
 
@@ -56,7 +81,8 @@ def load_checkpoint_file(path: str, map_location: MapLocation = 'cpu',
     """Read a checkpoint without executing code that it may carry.
 
     A checkpoint is a pickle, and a pickle can run anything while it is read. Only tensors, plain
-    Python values, and numpy's numbers and arrays are let through.
+    Python values, numpy's numbers and arrays, and MMEngine's histories of logged numbers are let
+    through; MMEngine need not be installed.
 
     Args:
         path: A file written by ``torch.save`` (mmcv's, MMDetection's model zoo's, torchvision's).
@@ -69,8 +95,8 @@ def load_checkpoint_file(path: str, map_location: MapLocation = 'cpu',
         run wrote it, ``optimizer``.
 
     Raises:
-        CheckpointError: if there is no such file, or it is cut short, damaged, no checkpoint, or
-            needs types that could execute code.
+        CheckpointError: if there is no such file, or it is cut short, damaged, no checkpoint,
+            needs types that could execute code, or, trusted, a package that is not installed.
     """
     path = osp.expanduser(str(path))
     _check_file(path)
@@ -79,6 +105,12 @@ def load_checkpoint_file(path: str, map_location: MapLocation = 'cpu',
         checkpoint = _torch_load(path, map_location, trust)
     except pickle.UnpicklingError as error:
         raise CheckpointError(_explain_unpickling(path, error)) from None
+    except ModuleNotFoundError as error:
+        package = error.name.split('.')[0]
+        raise CheckpointError(
+            f'{path} holds objects of the package {package}, which is not installed. Install it '
+            f'(pip install {package}), or, where it is installed, make a file with weights only:\n'
+            f'{_WEIGHTS_ONLY}') from None
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, TypeError,
             AttributeError, ImportError, AssertionError) as error:
         # A damaged pickle can fail in any of these ways.
@@ -92,6 +124,57 @@ def load_checkpoint_file(path: str, map_location: MapLocation = 'cpu',
             f'{path} holds a {type(checkpoint).__name__}, not a checkpoint: expected a dict with '
             'a `state_dict`, or a state dict itself.')
     return checkpoint
+
+
+def load_url(url: str, model_dir: Union[str, None] = None, map_location: MapLocation = None,
+             **settings) -> dict:
+    """Download a checkpoint, unless it is there already, and read it without executing code.
+
+    Args:
+        url: Where it is.
+        model_dir: Where it goes; torch's cache by default.
+        map_location: Where the tensors go, as in :func:`torch.load`.
+        **settings: Further ones of ``torch.hub.load_state_dict_from_url``, which mean nothing
+            here.
+
+    Raises:
+        CheckpointError: It cannot be downloaded or read.
+    """
+    from gkd.progress import on_terminal
+
+    folder = model_dir or osp.join(torch.hub.get_dir(), 'checkpoints')
+    path = osp.join(folder, osp.basename(url.split('?')[0]))
+    if not osp.exists(path):
+        os.makedirs(folder, exist_ok=True)
+        try:
+            torch.hub.download_url_to_file(url, path, progress=on_terminal())
+        except OSError as error:
+            raise CheckpointError(
+                f'Cannot download {url} ({error}). Without a network, get the file elsewhere '
+                'and name its path in the config.') from error
+    return load_checkpoint_file(path, map_location)
+
+
+def class_names(checkpoint: dict) -> Union[tuple[str, ...], None]:
+    """Names of the classes that a checkpoint was trained on, in their order.
+
+    Args:
+        checkpoint: A loaded checkpoint of MMDetection 2.x (``meta['CLASSES']``) or 3.x
+            (``meta['dataset_meta']``, with the names under 'classes' or 'CLASSES').
+
+    Returns:
+        The names, None if it does not say.
+    """
+    meta = checkpoint.get('meta')
+    if not isinstance(meta, dict):
+        return None
+    inner = meta.get('dataset_meta')
+    for place in (inner if isinstance(inner, dict) else {}, meta):
+        for key in ('classes', 'CLASSES'):
+            names = place.get(key)
+            if isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names):
+                return tuple(names)
+    return None
 
 
 def get_state_dict(checkpoint: dict, source: str) -> OrderedDict:
@@ -265,9 +348,8 @@ def _explain_unpickling(path: str, error: Exception) -> str:
                 'page or a pointer file saved in its place, or a damaged file? Get it again.')
     return (f'{path} needs {needed.group(1)}, which is neither a tensor nor a plain value: '
             'reading it could execute code, so it is refused. If you know where the file comes '
-            'from, add --trust-checkpoint, or convert it once to one with weights only:\n'
-            "  python -c \"import torch; c = torch.load('IN.pth', map_location='cpu', "
-            "weights_only=False); torch.save(dict(state_dict=c['state_dict']), 'OUT.pth')\"")
+            'from, add --trust-checkpoint, or convert it once, where the packages are installed '
+            f'that it was written with, to one with weights only:\n{_WEIGHTS_ONLY}')
 
 
 def _first_line(error: Exception) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import inspect
+import pkgutil
 
 import numpy as np
 import torch
@@ -42,6 +43,21 @@ def _functions_of(module) -> list:
             if inspect.isfunction(function) and function.__module__ == module.__name__:
                 found.append(function)
     return found
+
+
+def restore_find_loader() -> None:
+    """Give ``pkgutil`` back ``find_loader``.
+
+    Reason: mmcv asks it whether its compiled operators are there.
+    For: mmcv and mmengine on Python 3.14, which dropped it.
+    """
+    if not hasattr(pkgutil, 'find_loader'):
+        pkgutil.find_loader = _find_loader
+
+
+def _find_loader(name: str):
+    spec = importlib.util.find_spec(name)
+    return None if spec is None else spec.loader
 
 
 def restore_numpy_names() -> None:

@@ -9,7 +9,6 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
-from mmcv.runner import dist_utils
 
 from gkd.errors import ConfigError, EnvironmentMismatchError
 
@@ -99,6 +98,8 @@ def init_without_gpus() -> None:
     for NCCL.
     For: mmcv 1.x.
     """
+    from mmcv.runner import dist_utils
+
     def mended(launcher, init_with_gpus):
         def init(backend, *args, **kwargs):
             if torch.cuda.is_available():

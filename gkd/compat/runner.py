@@ -14,10 +14,9 @@ from mmcv.fileio.file_client import HardDiskBackend
 from mmcv.runner import BaseRunner, IterBasedRunner, LoggerHook, checkpoint, epoch_based_runner
 from mmcv.runner.hooks.optimizer import Fp16OptimizerHook
 
-from gkd.compat.checkpoint import load_checkpoint_file, load_strictly
+from gkd.compat.checkpoint import load_checkpoint_file, load_strictly, load_url
 from gkd.errors import CheckpointError, ConfigError
 from gkd.files import written_whole
-from gkd.progress import on_terminal
 
 
 def read_checkpoints_safely() -> None:
@@ -30,19 +29,6 @@ def read_checkpoints_safely() -> None:
 
     def load_from_local(filename, map_location=None):
         return load_checkpoint_file(filename, map_location)
-
-    def load_url(url, model_dir=None, map_location=None, **kwargs):
-        folder = model_dir or osp.join(torch.hub.get_dir(), 'checkpoints')
-        path = osp.join(folder, osp.basename(url.split('?')[0]))
-        if not osp.exists(path):
-            os.makedirs(folder, exist_ok=True)
-            try:
-                torch.hub.download_url_to_file(url, path, progress=on_terminal())
-            except OSError as error:
-                raise CheckpointError(
-                    f'Cannot download {url} ({error}). Without a network, get the file elsewhere '
-                    'and name its path in the config.') from error
-        return load_checkpoint_file(path, map_location)
 
     checkpoint.CheckpointLoader.register_scheme('', load_from_local, force=True)
     checkpoint.load_url = load_url
@@ -99,6 +85,11 @@ def _resume_without_running(resume):
                     f'{filename} cannot be resumed from: it does not say at which epoch it was '
                     'written. It holds weights only (exported or published); start from them with '
                     '`load_from`, or resume from the epoch_*.pth of the run.')
+            if 'message_hub' in loaded:
+                raise CheckpointError(
+                    f'{filename} cannot be resumed from: a training of MMDetection 3 wrote it, '
+                    'and this is 2. Start from its weights with `load_from`, or go on with the '
+                    'MMDetection that began.')
             config = meta.pop('config', None)
             return loaded
 

@@ -18,7 +18,7 @@ from mmcv import Config, ConfigDict
 from torch import nn
 
 from gkd.checkpoints import REPOSITORY, check_file, how_to_get
-from gkd.compat.checkpoint import load_checkpoint_file, load_strictly
+from gkd.compat.checkpoint import class_names, load_checkpoint_file, load_strictly
 from gkd.errors import CheckpointError, ConfigError
 
 MMDET_SCOPE = 'mmdet::'
@@ -146,15 +146,6 @@ class DetectorSource:
             raise CheckpointError(f'{self.key}.checkpoint: no such file: {self.checkpoint}. '
                                   f'{how_to_get(self.checkpoint)}')
         check_file(path)
-
-
-def class_names(checkpoint: dict) -> Optional[tuple[str, ...]]:
-    """Names of the classes that a checkpoint was trained on, None if it does not say."""
-    meta = checkpoint.get('meta')
-    names = meta.get('CLASSES') if isinstance(meta, dict) else None
-    if isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names):
-        return tuple(names)
-    return None
 
 
 def sources_of(model: dict) -> list[DetectorSource]:

@@ -9,7 +9,12 @@ from mmcv import Config
 from mmdet.models.detectors import BaseDetector
 from torch import Tensor
 
-from gkd.compat.checkpoint import get_state_dict, load_checkpoint_file, load_strictly
+from gkd.compat.checkpoint import (
+    class_names,
+    get_state_dict,
+    load_checkpoint_file,
+    load_strictly,
+)
 from gkd.detectors import Distiller
 from gkd.detectors.source import DetectorSource, find_file
 from gkd.errors import ConfigError
@@ -76,11 +81,32 @@ def export_student(config: Config, checkpoint: str, output: str) -> str:
     weights = student_weights(loaded, checkpoint)
     model = build_model(student_config(config))
     load_strictly(model, weights, checkpoint)
-    meta = {name: loaded['meta'][name] for name in ('CLASSES', 'epoch', 'iter', 'mmdet_version')
-            if name in loaded.get('meta', {})}
     with written_whole(output) as file:
-        torch.save(dict(meta=meta, state_dict=weights), file)
+        torch.save(dict(meta=exported_meta(loaded), state_dict=weights), file)
     return own_config(config, output)
+
+
+def exported_meta(checkpoint: dict) -> dict:
+    """What plain MMDetection asks an exported checkpoint besides weights, in plain values.
+
+    Args:
+        checkpoint: The loaded checkpoint of a training.
+
+    Returns:
+        The classes as MMDetection 2.x (``CLASSES``) and as 3.x (``dataset_meta``, with the colours
+        if there are any) look them up, and where the weights come from.
+    """
+    given = checkpoint.get('meta') or {}
+    meta = {name: given[name] for name in ('epoch', 'iter', 'mmdet_version', 'mmengine_version')
+            if name in given}
+    classes = class_names(checkpoint)
+    if classes is not None:
+        meta['CLASSES'] = classes
+        meta['dataset_meta'] = dict(classes=classes)
+        palette = (given.get('dataset_meta') or {}).get('palette')
+        if isinstance(palette, (list, tuple)):
+            meta['dataset_meta']['palette'] = [tuple(map(int, colour)) for colour in palette]
+    return meta
 
 
 def own_config(config: Config, output: str) -> str:

@@ -1,0 +1,221 @@
+"""Mends of MMEngine, which MMDetection 3.x trains with."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os.path as osp
+from importlib import metadata
+
+import mmcv
+import mmengine.config.config
+import mmengine.device
+import mmengine.hub.hub
+import mmengine.utils.package_utils
+from mmengine.dist import utils as dist_utils
+from mmengine.fileio.backends import LocalBackend
+from mmengine.model import BaseTTAModel, MMDistributedDataParallel
+from mmengine.optim import AmpOptimWrapper
+from mmengine.runner import Runner, checkpoint
+
+from gkd.compat.checkpoint import load_checkpoint_file, load_strictly, load_url
+from gkd.compat.distributed import init_distributed
+from gkd.compat.versions import numbers
+from gkd.errors import CheckpointError, ConfigError
+from gkd.files import written_whole
+
+
+def accept_newer_mmcv() -> None:
+    """Let mmdet be imported beside mmcv 2.2.
+
+    Reason: mmdet 3.3 asserts a version below 2.2, which differs in four operators only. mmcv's
+    version reads 2.1 while mmdet is imported, and tells the truth again afterwards.
+    For: mmdet 3.x with mmcv 2.2.
+    """
+    version = mmcv.__version__
+    if numbers(version) >= (2, 2):
+        mmcv.__version__ = '2.1.0'
+    try:
+        import mmdet  # noqa: F401
+    finally:
+        mmcv.__version__ = version
+
+
+def find_packages_without_setuptools() -> None:
+    """Find the folder of a package, for ``_base_ = 'mmdet::...'``, by Python's own means.
+
+    Reason: MMEngine asks ``pkg_resources``, which setuptools dropped in version 81.
+    For: mmengine 0.x.
+    """
+    for module in (mmengine.utils.package_utils, mmengine.utils, mmengine.config.config,
+                   mmengine.hub.hub):
+        for function in (is_installed, get_installed_path):
+            if hasattr(module, function.__name__):
+                setattr(module, function.__name__, function)
+
+
+def is_installed(package: str) -> bool:
+    """Whether a package is installed, named as Python imports it or as pip knows it."""
+    return _module_of(package) is not None
+
+
+def get_installed_path(package: str) -> str:
+    """The folder of an installed package.
+
+    Args:
+        package: As Python imports it or as pip knows it.
+
+    Raises:
+        ConfigError: It is not installed.
+    """
+    module = _module_of(package)
+    if module is None:
+        raise ConfigError(f'The package {package}, which a config names, is not installed.')
+    return osp.abspath(importlib.util.find_spec(module).submodule_search_locations[0])
+
+
+def _module_of(package: str) -> str | None:
+    """The importable package of a distribution, None if there is none."""
+    try:
+        top = metadata.distribution(package).read_text('top_level.txt') or ''
+    except metadata.PackageNotFoundError:
+        top = ''
+    for name in (package, *top.split()):
+        spec = importlib.util.find_spec(name) if name.isidentifier() else None
+        if spec is not None and spec.submodule_search_locations:
+            return name
+    return None
+
+
+def read_checkpoints_safely() -> None:
+    """Let MMEngine read checkpoints without executing code in them, and its own ones at all.
+
+    Reason: it calls ``torch.load`` with its default, which executes code before torch 2.6. After
+    it, MMEngine's own files are refused: they hold its histories of logged numbers.
+    For: mmengine 0.x, every torch.
+    """
+
+    def load_from_local(filename, map_location=None):
+        return load_checkpoint_file(filename, map_location)
+
+    checkpoint.CheckpointLoader.register_scheme('', load_from_local, force=True)
+    checkpoint.load_url = load_url
+
+
+def load_checkpoints_strictly() -> None:
+    """Let ``load_from`` and ``resume`` stop when the checkpoint does not fit the model.
+
+    Reason: MMEngine only logs what does not fit, and trains on from half-loaded weights.
+    ``init_cfg`` of type 'Pretrained' keeps picking what it needs out of a classification network.
+    For: mmengine 0.x.
+    """
+    load_as_asked = Runner.load_checkpoint
+
+    @functools.wraps(load_as_asked)
+    def load_checkpoint(self, filename, map_location='cpu', strict=True, *args, **kwargs):
+        if not strict or args or kwargs:
+            return load_as_asked(self, filename, map_location, strict, *args, **kwargs)
+        loaded = checkpoint.CheckpointLoader.load_checkpoint(filename, map_location, self.logger)
+        self.call_hook('after_load_checkpoint', checkpoint=loaded)
+        model = self.model.module if isinstance(self.model, BaseTTAModel) else self.model
+        load_strictly(model, loaded, filename)
+        self._has_loaded = True
+        self.logger.info(f'Loaded {filename}')
+        return loaded
+
+    Runner.load_checkpoint = load_checkpoint
+
+
+def resume_without_running_the_config() -> None:
+    """Resume without executing the config text in the checkpoint; name files that cannot resume.
+
+    Reason: MMEngine runs ``meta['config']`` as Python to learn the number of GPUs, which its own
+    configs do not hold; a checkpoint is data. A file of MMDetection 2, or with weights only, ends
+    in a bare ``KeyError``.
+    For: mmengine 0.x.
+    """
+    resume = Runner.resume
+
+    @functools.wraps(resume)
+    def resume_from(self, filename, *args, **kwargs):
+        load = self.load_checkpoint
+
+        def load_without_config(*load_args, **load_kwargs):
+            loaded = load(*load_args, **load_kwargs)
+            if 'message_hub' not in loaded or 'epoch' not in loaded.get('meta', {}):
+                raise CheckpointError(
+                    f'{filename} cannot be resumed from: it holds weights only (exported or '
+                    'published), or was written by MMDetection 2. Start from it with '
+                    '`load_from` and without `resume`, or resume from the epoch_*.pth of the run.')
+            loaded['meta'].pop('config', None)
+            return loaded
+
+        self.load_checkpoint = load_without_config
+        try:
+            resume(self, filename, *args, **kwargs)
+        finally:
+            del self.load_checkpoint
+
+    Runner.resume = resume_from
+
+
+def init_without_gpus() -> None:
+    """Let ``init_dist`` and ``MMDistributedDataParallel`` work where there are no GPUs.
+
+    Reason: both choose the GPU of the process's number whether there is one or not.
+    For: mmengine 0.x.
+    """
+    def mended(launcher, init_with_gpus):
+        def init(backend, *args, **kwargs):
+            if mmengine.device.get_device() != 'cpu':
+                init_with_gpus(backend, *args, **kwargs)
+            else:
+                given = {name: kwargs[name] for name in ('timeout',) if kwargs.get(name)}
+                init_distributed(launcher, **given)
+        return init
+
+    dist_utils._init_dist_pytorch = mended('pytorch', dist_utils._init_dist_pytorch)
+    dist_utils._init_dist_slurm = mended('slurm', dist_utils._init_dist_slurm)
+
+    initialise = MMDistributedDataParallel.__init__
+
+    @functools.wraps(initialise)
+    def initialise_on_its_device(self, module, *args, **kwargs):
+        if all(parameter.device.type == 'cpu' for parameter in module.parameters()):
+            kwargs['device_ids'] = None
+        initialise(self, module, *args, **kwargs)
+
+    MMDistributedDataParallel.__init__ = initialise_on_its_device
+
+
+def refuse_mixed_precision_without_gpu() -> None:
+    """Refuse ``AmpOptimWrapper`` where there is no GPU with a message instead of an assertion.
+
+    For: mmengine 0.x.
+    """
+    initialise = AmpOptimWrapper.__init__
+
+    @functools.wraps(initialise)
+    def initialise_on_gpu(self, *args, **kwargs):
+        if mmengine.device.get_device() in ('cpu', 'mps'):
+            raise ConfigError('`optim_wrapper.type = AmpOptimWrapper` in the config needs a GPU, '
+                              'and none is found. Take full precision: '
+                              '--cfg-options optim_wrapper.type=OptimWrapper')
+        initialise(self, *args, **kwargs)
+
+    AmpOptimWrapper.__init__ = initialise_on_gpu
+
+
+def write_files_whole() -> None:
+    """Write checkpoints beside their place and move them there.
+
+    Reason: a run that is killed while MMEngine writes leaves half a checkpoint under the final
+    name.
+    For: mmengine 0.x.
+    """
+
+    def put(self, obj, filepath):
+        with written_whole(filepath) as file:
+            file.write(obj)
+
+    LocalBackend.put = put
