@@ -15,7 +15,7 @@ import measure
 import step_overhead
 import torch
 
-from gkd.experiments.compare import choose_methods, variant
+from gkd.experiments.methods import choose_methods, variant
 
 PLAIN = 'plain student'
 
@@ -29,8 +29,9 @@ def training_step(family: str, method: str) -> Callable[[], None]:
             :data:`PLAIN` teaches nothing.
     """
     config = inputs.quickstart_config(family)
-    knowledge = [] if method == PLAIN else choose_methods(config, [method])[method]
-    distiller = step_overhead.build_distiller(variant(config, knowledge).model)
+    settings = (dict(knowledge=[]) if method == PLAIN
+                else choose_methods(config, [method])[method])
+    distiller = step_overhead.build_distiller(variant(config, settings).model)
     data = inputs.first_batch(config)
 
     def step() -> None:

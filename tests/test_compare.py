@@ -22,7 +22,8 @@ from gkd.datasets.coco_eval import evaluate, metrics_of
 from gkd.datasets.degrees import DIGIT_SCENES_DEGREES
 from gkd.errors import ConfigError
 from gkd.experiments import compare, stages
-from gkd.experiments.compare import choose_methods, degree_column, shares
+from gkd.experiments.compare import degree_column, shares
+from gkd.experiments.methods import choose_methods
 from gkd.experiments.stages import Detection, Training
 from gkd.knowledge import Knowledge
 from gkd.registry import KNOWLEDGE
@@ -268,8 +269,7 @@ def test_checkpoints_that_are_there_are_used(processes, tmp_path):
     (tmp_path / 'nowhere' / 'teacher.pth').write_text('better')
     processes.commands.clear()
     run_compare(config, '--methods', 'gkd', '--seeds', 1, '--work-dir', tmp_path / 'work')
-    assert [name for name, *_ in processes.commands] == [
-        'test teacher', 'train plain_seed0', 'train gkd_seed0']
+    assert [name for name, *_ in processes.commands] == ['test teacher', 'train gkd_seed0']
 
 
 def test_method_that_cannot_serve_is_refused_and_the_others_go_on(processes, tmp_path):
@@ -366,9 +366,10 @@ def test_methods_come_from_the_config_before_the_defaults():
     own, mine, other = dict(type='Own'), dict(type='Mine'), dict(type='FGD', weight=3)
     config = Config(dict(model=dict(knowledge=[own]), methods=dict(mine=[mine], fgd=[other])))
     chosen = choose_methods(config)
-    assert chosen['gkd'] == [own] and chosen['mine'] == [mine] and chosen['fgd'] == [other]
-    assert chosen['pkd'] == [dict(type='PKD')]
-    assert choose_methods(config, ['fgd+gkd']) == {'fgd+gkd': [other, own]}
+    taught = {name: settings['knowledge'] for name, settings in chosen.items()}
+    assert taught['gkd'] == [own] and taught['mine'] == [mine] and taught['fgd'] == [other]
+    assert taught['pkd'] == [dict(type='PKD')] and 'no-global' not in taught
+    assert choose_methods(config, ['fgd+gkd'])['fgd+gkd']['knowledge'] == [other, own]
     for name in ('plain', 'a+b', '../x'):
         config.methods = {name: [mine]}
         with pytest.raises(ConfigError, match='cannot name a method'):

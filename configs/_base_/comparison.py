@@ -11,3 +11,31 @@ methods = dict(
     fgd=[dict(type='FGD')],
     mgd=[dict(type='MGD')],
     cwd=[dict(type='CWD')])
+
+# `gkd` with some settings of its `model` changed; trained if they are named: --methods no-global
+variants = {
+    # without one of its parts
+    'no-global': {'knowledge.0.global_knowledge': None},
+    'no-local': {'knowledge.0.local_knowledge': None},
+    'no-soft': {'knowledge.0.soft_label': None},
+    'no-robust': {'knowledge.0.robust': False},
+    # one kind of knowledge alone, still weighed by trust
+    'global-only': {'knowledge.0.local_knowledge': None, 'knowledge.0.soft_label': None},
+    'local-only': {'knowledge.0.global_knowledge': None, 'knowledge.0.soft_label': None},
+    'soft-only': {'knowledge.0.global_knowledge': None, 'knowledge.0.local_knowledge': None},
+    # prototypes a class and level; 10 by default
+    'k1': {'prototypes.num_prototypes': 1},
+    'k5': {'prototypes.num_prototypes': 5},
+    'k20': {'prototypes.num_prototypes': 20},
+    # weight of the disagreement between the two spaces' coefficients; 10 by default
+    'alpha0': {'prototypes.alpha': 0},
+    'alpha1': {'prototypes.alpha': 1},
+    'alpha100': {'prototypes.alpha': 100},
+    # the prototypes of the student that training starts from, for good
+    'never-refreshed': {'prototypes.interval': 1000000},
+    # controls of the search
+    'random-prototypes': {'prototypes.selection': 'random'},
+    'kmeans-prototypes': {'prototypes.selection': 'kmeans'},
+    'teacher-prototypes': {'prototypes.selection': 'teacher'},
+    'student-prototypes': {'prototypes.selection': 'student'},
+}

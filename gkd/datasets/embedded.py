@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch.distributed as dist
 from mmcv.runner import get_dist_info
 
 from .digit_scenes import prepare_digit_scenes
-from .tree_crowns import prepare_tree_crowns
+from .tree_crowns import STRIPS, prepare_tree_crowns, strip_folder
 
-EMBEDDED = {'data/tree_crowns/': prepare_tree_crowns, 'data/digit_scenes/': prepare_digit_scenes}
+EMBEDDED = {'data/digit_scenes/': prepare_digit_scenes,
+            **{strip_folder(strip): partial(prepare_tree_crowns, strip_folder(strip)[:-1], ends)
+               for strip, ends in STRIPS.items()}}
 
 
 def prepare_embedded(ann_file: str) -> None:

@@ -17,6 +17,10 @@ SHA256 = '8c2798d8e9be7f0004b194fe207b76c1d9fff6e711b3db67b9508dcd5d00ae54'
 SCENES = ('2019_YELL_2_528000_4978000_image_crop2', '2019_YELL_2_541000_4977000_image_crop')
 RECIPE = 2  # count up when the files below come out differently
 
+TREE_CROWNS = 'data/tree_crowns/'
+# Ends of the strips that can validate in turn, as parts of a scene's width.
+STRIPS = dict(right=(0.7, 1.0), middle=(0.35, 0.65), left=(0.0, 0.3))
+
 TILE = 256  # pixels
 TRAIN_STRIDE = 96  # pixels between training tiles, at most
 MIN_VISIBLE = 0.4  # part of a tree's box that a training tile must show
@@ -52,6 +56,16 @@ def prepare_tree_crowns(root: str = 'data/tree_crowns',
     """
     recipe = dict(data_set='tree_crowns', recipe=RECIPE, validation=list(validation))
     return build_once(root, recipe, lambda folder: _build(folder, validation))
+
+
+def strip_folder(strip: str) -> str:
+    """Folder of the tree crowns of which one of the :data:`STRIPS` validates.
+
+    Example:
+        >>> strip_folder('right'), strip_folder('left')
+        ('data/tree_crowns/', 'data/tree_crowns_left/')
+    """
+    return TREE_CROWNS if strip == 'right' else f'{TREE_CROWNS[:-1]}_{strip}/'
 
 
 def _build(folder: Path, validation: tuple[float, float]) -> None:

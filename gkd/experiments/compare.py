@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import logging
 import math
@@ -22,9 +21,19 @@ from mmdet.datasets import CocoDataset
 
 from gkd.datasets.coco_eval import METRICS, evaluate, metrics_of
 from gkd.datasets.degrees import DIGIT_SCENES_DEGREES, evaluate_by_degree
+from gkd.datasets.tree_crowns import STRIPS, TREE_CROWNS, strip_folder
 from gkd.detectors import Distiller
-from gkd.detectors.source import REPOSITORY, DetectorSource, find_file, read_config
+from gkd.detectors.source import DetectorSource, find_file
 from gkd.errors import ConfigError, DataError
+from gkd.experiments.methods import choose_methods, variant, without_methods
+from gkd.experiments.results import (
+    COLUMNS,
+    STUDENT,
+    Result,
+    alone,
+    append_result,
+    metrics_text,
+)
 from gkd.experiments.stages import (
     Detection,
     Schedule,
@@ -45,12 +54,10 @@ from gkd.report.comparison import (
     format_csv,
 )
 from gkd.running.config import build_model, load_config
-from gkd.running.data import build_checked_dataset
+from gkd.running.data import build_checked_dataset, leaf_configs
 from gkd.work_dir import LATEST
 
-METHODS = osp.join(REPOSITORY, 'configs', '_base_', 'comparison.py')
-OWN = 'gkd'
-RESERVED = ('plain', 'student', 'teacher', 'configs', 'detections')
+NOTHING = dict(knowledge=[])
 LEGEND = '''
 AP in percent on the validation data after the last epoch, mean ± standard deviation over seeds.
 Gain: difference to the plain student of the same seed. Time: median training step without loading
@@ -75,6 +82,11 @@ class Comparison:
         dataset: Validation data; None if it is not in COCO's format.
         columns: Names of the ranges of degrees that are evaluated.
         teacher: Checkpoint of the teacher.
+        data: Name of the data set.
+        family: Types of the detectors.
+        teacher_seed: The teacher's seed.
+        strip: Name of the strip that validates, if the data have several.
+        taught: What every method sets in ``model``.
         measured: Values of the stages that are finished, by their output.
         failed: Outputs of those that failed or could not start.
     """
@@ -88,6 +100,11 @@ class Comparison:
     dataset: Optional[CocoDataset]
     columns: list[str]
     teacher: str
+    data: str = ''
+    family: str = ''
+    teacher_seed: int = 0
+    strip: str = ''
+    taught: dict[str, dict] = field(default_factory=dict)
     measured: dict[str, dict[str, float]] = field(default_factory=dict)
     failed: set[str] = field(default_factory=set)
 
@@ -104,14 +121,40 @@ class Comparison:
         return stages
 
 
-def compare(config_path: str, methods: Optional[Sequence[str]] = None, seeds: int = 3,
-            epochs: Optional[int] = None, work_dir: Optional[str] = None, jobs: int = 1) -> None:
+    def identify(self, training: Training, options: str, machine: str) -> tuple[str, ...]:
+        """What identifies a training among the rows of a CSV: :attr:`Result.run`."""
+        method = next((method for method, runs in self.runs.items() if training in runs.values()),
+                      TEACHER if training.checkpoint == self.teacher else STUDENT)
+        teacher_seed = '' if method in (PLAIN, STUDENT) else str(self.teacher_seed)
+        student_seed = '' if method == TEACHER else str(training.seed)
+        return (self.data, self.family, teacher_seed, student_seed, self.strip,
+                'plain' if method == PLAIN else method, options, machine)
+
+    def result(self, training: Training, options: str = '') -> Result:
+        """Row of a finished training.
+
+        Args:
+            training: One of the preparation or of the runs.
+            options: Settings that were replaced for it.
+        """
+        made_with = training.made_with()
+        *run, machine = self.identify(training, options, made_with['machine'])
+        taught = self.taught.get(run[COLUMNS.index('method')])
+        return Result(*run, settings=json.dumps(taught, separators=(',', ':')) if taught else '',
+                      **metrics_text(training.metrics()), **made_with)
+
+
+def compare(config_path: str, methods: Optional[Sequence[str]] = None,
+            seeds: Union[int, Sequence[int]] = 3, epochs: Optional[int] = None,
+            work_dir: Optional[str] = None, jobs: int = 1, teacher_seed: int = 0,
+            strip: Optional[str] = None, results: Optional[str] = None,
+            only_list: bool = False) -> None:
     """Train teacher, plain student and every method; write ``comparison.md``, ``.csv``, ``.png``.
 
     The plain student is the distiller with nothing to teach: same start, same images in the same
-    order, same schedule. What is finished is not run again, what was interrupted goes on. If the
-    validation data carry degrees of difficulty, ``degrees.md`` and ``degrees.csv`` tell them
-    apart.
+    order, same schedule. What is finished is not run again, what was interrupted goes on; several
+    commands may share a work dir. If the validation data carry degrees of difficulty,
+    ``degrees.md`` and ``degrees.csv`` tell them apart.
 
     The teacher's checkpoint is used if it is there and trained if not; likewise the student's, if
     the config names one. In its path ``seed0`` stands for every seed; without it, one checkpoint
@@ -119,12 +162,20 @@ def compare(config_path: str, methods: Optional[Sequence[str]] = None, seeds: in
 
     Args:
         config_path: A distillation config; its own ``model.knowledge`` is the method ``gkd``. Its
-            ``methods`` replace and add to those of ``configs/_base_/comparison.py``.
-        methods: Names of methods, combined with ``+``; None for each of them alone.
-        seeds: Runs of each, with seeds from 0 on.
+            ``methods`` and ``variants`` replace and add to those of
+            ``configs/_base_/comparison.py``.
+        methods: Names of methods and variants, combined with ``+``; None for each method alone.
+        seeds: Number of runs of each, with seeds from 0 on; or the seeds.
         epochs: Replaces the configs' number of epochs.
-        work_dir: Where everything goes (default: ``work_dirs/compare/NAME_OF_CONFIG``).
+        work_dir: Where everything goes (default: ``work_dirs/compare/NAME_OF_CONFIG``, followed
+            by the strip).
         jobs: Stages to run at once.
+        teacher_seed: Seed of the teacher. Another than 0 trains one of its own.
+        strip: Name of the tree crowns' strip that validates; see
+            :data:`gkd.datasets.tree_crowns.STRIPS`.
+        results: CSV to append a row to for every training (default: ``results.csv`` in the work
+            dir).
+        only_list: Print which stages are finished and which are not, and run none.
 
     Raises:
         ConfigError: The config trains no distiller, or a method is unknown.
@@ -135,12 +186,18 @@ def compare(config_path: str, methods: Optional[Sequence[str]] = None, seeds: in
         raise ConfigError(f'{config_path} trains a {config.model.type}; a comparison needs a '
                           f'distillation config, which names a teacher and a student.')
     recipes = choose_methods(config, methods)
-    name = osp.splitext(osp.basename(config_path))[0]
+    name = osp.splitext(osp.basename(config_path))[0] + (f'_{strip}' if strip else '')
     work_dir = osp.abspath(work_dir or osp.join('work_dirs', 'compare', name))
-    comparison = plan(config, name, recipes, range(seeds), epochs, work_dir)
+    seeds = range(seeds) if isinstance(seeds, int) else seeds
+    comparison = plan(config, name, recipes, seeds, epochs, work_dir, teacher_seed, strip)
     for method, reason in comparison.refused.items():
         print(f'{method}: {reason}')
-    run_all(comparison, jobs)
+    if only_list:
+        for stage in comparison.stages():
+            print(f'{"finished" if stage.finished() else "to do   "}  '
+                  f'{osp.relpath(osp.dirname(stage.output))}')
+        return
+    run_all(comparison, jobs, results or osp.join(work_dir, 'results.csv'))
     table = read(osp.join(work_dir, 'comparison.md'))
     print(f'\n{table}\nfiles:  {osp.relpath(work_dir)}/comparison.md, .csv, .png'
           + (', degrees.md, .csv' if comparison.columns else ''))
@@ -149,36 +206,9 @@ def compare(config_path: str, methods: Optional[Sequence[str]] = None, seeds: in
                           f'holds the others. The same command goes on from here.')
 
 
-def choose_methods(config: Config, names: Optional[Sequence[str]] = None) -> dict[str, list]:
-    """What every method teaches, by name.
-
-    Args:
-        config: The distillation config.
-        names: Names of methods, possibly combined with ``+``; None for each of them alone.
-
-    Raises:
-        ConfigError: A name is unknown or cannot name a folder.
-    """
-    known = {OWN: config.model.get('knowledge', []), **read_config(METHODS).methods,
-             **config.get('methods', {})}
-    for name in known:
-        if name in RESERVED or not re.fullmatch(r'[\w-]+', name):
-            raise ConfigError(f'methods: {name!r} cannot name a method; use letters, digits, _ '
-                              f'and -, and none of {", ".join(RESERVED)}.')
-    chosen = {}
-    for name in names or known:
-        parts = name.split('+')
-        unknown = [part for part in parts if part not in known]
-        if unknown:
-            raise ConfigError(f'--methods {name}: {", ".join(map(repr, unknown))} unknown; known '
-                              f'are {", ".join(known)}, and their combinations such as '
-                              f'{OWN}+{list(known)[1]}.')
-        chosen[name] = [kind for part in parts for kind in known[part]]
-    return chosen
-
-
-def plan(config: Config, title: str, recipes: dict[str, list], seeds: Sequence[int],
-         epochs: Optional[int], work_dir: str) -> Comparison:
+def plan(config: Config, title: str, recipes: dict[str, dict], seeds: Sequence[int],
+         epochs: Optional[int], work_dir: str, teacher_seed: int = 0,
+         strip: Optional[str] = None, fresh: bool = False, suffix: str = '') -> Comparison:
     """Write the config of every stage, and list the stages.
 
     Args:
@@ -188,6 +218,11 @@ def plan(config: Config, title: str, recipes: dict[str, list], seeds: Sequence[i
         seeds: Seeds of the runs.
         epochs: Replaces the configs' number of epochs.
         work_dir: Where everything goes.
+        teacher_seed: Seed of the teacher. Another than 0 trains one of its own.
+        strip: Name of the tree crowns' strip that validates. With one, teacher and students are
+            trained on the rest, and checkpoints that the config names are not used.
+        fresh: Never use the checkpoints that the config names.
+        suffix: Added to the names of the runs, to tell them from others in the work dir.
 
     Raises:
         ConfigError: Teacher and student cannot be paired, or cannot be trained.
@@ -195,13 +230,19 @@ def plan(config: Config, title: str, recipes: dict[str, list], seeds: Sequence[i
     """
     if not (epochs or config.get('runner', {}).get('max_epochs')):
         raise ConfigError(f'{config.filename} has no `runner.max_epochs`; use EpochBasedRunner.')
-    build(variant(config, []))  # what is wrong with the detectors is wrong for all methods
-    refused = {}
-    for method, knowledge in recipes.items():
+    if strip:
+        move_to_strip(config, strip)
+        fresh = True
+    # What is wrong with the detectors is wrong for all methods.
+    family = family_of(build(variant(config, NOTHING)))
+    refused, taught = {}, {}
+    for method, settings in recipes.items():
         try:
-            build(variant(config, knowledge))
+            uses_prototypes = build(variant(config, settings)).prototypes is not None
         except ConfigError as error:
             refused[method] = f'refused: {error}'
+        else:
+            taught[method] = settings if uses_prototypes else dict(knowledge=settings['knowledge'])
     dataset = validation_data(config)
     columns = degree_columns(dataset)
 
@@ -217,34 +258,48 @@ def plan(config: Config, title: str, recipes: dict[str, list], seeds: Sequence[i
         if path is not None:
             print(f'{source.key}: {path} is there and used as it is')
             return osp.abspath(path)
-        training = Training(write(source.key.split('.')[-1], own_config(source)),
+        own = own_config(source)
+        if strip:
+            move_to_strip(own, strip)
+        training = Training(write(source.key.split('.')[-1], own),
                             osp.join(work_dir, folder, LATEST), epochs, seed)
         preparation.append(training)
         return training.checkpoint
 
     teacher_source = DetectorSource.parse(config.model.teacher, 'model.teacher', True)
     student_source = DetectorSource.parse(config.model.student, 'model.student')
-    teacher = start(teacher_source, teacher_source.checkpoint, 0, 'teacher')
-    starts = {seed: {'model.teacher.checkpoint': teacher} for seed in seeds}
+    other_teacher = f'_teacher{teacher_seed}' if teacher_seed else ''
+    teacher = start(teacher_source, None if fresh or teacher_seed else teacher_source.checkpoint,
+                    teacher_seed, f'teacher{teacher_seed or ""}')
+    students = {}
     if student_source.checkpoint is not None:
         for seed in seeds:
             checkpoint = re.sub(r'seed\d+', f'seed{seed}', student_source.checkpoint)
-            starts[seed]['model.student.checkpoint'] = start(
-                student_source, checkpoint, seed, f'student_seed{seed}')
+            students[seed] = start(student_source, None if fresh else checkpoint, seed,
+                                   f'student_seed{seed}')
 
-    runs = {}
-    for method, knowledge in {PLAIN: [], **recipes}.items():
-        if method not in refused:
-            short = 'plain' if method == PLAIN else method
-            path = write(short, variant(config, knowledge))
-            runs[method] = {seed: Training(
-                path, osp.join(work_dir, f'{short}_seed{seed}', LATEST), epochs, seed,
-                starts[seed]) for seed in seeds}
+    def run(method: str, settings: dict, seed: int) -> Training:
+        starts = {} if method == PLAIN else {'model.teacher.checkpoint': teacher}
+        if seed in students:
+            starts['model.student.checkpoint'] = students[seed]
+        named = variant(config, settings)
+        if method == PLAIN:
+            named.model.teacher.checkpoint = None  # it is the same under all teachers
+            name, folder = f'plain{suffix}', f'plain{suffix}_seed{seed}'
+        else:
+            name = f'{method}{suffix}'
+            folder = f'{name}{other_teacher}_seed{seed}'
+        return Training(write(name, named),
+                        osp.join(work_dir, folder, LATEST), epochs, seed, starts)
+
+    runs = {method: {seed: run(method, settings, seed) for seed in seeds}
+            for method, settings in {PLAIN: NOTHING, **recipes}.items() if method not in refused}
 
     detections = {}
     if dataset is not None:
         path = write('test_teacher', validation_config(config, teacher_source))
-        detections[teacher] = Detection(path, teacher, osp.join(work_dir, 'detections', 'teacher'))
+        detections[teacher] = Detection(
+            path, teacher, osp.join(work_dir, 'detections', f'teacher{teacher_seed or ""}'))
     if columns:
         path = write('test_student', validation_config(config, student_source))
         for trainings in runs.values():
@@ -252,21 +307,52 @@ def plan(config: Config, title: str, recipes: dict[str, list], seeds: Sequence[i
                 folder = osp.join(work_dir, 'detections', osp.basename(training.work_dir))
                 detections[training.checkpoint] = Detection(path, training.checkpoint, folder)
     return Comparison(title, work_dir, preparation, runs, detections, refused, dataset, columns,
-                      teacher)
+                      teacher, data_name(config), family, teacher_seed, strip_of(config), taught)
 
 
-def variant(config: Config, knowledge: list) -> Config:
-    """The distillation config with something else to teach."""
-    config = copy.deepcopy(config)
-    config.pop('methods', None)
-    config.model.knowledge = knowledge
-    return config
+def move_to_strip(config: Config, strip: str) -> None:
+    """Let another strip of the tree crowns validate.
+
+    Args:
+        config: Changed in place.
+        strip: Key of :data:`gkd.datasets.tree_crowns.STRIPS`.
+
+    Raises:
+        ConfigError: There is no such strip, or the config is of other data.
+    """
+    if strip not in STRIPS:
+        raise ConfigError(f'strip {strip!r} is unknown; known are {", ".join(STRIPS)}.')
+    leaves = [leaf for split in ('train', 'val', 'test')
+              for leaf in leaf_configs(config.data[split])]
+    if not all(str(leaf.ann_file).startswith(TREE_CROWNS) for leaf in leaves):
+        raise ConfigError(f'{config.filename}: only the tree crowns have strips; its data are '
+                          f'{leaves[0].ann_file}.')
+    for leaf in leaves:
+        for key in ('ann_file', 'img_prefix'):
+            leaf[key] = leaf[key].replace(TREE_CROWNS, strip_folder(strip), 1)
+
+
+def strip_of(config: Config) -> str:
+    """Name of the strip that validates; empty for data that have none."""
+    ann_file = str(leaf_configs(config.data.val)[0].ann_file)
+    return next((strip for strip in STRIPS if ann_file.startswith(strip_folder(strip))), '')
+
+
+def data_name(config: Config) -> str:
+    """Name of a config's data set: of its ``data_root``, else of the annotations' folder."""
+    root = config.get('data_root') or osp.dirname(leaf_configs(config.data.val)[0].ann_file)
+    return osp.basename(osp.normpath(root)).replace('_', '-')
+
+
+def family_of(distiller: Distiller) -> str:
+    """Type of the student, after the teacher's if they differ."""
+    teacher, student = (type(model).__name__ for model in (distiller.teacher, distiller.student))
+    return student if teacher == student else f'{teacher} to {student}'
 
 
 def validation_config(config: Config, source: DetectorSource) -> Config:
     """The config that tests one of the two detectors on the validation data."""
-    config = copy.deepcopy(config)
-    config.pop('methods', None)
+    config = without_methods(config)
     config.model = source.model_config()
     config.data.test = config.data.val
     return config
@@ -285,7 +371,7 @@ def own_config(source: DetectorSource) -> Config:
     return load_config(path, {f'model.{key}': value for key, value in source.overrides.items()})
 
 
-def build(config: Config) -> None:
+def build(config: Config) -> Distiller:
     """Build a distiller without weights, to learn whether it can be.
 
     Raises:
@@ -296,7 +382,7 @@ def build(config: Config) -> None:
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)  # of untrained weights
     try:
-        build_model(config)
+        return build_model(config)
     finally:
         logging.disable(before)
 
@@ -330,12 +416,13 @@ def degree_column(degree: str, low: float, high: float) -> str:
     return f'{degree} from {low:g}' if high == math.inf else f'{degree} {low:g} to {high:g}'
 
 
-def run_all(comparison: Comparison, jobs: int) -> None:
+def run_all(comparison: Comparison, jobs: int, results: str) -> None:
     """Run every stage as soon as what it starts from is there; report after each.
 
     Args:
         comparison: The stages.
         jobs: How many to run at once.
+        results: CSV to append a row to for every training.
     """
     waiting = comparison.stages()
     schedule = Schedule([type(stage).__name__ for stage in waiting], jobs)
@@ -345,22 +432,19 @@ def run_all(comparison: Comparison, jobs: int) -> None:
     for environment in shares(jobs):
         environments.put(environment)
 
-    def log_of(stage: Stage) -> Optional[str]:
-        return f'{osp.relpath(osp.dirname(stage.output))}.log' if jobs > 1 else None
-
-    def work(stage: Stage) -> float:
+    def work(stage: Stage) -> Optional[float]:
         environment = environments.get()
-        started = time.time()
         try:
-            stage.run(environment, log_of(stage))
+            return run_stage(stage, environment, jobs > 1)
         finally:
             environments.put(environment)
-        return time.time() - started
 
-    def end(stage: Stage, seconds: Optional[float] = None) -> None:
+    def end(stage: Stage, seconds: Optional[float]) -> None:
         schedule.end(type(stage).__name__, seconds)
         unmade.remove(stage.output)
         comparison.measured[stage.output] = measure(stage, comparison)
+        if isinstance(stage, Training):
+            append_result(results, comparison.result(stage))
 
     # A single stage draws bars of its own.
     quiet = jobs == 1 or not on_terminal()
@@ -371,14 +455,7 @@ def run_all(comparison: Comparison, jobs: int) -> None:
             if ready is not None and len(running) < jobs:
                 waiting.remove(ready)
                 schedule.begin(osp.relpath(osp.dirname(ready.output)))
-                if ready.prepare():
-                    say('finished before')
-                    end(ready)
-                    bar.update()
-                else:
-                    if jobs > 1:
-                        say(f'log: {log_of(ready)}')
-                    running[pool.submit(work, ready)] = ready
+                running[pool.submit(work, ready)] = ready
             elif running:
                 done = wait(running, timeout=1, return_when=FIRST_COMPLETED).done
                 names = ', '.join(osp.basename(osp.dirname(stage.output))
@@ -398,6 +475,34 @@ def run_all(comparison: Comparison, jobs: int) -> None:
                 break
     comparison.failed.update(stage.output for stage in waiting)
     write_report(comparison)
+
+
+def run_stage(stage: Stage, environment: Optional[dict] = None,
+              logged: bool = False) -> Optional[float]:
+    """Run a stage, unless it is finished; if another process is at it, wait for that one.
+
+    Args:
+        stage: The stage.
+        environment: Variables of the environment to set.
+        logged: Write what it prints to a log beside its folder.
+
+    Returns:
+        Seconds that it took, None if it was finished before.
+
+    Raises:
+        StageFailed: It ended with an error.
+    """
+    folder = osp.dirname(stage.output)
+    with alone(f'{folder}.lock'):
+        if stage.prepare():
+            say(f'finished before: {osp.relpath(folder)}')
+            return None
+        log = f'{osp.relpath(folder)}.log' if logged else None
+        if log:
+            say(f'log: {log}')
+        started = time.time()
+        stage.run(environment, log)
+        return time.time() - started
 
 
 def shares(jobs: int) -> list[dict[str, str]]:

@@ -26,6 +26,8 @@ from tqdm import tqdm
 from gkd.detectors import Distiller
 from gkd.detectors.source import REPOSITORY, find_file, read_config
 from gkd.errors import GKDError
+from gkd.experiments.methods import without_methods
+from gkd.experiments.results import machine, version
 from gkd.files import write_atomically
 from gkd.progress import say
 from gkd.report.runs import median_step, read_log
@@ -81,9 +83,7 @@ class Training:
     @cached_property
     def settings(self) -> Config:
         """The config with all that replaces its settings."""
-        config = load_config(self.config, self.options)
-        config.pop('methods', None)  # what a comparison would teach instead
-        return config
+        return without_methods(load_config(self.config, self.options))
 
     @property
     def last_epoch(self) -> str:
@@ -99,13 +99,18 @@ class Training:
             depends_on += [detector_text(model[role].config) for role in ('teacher', 'student')]
         return digest(depends_on)
 
+    def finished(self) -> bool:
+        """Whether it is finished, with all that it depends on as it is now."""
+        return (read(osp.join(self.work_dir, STAMP)) == self.fingerprint()
+                and self.last_epoch in self.history())
+
     def prepare(self) -> bool:
         """Drop what was made from anything else; returns whether nothing is left to do."""
         claim(self.work_dir, self.fingerprint())
         return self.last_epoch in self.history()
 
     def run(self, environment: Optional[dict] = None, log: Optional[str] = None) -> None:
-        """Train, going on from the last checkpoint, and keep the process's peak memory.
+        """Train, going on from the last checkpoint; keep its peak memory, where and with what.
 
         Args:
             environment: Variables of the environment to set.
@@ -127,7 +132,8 @@ class Training:
                               f'command goes on from here.')
         path = osp.join(self.work_dir, PROCESS)
         before = json.loads(read(path) or '{}').get('peak_memory', 0)
-        write_atomically(path, json.dumps(dict(peak_memory=max(memory, before))))
+        write_atomically(path, json.dumps(dict(
+            peak_memory=max(memory, before), machine=machine(), version=version())))
         self.metrics()
 
     def history(self) -> dict[str, dict[str, float]]:
@@ -145,6 +151,11 @@ class Training:
             raise StageFailed(f'{self.config}: epoch {self.last_epoch}, the last, was not '
                               f'evaluated; choose `evaluation.interval` so that it is.')
         return history[self.last_epoch]
+
+    def made_with(self) -> dict[str, str]:
+        """Machine and version that trained it, empty if that was not written down."""
+        process = json.loads(read(osp.join(self.work_dir, PROCESS)) or '{}')
+        return {key: process.get(key, '') for key in ('machine', 'version')}
 
     def cost(self) -> dict[str, float]:
         """What training cost.
@@ -191,10 +202,18 @@ class Detection:
         """Files that it is made from, among other settings."""
         return [self.checkpoint]
 
+    def fingerprint(self) -> str:
+        """Hash of everything that the detections depend on."""
+        return digest([load_config(self.config).pretty_text, stamp_of(self.checkpoint)])
+
+    def finished(self) -> bool:
+        """Whether it is finished, with all that it depends on as it is now."""
+        return (read(osp.join(self.folder, STAMP)) == self.fingerprint()
+                and osp.isfile(self.output))
+
     def prepare(self) -> bool:
         """Drop what was made from anything else; returns whether nothing is left to do."""
-        claim(self.folder, digest([load_config(self.config).pretty_text,
-                                   stamp_of(self.checkpoint)]))
+        claim(self.folder, self.fingerprint())
         return osp.isfile(self.output)
 
     def run(self, environment: Optional[dict] = None, log: Optional[str] = None) -> None:

@@ -1,0 +1,104 @@
+"""What a student can be taught in a comparison, by name."""
+
+from __future__ import annotations
+
+import copy
+import os.path as osp
+import re
+from collections.abc import Sequence
+from typing import Optional
+
+from mmcv import Config
+
+from gkd.detectors.source import REPOSITORY, read_config
+from gkd.errors import ConfigError
+
+METHODS = osp.join(REPOSITORY, 'configs', '_base_', 'comparison.py')
+OWN = 'gkd'
+RESERVED = ('plain', 'student', 'teacher', 'configs', 'detections')
+KEYS = ('methods', 'variants')  # of a distillation config; trainings know nothing of them
+
+
+def choose_methods(config: Config, names: Optional[Sequence[str]] = None) -> dict[str, dict]:
+    """What every method sets in a distillation config's ``model``, by name.
+
+    A name stands for the config's own knowledge (``gkd``), for a list of knowledge among
+    ``methods``, or for changes to the config's own ``model`` among ``variants``, given as
+    ``--cfg-options`` are. Methods and variants are those of ``configs/_base_/comparison.py``,
+    replaced and joined by the config's.
+
+    Args:
+        config: The distillation config.
+        names: Names, possibly combined with ``+``; None for ``gkd`` and each of the methods.
+
+    Returns:
+        By name ``dict(knowledge=[...], prototypes={...})``.
+
+    Raises:
+        ConfigError: A name is unknown or cannot name a folder, or a variant does not fit the
+            config.
+    """
+    shipped = read_config(METHODS)
+    methods = {**shipped.methods, **config.get('methods', {})}
+    variants = {**shipped.variants, **config.get('variants', {})}
+    known = [OWN, *methods, *variants]
+    for name in known:
+        if name in RESERVED or not re.fullmatch(r'[\w-]+', name):
+            raise ConfigError(f'methods: {name!r} cannot name a method; use letters, digits, _ '
+                              f'and -, and none of {", ".join(RESERVED)}.')
+    chosen = {}
+    for name in names or [OWN, *methods]:
+        settings = dict(knowledge=[], prototypes=config.model.get('prototypes'))
+        for part in name.split('+'):
+            if part in methods:
+                settings['knowledge'] += methods[part]
+            elif part in known:
+                changed = vary(config, part, variants.get(part, {}))
+                settings['knowledge'] += changed.get('knowledge', [])
+                settings['prototypes'] = changed.get('prototypes')
+            else:
+                raise ConfigError(f'--methods {name}: {part!r} unknown; known are '
+                                  f'{", ".join(known)}, and their combinations such as '
+                                  f'{OWN}+{known[1]}.')
+        chosen[name] = settings
+    return chosen
+
+
+def vary(config: Config, name: str, changes: dict) -> dict:
+    """The config's ``model`` with changes to some of its settings.
+
+    Args:
+        config: The distillation config.
+        name: Of the variant, for messages.
+        changes: New values by dotted name.
+
+    Raises:
+        ConfigError: The config has no such place.
+    """
+    varied = Config(dict(model=copy.deepcopy(config.model)))
+    try:
+        varied.merge_from_dict({f'model.{key}': value for key, value in changes.items()})
+    except (KeyError, TypeError, IndexError, AssertionError) as error:
+        raise ConfigError(f'variants.{name} = {changes} does not fit the config\'s model: '
+                          f'{error}') from None
+    return varied.model
+
+
+def variant(config: Config, settings: dict) -> Config:
+    """The distillation config with something else to teach.
+
+    Args:
+        config: The config; left as it is.
+        settings: Of its ``model``, as :func:`choose_methods` gives them.
+    """
+    config = without_methods(config)
+    config.model.update(copy.deepcopy(settings))
+    return config
+
+
+def without_methods(config: Config) -> Config:
+    """A copy of a config that names no methods to compare."""
+    config = copy.deepcopy(config)
+    for key in KEYS:
+        config.pop(key, None)
+    return config

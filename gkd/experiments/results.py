@@ -1,0 +1,177 @@
+"""Results of single trainings, one row each, in a CSV that several processes may write."""
+
+from __future__ import annotations
+
+import csv
+import fcntl
+import io
+import os
+import os.path as osp
+import platform
+import re
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, astuple, dataclass, fields
+
+import mmdet
+import torch
+
+import gkd
+from gkd.datasets.coco_eval import METRICS
+from gkd.detectors.source import REPOSITORY
+from gkd.errors import DataError
+from gkd.progress import say
+
+COLUMN_OF = dict(zip(METRICS.values(), ('AP', 'AP50', 'AP75', 'APs', 'APm', 'APl')))
+TEACHER, STUDENT, PLAIN = 'teacher', 'student', 'plain'  # methods that are none
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one training came to; a row of the CSV. All values are text, as they stand there.
+
+    Attributes:
+        data: The data set, such as ``'digit-scenes'``.
+        family: The detectors' type, such as ``'RetinaNet'``; of teacher and student if they
+            differ, such as ``'FasterRCNN to RetinaNet'``.
+        teacher_seed: Empty for a training without a teacher.
+        student_seed: Empty for the teacher's own.
+        strip: The part that validates, of data that several parts can validate in turn.
+        method: Name of what was taught; ``'plain'`` is the student that trained on alone,
+            ``'student'`` the one that all start from, ``'teacher'`` the teacher.
+        options: Settings that were replaced for this run, ``KEY=VALUE``, divided by blanks.
+        settings: What the method's name stood for, as JSON.
+        AP: On the validation data after the last epoch, in percent.
+        AP50: Likewise; so are the others.
+        AP75: Empty, like all others, if there was nothing to measure.
+        APs: Of COCO's small objects.
+        APm: Of medium ones.
+        APl: Of large ones.
+        machine: The processor that trained.
+        version: Of gkd, with the commit if it is known, and of torch and MMDetection.
+    """
+
+    data: str
+    family: str
+    teacher_seed: str
+    student_seed: str
+    strip: str
+    method: str
+    options: str
+    settings: str
+    AP: str
+    AP50: str
+    AP75: str
+    APs: str
+    APm: str
+    APl: str
+    machine: str
+    version: str
+
+    @property
+    def run(self) -> tuple[str, ...]:
+        """What identifies the training; the same once more would repeat it."""
+        return astuple(self)[:7] + (self.machine,)
+
+
+COLUMNS = [column.name for column in fields(Result)]
+
+
+def metrics_text(metrics: dict[str, float]) -> dict[str, str]:
+    """MMDetection's metrics in percent, as they stand in a row; -1 stands for no such objects.
+
+    Example:
+        >>> metrics_text({'bbox_mAP': 0.251, 'bbox_mAP_50': 0.5, 'bbox_mAP_s': -1.0})
+        {'AP': '25.1', 'AP50': '50', 'AP75': '', 'APs': '', 'APm': '', 'APl': ''}
+    """
+    return {name: f'{100 * metrics[key]:.6g}' if metrics.get(key, -1) >= 0 else ''
+            for key, name in COLUMN_OF.items()}
+
+
+def read_results(path: str) -> list[Result]:
+    """Read the rows of a CSV; none if there is no file.
+
+    Where a training is there more than once, the last row counts.
+
+    Raises:
+        DataError: The file is no such CSV.
+    """
+    if not osp.isfile(path):
+        return []
+    with open(path, encoding='utf-8', newline='') as file:
+        return parse(file.read(), path)
+
+
+def parse(text: str, path: str) -> list[Result]:
+    """Rows of the text of a CSV; ``path`` is for messages."""
+    reader = csv.reader(io.StringIO(text))
+    head = next(reader, None)
+    if head != COLUMNS:
+        raise DataError(f'{path}: the first line must be {",".join(COLUMNS)}')
+    results = {}
+    for row in reader:
+        if len(row) != len(COLUMNS):
+            raise DataError(f'{path}, line {reader.line_num}: {len(row)} values for '
+                            f'{len(COLUMNS)} columns.')
+        result = Result(*row)
+        results[result.run] = result
+    return list(results.values())
+
+
+def append_result(path: str, result: Result) -> None:
+    """Append a row, unless the very same row is there; other processes may do so meanwhile."""
+    os.makedirs(osp.dirname(osp.abspath(path)), exist_ok=True)
+    with open(path, 'a+', encoding='utf-8', newline='') as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.seek(0)
+        text = file.read()
+        if text and result in parse(text, path):
+            return
+        writer = csv.DictWriter(file, COLUMNS, lineterminator='\n')
+        if not text:
+            writer.writeheader()
+        writer.writerow(asdict(result))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def alone(path: str) -> Iterator[None]:
+    """Hold ``path``, a file that is made for nothing else, against other processes."""
+    os.makedirs(osp.dirname(osp.abspath(path)), exist_ok=True)
+    with open(path, 'w') as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say(f'waiting for the process that holds {osp.relpath(path)}')
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def machine() -> str:
+    """Name of the GPU, or of the processor if there is none."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    if osp.isfile('/proc/cpuinfo'):
+        with open('/proc/cpuinfo') as file:
+            model = re.search(r'model name\s*: (.+)', file.read())
+        if model:
+            return model[1]
+    return platform.processor() or platform.machine()
+
+
+def version() -> str:
+    """Versions of gkd, torch and MMDetection; a clone's commit, with + if it was changed."""
+    def git(*command: str) -> str:
+        try:
+            return subprocess.run(['git', '-C', REPOSITORY, *command], capture_output=True,
+                                  text=True, check=True).stdout.strip()
+        except (OSError, subprocess.CalledProcessError):
+            return ''
+
+    commit = git('rev-parse', '--short', 'HEAD')
+    if commit and git('status', '--porcelain', '--untracked-files=no', '--', 'gkd', 'configs'):
+        commit += '+'
+    return (f'gkd {gkd.__version__}{f" ({commit})" if commit else ""}, '
+            f'torch {torch.__version__}, mmdet {mmdet.__version__}')

@@ -1,0 +1,103 @@
+#!/usr/bin/env python
+"""Train one student with one method and append the result to a CSV.
+
+One run is one process, and many may run at once: what they share, the teacher and the student
+that all start from, is trained by the first that needs it while the others wait, and is there for
+all later ones. A run whose row is in the CSV is not repeated.
+
+    python studies/run_one.py --data digit-scenes --family retinanet --teacher-seed 0 --seed 1 \\
+        --method no-global
+"""
+
+import argparse
+import os.path as osp
+import shutil
+import sys
+
+# The studies lie beside the package, in the clone only.
+sys.path.insert(0, osp.dirname(osp.dirname(osp.abspath(__file__))))
+
+from gkd.datasets import prepare_embedded
+from gkd.datasets.tree_crowns import STRIPS, strip_folder
+from gkd.errors import ConfigError
+from gkd.experiments.compare import PLAIN, plan, run_stage
+from gkd.experiments.methods import choose_methods
+from gkd.experiments.results import alone, append_result, machine, read_results
+from gkd.experiments.stages import children_end_too, digest
+from gkd.running.cli import DictAction, positive, run
+from gkd.running.config import load_config
+from gkd.running.data import leaf_configs
+
+CONFIGS = {
+    'digit-scenes': 'configs/digits/gkd_{}_efficientnet-lite0_r18-w8_fpn_digit-scenes.py',
+    'tree-crowns': 'configs/quickstart/gkd_{}_efficientnet-lite0_r18-w8_fpn_tree-crowns.py'}
+ACROSS = 'configs/digits/gkd_faster_rcnn_efficientnet-lite0_retinanet_r18-w8_fpn_digit-scenes.py'
+WORK_DIR = 'work_dirs/studies'
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--data', choices=CONFIGS, default='digit-scenes')
+    parser.add_argument('--family', default='retinanet', choices=(
+        'retinanet', 'faster_rcnn', 'faster_rcnn-retinanet'),
+        help='the last, of the digit scenes only: a Faster R-CNN teaches a RetinaNet')
+    parser.add_argument('--config', help='a distillation config, instead of --data and --family')
+    parser.add_argument('--strip', choices=STRIPS,
+                        help='strip of the tree crowns that validates (default: right)')
+    parser.add_argument('--teacher-seed', type=int, default=0)
+    parser.add_argument('--seed', type=int, default=0, help='of the student')
+    parser.add_argument('--method', required=True,
+                        help='plain, gkd, a method or variant of configs/_base_/comparison.py or '
+                             'the config, or some of these with + between them')
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={},
+                        metavar='KEY=VALUE', help='replace settings of the distillation config')
+    parser.add_argument('--epochs', type=positive, help='replaces all configs\' number of epochs')
+    parser.add_argument('--results', default='docs/data/results.csv', metavar='CSV',
+                        help='file to append rows to (default: %(default)s)')
+    parser.add_argument('--work-dir', help='where everything else goes, of all runs that share '
+                                           f'teacher and students (default: below {WORK_DIR})')
+    parser.add_argument('--again', action='store_true', help='repeat a run that is there')
+    return parser.parse_args()
+
+
+def main():
+    args = parse_args()
+    path = args.config or (ACROSS if args.family == 'faster_rcnn-retinanet'
+                           else CONFIGS[args.data].format(args.family))
+    config = load_config(path, args.cfg_options)
+    with alone(osp.join(WORK_DIR, 'data.lock')):
+        prepare_embedded(strip_folder(args.strip) if args.strip
+                         else leaf_configs(config.data.train)[0].ann_file)
+    work_dir = osp.abspath(args.work_dir or osp.join(WORK_DIR, '_'.join(filter(None, (
+        osp.splitext(osp.basename(path))[0], args.strip)))))
+    recipes = {} if args.method == 'plain' else choose_methods(config, [args.method])
+    options = ' '.join(f'{key}={value}' for key, value in sorted(args.cfg_options.items()))
+    planned = plan(config, args.method, recipes, [args.seed], args.epochs, work_dir,
+                   args.teacher_seed, args.strip, fresh=True,
+                   suffix=f'-{digest([options])[:8]}' if options else '')
+    if args.method in planned.refused:
+        raise ConfigError(f'{args.method}: {planned.refused[args.method]}')
+    training = planned.runs[PLAIN if args.method == 'plain' else args.method][args.seed]
+
+    done = next((row for row in read_results(args.results)
+                 if row.run == planned.identify(training, options, machine())), None)
+    if done and not args.again:
+        print(f'{args.method}: {done.AP} AP, {done.AP50} AP50, in {args.results} already; '
+              f'--again repeats it')
+        return
+    if args.again:
+        shutil.rmtree(training.work_dir, ignore_errors=True)
+    with children_end_too():
+        for stage in planned.preparation:
+            if stage.output in training.inputs:
+                run_stage(stage, logged=True)
+                append_result(args.results, planned.result(stage))
+        run_stage(training, logged=True)
+    row = planned.result(training, options)
+    append_result(args.results, row)
+    print(f'{args.method}: {row.AP} AP, {row.AP50} AP50, written to {args.results}')
+
+
+if __name__ == '__main__':
+    run(main)
