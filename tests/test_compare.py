@@ -9,6 +9,7 @@ import signal
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,10 +21,11 @@ from test_progress import lines_left, terminal
 
 from gkd.datasets.coco_eval import evaluate, metrics_of
 from gkd.datasets.degrees import DIGIT_SCENES_DEGREES
-from gkd.errors import ConfigError
+from gkd.errors import ConfigError, DataError
 from gkd.experiments import compare, stages
 from gkd.experiments.compare import degree_column, shares
 from gkd.experiments.methods import choose_methods
+from gkd.experiments.results import Result, append_result, read_results
 from gkd.experiments.stages import Detection, Training
 from gkd.knowledge import Knowledge
 from gkd.registry import KNOWLEDGE
@@ -530,3 +532,121 @@ def test_metrics_are_those_of_mmdetection(tmp_path):
     assert metrics['bbox_mAP_s'] == -1
     assert 0 < metrics['bbox_mAP'] < 1 and list(metrics) == list(METRICS)
     assert metrics_of(evaluate(dataset.coco, []))['bbox_mAP'] == 0
+
+
+def run_one(config, results, work_dir, *arguments):
+    """Run ``studies/run_one.py``; returns its exit status and all that it prints."""
+    status, out, err = run_tool('../studies/run_one', '--config', config, '--results', results,
+                                '--work-dir', work_dir, *arguments)
+    return status, out + err
+
+
+def test_one_run_is_a_row_and_shares_teacher_and_student(processes, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = write_experiment(tmp_path)
+    (tmp_path / 'nowhere').mkdir()
+    (tmp_path / 'nowhere' / 'teacher.pth').write_text('of unknown origin')
+    results, work = tmp_path / 'results.csv', tmp_path / 'work'
+
+    def trained(*arguments):
+        processes.commands.clear()
+        status, printed = run_one(config, results, work, *arguments)
+        assert status == 0, printed
+        return [name for name, *_ in processes.commands], printed
+
+    assert trained('--method', 'no-global', '--seed', 1)[0] == [
+        'train teacher', 'train student_seed1', 'train no-global_seed1']
+    names, printed = trained('--method', 'no-global', '--seed', 1)
+    assert names == [] and 'no-global: 25 AP, 25 AP50, in' in printed
+    assert trained('--method', 'no-global', '--seed', 1, '--again')[0] == [
+        'train no-global_seed1']
+    assert trained('--method', 'k1', '--seed', 1)[0] == ['train k1_seed1']
+    assert trained('--method', 'plain', '--seed', 1)[0] == ['train plain_seed1']
+    # The student and the plain student know nothing of another teacher.
+    assert trained('--method', 'gkd', '--seed', 1, '--teacher-seed', 2)[0] == [
+        'train teacher2', 'train gkd_teacher2_seed1']
+    assert trained('--method', 'plain', '--seed', 1, '--teacher-seed', 2)[0] == []
+    processes.outcome = lambda name: dict.fromkeys(METRICS, 0.5)
+    names, _ = trained('--method', 'gkd', '--seed', 1, '--cfg-options', 'optimizer.lr=0.5')
+    assert len(names) == 1 and re.fullmatch(r'train gkd-\w{8}_seed1', names[0])
+
+    rows = read_results(str(results))
+    assert [(row.method, row.teacher_seed, row.student_seed, row.AP) for row in rows] == [
+        ('teacher', '0', '', '25'), ('student', '', '1', '25'), ('no-global', '0', '1', '25'),
+        ('k1', '0', '1', '25'), ('plain', '', '1', '25'), ('teacher', '2', '', '25'),
+        ('gkd', '2', '1', '25'), ('gkd', '0', '1', '50')]
+    assert rows[-1].options == 'optimizer.lr=0.5' and rows[0].family == 'RetinaNet'
+    assert json.loads(rows[3].settings)['prototypes']['num_prototypes'] == 1
+    assert json.loads(rows[2].settings)['knowledge'][0]['global_knowledge'] is None
+    assert rows[0].machine and 'gkd' in rows[0].version and 'torch' in rows[0].version
+
+
+def test_comparison_lists_what_is_left_and_writes_rows(processes, tmp_path):
+    config = write_experiment(tmp_path)
+    arguments = [config, '--methods', 'mean', 'no-soft', '--work-dir', tmp_path / 'work',
+                 '--teacher-seed', 3]
+    assert run_compare(*arguments, '--seed', 4)[0] == 0
+    processes.commands.clear()
+    status, printed = run_compare(*arguments, '--seed', 4, 5, '--list')
+    states = {Path(line.split()[-1]).name: line.split()[0] for line in printed.splitlines()
+              if line.startswith(('finished', 'to do'))}
+    assert {name for name, state in states.items() if state == 'finished'} == {
+        'teacher3', 'student_seed4', 'plain_seed4', 'mean_teacher3_seed4',
+        'no-soft_teacher3_seed4'}
+    assert {name for name, state in states.items() if state == 'to'} == {
+        'student_seed5', 'plain_seed5', 'mean_teacher3_seed5', 'no-soft_teacher3_seed5'}
+    assert status == 0 and processes.commands == []
+    rows = read_results(str(tmp_path / 'work' / 'results.csv'))
+    assert [(row.method, row.teacher_seed, row.student_seed) for row in rows] == [
+        ('teacher', '3', ''), ('student', '', '4'), ('plain', '', '4'), ('mean', '3', '4'),
+        ('no-soft', '3', '4')]
+
+
+def test_another_strip_has_data_of_its_own():
+    path = 'configs/quickstart/gkd_retinanet_efficientnet-lite0_r18-w8_fpn_tree-crowns.py'
+    config = load_config(path)
+    assert compare.strip_of(config) == 'right'
+    compare.move_to_strip(config, 'left')
+    assert config.data.train.ann_file == 'data/tree_crowns_left/train.json'
+    assert config.data.val.img_prefix == 'data/tree_crowns_left/images/'
+    assert compare.strip_of(config) == 'left' and compare.data_name(config) == 'tree-crowns'
+    digits = load_config(path.replace('quickstart', 'digits').replace('tree-crowns',
+                                                                      'digit-scenes'))
+    with pytest.raises(ConfigError, match='only the tree crowns have strips'):
+        compare.move_to_strip(digits, 'left')
+
+
+def test_variants_change_the_configs_own_model():
+    own = dict(type='Own', soft_label=dict(loss_weight=2))
+    config = Config(dict(model=dict(knowledge=[own], prototypes=dict(alpha=3)),
+                         variants={'half': {'knowledge.0.soft_label.loss_weight': 1},
+                                   'odd': {'knowledge.1.weight': 1}}))
+    chosen = choose_methods(config, ['half', 'k5', 'fgd+global-only'])
+    assert chosen['half'] == dict(knowledge=[dict(type='Own', soft_label=dict(loss_weight=1))],
+                                  prototypes=dict(alpha=3))
+    assert chosen['k5'] == dict(knowledge=[own], prototypes=dict(alpha=3, num_prototypes=5))
+    assert [kind['type'] for kind in chosen['fgd+global-only']['knowledge']] == ['FGD', 'Own']
+    assert chosen['fgd+global-only']['knowledge'][1]['soft_label'] is None
+    assert config.model.knowledge == [own]
+    with pytest.raises(ConfigError, match='variants.odd'):
+        choose_methods(config, ['odd'])
+
+
+def test_rows_of_several_processes_and_of_a_repeated_run(tmp_path):
+    path = str(tmp_path / 'data' / 'results.csv')
+    row = Result('d', 'f', '0', '1', '', 'gkd', '', '{"a":[1,2]}', '1.5', '', '', '', '', '',
+                 'cpu', 'v1')
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda seed: append_result(path, replace(row, student_seed=str(seed))),
+                      [*range(20)] * 2))
+    assert sorted(int(found.student_seed) for found in read_results(path)) == [*range(20)]
+    assert len(Path(path).read_text().splitlines()) == 21
+    append_result(path, replace(row, AP='9', version='v2'))
+    assert [found.AP for found in read_results(path) if found.student_seed == '1'] == ['9']
+    with open(path, 'a') as file:
+        file.write('a,b\n')
+    with pytest.raises(DataError, match='line 23: 2 values for 16 columns'):
+        read_results(path)
+    Path(path).write_text('a,b\n')
+    with pytest.raises(DataError, match='the first line must be data,family'):
+        append_result(path, row)
