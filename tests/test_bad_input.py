@@ -13,7 +13,7 @@ import pytest
 import torch
 from helpers import small_detectors as small
 from helpers import tiny_data
-from helpers.running import REPOSITORY, run_tool
+from helpers.running import REPOSITORY, run_tool, succeed
 
 
 @pytest.fixture(scope='module')
@@ -264,7 +264,7 @@ def test_teacher_that_has_the_classes_in_another_order(folder):
     # They may have got other names since.
     checkpoint['meta']['CLASSES'] = ('red', 'vert', 'bleu')
     torch.save(checkpoint, 'teacher.pth')
-    assert 'Epoch [1]' in succeed('--no-validate', '--epochs', '1')
+    assert 'Epoch [1]' in train('--no-validate', '--epochs', '1')
 
 
 def test_strides_that_cannot_be_paired(folder):
@@ -347,10 +347,9 @@ def test_real_processes_end_with_the_message_alone(folder):
     assert files(folder) == before
 
 
-def succeed(*args):
-    status, _, stderr = run_tool('train', 'distiller.py', '--work-dir', 'work', *args)
-    assert status == 0, stderr
-    return stderr
+def train(*args):
+    """What a training that must succeed logs."""
+    return succeed('train', 'distiller.py', '--work-dir', 'work', *args)[1]
 
 
 def test_class_without_instance_goes_on(folder):
@@ -358,7 +357,7 @@ def test_class_without_instance_goes_on(folder):
         content['annotations'] = [annotation for annotation in content['annotations']
                                   if annotation['category_id'] != 3]
     edit(folder / 'annotations.json', drop)
-    stderr = succeed()
+    stderr = train()
     assert stderr.count('get no prototype: blue') == 1
     assert 'Epoch [2]' in stderr and 'nan' not in stderr.split('Evaluating')[0]
 
@@ -369,8 +368,8 @@ def test_images_without_boxes_go_on(folder, filtered):
         content['annotations'] = [annotation for annotation in content['annotations']
                                   if annotation['image_id'] in (1, 2)]
     edit(folder / 'annotations.json', drop)
-    stderr = succeed('--epochs', '1', '--cfg-options', 'data.samples_per_gpu=1',
-                     f'data.train.filter_empty_gt={filtered}')
+    stderr = train('--epochs', '1', '--cfg-options', 'data.samples_per_gpu=1',
+                   f'data.train.filter_empty_gt={filtered}')
     assert f'Epoch [1][{2 if filtered else 4}/{2 if filtered else 4}]' in stderr
     checkpoint = torch.load('work/latest.pth')
     assert all(tensor.isfinite().all() for tensor in checkpoint['state_dict'].values())
@@ -378,5 +377,5 @@ def test_images_without_boxes_go_on(folder, filtered):
 
 def test_configuration_is_not_changed_by_reading_it(folder):
     # Guards the fixture: the pair trains as long as nothing is broken.
-    assert 'Epoch [2]' in succeed('--no-validate')
+    assert 'Epoch [2]' in train('--no-validate')
     assert copy.copy(files(folder)).keys() > {(folder / 'work').relative_to(folder)}

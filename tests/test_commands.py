@@ -11,20 +11,12 @@ import pytest
 import torch
 from helpers import small_detectors as small
 from helpers import tiny_data
-from helpers.running import run_tool
+from helpers.running import succeed
 from mmcv import Config
 from mmdet.models import build_detector
 
 from gkd import running as apis
 from gkd.running import load_config, student_config, train
-
-
-def succeed(name, *args):
-    """Run a tool that must succeed; returns what it prints."""
-    status, stdout, stderr = run_tool(name, *args)
-    assert status == 0, stderr
-    assert 'Traceback' not in stderr
-    return stdout, stderr
 
 
 @pytest.fixture(scope='module', params=small.FAMILIES)

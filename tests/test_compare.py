@@ -16,8 +16,8 @@ import pytest
 import torch
 from helpers import tiny_data
 from helpers.running import run_tool
+from helpers.terminals import lines_left, terminal
 from mmcv import Config
-from test_progress import lines_left, terminal
 
 from gkd.datasets.coco_eval import evaluate, metrics_of
 from gkd.datasets.degrees import DIGIT_SCENES_DEGREES

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from helpers.by_hand import random_boxes
 from mmcv.ops import RoIAlign, batched_nms, nms
 from mmcv.utils.ext_loader import check_ops_exist
 from mmdet.models.losses.focal_loss import py_sigmoid_focal_loss
@@ -17,12 +18,6 @@ from gkd.compat import ops
 from gkd.errors import EnvironmentMismatchError
 
 stand_in = pytest.mark.skipif(check_ops_exist(), reason='mmcv-full is installed')
-
-
-def random_boxes(count):
-    """Boxes that overlap each other a little to nearly completely."""
-    corner = torch.rand(count, 2) * 30
-    return torch.cat([corner, corner + 20 + torch.rand(count, 2) * 10], dim=1)
 
 
 def greedy_nms(boxes, scores, threshold, offset):

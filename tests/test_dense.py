@@ -5,8 +5,8 @@ import dataclasses
 import pytest
 import torch
 from helpers import small_detectors as small
+from helpers.distillers import build_distiller
 from mmdet.core import bbox2roi
-from test_distiller import build_distiller
 
 from gkd.detectors.step import Needs, recorded
 from gkd.knowledge import Knowledge

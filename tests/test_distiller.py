@@ -5,39 +5,13 @@ import copy
 import pytest
 import torch
 from helpers import small_detectors as small  # noqa: E402
-from mmcv import Config
+from helpers.distillers import RDM_TERMS, build, build_distiller, losses_of, total
 from mmdet.models import build_detector
 
 import gkd  # noqa: F401
 from gkd.detectors import one_stage  # noqa: E402
 from gkd.detectors.step import recorded  # noqa: E402
 from gkd.errors import CheckpointError, ConfigError  # noqa: E402
-
-RDM_TERMS = {'loss_global', 'loss_local_fg', 'loss_local_bg', 'loss_soft'}
-
-
-def build(config, seed=0):
-    torch.manual_seed(seed)
-    model = build_detector(Config(dict(model=copy.deepcopy(config))).model)
-    model.init_weights()
-    return model.train()
-
-
-def build_distiller(teacher, student, **kwargs):
-    model = build(small.distiller(teacher, student, **kwargs))
-    if model.needs.bank:
-        model.bank = small.random_bank(model.pair)
-    return model
-
-
-def losses_of(model, data, seed=0):
-    torch.manual_seed(seed)
-    return model.forward_train(**copy.deepcopy(data))
-
-
-def total(losses):
-    return sum(sum(value) if isinstance(value, list) else value
-               for name, value in losses.items() if 'loss' in name)
 
 
 @pytest.mark.parametrize('family', small.FAMILIES)

@@ -10,11 +10,11 @@ import sys
 import pytest
 import torch
 from helpers import small_detectors as small
+from helpers.distillers import build_distiller, losses_of
 from helpers.running import REPOSITORY
 from mmcv import Config
 from mmcv.runner import HOOKS
 from mmdet.models import BACKBONES, DETECTORS
-from test_distiller import build_distiller, losses_of
 
 from gkd.detectors.source import DetectorSource
 from gkd.registry import KNOWLEDGE

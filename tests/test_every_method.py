@@ -5,14 +5,16 @@ import copy
 import pytest
 import torch
 from helpers import small_detectors as small
-from test_distiller import build_distiller, losses_of, total
-from test_no_host_sync import StayOnDevice, to_fake
+from helpers import synthetic_steps as steps
+from helpers.devices import StayOnDevice, to_fake
+from helpers.distillers import build_distiller, losses_of, total
 from torch._subclasses import FakeTensorMode
 
 from gkd.registry import KNOWLEDGE
 
-METHODS = ('RobustDistillingModule', 'CWD', 'DeFeat', 'FBKD', 'FGD', 'FGFI', 'GID', 'MGD', 'PFI',
-           'PKD')
+# All that the package registers: a new method is tested without a word here.
+METHODS = sorted(name for name, kind in KNOWLEDGE.module_dict.items()
+                 if kind.__module__.startswith('gkd.'))
 every_method = pytest.mark.parametrize('method', METHODS)
 both_families = pytest.mark.parametrize('family', small.FAMILIES)
 
@@ -31,8 +33,24 @@ def own_losses(model, data):
     return {name: value for name, value in losses.items() if name not in alone}
 
 
-def test_all_are_registered():
-    assert set(METHODS) <= set(KNOWLEDGE.module_dict)
+def test_all_ten_are_registered():
+    assert {'RobustDistillingModule', 'CWD', 'DeFeat', 'FBKD', 'FGD', 'FGFI', 'GID', 'MGD', 'PFI',
+            'PKD'} <= set(METHODS)
+
+
+@both_families
+@every_method
+def test_no_gradient_reaches_the_teacher(method, family):
+    """Even where the teacher's features would take one."""
+    family = family.replace('_', '-')
+    pair = steps.pair(family, teacher_channels=12)
+    step = steps.synthetic_step(family, teacher_channels=12, bank=small.random_bank(pair))
+    taught, others = steps.leaves(step.student), steps.leaves(step.teacher)
+    for tensor in others:
+        tensor.requires_grad_()
+    sum(KNOWLEDGE.build(dict(type=method, pair=pair))(step).values()).backward()
+    assert any(tensor.grad is not None and tensor.grad.any() for tensor in taught)
+    assert all(tensor.grad is None for tensor in others)
 
 
 @both_families

@@ -4,24 +4,14 @@ import math
 
 import pytest
 import torch
+from helpers.by_hand import random, softmax
 from helpers.synthetic_steps import pair, synthetic_step
-from test_no_host_sync import StayOnDevice, to_fake
-from torch._subclasses import FakeTensorMode
 
 from gkd.errors import ConfigError
 from gkd.knowledge.methods.cwd import CWD, channel_divergence
 from gkd.registry import KNOWLEDGE
 
 EMPTY = dict(boxes=[torch.zeros(0, 4)] * 2, labels=[torch.zeros(0, dtype=torch.long)] * 2)
-
-
-def random(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def softmax(values, temperature):
-    powers = [math.exp(value / temperature) for value in values]
-    return [power / sum(powers) for power in powers]
 
 
 def slow_channel_divergence(student, teacher, temperature=1.):
@@ -105,13 +95,3 @@ def test_autocast_computes_the_loss_in_float32():
     with torch.autocast('cpu', dtype=torch.bfloat16):
         loss = channel_divergence(student, teacher)
     torch.testing.assert_close(loss, channel_divergence(student.float(), teacher.float()))
-
-
-def test_does_not_wait_for_the_device():
-    step = synthetic_step(teacher_channels=12)
-    with FakeTensorMode() as fake, torch.device('cuda'):
-        module = CWD(pair(teacher_channels=12))
-        step = to_fake(step, fake, 'cuda')
-        with StayOnDevice():
-            loss = module(step)['loss_cwd']
-    assert loss.device.type == 'cuda' and loss.dim() == 0

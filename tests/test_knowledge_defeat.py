@@ -6,7 +6,6 @@ import pytest
 import torch
 from helpers import synthetic_steps as steps
 from torch import nn
-from torch._subclasses import FakeTensorMode
 
 from gkd.detectors import DetectorPair, Needs
 from gkd.errors import ConfigError
@@ -251,14 +250,3 @@ def test_half_precision_is_compared_in_float32():
     chosen = step.proposal_positives
     torch.testing.assert_close(proposal_divergence(*half, chosen, 2.0),
                                proposal_divergence(*(own.float() for own in half), chosen, 2.0))
-
-
-def test_never_waits_for_the_device():
-    with FakeTensorMode(), torch.device('cuda'):
-        defeat = DeFeat(steps.pair('two-stage'))
-        maps = tuple(torch.empty(2, 8, 64 // stride, 64 // stride) for stride in steps.STRIDES)
-        outputs = steps.DetectorOutputs(maps, proposal_logits=torch.empty(9, 4))
-        losses = defeat(steps.Step(
-            (64, 64), [(64, 64)] * 2, steps.STRIDES, [torch.empty(2, 4), torch.empty(0, 4)], [],
-            outputs, outputs, proposal_positives=torch.empty(9, dtype=torch.bool)))
-    assert {(loss.device.type, loss.dim()) for loss in losses.values()} == {('cuda', 0)}

@@ -4,9 +4,9 @@ import math
 
 import pytest
 import torch
+from helpers.by_hand import convolve
 from helpers.synthetic_steps import pair, synthetic_step
 from mmcv.cnn import NonLocal2d
-from test_no_host_sync import StayOnDevice, to_fake
 from torch._subclasses import FakeTensorMode
 
 from gkd.errors import ConfigError
@@ -26,24 +26,6 @@ def build(detectors=None, **settings):
 
 def step_4_6(**settings):
     return synthetic_step(student_channels=4, teacher_channels=6, dtype=torch.float64, **settings)
-
-
-def convolve(feature, layer):
-    """A convolution, cell by cell, with zeros around the map."""
-    images, _, height, width = feature.shape
-    reach = layer.kernel_size[0] // 2
-    out = feature.new_zeros(images, layer.out_channels, height, width)
-    for image in range(images):
-        for y in range(height):
-            for x in range(width):
-                value = layer.bias.clone() if layer.bias is not None else 0
-                for dy in range(-reach, reach + 1):
-                    for dx in range(-reach, reach + 1):
-                        if 0 <= y + dy < height and 0 <= x + dx < width:
-                            value = value + (layer.weight[:, :, dy + reach, dx + reach]
-                                             @ feature[image, :, y + dy, x + dx])
-                out[image, :, y, x] = value
-    return out
 
 
 def slow_mask(values, temperature):
@@ -207,22 +189,6 @@ def test_masks_have_no_gradient():
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize('empty', [False, True])
-def test_gradients_reach_the_student_and_every_layer_but_not_the_teacher(empty):
-    boxes = dict(boxes=[torch.zeros(0, 4)] * 2, labels=[torch.zeros(0, dtype=torch.long)] * 2)
-    step = step_4_6(**(boxes if empty else {}))
-    student, teacher = step.student, step.teacher
-    for feature in teacher.maps:
-        feature.requires_grad_()
-    module = FBKD(pair(teacher_channels=6, student_channels=4)).double()  # as a training starts
-    losses = module(step)
-    assert all(loss.isfinite() for loss in losses.values())
-    sum(losses.values()).backward()
-    assert all(feature.grad.abs().sum() > 0 for feature in student.maps)
-    assert all(parameter.grad is not None for parameter in module.parameters())
-    assert all(feature.grad is None for feature in teacher.maps)
-
-
 def test_defaults_are_the_authors():
     one_stage, two_stage = (KNOWLEDGE.build(dict(type='FBKD', pair=pair(family)))
                             for family in ('one-stage', 'two-stage'))
@@ -238,27 +204,6 @@ def test_weight_zero_is_not_the_default():
 def test_refuses_a_temperature_that_divides_by_nothing():
     with pytest.raises(ConfigError, match=r'FBKD.temperature = 0: must be positive'):
         FBKD(pair(), temperature=0)
-
-
-def test_does_not_wait_for_the_device():
-    step = synthetic_step(student_channels=4, teacher_channels=6)
-    with FakeTensorMode() as fake:
-        step = to_fake(step, fake, 'cuda')
-        with torch.device('cuda'):
-            module = FBKD(pair(teacher_channels=6, student_channels=4))
-        with StayOnDevice():
-            losses = module(step)
-    assert {(loss.device.type, loss.dim()) for loss in losses.values()} == {('cuda', 0)}
-
-
-def test_losses_stay_in_float32_under_autocast():
-    step = synthetic_step(student_channels=4, teacher_channels=6)
-    student, teacher = step.student, step.teacher
-    student.maps, teacher.maps = ([feature.bfloat16() for feature in record.maps]
-                                  for record in (student, teacher))
-    with torch.autocast('cpu', dtype=torch.bfloat16):
-        losses = FBKD(pair(teacher_channels=6, student_channels=4))(step)
-    assert {loss.dtype for loss in losses.values()} == {torch.float32}
 
 
 def test_relations_and_masks_are_computed_in_float32_under_autocast():

@@ -5,9 +5,8 @@ import math
 
 import pytest
 import torch
+from helpers.by_hand import softmax
 from helpers.synthetic_steps import BOXES, pair, synthetic_step
-from test_no_host_sync import StayOnDevice, to_fake
-from torch._subclasses import FakeTensorMode
 
 from gkd.errors import ConfigError
 from gkd.knowledge.methods.fgd import FGD, scale_masks
@@ -30,20 +29,14 @@ def step_4_6(boxes=BOXES, **settings):
                           boxes=[image_boxes.double() for image_boxes in boxes], **settings)
 
 
-def slow_softmax(values, temperature):
-    largest = max(values)
-    exponentials = [math.exp((value - largest) / temperature) for value in values]
-    return [value / sum(exponentials) for value in exponentials]
-
-
 def slow_attention(feature, temperature):
     """A map ``(C, H, W)``'s attention: ``cells[y][x]`` and ``planes[c]``."""
     channels, height, width = feature.shape
     values = feature.abs().tolist()
-    cells = slow_softmax([sum(values[c][y][x] for c in range(channels)) / channels
-                          for y in range(height) for x in range(width)], temperature)
-    planes = slow_softmax([sum(values[c][y][x] for y in range(height) for x in range(width))
-                           / (height * width) for c in range(channels)], temperature)
+    cells = softmax([sum(values[c][y][x] for c in range(channels)) / channels
+                     for y in range(height) for x in range(width)], temperature)
+    planes = softmax([sum(values[c][y][x] for y in range(height) for x in range(width))
+                      / (height * width) for c in range(channels)], temperature)
     return ([[height * width * cells[y * width + x] for x in range(width)]
              for y in range(height)], [channels * plane for plane in planes])
 
@@ -69,8 +62,8 @@ def slow_context(block, feature):
     channels, height, width = feature.shape
     cells = [(y, x) for y in range(height) for x in range(width)]
     attend = block.conv_mask
-    weights = slow_softmax([(attend.weight[0, :, 0, 0] @ feature[:, y, x] + attend.bias[0]).item()
-                            for y, x in cells], 1)
+    weights = softmax([(attend.weight[0, :, 0, 0] @ feature[:, y, x] + attend.bias[0]).item()
+                       for y, x in cells], 1)
     context = sum(weight * feature[:, y, x] for weight, (y, x) in zip(weights, cells))
     squeeze, norm, _, expand = block.channel_add_conv
     hidden = squeeze.weight[:, :, 0, 0] @ context + squeeze.bias
@@ -205,17 +198,6 @@ def test_weight_zero_is_not_the_default():
 def test_refuses_a_temperature_that_divides_by_nothing():
     with pytest.raises(ConfigError, match=r'FGD.temperature = -1: must be positive'):
         FGD(pair(), temperature=-1)
-
-
-def test_does_not_wait_for_the_device():
-    step = synthetic_step(student_channels=4, teacher_channels=6)
-    with FakeTensorMode() as fake:
-        step = to_fake(step, fake, 'cuda')
-        with torch.device('cuda'):
-            module = FGD(pair(teacher_channels=6, student_channels=4))
-        with StayOnDevice():
-            losses = module(step)
-    assert {(loss.device.type, loss.dim()) for loss in losses.values()} == {('cuda', 0)}
 
 
 def test_losses_are_computed_in_float32_under_autocast():

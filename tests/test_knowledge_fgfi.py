@@ -3,20 +3,12 @@
 import pytest
 import torch
 from helpers import synthetic_steps as steps
+from helpers.by_hand import iou
 from torch import nn
-from torch._subclasses import FakeTensorMode
 
 from gkd.detectors import DetectorPair, Needs
 from gkd.errors import ConfigError
 from gkd.knowledge.methods.fgfi import FGFI, near_objects, squared_difference
-
-
-def overlap(one, other):
-    """IoU of two boxes."""
-    width = max(0.0, min(one[2], other[2]) - max(one[0], other[0]))
-    height = max(0.0, min(one[3], other[3]) - max(one[1], other[1]))
-    areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (one, other)]
-    return width * height / (sum(areas) - width * height)
 
 
 def near_by_loop(anchors, boxes, threshold):
@@ -24,7 +16,7 @@ def near_by_loop(anchors, boxes, threshold):
     for image_boxes in boxes:
         chosen = [False] * len(anchors)
         for box in image_boxes.tolist():
-            overlaps = [overlap(box, anchor) for anchor in anchors.tolist()]
+            overlaps = [iou(box, anchor) for anchor in anchors.tolist()]
             for place, own in enumerate(overlaps):
                 chosen[place] |= own > threshold * max(overlaps)
         near.append(chosen)
@@ -179,24 +171,3 @@ def test_half_precision_maps_are_compared_in_float32():
     cells = torch.ones(2, 8, 8, dtype=torch.bool)
     torch.testing.assert_close(squared_difference(*half, cells),
                                squared_difference(*(own.float() for own in half), cells))
-
-
-def test_never_waits_for_the_device():
-    with FakeTensorMode(), torch.device('cuda'):
-        fgfi = FGFI(steps.pair())
-        dense = torch.empty(len_anchors(), 4)
-        maps = tuple(torch.empty(2, 8, 64 // stride, 64 // stride) for stride in steps.STRIDES)
-        outputs = steps.DetectorOutputs(maps, dense=steps.DensePredictions(
-            torch.empty(2, len_anchors(), 3), counts(), dense))
-        loss = loss_of(fgfi, steps.Step(
-            (64, 64), [(64, 64)] * 2, steps.STRIDES, [torch.empty(2, 4), torch.empty(0, 4)], [],
-            outputs, outputs))
-    assert loss.device.type == 'cuda' and loss.dim() == 0
-
-
-def counts():
-    return tuple(len(steps.ANCHOR_SHAPES) * (64 // stride) ** 2 for stride in steps.STRIDES)
-
-
-def len_anchors():
-    return sum(counts())

@@ -5,9 +5,8 @@ import math
 
 import pytest
 import torch
+from helpers.by_hand import iou, random
 from helpers.synthetic_steps import ANCHOR_SHAPES, IMAGE_SIZE, STRIDES, info, pair, synthetic_step
-from test_no_host_sync import StayOnDevice, to_fake
-from torch._subclasses import FakeTensorMode
 
 from gkd.detectors import DetectorPair
 from gkd.errors import ConfigError
@@ -26,17 +25,6 @@ from gkd.registry import KNOWLEDGE
 EMPTY = dict(boxes=[torch.zeros(0, 4)] * 2, labels=[torch.zeros(0, dtype=torch.long)] * 2)
 WEIGHTS = dict(loss_gid_feature=5e-4, loss_gid_relation=40, loss_gid_cls=0.1, loss_gid_bbox=1)
 BOTH = pytest.mark.parametrize('family', ['one-stage', 'two-stage'])
-
-
-def random(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def iou(a, b):
-    width = max(0., min(a[2], b[2]) - max(a[0], b[0]))
-    height = max(0., min(a[3], b[3]) - max(a[1], b[1]))
-    area, other = ((box[2] - box[0]) * (box[3] - box[1]) for box in (a, b))
-    return width * height / (area + other - width * height)
 
 
 def slow_selection(student, teacher, image, count=10, threshold=0.3, size=(IMAGE_SIZE,) * 2):
@@ -302,17 +290,6 @@ def test_autocast_computes_the_losses_in_float32():
     # The convolution may run in half precision, the losses not.
     for name, precision in zip(WEIGHTS, (2e-2, 2e-2, 1e-6, 1e-6)):
         torch.testing.assert_close(losses[name], exact[name], rtol=precision, atol=0)
-
-
-@BOTH
-def test_does_not_wait_for_the_device(family):
-    step = synthetic_step(family, teacher_channels=12)
-    with FakeTensorMode() as fake, torch.device('cuda'):
-        module = GID(pair(family, teacher_channels=12))
-        step = to_fake(step, fake, 'cuda')
-        with StayOnDevice():
-            losses = module(step)
-    assert {(loss.device.type, loss.dim()) for loss in losses.values()} == {('cuda', 0)}
 
 
 def test_anchors_of_the_synthetic_steps_are_of_the_finest_level():

@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from helpers.by_hand import random
 from helpers.synthetic_steps import (
     ANCHOR_SHAPES,
     BOXES,
@@ -15,8 +16,6 @@ from helpers.synthetic_steps import (
     pair,
     synthetic_step,
 )
-from test_no_host_sync import StayOnDevice, to_fake
-from torch._subclasses import FakeTensorMode
 
 from gkd.detectors import DetectorPair, Needs
 from gkd.errors import ConfigError
@@ -24,10 +23,6 @@ from gkd.knowledge.methods.pfi import PFI, prediction_guided_loss, rank_loss
 from gkd.registry import KNOWLEDGE
 
 EMPTY = dict(boxes=[torch.zeros(0, 4)] * 2, labels=[torch.zeros(0, dtype=torch.long)] * 2)
-
-
-def random(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def slow_feature_loss(student, teacher):
@@ -212,13 +207,3 @@ def test_autocast_computes_the_losses_in_float32():
     assert {loss.dtype for loss in losses.values()} == {torch.float32}
     exact = slow_feature_loss(student, teacher)
     assert losses['loss_pfi_feature'].item() == pytest.approx(1.5 * exact, rel=1e-5)
-
-
-def test_does_not_wait_for_the_device():
-    step = synthetic_step(teacher_channels=12)
-    with FakeTensorMode() as fake, torch.device('cuda'):
-        module = PFI(pair(teacher_channels=12))
-        step = to_fake(step, fake, 'cuda')
-        with StayOnDevice():
-            losses = module(step)
-    assert {(loss.device.type, loss.dim()) for loss in losses.values()} == {('cuda', 0)}

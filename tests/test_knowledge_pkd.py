@@ -2,19 +2,14 @@
 
 import pytest
 import torch
+from helpers.by_hand import random
 from helpers.synthetic_steps import STRIDES, pair, synthetic_step
-from test_no_host_sync import StayOnDevice, to_fake
-from torch._subclasses import FakeTensorMode
 
 from gkd.errors import ConfigError
 from gkd.knowledge.methods.pkd import PKD, pearson_loss
 from gkd.registry import KNOWLEDGE
 
 EMPTY = dict(boxes=[torch.zeros(0, 4)] * 2, labels=[torch.zeros(0, dtype=torch.long)] * 2)
-
-
-def random(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def slow_pearson_loss(student, teacher):
@@ -109,13 +104,3 @@ def test_autocast_computes_the_loss_in_float32():
     with torch.autocast('cpu', dtype=torch.bfloat16):
         loss = pearson_loss(student, teacher)
     torch.testing.assert_close(loss, pearson_loss(student.float(), teacher.float()))
-
-
-def test_does_not_wait_for_the_device():
-    step = synthetic_step(teacher_channels=12)
-    with FakeTensorMode() as fake, torch.device('cuda'):
-        module = PKD(pair(teacher_channels=12))
-        step = to_fake(step, fake, 'cuda')
-        with StayOnDevice():
-            loss = module(step)['loss_pkd']
-    assert loss.device.type == 'cuda' and loss.dim() == 0

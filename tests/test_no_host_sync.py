@@ -8,47 +8,18 @@ from types import SimpleNamespace
 import pytest
 import torch
 from helpers import small_detectors as small
+from helpers.devices import StayOnDevice, to_fake
+from helpers.distillers import RDM_TERMS, build_distiller, losses_of, total
 from mmcv.runner import fp16_utils
-from test_distiller import RDM_TERMS, build_distiller, losses_of, total
 from torch._subclasses import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 from gkd.detectors import one_stage, two_stage
-from gkd.detectors.step import DensePredictions, DetectorOutputs, Step, recorded
+from gkd.detectors.step import recorded
 from gkd.knowledge import RobustDistillingModule
-from gkd.prototypes import PrototypeBank
 
 SETTINGS = [dict(), dict(instances='gt'), dict(robust=False),
             dict(soft_label=dict(activation='sigmoid'))]
-
-
-class StayOnDevice(TorchDispatchMode):
-    """Raise where a tensor is copied from the device to the host."""
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **(kwargs or {}))
-        inputs, outputs = set(), set()
-        tree_map_only(torch.Tensor, lambda tensor: inputs.add(tensor.device.type),
-                      (args, kwargs or {}))
-        tree_map_only(torch.Tensor, lambda tensor: outputs.add(tensor.device.type), result)
-        # A single number may be read from the host; it takes part in arithmetic on the device.
-        assert not ('cuda' in inputs and outputs == {'cpu'}), f'{function} leaves the device'
-        return result
-
-
-def to_fake(value, fake, device):
-    """The same structure of fake leaves on ``device``."""
-    def convert(tensor):
-        leaf = fake.from_tensor(tensor).detach().to(device)
-        return leaf.requires_grad_(tensor.requires_grad)
-
-    if isinstance(value, (Step, DetectorOutputs, DensePredictions, PrototypeBank)):
-        value = copy.copy(value)
-        vars(value).update({name: to_fake(part, fake, device)
-                            for name, part in vars(value).items()})
-        return value
-    return tree_map_only(torch.Tensor, convert, value)
 
 
 def one_step(family):

@@ -7,13 +7,13 @@ import mmcv.ops
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.by_hand import iou, random_boxes
 from mmcv.ops import DeformConv2d, DeformRoIPool, RoIAlign, RoIPool, nms_match, soft_nms
 from mmcv.ops.multi_scale_deform_attn import (
     MultiScaleDeformableAttnFunction,
     multi_scale_deformable_attn_pytorch,
 )
 from mmcv.utils.ext_loader import check_ops_exist
-from test_compat_ops import random_boxes
 
 # What mmcv-full compiles for GPUs only is not there to be compared on CPUs.
 stand_in = pytest.mark.skipif(check_ops_exist(), reason='mmcv-full is installed')
@@ -284,13 +284,6 @@ def test_multi_scale_deformable_attention():
     assert torch.autograd.gradcheck(attend, (value, places, weights))
 
 
-def iou_by_hand(a, b, offset=0):
-    inter = (max(min(a[2], b[2]) - max(a[0], b[0]) + offset, 0)
-             * max(min(a[3], b[3]) - max(a[1], b[1]) + offset, 0))
-    areas = [(box[2] - box[0] + offset) * (box[3] - box[1] + offset) for box in (a, b)]
-    return inter / (sum(areas) - inter)
-
-
 @pytest.mark.parametrize('method', ['naive', 'linear', 'gaussian'])
 @pytest.mark.parametrize('offset', [0, 1])
 def test_soft_nms_by_hand(method, offset):
@@ -302,11 +295,11 @@ def test_soft_nms_by_hand(method, offset):
         best = max(left, key=left.get)
         expected.append((best, left.pop(best)))
         for index in list(left):
-            iou = iou_by_hand(boxes[best].tolist(), boxes[index].tolist(), offset)
+            overlap = iou(boxes[best].tolist(), boxes[index].tolist(), offset)
             if method == 'gaussian':
-                left[index] *= math.exp(-iou * iou / 0.6)
-            elif iou >= 0.4:
-                left[index] *= 1 - iou if method == 'linear' else 0
+                left[index] *= math.exp(-overlap * overlap / 0.6)
+            elif overlap >= 0.4:
+                left[index] *= 1 - overlap if method == 'linear' else 0
             if left[index] < 0.05:
                 del left[index]
     assert kept.tolist() == [index for index, _ in expected]
@@ -326,7 +319,7 @@ def test_nms_match_by_hand():
     while left:
         best = left[0]
         group = [index for index in left[1:]
-                 if iou_by_hand(boxes[best].tolist(), boxes[index].tolist()) >= 0.5]
+                 if iou(boxes[best].tolist(), boxes[index].tolist()) >= 0.5]
         expected.append([best, *group])
         left = [index for index in left[1:] if index not in group]
     assert [group.tolist() for group in groups] == expected

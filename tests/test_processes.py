@@ -14,11 +14,11 @@ import torch
 import torch.distributed as dist
 from helpers import small_detectors as small
 from helpers import tiny_data
+from helpers.parallel_steps import CPU, build, gradients, part_of
 from helpers.running import REPOSITORY, in_processes, run_tool
 from mmcv import Config
 from mmcv.utils import get_logger
 from mmdet.models import build_detector
-from test_distributed import CPU, build, gradients, part_of
 
 from gkd.prototypes import PrototypeHook
 from gkd.running.train import wrap

@@ -1,59 +1,22 @@
 """Progress: bars on a terminal, few lines elsewhere."""
 
-import contextlib
-import fcntl
 import logging
 import os
-import pty
 import re
-import struct
 import sys
-import termios
-import threading
 from unittest import mock
 
 import mmcv
 import pytest
 from helpers import tiny_data
 from helpers.running import forget_loggers, run_tool
+from helpers.terminals import lines_left, terminal
 from mmcv.utils import get_logger
 
 from gkd.compat import runner
 from gkd.progress import Bar, LogLines, progress
 from gkd.running import load_config, train
 from gkd.running.console import open_logger
-
-
-@contextlib.contextmanager
-def terminal():
-    """Standard error is a terminal; yields a list that gets, at the end, what it was sent."""
-    master, slave = pty.openpty()
-    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack('HHHH', 40, 120, 0, 0))
-    parts, sent = [], []
-
-    def read():
-        with contextlib.suppress(OSError):  # the other end is closed
-            while data := os.read(master, 65536):
-                parts.append(data)
-
-    reader = threading.Thread(target=read)
-    reader.start()
-    with os.fdopen(slave, 'w') as screen, contextlib.redirect_stderr(screen):
-        yield sent
-    reader.join()
-    os.close(master)
-    sent.append(b''.join(parts).decode())
-
-
-def lines_left(text):
-    """What stays on a terminal: of every line what its last carriage return left."""
-    left = []
-    for line in text.replace('\r\n', '\n').split('\n'):
-        shown = ''
-        for part in line.split('\r'):
-            shown = part + shown[len(part):]
-        left.append(shown.rstrip())
-    return left
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import tiny_data
-from helpers.running import run_tool
+from helpers.running import run_tool, succeed
 from mmcv import Config
 from mmcv.runner import Hook
 from mmdet.datasets import build_dataset
@@ -57,19 +57,13 @@ class Page(HTMLParser):
         return next(row for row in self.rows if row and row[0] == name)
 
 
-def succeed(*args):
-    status, _, stderr = run_tool('train', *args)
-    assert status == 0, stderr
-    return stderr
-
-
 @pytest.fixture(scope='module')
 def runs(tmp_path_factory):
     """A plain and a distilled student of an untrained teacher, and what was logged."""
     folder = tmp_path_factory.mktemp('report')
     student, distiller = tiny_data.write_pair(folder, 'two_stage', epochs=2)
-    succeed(student, '--work-dir', folder / 'plain', '--epochs', 1)
-    stderr = succeed(distiller, '--work-dir', folder / 'distilled')
+    succeed('train', student, '--work-dir', folder / 'plain', '--epochs', 1)
+    _, stderr = succeed('train', distiller, '--work-dir', folder / 'distilled')
     return folder, stderr
 
 
@@ -188,7 +182,7 @@ def test_a_report_that_fails_does_not_fail_the_training(runs, monkeypatch):
         raise OSError('no space')
     monkeypatch.setattr(page, 'write_report', fail)
     work_dir = runs[0] / 'plain'
-    stderr = succeed(runs[0] / 'student.py', '--work-dir', work_dir, '--epochs', 1)
+    _, stderr = succeed('train', runs[0] / 'student.py', '--work-dir', work_dir, '--epochs', 1)
     assert 'no space' in stderr and f'python -m gkd.report {work_dir}' in stderr
 
 
@@ -241,7 +235,7 @@ def test_weights_of_a_step_are_counted_once():
 def test_watching_changes_no_loss(runs, tmp_path, monkeypatch):
     folder, _ = runs
     monkeypatch.setattr(sys.modules['gkd.running.train'], 'TrainingRecorder', Hook)
-    succeed(folder / 'distiller.py', '--work-dir', tmp_path, '--epochs', 1,
+    succeed('train', folder / 'distiller.py', '--work-dir', tmp_path, '--epochs', 1,
             '--no-validate')
     assert not (tmp_path / 'record.json').exists()
     losses = [[{name: value for name, value in line.items() if 'loss' in name}

@@ -6,7 +6,7 @@ from contextlib import ExitStack
 import pytest
 import torch
 from helpers import small_detectors as small
-from test_distiller import build, build_distiller, losses_of
+from helpers.distillers import build, build_distiller, losses_of
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 

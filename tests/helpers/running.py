@@ -41,6 +41,14 @@ def run_tool(name, *args):
     return status, out.getvalue(), err.getvalue()
 
 
+def succeed(name, *args):
+    """Run a tool that must succeed; returns what it writes to standard output and error."""
+    status, stdout, stderr = run_tool(name, *args)
+    assert status == 0, stderr
+    assert 'Traceback' not in stderr
+    return stdout, stderr
+
+
 def forget_loggers():
     """Let the next run make its loggers anew, as a new process would."""
     for name in ('mmdet', 'mmcv'):
