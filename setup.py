@@ -10,7 +10,7 @@ from setuptools.command.build_py import build_py
 ROOT = Path(__file__).parent
 # Beside the package in a clone; installed, they lie in gkd/.mim/, where MIM looks for them.
 BESIDE = ['configs', 'tools', 'datalists/classes_config.json', 'checkpoints/manifest.json',
-          'checkpoints/keys.json', 'model-index.yml']
+          'model-index.yml']
 # These draw on studies/, which stays in the clone.
 CLONE_ONLY = ['draw_concept.py', 'noise_study.py']
 

@@ -37,14 +37,14 @@ class PublishedCheckpoint:
         url: Where the zoo has it.
         sha256: Those digits.
         config: The detector's config, as a distillation config names it.
-        size: Bytes, None where it is not known.
+        megabytes: About how large it is; None where it is not known.
     """
 
     name: str
     url: str
     sha256: str
     config: str
-    size: Optional[int] = None
+    megabytes: Optional[int] = None
 
     def matches(self, path: str) -> bool:
         """Whether a file is the published one."""

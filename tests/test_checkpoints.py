@@ -1,21 +1,23 @@
 """Getting published checkpoints: from a server of this test's own."""
 
 import hashlib
-import json
 import re
 import threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 import torch
+from helpers import small_detectors as small
 from helpers.running import REPOSITORY, run_tool
+from mmcv import Config
+from mmdet.models import build_detector
 
 from gkd import checkpoints
 from gkd.checkpoints import PublishedCheckpoint, check_file, download, how_to_get, published
 from gkd.detectors.source import DetectorSource, check_checkpoints, find_file
 from gkd.errors import CheckpointError
-from gkd.experiments import key_lists
 from gkd.running import load_config
 
 CONFIG = 'mmdet::retinanet/retinanet_r50_fpn_2x_coco.py'
@@ -26,6 +28,7 @@ class Zoo:
     """A server with one file, and what it does with it."""
 
     content: bytes
+    config: str = CONFIG
     ranges: bool = True  # whether it can send the rest of a file
     stops_after: int = 10 ** 9  # bytes after which it hangs up
     asked: list = field(default_factory=list)  # Range headers of all requests
@@ -33,15 +36,19 @@ class Zoo:
     def checkpoint(self, url):
         digest = hashlib.sha256(self.content).hexdigest()[:8]
         name = f'detector_20200131-{digest}.pth'
-        return PublishedCheckpoint(name, f'{url}/{name}', digest, CONFIG)
+        return PublishedCheckpoint(name, f'{url}/{name}', digest, self.config, 1)
 
 
 @pytest.fixture
 def zoo(tmp_path):
     """A zoo that is served, and its checkpoint."""
     weights = tmp_path / 'source.pth'
-    torch.save(dict(state_dict={'fc.weight': torch.randn(700, 500)}), weights)
-    zoo = Zoo(weights.read_bytes())
+    config = tmp_path / 'small.py'
+    config.write_text(f'model = {small.retinanet()!r}')
+    detector = build_detector(Config.fromfile(config).model)
+    # Large enough to break off in the middle.
+    torch.save(dict(state_dict=detector.state_dict(), meta=torch.randn(700, 500)), weights)
+    zoo = Zoo(weights.read_bytes(), str(config))
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
@@ -68,13 +75,10 @@ def zoo(tmp_path):
 
 
 @pytest.fixture
-def manifest(zoo, tmp_path, monkeypatch):
+def manifest(zoo, monkeypatch):
     """The tools know the served checkpoint only."""
     _, checkpoint = zoo
     monkeypatch.setattr(checkpoints, 'published', lambda: {checkpoint.name: checkpoint})
-    keys = tmp_path / 'keys.json'
-    keys.write_text(json.dumps({checkpoint.name: {'fc.weight': [700, 500]}}))
-    monkeypatch.setattr(key_lists, 'KEYS', str(keys))
     return checkpoint
 
 
@@ -144,11 +148,12 @@ def test_without_a_network_it_says_what_to_fetch(tmp_path):
         assert text in str(caught.value)
 
 
-def test_tool_lists_gets_and_verifies(zoo, manifest, tmp_path, monkeypatch):
+def test_tool_lists_gets_and_verifies(zoo, manifest, tmp_path):
     tool = ('checkpoints', '--folder', tmp_path)
     zoo, _ = zoo
     _, stdout, _ = run_tool(*tool, 'list')
-    assert re.search(rf'missing +1 MB +{manifest.name}\n +{CONFIG}\n +{manifest.url}', stdout)
+    assert re.search(
+        rf'missing +1 MB +{manifest.name}\n +{zoo.config}\n +{manifest.url}', stdout)
     zoo.stops_after = 1_000_000
     assert run_tool(*tool, 'get', 'detector')[0] == 2
     assert re.search(r'1 MB here .*detector', run_tool(*tool, 'list')[1])
@@ -160,12 +165,10 @@ def test_tool_lists_gets_and_verifies(zoo, manifest, tmp_path, monkeypatch):
     status, stdout, _ = run_tool(*tool, 'verify')
     assert status == 0 and 'as published' in stdout
 
-    # The right bytes, but not the tensors that were written down.
-    key_lists_file = json.loads(open(key_lists.KEYS).read())
-    key_lists_file[manifest.name] = {'fc.{weight,bias}': [700, 500]}
-    open(key_lists.KEYS, 'w').write(json.dumps(key_lists_file))
+    # The right bytes, but of another detector.
+    Path(zoo.config).write_text(f'model = {small.retinanet(num_classes=7)!r}')
     status, _, stderr = run_tool(*tool, 'verify')
-    assert status == 2 and 'without fc.bias' in stderr
+    assert status == 2 and 'bbox_head.retina_cls.weight' in stderr
     with open(tmp_path / manifest.name, 'ab') as file:
         file.write(b'!')
     status, _, stderr = run_tool(*tool, 'verify')
@@ -202,8 +205,7 @@ def test_missing_checkpoints_are_all_named_at_once():
 
 
 def test_manifest_holds_together():
-    lists = json.loads(open(key_lists.KEYS).read())
-    assert set(lists) == set(published()) and len(lists) == 12
+    assert len(published()) == 12
     for name, checkpoint in published().items():
         assert checkpoint.url.startswith('https://download.openmmlab.com/mmdetection/v2.0/')
         assert checkpoint.url.endswith(f'/{name}')

@@ -15,7 +15,6 @@ import tempfile
 import traceback
 
 from gkd.errors import GKDError
-from gkd.experiments.key_lists import write_key_lists
 from gkd.experiments.recipes import RecipeError, check_recipe, recipes
 from gkd.running.cli import run
 
@@ -27,17 +26,11 @@ def parse_args():
                         help='config files (default: all of configs/coco and configs/voc)')
     parser.add_argument('--folder', help='keep the random checkpoints here, for the next time '
                                          '(default: a temporary folder)')
-    parser.add_argument('--write-keys', action='store_true',
-                        help='instead, write down the names and shapes of all published '
-                             'checkpoints anew, from their configs')
     return parser.parse_args()
 
 
 def main():
     args = parse_args()
-    if args.write_keys:
-        print(f'wrote {write_key_lists()}')
-        return
     with tempfile.TemporaryDirectory() as temporary:
         failed = [path for path in args.recipes if not passes(path, args.folder or temporary)]
     print(f'\n{len(args.recipes) - len(failed)} of {len(args.recipes)} recipes run')

@@ -2,26 +2,23 @@
 """List, download and verify the model zoo's checkpoints that recipes start from."""
 
 import argparse
-import math
 import os
 import os.path as osp
 
-from gkd.checkpoints import FOLDER, check_file, download, how_to_get, published
-from gkd.compat.checkpoint import get_state_dict, load_checkpoint_file
-from gkd.detectors.source import sources_of
+from mmdet.models import build_detector
+
+from gkd.checkpoints import FOLDER, download, how_to_get, published
+from gkd.detectors.source import DetectorSource, sources_of
 from gkd.errors import CheckpointError
-from gkd.experiments.key_lists import compare_shapes, published_shapes, shapes_of
 from gkd.running import load_config
 from gkd.running.cli import run
-
-FLOAT32 = 4  # bytes
 
 
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('command', choices=['list', 'get', 'verify'],
                         help='show what there is and what is here; download; compare with the '
-                             'published hashes, names and shapes')
+                             'published hashes, and load into the detectors')
     parser.add_argument('what', nargs='*',
                         help='names of checkpoints, the beginnings of names, or recipes (default: '
                              'list shows all, verify takes those that are here)')
@@ -78,22 +75,21 @@ def show(chosen, folder):
             state = f'{os.path.getsize(path + ".part") / 1e6:.0f} MB here'
         else:
             state = 'missing'
-        values = sum(map(math.prod, published_shapes(checkpoint.name).values()))
-        print(f'{state:14}{values * FLOAT32 / 1e6:5.0f} MB  {checkpoint.name}\n'
+        size = '' if checkpoint.megabytes is None else f'{checkpoint.megabytes} MB'
+        print(f'{state:14}{size:>8}  {checkpoint.name}\n'
               f'{"":24}{checkpoint.config}\n{"":24}{checkpoint.url}')
 
 
 def verify(chosen, folder):
-    """Compare files with what was published; all are looked at before a fault is reported."""
+    """See that files are the published ones and fit; all are looked at before a fault is told."""
     faults = []
     for checkpoint in chosen:
         path = osp.join(folder, checkpoint.name)
         try:
             if not osp.isfile(path):
                 raise CheckpointError(f'{path} is missing. {how_to_get(path)}')
-            check_file(path)
-            weights = get_state_dict(load_checkpoint_file(path), path)
-            compare_shapes(shapes_of(weights), published_shapes(checkpoint.name), path)
+            source = DetectorSource(checkpoint.config, path, checkpoint.name, {})
+            source.load_checkpoint(build_detector(source.model_config()))
             print(f'{path}: as published')
         except CheckpointError as error:
             faults.append(str(error))

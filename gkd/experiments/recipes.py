@@ -26,12 +26,10 @@ from mmdet.datasets import DATASETS, XMLDataset
 from mmdet.models import build_detector
 from torch import nn
 
-from gkd.checkpoints import published
 from gkd.compat.checkpoint import load_checkpoint_file
 from gkd.detectors import Distiller
 from gkd.detectors.source import REPOSITORY, DetectorSource, drop_pretrained, sources_of
 from gkd.errors import GKDError
-from gkd.experiments.key_lists import compare_shapes, published_shapes, shapes_of
 from gkd.files import write_atomically, written_whole
 from gkd.running.config import load_config, student_config
 from gkd.running.console import without_details
@@ -148,15 +146,11 @@ def random_checkpoint(source: DetectorSource, folder: str) -> str:
     """Write a detector's untrained weights as the model zoo would.
 
     Args:
-        source: The detector. If its checkpoint is a published one, names and shapes are compared
-            with those that were written down of it.
+        source: The detector.
         folder: Where to write; a file that is there is taken as it is.
 
     Returns:
         Path of the file. It is not named as the published one, whose hash it does not have.
-
-    Raises:
-        CheckpointError: Names or shapes are not those of the published checkpoint.
     """
     of_what = hashlib.sha256(repr((source.config, source.overrides)).encode()).hexdigest()
     path = osp.join(folder, f'random-{of_what[:8]}.pth')
@@ -176,10 +170,6 @@ def random_checkpoint(source: DetectorSource, folder: str) -> str:
         with written_whole(path) as file:
             torch.save(dict(meta=meta, state_dict=weights), file,
                        _use_new_zipfile_serialization=False)
-    name = osp.basename(source.checkpoint or '')
-    if name in published():
-        weights = load_checkpoint_file(path)['state_dict']
-        compare_shapes(shapes_of(weights), published_shapes(name), str(source.config))
     return path
 
 
