@@ -4,6 +4,12 @@
 class GKDError(Exception):
     """Base class: the message says what is wrong, where, and what to do."""
 
+    def __init__(self, message: str = ''):
+        if message.startswith('Caught '):  # in a process that loads images: with its traceback
+            kind = type(self)
+            message = message.rpartition(f'{kind.__module__}.{kind.__qualname__}: ')[2].strip()
+        super().__init__(message)
+
 
 class ConfigError(GKDError):
     """A config names something that does not exist or does not fit together."""

@@ -7,12 +7,12 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import mmcv
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gkd.datasets.images import read_image
 from gkd.files import write_atomically
 from gkd.knowledge.instances import map_levels
 from gkd.knowledge.losses import robust_weights
@@ -244,7 +244,7 @@ def draw_study(study: Study, title: str, path: str) -> None:
 
 def draw_examples(image: CandidateImage, degrees: Sequence[float], seed: int, path: str) -> None:
     """Draw one instance in every way and degree of corruption to a picture file."""
-    pixels = mmcv.imread(image_path(image), channel_order='rgb')
+    pixels = read_image(image_path(image))
     box = torch.from_numpy(image.boxes[0])
     # From -1 to 1, so that occlusion fills with a middle grey.
     clean = torch.from_numpy(pixels).permute(2, 0, 1) / 127.5 - 1

@@ -21,3 +21,27 @@ def seeded():
     """Let every test draw the same random numbers, alone or among others."""
     torch.manual_seed(0)
     np.random.seed(0)
+
+
+@pytest.fixture(scope='module')
+def original(tmp_path_factory):
+    """A folder with a pair that trains; kept as it is."""
+    from helpers import tiny_data
+    folder = tmp_path_factory.mktemp('original')
+    tiny_data.write_pair(folder, 'one_stage')
+    return folder
+
+
+@pytest.fixture
+def folder(original, tmp_path, monkeypatch):
+    """The working directory: a pair that trains, until the test breaks it."""
+    for path in original.rglob('*'):
+        if path.is_file():
+            copied = tmp_path / path.relative_to(original)
+            copied.parent.mkdir(exist_ok=True)
+            text = path.read_bytes()
+            if path.suffix == '.py':
+                text = text.replace(str(original).encode(), str(tmp_path).encode())
+            copied.write_bytes(text)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path

@@ -13,70 +13,8 @@ import pytest
 import torch
 from helpers import small_detectors as small
 from helpers import tiny_data
-from helpers.running import REPOSITORY, run_tool, succeed
-
-
-@pytest.fixture(scope='module')
-def original(tmp_path_factory):
-    """A folder with a pair that trains; kept as it is."""
-    folder = tmp_path_factory.mktemp('original')
-    tiny_data.write_pair(folder, 'one_stage')
-    return folder
-
-
-@pytest.fixture
-def folder(original, tmp_path, monkeypatch):
-    """The working directory: a pair that trains, until the test breaks it."""
-    for path in original.rglob('*'):
-        if path.is_file():
-            copied = tmp_path / path.relative_to(original)
-            copied.parent.mkdir(exist_ok=True)
-            text = path.read_bytes()
-            if path.suffix == '.py':
-                text = text.replace(str(original).encode(), str(tmp_path).encode())
-            copied.write_bytes(text)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-def files(folder):
-    return {path.relative_to(folder): path.stat().st_mtime_ns for path in folder.rglob('*')}
-
-
-def refuse(folder, tool, *args, says, logged=False):
-    """Run a tool that must end with status 2 and a message that holds every text of ``says``.
-
-    ``logged``: the error is met in the run itself, which leaves its log and its config.
-    """
-    before = files(folder)
-    status, _, stderr = run_tool(tool, *args)
-    assert status == 2, stderr
-    message = stderr[stderr.rindex('\nerror: ') + 1:]
-    for text in says:
-        assert text in message
-    assert 'Traceback' not in stderr and message.count('error: ') == 1
-    assert len(message) < 1500
-    written = files(folder)
-    if logged:
-        written = {path: time for path, time in written.items() if path.parts[0] != 'work'}
-        assert not list(folder.glob('work/*.pth')) and not list(folder.glob('work/prototypes'))
-    assert written == before
-
-
-def refuse_training(folder, *args, says, logged=False):
-    refuse(folder, 'train', 'distiller.py', '--work-dir', 'work', *args, says=says, logged=logged)
-
-
-def append(path, text):
-    with open(path, 'a') as file:
-        file.write(text + '\n')
-
-
-def edit(path, change):
-    """Change the content of a JSON file."""
-    content = json.loads(path.read_text())
-    change(content)
-    path.write_text(json.dumps(content))
+from helpers.refusals import append, edit, files, refuse, refuse_training, train
+from helpers.running import REPOSITORY, run_tool
 
 
 @pytest.mark.parametrize('tool, args', [
@@ -345,11 +283,6 @@ def test_real_processes_end_with_the_message_alone(folder):
     assert ended.stderr.startswith('\nerror: data.train.img_prefix: no such folder')
     assert len(ended.stderr.strip().splitlines()) == 1
     assert files(folder) == before
-
-
-def train(*args):
-    """What a training that must succeed logs."""
-    return succeed('train', 'distiller.py', '--work-dir', 'work', *args)[1]
 
 
 def test_class_without_instance_goes_on(folder):

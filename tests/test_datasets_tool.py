@@ -160,7 +160,11 @@ def test_broken_boxes_are_counted_once_each(coco):
         {name: len(entries) for name, entries in broken.items()}
     status, printed, _ = run_tool('datasets', 'check', coco)
     assert status == 1
-    assert '3 not four finite numbers, first annotation 1030 of image 10 (a/1.jpg): nan' in printed
+    assert ('3 annotations have a bbox that is not four finite numbers, first annotation 1030 of '
+            'image 10 (a/1.jpg) with [1, 2, 3]') in printed
+    # The tool counts them as the conversions do.
+    for name, entries in broken.items():
+        assert f'  {len(entries)} annotations ' in printed and name in printed
 
 
 def test_sound_file_and_missing_images(coco, tmp_path):

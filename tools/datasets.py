@@ -5,11 +5,19 @@ import argparse
 import sys
 from pathlib import Path
 
-from gkd.datasets.coco_json import read_coco, write_coco
-from gkd.datasets.official import absent, prepare_coco, prepare_voc, report
+from gkd.datasets.coco_json import inspect_coco, read_coco, write_coco
+from gkd.datasets.images import image_faults
+from gkd.datasets.official import (
+    absent,
+    prepare_coco,
+    prepare_voc,
+    report,
+    report_inspection,
+)
 from gkd.datasets.records import read_classes, read_records, write_records
 from gkd.running.cli import run
 
+MOST = 20  # images that are named
 CLASSES = Path(__file__).parent.parent / 'datalists' / 'classes_config.json'
 
 
@@ -30,9 +38,10 @@ def parse_args():
                      'files of them')
     voc.add_argument('--root', default='data/VOCdevkit', help='folder of VOC2007/ and VOC2012/; '
                      'their archives may lie in it or beside it (default: %(default)s)')
-    check = add('check', 'count, and report broken boxes; ends with status 1 if there are any',
+    check = add('check', 'count, and report what is wrong; ends with status 1 if anything is',
                 ('annotations', 'COCO JSON'))
-    check.add_argument('--images', help='folder of the images: see that all are there')
+    check.add_argument('--images', help='folder of the images: see that all are there, open them, '
+                       'and compare their sizes')
     check.add_argument('--records', action='store_true',
                        help='the file is a list with one record an image')
     to_records = add('to-records', 'convert COCO JSON to a list with one record an image',
@@ -65,15 +74,28 @@ def main():
 
 def check(args):
     """Exit status: whether anything is wrong."""
-    annotations = (read_records(args.annotations, read_classes(args.classes)) if args.records
-                   else read_coco(args.annotations))
-    faults = report(args.annotations, annotations, print)
+    if args.records:
+        annotations = read_records(args.annotations, read_classes(args.classes))
+        faults = report(args.annotations, annotations, print)
+        images = [(image.file, image.width, image.height)
+                  for image in annotations.images.values()]
+    else:
+        inspection = inspect_coco(args.annotations)
+        faults = report_inspection(args.annotations, inspection, print)
+        images = [(image['file_name'], image.get('width'), image.get('height'))
+                  for image in inspection.images if isinstance(image.get('file_name'), str)]
     if args.images is not None:
-        files = [Path(args.images, image.file) for image in annotations.images.values()]
-        missing = absent(files)
+        files = [Path(args.images, name) for name, *_ in images]
+        missing = set(absent(files))
         print(f'  {len(missing):,} of {len(files):,} images are missing'
-              + (f', first {missing[0]}' if missing else ''))
-        faults += len(missing)
+              + (f', first {min(missing)}' if missing else ''))
+        broken = image_faults([(str(file), width, height)
+                               for file, (_, width, height) in zip(files, images)
+                               if file not in missing])
+        for fault in broken[:MOST]:
+            print(f'  {fault}')
+        print(f'  {len(broken):,} of {len(files):,} images are damaged or of another size')
+        faults += len(missing) + len(broken)
     return int(faults > 0)
 
 

@@ -46,10 +46,11 @@ def apply() -> None:
 
 def _mend_mmdet2() -> None:
     # These import mmcv and mmdet, which is possible from here on only.
-    from gkd.compat import coco, defaults, distributed, parallel, progress, runner
+    from gkd.compat import coco, defaults, distributed, images, parallel, progress, runner
 
     defaults.default_to_existing_device()
     coco.look_at_annotations()
+    images.name_unreadable_images()
     parallel.run_steps_through_torch_ddp()
     parallel.copy_on_cuda_streams()
     distributed.init_without_gpus()

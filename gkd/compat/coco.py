@@ -6,6 +6,7 @@ import mmdet.datasets.coco
 from mmdet.datasets.api_wrappers import COCO
 
 from gkd.datasets.coco_json import load_coco
+from gkd.datasets.inspection import Finding
 
 
 def look_at_annotations() -> None:
@@ -24,13 +25,18 @@ class InspectedCOCO(COCO):
     Args:
         annotation_file: COCO JSON; None makes an empty one.
 
+    Attributes:
+        findings: What was found in it.
+
     Raises:
         DataError: An entry cannot be used.
     """
 
     def __init__(self, annotation_file=None):
         super().__init__()
+        self.findings: list[Finding] = []
         if annotation_file is not None:
-            self.dataset = load_coco(annotation_file)
+            inspection = load_coco(annotation_file)
+            self.dataset, self.findings = inspection.content, inspection.findings
             self.createIndex()
             self.img_ann_map, self.cat_img_map = self.imgToAnns, self.catToImgs

@@ -68,8 +68,8 @@ def inspect_coco(path: str) -> Inspection:
         raise DataError(f'{path} is no COCO file: {error}') from None
 
 
-def load_coco(path: str) -> dict:
-    """The content of a COCO file that can be trained on, completed where that is harmless.
+def load_coco(path: str) -> Inspection:
+    """A COCO file that can be trained on, completed where that is harmless.
 
     What was completed or is left out is said once a file, in MMDetection's log.
 
@@ -89,7 +89,7 @@ def load_coco(path: str) -> dict:
         if text not in _said:
             _said.add(text)
             get_logger('mmdet').warning(text)
-    return inspection.content
+    return inspection
 
 
 def write_coco(annotations: Annotations, path: str) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 from gkd.datasets.annotations import Annotations
 from gkd.datasets.archives import unpack
 from gkd.datasets.coco_json import read_coco, write_coco
+from gkd.datasets.inspection import Inspection
 from gkd.datasets.voc import image_set, read_voc
 from gkd.errors import DataError
 
@@ -176,3 +177,23 @@ def report(name: str, annotations: Annotations, tell: Callable[[str], None]) -> 
     if not broken:
         tell('  no broken box')
     return sum(map(len, broken.values()))
+
+
+def report_inspection(name: str, inspection: Inspection, tell: Callable[[str], None]) -> int:
+    """Tell what a COCO file holds, what is wrong with it, and what training completes.
+
+    Args:
+        name: Its name.
+        inspection: A look at it.
+        tell: Called with every line.
+
+    Returns:
+        Number of entries with something wrong; what is completed does not count.
+    """
+    tell(f'{name}: {inspection.summary()}')
+    for finding in inspection.findings:
+        tell(f'  {finding}')
+    wrong = [finding.count for finding in inspection.findings if not finding.completed]
+    if not wrong:
+        tell('  no broken box')
+    return sum(wrong)

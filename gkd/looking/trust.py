@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import matplotlib
-import mmcv
 import numpy as np
 import torch
 from matplotlib.colors import Normalize
 from mmcv.parallel import DataContainer
 from torch import Tensor
 
+from gkd.datasets.images import read_image
 from gkd.errors import ConfigError
 from gkd.knowledge.instances import instance_mask, map_levels
 from gkd.knowledge.losses import robust_weights
@@ -158,7 +158,7 @@ def draw_images(trained: TrainedPair, bank: PrototypeBank, images: Sequence[Cand
                                 layout='constrained',
                                 figsize=(3.5 * (1 + len(levels)) + 0.6, 3.5 * len(numbers) + 0.2))
     for row, number, (masks, (width, height)) in zip(axes, numbers, drawn):
-        pixels = mmcv.imread(image_path(images[number]), channel_order='rgb')
+        pixels = read_image(image_path(images[number]))
         for axis in row:
             axis.imshow(pixels)
             axis.axis('off')

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os.path as osp
 from collections.abc import Sequence
 
-import mmcv
 import numpy as np
 import torch
 from mmdet.core import bbox_overlaps
 from mmdet.datasets import CustomDataset
 from torch import Tensor
 
+from gkd.datasets.images import read_image
 from gkd.report.drawing import plt, rectangle
 
 FOUND, WRONG, MISSED = '#2ca02c', '#d62728', '#ffd92f'
@@ -96,7 +96,7 @@ def draw_image(axis: plt.Axes, dataset: CustomDataset, index: int, detections: T
     detections = detections[:len(boxes)]
     right, matched = match(detections, boxes, torch.from_numpy(annotation['labels']))
     path = f'{dataset.img_prefix or ""}/{dataset.data_infos[index]["filename"]}'
-    axis.imshow(mmcv.imread(path, channel_order='rgb'))
+    axis.imshow(read_image(path))
     for box, taken in zip(boxes, matched):
         if not taken:
             axis.add_patch(rectangle(box, MISSED, linestyle='--'))

@@ -6,9 +6,9 @@ import os.path as osp
 from collections.abc import Sequence
 
 import matplotlib
-import mmcv
 import numpy as np
 
+from gkd.datasets.images import read_image
 from gkd.files import written_whole
 
 matplotlib.use('Agg')
@@ -39,7 +39,7 @@ def crop(path: str, box: Sequence[float]) -> np.ndarray:
     """The box ``x1, y1, x2, y2`` of an image file and a margin around it, as an RGB image."""
     x1, y1, x2, y2 = box
     margin_x, margin_y = MARGIN * (x2 - x1), MARGIN * (y2 - y1)
-    image = mmcv.imread(path, channel_order='rgb')
+    image = read_image(path)
     height, width = image.shape[:2]
     left, right = max(0, int(x1 - margin_x)), min(width, int(x2 + margin_x) + 1)
     top, bottom = max(0, int(y1 - margin_y)), min(height, int(y2 + margin_y) + 1)

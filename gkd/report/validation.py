@@ -19,6 +19,7 @@ import torch
 from mmcv import Config
 from pycocotools.coco import COCO
 
+from gkd.compat.coco import InspectedCOCO
 from gkd.datasets.coco_eval import evaluate, metrics_of
 from gkd.detectors.source import find_file
 from gkd.progress import silence
@@ -96,7 +97,7 @@ class Validation:
     def coco(self) -> COCO:
         """The annotations."""
         with silence():
-            return COCO(self.path)
+            return InspectedCOCO(self.path)
 
     @cached_property
     def categories(self) -> list[int]:

@@ -8,14 +8,21 @@ import re
 from collections import defaultdict
 from typing import Optional
 
+import numpy as np
 from mmcv import Config, ConfigDict
-from mmdet.datasets import CocoDataset, CustomDataset, build_dataset
+from mmcv.utils import get_logger
+from mmdet.datasets import DATASETS, CocoDataset, CustomDataset, XMLDataset, build_dataset
+from mmdet.datasets.pipelines import LoadImageFromFile, LoadMultiChannelImageFromFiles
+from pycocotools.coco import COCO
 from torch import nn
 
+from gkd.compat.coco import InspectedCOCO
 from gkd.datasets import prepare_embedded
+from gkd.datasets.coco_json import load_coco
+from gkd.datasets.inspection import mask_faults
 from gkd.detectors import Distiller
 from gkd.errors import ConfigError, DataError
-from gkd.running.config import shorten
+from gkd.running.config import naming, shorten
 
 
 def prototype_datasets(config: Config) -> list[ConfigDict]:
@@ -50,13 +57,10 @@ def build_checked_dataset(config: ConfigDict, key: str,
     Raises:
         DataError: Annotations or images are missing or broken.
     """
-    leaves = leaf_configs(config)
+    with naming(key):
+        leaves = leaf_configs(config)
     for leaf in leaves:
-        path = leaf.get('ann_file')
-        if isinstance(path, str):
-            prepare_embedded(path)
-        if isinstance(path, str) and not osp.exists(osp.join(leaf.get('data_root') or '', path)):
-            raise DataError(f'{key}.ann_file: no such file: {path}')
+        check_settings(leaf, key)
     try:
         dataset = build_dataset(config, default_args)
     except DataError as error:  # mmcv puts the name of the class in front
@@ -69,7 +73,97 @@ def build_checked_dataset(config: ConfigDict, key: str,
     for leaf in leaf_datasets(dataset):
         check_classes(leaf, key)
         check_images(leaf, key)
+        check_annotations(leaf, key)
+    check_boxes(leaf_datasets(dataset), key)
     return dataset
+
+
+def check_settings(config: ConfigDict, key: str) -> None:
+    """Raise DataError if the files or classes that a data set names cannot be right.
+
+    Embedded data sets are made. Files on other things than a disk are not looked at.
+
+    Args:
+        config: Of a data set without wrappers.
+        key: Place in the config, for messages.
+    """
+    paths = config.get('ann_file')
+    for path in paths if isinstance(paths, (list, tuple)) else [paths]:
+        if not isinstance(path, str):
+            continue
+        prepare_embedded(path)
+        if on_disk(config.get('file_client_args')) and not osp.exists(
+                osp.join(config.get('data_root') or '', path)):
+            raise DataError(f'{key}.ann_file: no such file: {path}')
+    classes = config.get('classes')
+    if isinstance(classes, str):  # a file with a name in every line
+        if '://' not in classes and not osp.isfile(classes):
+            raise DataError(f'{key}.classes = {classes!r} is text, which names a file with a '
+                            f'class in every line, and there is no such file. Write a list of '
+                            f'names: classes = [{classes!r}]')
+    elif classes is not None and (not isinstance(classes, (list, tuple)) or not classes or not all(
+            isinstance(name, str) for name in classes)):
+        raise DataError(f'{key}.classes = {classes!r}: must be a list of names.')
+    elif classes is not None and len(set(classes)) < len(classes):
+        raise DataError(f'{key}.classes = {shorten(classes)}: a class is named twice.')
+
+
+def look_at_test_data(config: Config) -> None:
+    """Look at annotations that only a test will read, so that it does not fail after the training.
+
+    A file that is not there yet is named; it is not needed now.
+
+    Args:
+        config: A config to train with.
+
+    Raises:
+        DataError: A file is there, and broken.
+    """
+    with naming('data.val or data.test'):
+        read = {path for part in ('train', 'val') for path in annotation_files(config.data[part])}
+        leaves = leaf_configs(config.data.test)
+    for leaf in leaves:
+        for path in annotation_files(leaf):
+            if path in read or not on_disk(leaf.get('file_client_args')):
+                continue
+            read.add(path)
+            if not osp.exists(path):
+                get_logger('mmdet').warning(f'data.test.ann_file: no such file: {path}. A test '
+                                            f'will need it.')
+            elif path.endswith('.json') and is_coco(leaf):
+                try:
+                    load_coco(path)
+                except DataError as error:
+                    raise DataError(f'data.test: {error}') from None
+
+
+def annotation_files(config: ConfigDict) -> list[str]:
+    """Paths of all annotation files that a data set's config names."""
+    found = []
+    for leaf in leaf_configs(config):
+        paths = leaf.get('ann_file')
+        found += [osp.join(leaf.get('data_root') or '', path)
+                  for path in (paths if isinstance(paths, (list, tuple)) else [paths])
+                  if isinstance(path, str)]
+    return found
+
+
+def is_coco(config: ConfigDict) -> bool:
+    """Whether a data set reads its annotations as MMDetection's ``CocoDataset`` does."""
+    kind = DATASETS.get(config.get('type'))
+    return kind is not None and issubclass(kind, CocoDataset) and \
+        kind.load_annotations is CocoDataset.load_annotations
+
+
+def on_disk(file_client: Optional[dict]) -> bool:
+    """Whether mmcv's file client with these settings reads files of a disk.
+
+    Example:
+        >>> on_disk(None), on_disk(dict(backend='disk')), on_disk(dict(backend='http'))
+        (True, True, False)
+    """
+    settings = file_client or {}
+    return settings.get('backend', 'disk') == 'disk' and not settings.get('prefix')
 
 
 def leaf_configs(config: ConfigDict) -> list[ConfigDict]:
@@ -118,22 +212,84 @@ def check_classes(dataset: CustomDataset, key: str) -> None:
 
 
 def check_images(dataset: CustomDataset, key: str) -> None:
-    """Raise DataError if the folder, all images, or one of them is missing."""
+    """Raise DataError if the folder, all images, or one of them is missing.
+
+    Only a disk is looked at: asking another storage for every image would take too long.
+    """
     if not len(dataset):
         raise DataError(f'{key}: no image of {dataset.ann_file} can be used; images without boxes '
-                        f'of the classes {shorten(dataset.CLASSES)} are left out of training.')
+                        f'of the classes {shorten(dataset.CLASSES)} are left out of training'
+                        f'{left_out(dataset)}.')
+    loader = image_loader(dataset)
+    if loader is None or not on_disk(loader.file_client_args):
+        return
     if dataset.img_prefix and not osp.isdir(dataset.img_prefix):
         raise DataError(f'{key}.img_prefix: no such folder: {dataset.img_prefix}')
     folders = defaultdict(set)
     for info in dataset.data_infos:
-        folder, name = osp.split(osp.join(dataset.img_prefix or '', info['filename']))
-        folders[folder].add(name)
+        names = info['filename']
+        for path in names if isinstance(names, list) else [names]:
+            folder, name = osp.split(osp.join(dataset.img_prefix or '', path))
+            folders[folder].add(name)
     # One listing a folder: asking for every file takes minutes on network disks.
     absent = [osp.join(folder, name) for folder, names in folders.items()
               for name in sorted(names - set(os.listdir(folder) if osp.isdir(folder) else ()))]
     if absent:
         raise DataError(f'{key}: {len(absent)} of {len(dataset)} images of {dataset.ann_file} are '
                         f'missing, first {absent[0]}. Set `img_prefix` to their folder.')
+
+
+def check_boxes(datasets: list[CustomDataset], key: str) -> None:
+    """Raise DataError if there is no box at all to be trained on."""
+    if not any(dataset.test_mode for dataset in datasets) and not any(
+            len(dataset.get_ann_info(index)['bboxes'])
+            for dataset in datasets for index in range(len(dataset))):  # ends at the first box
+        raise DataError(f'{key}: no box of {datasets[0].ann_file} can be trained on'
+                        f'{left_out(datasets[0])}.')
+
+
+def left_out(dataset: CustomDataset) -> str:
+    """Why boxes of a COCO file are not trained on, for messages; empty if nothing is known."""
+    if not isinstance(getattr(dataset, 'coco', None), InspectedCOCO):
+        return ''
+    findings = [str(finding) for finding in dataset.coco.findings if not finding.completed]
+    return ''.join(f'; {finding}' for finding in findings)
+
+
+def image_loader(dataset: CustomDataset) -> Optional[object]:
+    """The step of a pipeline that reads images from files; None if it has one of its own."""
+    return next((step for step in getattr(dataset.pipeline, 'transforms', ())
+                 if isinstance(step, (LoadImageFromFile, LoadMultiChannelImageFromFiles))), None)
+
+
+def check_annotations(dataset: CustomDataset, key: str) -> None:
+    """Raise DataError if annotations lack what the pipeline or MMDetection's formats need.
+
+    Boxes of COCO files have been looked at when the file was read.
+    """
+    if isinstance(getattr(dataset, 'coco', None), COCO):
+        loads_masks = any(getattr(step, 'with_mask', False)
+                          for step in getattr(dataset.pipeline, 'transforms', ()))
+        faults = mask_faults(annotation for info in dataset.data_infos
+                             for annotation in dataset.coco.imgToAnns[info['id']]
+                             if not annotation.get('ignore')) if loads_masks else []
+        if faults:
+            raise DataError(f'{key}: {dataset.ann_file}: the pipeline loads masks, but '
+                            f'{faults[0]}; so have {len(faults) - 1} more. A mask is a list of '
+                            f'polygons [x1, y1, x2, y2, x3, y3, ...] or a run-length code.')
+    elif isinstance(dataset, XMLDataset) or type(dataset) is CustomDataset:
+        for index, info in enumerate(dataset.data_infos):
+            try:
+                annotation = dataset.get_ann_info(index)
+                boxes, labels = annotation['bboxes'], annotation['labels']
+                sound = (np.isfinite(boxes).all() and boxes.shape == (len(labels), 4)
+                         and set(labels.tolist()) <= set(range(len(dataset.CLASSES or labels))))
+                problem = f'bboxes {shorten(boxes.tolist(), 2)}, labels {shorten(labels.tolist())}'
+            except Exception as error:
+                sound, problem = False, f'{type(error).__name__}: {error}'
+            if not sound:
+                raise DataError(f'{key}: the annotations of {info["filename"]} in '
+                                f'{dataset.ann_file} cannot be used ({problem}).')
 
 
 def check_teacher_classes(model: nn.Module, dataset: CustomDataset, key: str) -> None:

@@ -15,6 +15,7 @@ from mmdet.core import DistEvalHook, EvalHook
 from mmdet.datasets import CocoDataset, CustomDataset, build_dataloader
 from mmdet.models.detectors import BaseDetector
 from torch import nn
+from torch.utils.data import Dataset
 
 from gkd.detectors import Distiller
 from gkd.errors import ConfigError, DataError
@@ -22,13 +23,13 @@ from gkd.files import write_atomically
 from gkd.prototypes.generation import all_gather
 from gkd.report.loggers import ImageLoggerHook
 from gkd.running.config import naming
-from gkd.running.data import build_checked_dataset, check_num_classes
+from gkd.running.data import check_num_classes
 from gkd.work_dir import EVALUATION
 
 
-def evaluation_hook(config: Config, model: nn.Module, distributed: bool) -> EvalHook:
-    """Evaluate on ``data.val`` as the config's ``evaluation`` says."""
-    dataset = build_checked_dataset(config.data.val, 'data.val', dict(test_mode=True))
+def evaluation_hook(config: Config, model: nn.Module, dataset: Dataset,
+                    distributed: bool) -> EvalHook:
+    """Evaluate on ``dataset``, that of ``data.val``, as the config's ``evaluation`` says."""
     check_num_classes(model, dataset, 'data.val')
     loader_config = dict(samples_per_gpu=1, workers_per_gpu=0, shuffle=False)
     loader_config.update(config.data.get('val_dataloader', {}))

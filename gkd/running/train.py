@@ -44,6 +44,7 @@ from gkd.running.data import (
     build_checked_dataset,
     check_num_classes,
     check_teacher_classes,
+    look_at_test_data,
     prototype_datasets,
 )
 from gkd.running.evaluation import EvaluationRecorder, MissedEvaluation, evaluation_hook
@@ -87,11 +88,14 @@ def train(config: Config, resume: str = 'auto', validate: bool = True) -> dict[s
     logger = open_logger(config.get('log_level', 'INFO'))
 
     # All that can be wrong is looked at before anything is written.
+    train_set = build_checked_dataset(config.data.train, 'data.train')
+    val_set = build_checked_dataset(config.data.val, 'data.val', dict(test_mode=True)) \
+        if validate else None
+    look_at_test_data(config)
     set_random_seed(config.seed, deterministic=config.get('deterministic', False))
     model = build_model(config)
     with without_details():
         model.init_weights()
-    train_set = build_checked_dataset(config.data.train, 'data.train')
     check_num_classes(model, train_set, 'data.train')
     check_teacher_classes(model, train_set, 'data.train')
     model.CLASSES = train_set.CLASSES
@@ -101,7 +105,7 @@ def train(config: Config, resume: str = 'auto', validate: bool = True) -> dict[s
                                dict(type='PrototypeHook', datasets=prototype_datasets(config))]
     recorder = evaluation = None
     if validate:
-        evaluation = evaluation_hook(config, model, distributed)
+        evaluation = evaluation_hook(config, model, val_set, distributed)
         recorder = EvaluationRecorder(evaluation)
     checkpoint = find_checkpoint(resume, config)
 

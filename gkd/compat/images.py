@@ -1,0 +1,70 @@
+"""Mends of how mmdet's pipelines read images."""
+
+from __future__ import annotations
+
+import functools
+import os.path as osp
+
+from mmcv.utils import get_logger
+from mmdet.datasets.pipelines.loading import LoadImageFromFile, LoadMultiChannelImageFromFiles
+
+from gkd.errors import DataError
+
+_warned = False
+
+
+def name_unreadable_images() -> None:
+    """Name the file of an image that cannot be read, and one whose size is not the listed one.
+
+    Reason: OpenCV returns None for what is no image, so that mmdet ends in "'NoneType' object has
+    no attribute 'shape'". Nothing looks at the size of an image, though boxes of an image that its
+    camera has turned lie elsewhere.
+    For: mmdet 2.x.
+    """
+    for loader in (LoadImageFromFile, LoadMultiChannelImageFromFiles):
+        loader.__call__ = _naming(loader.__call__)
+
+
+def _naming(call):
+
+    @functools.wraps(call)
+    def load(self, results):
+        try:
+            loaded = call(self, results)
+        except Exception as error:
+            raise DataError(f'{_path(results)}: {_reason(error)}. `python tools/datasets.py check '
+                            f'ANNOTATIONS --images FOLDER` opens all images.') from error
+        _compare_size(loaded)
+        return loaded
+
+    return load
+
+
+def _path(results: dict) -> str:
+    name = results['img_info'].get('filename')
+    names = name if isinstance(name, list) else [name]
+    return ', '.join(osp.join(results.get('img_prefix') or '', str(name)) for name in names)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, FileNotFoundError):
+        return 'no such image file'
+    if isinstance(error, OSError):  # of the disk or of a network
+        return f'the image file cannot be read ({error})'
+    if isinstance(error, (AttributeError, ValueError)) or type(error).__name__ == 'error':
+        return 'the image file is empty, damaged, or of a format that is not known'
+    return f'the image cannot be loaded ({type(error).__name__}: {error})'
+
+
+def _compare_size(loaded: dict) -> None:
+    global _warned
+    info = loaded['img_info']
+    listed = info.get('width'), info.get('height')
+    height, width = loaded['img_shape'][:2]
+    if _warned or None in listed or listed == (width, height):
+        return
+    _warned = True
+    get_logger('mmdet').warning(
+        f'{_path(loaded)} is {width} x {height} pixels, the annotations say {listed[0]} x '
+        f'{listed[1]}: its boxes may lie elsewhere (a camera may have turned the image). `python '
+        f'tools/datasets.py check ANNOTATIONS --images FOLDER` tells of all such images.')
