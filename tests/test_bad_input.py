@@ -199,7 +199,12 @@ def test_teacher_that_has_the_classes_in_another_order(folder):
     torch.save(checkpoint, 'teacher.pth')
     refuse_training(folder, says=['model.teacher.checkpoint', 'red, blue, green',
                                   'data.train has red, green, blue'])
+    # MMDetection 3 writes them elsewhere.
+    checkpoint['meta']['dataset_meta'] = dict(classes=checkpoint['meta'].pop('CLASSES'))
+    torch.save(checkpoint, 'teacher.pth')
+    refuse_training(folder, says=['red, blue, green', 'data.train has red, green, blue'])
     # They may have got other names since.
+    del checkpoint['meta']['dataset_meta']
     checkpoint['meta']['CLASSES'] = ('red', 'vert', 'bleu')
     torch.save(checkpoint, 'teacher.pth')
     assert 'Epoch [1]' in train('--no-validate', '--epochs', '1')

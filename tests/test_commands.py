@@ -124,6 +124,8 @@ def test_export_loads_strictly_in_plain_mmdetection(trained, monkeypatch):
     for name, tensor in plain.state_dict().items():
         torch.testing.assert_close(tensor, trained_weights[f'student.{name}'], rtol=0, atol=0)
     assert tuple(exported['meta']['CLASSES']) == tiny_data.CLASSES
+    # Where MMDetection 3 looks for them.
+    assert exported['meta']['dataset_meta']['classes'] == tiny_data.CLASSES
     assert 'optimizer' not in exported
     assert not list((folder / 'out').glob('*.part'))
     # The printed lines work as they stand.

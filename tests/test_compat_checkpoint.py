@@ -2,7 +2,9 @@
 
 import argparse
 import os
-from collections import OrderedDict
+import sys
+import types
+from collections import Counter, OrderedDict
 
 import numpy as np
 import pytest
@@ -14,7 +16,12 @@ from mmdet.models import build_detector
 from torch import nn
 
 from gkd.compat import checkpoint as module
-from gkd.compat.checkpoint import get_state_dict, load_checkpoint_file, load_strictly
+from gkd.compat.checkpoint import (
+    class_names,
+    get_state_dict,
+    load_checkpoint_file,
+    load_strictly,
+)
 from gkd.errors import CheckpointError
 
 
@@ -101,6 +108,96 @@ def test_offending_type_is_named(reader, save):
     with pytest.raises(CheckpointError, match=r'needs argparse\.Namespace, .*refused'):
         load_checkpoint_file(path)
     assert load_checkpoint_file(path, trust=True)['args'].lr == 0.1
+
+
+class Statistics:
+    """Pickles as ``getattr(owner, name)``, like a method of MMEngine's buffers."""
+
+    def __init__(self, owner, name):
+        self.owner, self.name = owner, name
+
+    def __reduce__(self):
+        return getattr, (self.owner, self.name)
+
+
+@pytest.fixture
+def history_buffer(monkeypatch):
+    """A class that pickles under the name of MMEngine's, as long as a file is written."""
+    kind = type('HistoryBuffer', (), {
+        '__module__': 'mmengine.logging.history_buffer', 'mean': lambda self: None,
+        'run': lambda self: None})
+    for name in ('mmengine', 'mmengine.logging', 'mmengine.logging.history_buffer'):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    sys.modules['mmengine.logging.history_buffer'].HistoryBuffer = kind
+    return kind
+
+
+def without_mmengine():
+    for name in [name for name in sys.modules if name.split('.')[0] == 'mmengine']:
+        del sys.modules[name]
+
+
+@pytest.mark.parametrize('trust', [False, True])
+def test_checkpoint_of_mmdetection_3_comes_back(reader, save, history_buffer, trust):
+    """As MMEngine's runner writes it, read where MMEngine is not installed."""
+    buffer = history_buffer()
+    buffer.__dict__.update(
+        max_length=10, _log_history=np.array([0.5, 0.25]), _count_history=np.array([1, 1]),
+        statistics_methods={name: Statistics(history_buffer, name)
+                            for name in ('min', 'max', 'mean', 'current')})
+    written = dict(
+        meta=dict(epoch=1, iter=2, cfg='model = dict()', seed=0, mmengine_version='0.10.7',
+                  dataset_meta=dict(classes=('tree', 'bush'), palette=[(1, 2, 3), (4, 5, 6)])),
+        state_dict=OrderedDict(weight=torch.ones(2)),
+        message_hub=dict(log_scalars=OrderedDict({'train/loss': buffer}), runtime_info={},
+                         resumed_keys=OrderedDict({'train/loss': True})),
+        param_schedulers=[dict(milestones=Counter([8, 11]), last_step=2)])
+    path = save(written)
+    without_mmengine()
+    read = load_checkpoint_file(path, trust=trust)
+    assert torch.equal(read['state_dict']['weight'], torch.ones(2))
+    history = read['message_hub']['log_scalars']['train/loss']
+    assert np.array_equal(history._log_history, [0.5, 0.25])
+    assert read['param_schedulers'][0]['milestones'] == Counter([8, 11])
+    assert class_names(read) == ('tree', 'bush')
+
+
+@pytest.mark.parametrize('name', ['run', '__init__', '__reduce__', '__class__'])
+def test_other_attributes_are_not_read_from_a_file(reader, save, history_buffer, name):
+    path = save(dict(state_dict=OrderedDict(), a=Statistics(history_buffer, name)))
+    without_mmengine()
+    with pytest.raises(CheckpointError, match='could execute code'):
+        load_checkpoint_file(path)
+
+
+@pytest.mark.parametrize('owner', [OrderedDict, np.dtype, torch.Size])
+def test_attributes_of_other_types_are_not_read_from_a_file(reader, save, owner):
+    path = save(dict(state_dict=OrderedDict(), a=Statistics(owner, 'mean')))
+    with pytest.raises(CheckpointError, match='could execute code|needs '):
+        load_checkpoint_file(path)
+
+
+def test_missing_package_of_a_trusted_file_is_named(reader, save, monkeypatch):
+    package = types.ModuleType('detectors_of_others')
+    package.Extra = type('Extra', (), {'__module__': 'detectors_of_others'})
+    monkeypatch.setitem(sys.modules, 'detectors_of_others', package)
+    path = save(dict(state_dict=OrderedDict(), extra=package.Extra()))
+    monkeypatch.delitem(sys.modules, 'detectors_of_others')
+    with pytest.raises(CheckpointError, match='package detectors_of_others, which is not inst'):
+        load_checkpoint_file(path, trust=True)
+
+
+@pytest.mark.parametrize('meta', [
+    dict(CLASSES=['a', 'b']), dict(dataset_meta=dict(classes=('a', 'b'))),
+    dict(dataset_meta=dict(CLASSES=('a', 'b')), CLASSES=None), dict(classes=('a', 'b'))])
+def test_class_names_in_all_spellings(meta):
+    assert class_names(dict(meta=meta)) == ('a', 'b')
+
+
+@pytest.mark.parametrize('checkpoint', [
+    {}, dict(meta=None), dict(meta=dict(dataset_meta=None)), dict(meta=dict(CLASSES=('a', 1)))])
+def test_no_class_names(checkpoint):
+    assert class_names(checkpoint) is None
 
 
 def test_damaged_file(reader, save):

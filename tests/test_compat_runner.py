@@ -80,6 +80,13 @@ def test_resume_from_weights_only_is_refused(tmp_path):
         make_runner(tmp_path).resume(str(tmp_path / 'student.pth'))
 
 
+def test_training_of_mmdetection_3_is_not_resumed(tmp_path):
+    torch.save(dict(meta=dict(epoch=1, iter=2), message_hub={}, state_dict=Model().state_dict()),
+               tmp_path / 'epoch_1.pth')
+    with pytest.raises(CheckpointError, match='MMDetection 3 wrote it.*`load_from`'):
+        make_runner(tmp_path).resume(str(tmp_path / 'epoch_1.pth'))
+
+
 def test_misfit_stops_load_from_and_resume(tmp_path):
     path = write_checkpoint(tmp_path)
     for load in (EpochBasedRunner.load_checkpoint, EpochBasedRunner.resume):

@@ -9,7 +9,7 @@ import pickle
 import re
 import types
 import zipfile
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from typing import Union
 
@@ -279,8 +279,15 @@ def _check_sums(path: str) -> None:
 
 
 def _torch_load(path: str, map_location: MapLocation, trust: bool):
-    if trust or _trusted:
-        return torch.load(path, map_location=map_location, weights_only=False)
+    try:
+        return _torch_load_safely(path, map_location)
+    except pickle.UnpicklingError:
+        if trust or _trusted:
+            return torch.load(path, map_location=map_location, weights_only=False)
+        raise
+
+
+def _torch_load_safely(path: str, map_location: MapLocation):
     if _torch_version() >= _FIRST_SAFE_TORCH:
         with torch.serialization.safe_globals(
                 [(value, name) for name, value in _HARMLESS.items()]):
@@ -302,6 +309,9 @@ def _restricted_pickle() -> types.ModuleType:
     allowed = {
         **_HARMLESS,
         'collections.OrderedDict': OrderedDict,
+        'collections.Counter': Counter,  # the milestones of a learning rate's schedule
+        **{f'{module}.{kind.__name__}': kind for module in ('__builtin__', 'builtins')
+           for kind in (set, complex, bytearray)},
         '_codecs.encode': _encode,
         'torch.Size': torch.Size,
         'torch.device': torch.device,
