@@ -14,7 +14,7 @@ from helpers import tiny_data
 from helpers.parallel_steps import CPU, build, gradients, part_of
 from helpers.running import REPOSITORY, in_processes, run_tool
 
-from gkd.running.train import wrap
+from gkd.running.device import wrap
 
 TERMS = {'loss_global', 'loss_local_fg', 'loss_local_bg', 'loss_soft'}
 

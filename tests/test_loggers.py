@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-import mmcv
 import numpy as np
 import pytest
 from helpers import tiny_data
@@ -144,7 +143,7 @@ def test_pictures_are_added_where_they_can_be_shown():
 
 
 def test_a_picture_that_cannot_be_drawn_does_not_end_the_run(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(mmcv, 'imread', None)
+    monkeypatch.setattr('gkd.report.prototypes.crop', None)
     config = load_config(str(write(folder, 'TensorboardLoggerHook')), {'runner.max_epochs': 1})
     config.work_dir = str(tmp_path)
     monkeypatch.setattr('gkd.report.detections.draw_image', None)

@@ -21,7 +21,7 @@ from mmcv.utils import get_logger
 from mmdet.models import build_detector
 
 from gkd.prototypes import PrototypeHook
-from gkd.running.train import wrap
+from gkd.running.device import wrap
 
 sys.path.append(str(REPOSITORY / 'tests' / 'faults'))
 

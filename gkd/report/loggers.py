@@ -20,8 +20,6 @@ PACKAGES = {'TensorboardLoggerHook': 'tensorboard', 'WandbLoggerHook': 'wandb',
             'MMDetWandbHook': 'wandb', 'MlflowLoggerHook': 'mlflow',
             'DvcliveLoggerHook': 'dvclive', 'ClearMLLoggerHook': 'clearml'}
 TAKE_IMAGES = (TensorboardLoggerHook, WandbLoggerHook)
-# After the hook that evaluates (70), before the loggers (90), which end a step of W&B.
-PRIORITY = 80
 
 
 def logger_settings(config: Config) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -62,6 +60,9 @@ class ImageLoggerHook(Hook):
         num_images: Validation images, those with as many objects as most have.
         num_classes: Classes, the first ones that have prototypes.
     """
+
+    # After the hook that evaluates (70), before the loggers (90), which end a step of W&B.
+    PRIORITY = 80
 
     def __init__(self, num_images: int = 4, num_classes: int = 3):
         self.num_images = num_images

@@ -41,10 +41,9 @@ class TrainingRecorder(Hook):
     ``WORK_DIR/detections.bbox.json`` what the last evaluation detected, as COCO results. The
     detectors know nothing of it: their methods are timed from outside. Numbers go to the host
     once every interval of the run's loggers.
-
-    Register it with normal priority: it must come after the optimiser's hook, and before the
-    loggers.
     """
+
+    PRIORITY = 'NORMAL'  # after the optimiser's hook, before the loggers
 
     def __init__(self):
         self.record: dict[str, Any] = {}

@@ -49,11 +49,10 @@ class Console(logging.StreamHandler):
 
 
 class EpochBar(Hook):
-    """Show on a terminal how far an epoch has come, the loss, and how long the run will go on.
+    """Show on a terminal how far an epoch has come, the loss, and how long the run will go on."""
 
-    Register it after the hook that resumes inside an epoch, and before one that writes
-    checkpoints.
-    """
+    # After the hook that resumes inside an epoch, before the one that writes checkpoints.
+    PRIORITY = 'VERY_HIGH'
 
     def __init__(self):
         self.bar: Optional[tqdm] = None

@@ -27,9 +27,9 @@ from gkd.running.data import check_num_classes
 from gkd.work_dir import EVALUATION
 
 
-def evaluation_hook(config: Config, model: nn.Module, dataset: Dataset,
-                    distributed: bool) -> EvalHook:
+def evaluation_hook(config: Config, model: nn.Module, dataset: Dataset) -> EvalHook:
     """Evaluate on ``dataset``, that of ``data.val``, as the config's ``evaluation`` says."""
+    distributed = torch.distributed.is_initialized()
     check_num_classes(model, dataset, 'data.val')
     loader_config = dict(samples_per_gpu=1, workers_per_gpu=0, shuffle=False)
     loader_config.update(config.data.get('val_dataloader', {}))
@@ -63,6 +63,8 @@ class EvaluationRecorder(Hook):
     Attributes:
         metrics: Those of the last evaluation.
     """
+
+    PRIORITY = 'LOW'
 
     def __init__(self, evaluation: EvalHook):
         self.evaluation = evaluation
@@ -130,11 +132,11 @@ class EvaluationRecorder(Hook):
 class MissedEvaluation(Hook):
     """Evaluate the epoch that a run is resumed after, if it was killed before that was done.
 
-    Register it with the lowest priority, so that all other hooks are ready.
-
     Args:
         recorder: What has been evaluated, and by which hook.
     """
+
+    PRIORITY = 'LOWEST'  # all other hooks are ready
 
     def __init__(self, recorder: EvaluationRecorder):
         self.recorder = recorder

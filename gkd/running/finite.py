@@ -16,7 +16,8 @@ from gkd.errors import CheckpointError, NumericalError
 from gkd.files import written_whole
 from gkd.prototypes import PrototypeBank
 from gkd.running.config import build_model
-from gkd.running.resume import random_state, set_random_state, unwrap
+from gkd.running.device import unwrap
+from gkd.running.resume import random_state, set_random_state
 
 ADVICE = ('Usual causes: a learning rate that is too high, no warm-up, no gradient clipping '
           '(optimizer_config.grad_clip), boxes without area.')
@@ -28,11 +29,13 @@ class FiniteLossHook(Hook):
 
     The step is kept in ``WORK_DIR/not_finite_epoch_E_iter_I_rank_R.pth`` as every process saw it;
     :func:`replay` runs it again. Losses are means over all processes, so that all of them stop or
-    skip together. Register it with a higher priority than the optimiser's hook.
+    skip together.
 
     Args:
         skip: Steps that may be skipped in one run; after that, and by default, the run ends.
     """
+
+    PRIORITY = 'HIGH'  # before the optimiser's hook
 
     def __init__(self, skip: int = 0):
         self.skip = skip

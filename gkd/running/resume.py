@@ -18,7 +18,6 @@ import mmcv
 import numpy as np
 import torch
 from mmcv import Config
-from mmcv.parallel import is_module_wrapper
 from mmcv.runner import HOOKS, CheckpointHook, Hook, get_dist_info, save_checkpoint
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -27,6 +26,7 @@ from gkd.compat.checkpoint import load_checkpoint_file
 from gkd.errors import CheckpointError, NumericalError
 from gkd.prototypes import PrototypeBank
 from gkd.prototypes.generation import all_gather
+from gkd.running.device import unwrap
 from gkd.work_dir import INSIDE, LATEST, checkpoints, progress_of
 
 KEY = 'resume'  # in a checkpoint's `meta`
@@ -85,12 +85,11 @@ class ResumableCheckpointHook(CheckpointHook):
 class ResumeHook(Hook):
     """Put a resumed run back to where its checkpoint was written.
 
-    Register it with the highest priority: what others do at the beginning of an epoch may draw
-    random numbers.
-
     Args:
         order: The order of the training images.
     """
+
+    PRIORITY = 'HIGHEST'  # what others do at the beginning of an epoch may draw random numbers
 
     def __init__(self, order: ImageOrder):
         self.order = order
@@ -272,11 +271,6 @@ def set_random_state(state: dict) -> None:
     torch.set_rng_state(state['torch'].cpu())
     if state['cuda'] is not None and torch.cuda.is_available():
         torch.cuda.set_rng_state(state['cuda'].cpu())
-
-
-def unwrap(model: nn.Module) -> nn.Module:
-    """The model inside a data-parallel wrapper."""
-    return model.module if is_module_wrapper(model) else model
 
 
 def find_checkpoint(resume: str, config: Config) -> Optional[str]:

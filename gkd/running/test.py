@@ -16,13 +16,12 @@ from mmdet.datasets import CocoDataset, build_dataloader
 
 from gkd.errors import CheckpointError, ConfigError
 from gkd.files import written_whole
-from gkd.running.allocator import keep_freed_memory
 from gkd.running.config import student_config
 from gkd.running.console import open_logger
 from gkd.running.data import build_checked_dataset, check_num_classes
+from gkd.running.device import use_device, wrap
 from gkd.running.evaluation import check_metrics, check_options
 from gkd.running.export import load_detector
-from gkd.running.train import training_device, wrap
 
 
 def test(config: Config, checkpoint: str, metrics: Sequence[str] = (), out: Optional[str] = None,
@@ -68,9 +67,7 @@ def test(config: Config, checkpoint: str, metrics: Sequence[str] = (), out: Opti
     check_metrics(model, dataset, metrics, '--eval')
     check_options(dataset.format_results if format_only else dataset.evaluate, options,
                   '--eval-options')
-    device = training_device()
-    if device.type == 'cpu':
-        keep_freed_memory()
+    device = use_device()
     if config.get('fp16') is not None and device.type == 'cuda':
         wrap_fp16_model(model)
     loader_config = dict(samples_per_gpu=1, workers_per_gpu=0, shuffle=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
+import logging
 import math
 import os.path as osp
 import platform
@@ -13,12 +13,15 @@ import mmcv
 import mmdet
 import torch
 from mmcv import Config
-from mmcv.parallel import MMDataParallel, MMDistributedDataParallel
 from mmcv.runner import (
+    HOOKS,
     RUNNERS,
+    BaseRunner,
     DistSamplerSeedHook,
     EpochBasedRunner,
+    EvalHook,
     Fp16OptimizerHook,
+    Hook,
     OptimizerHook,
     build_optimizer,
     build_runner,
@@ -26,18 +29,18 @@ from mmcv.runner import (
 )
 from mmdet.apis import set_random_seed
 from mmdet.apis.train import auto_scale_lr
-from mmdet.datasets import build_dataloader
+from mmdet.datasets import CustomDataset, build_dataloader
+from mmdet.models.detectors import BaseDetector
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
 
 from gkd.detectors import Distiller
 from gkd.detectors.source import check_checkpoints
 from gkd.errors import CheckpointError, ConfigError
 from gkd.files import remove_unfinished, write_atomically
 from gkd.progress import on_terminal
-from gkd.report.loggers import PRIORITY, ImageLoggerHook, check_loggers, takes_images
+from gkd.report.loggers import ImageLoggerHook, check_loggers, takes_images
 from gkd.report.recorder import TrainingRecorder
-from gkd.running.allocator import keep_freed_memory
 from gkd.running.config import build_model, naming
 from gkd.running.console import EpochBar, log_file, open_logger, without_details
 from gkd.running.data import (
@@ -47,6 +50,7 @@ from gkd.running.data import (
     look_at_test_data,
     prototype_datasets,
 )
+from gkd.running.device import unwrap, use_device, wrap
 from gkd.running.evaluation import EvaluationRecorder, MissedEvaluation, evaluation_hook
 from gkd.running.explain import explaining
 from gkd.running.finite import FiniteLossHook
@@ -73,25 +77,46 @@ def train(config: Config, resume: str = 'auto', validate: bool = True) -> dict[s
     Raises:
         GKDError: Something in the config, the data or the checkpoints is wrong.
     """
-    rank, world_size = get_dist_info()
-    distributed = torch.distributed.is_initialized()
-    device = training_device()
-    if device.type == 'cpu':
-        keep_freed_memory()
-    check_training(config)
-    with naming('log_config or custom_hooks'):
-        check_loggers(config)
-    with naming('model.teacher or model.student'):
-        check_checkpoints(config.model)
-    config.setdefault('seed', 0)
-    config.gpu_ids = range(world_size)
-    logger = open_logger(config.get('log_level', 'INFO'))
-
     # All that can be wrong is looked at before anything is written.
+    check_training(config)
+    config.setdefault('seed', 0)
+    config.gpu_ids = range(get_dist_info()[1])
+    device = use_device()
+    logger = open_logger(config.get('log_level', 'INFO'))
     train_set = build_checked_dataset(config.data.train, 'data.train')
     val_set = build_checked_dataset(config.data.val, 'data.val', dict(test_mode=True)) \
         if validate else None
     look_at_test_data(config)
+    model = initial_model(config, train_set)
+    evaluation = evaluation_hook(config, model, val_set) if validate else None
+    checkpoint = find_checkpoint(resume, config)
+    loader = training_loader(config, train_set)
+    if config.get('auto_scale_lr'):
+        auto_scale_lr(config, torch.distributed.is_initialized(), logger)
+    text = config.pretty_text  # mmcv takes settings out of the config
+    wrapped = wrap(model.to(device), device, config.get('find_unused_parameters', False))
+    runner = make_runner(config, text, wrapped, logger)
+    recorder = register_hooks(runner, config, loader, evaluation)
+
+    prepare_work_dir(runner)
+    with log_file(logger, osp.join(config.work_dir, f'{runner.timestamp}.log')):
+        logger.info(
+            f'gkd {__version__}, torch {torch.__version__}, mmdet {mmdet.__version__}, '
+            f'Python {platform.python_version()}, {runner.world_size} process(es) on '
+            f'{device.type}')
+        set_start(runner, config, checkpoint, recorder, str(device))
+        kept = keep_config(runner, config, text)
+        runner.run([loader], [('train', 1)])
+        if runner.rank == 0:
+            logger.info(f'Done.\n\n{summary(runner.work_dir, config.filename or kept)}')
+    return recorder.metrics if recorder else {}
+
+
+def initial_model(config: Config, train_set: CustomDataset) -> BaseDetector:
+    """The model with its initial weights, which fits the training data.
+
+    A distiller without a :class:`~gkd.prototypes.PrototypeHook` gets one in ``custom_hooks``.
+    """
     set_random_seed(config.seed, deterministic=config.get('deterministic', False))
     model = build_model(config)
     with without_details():
@@ -99,74 +124,117 @@ def train(config: Config, resume: str = 'auto', validate: bool = True) -> dict[s
     check_num_classes(model, train_set, 'data.train')
     check_teacher_classes(model, train_set, 'data.train')
     model.CLASSES = train_set.CLASSES
-    if isinstance(model, Distiller) and not any(
-            hook['type'] == 'PrototypeHook' for hook in config.get('custom_hooks') or ()):
-        config.custom_hooks = [*(config.get('custom_hooks') or ()),
-                               dict(type='PrototypeHook', datasets=prototype_datasets(config))]
-    recorder = evaluation = None
-    if validate:
-        evaluation = evaluation_hook(config, model, val_set, distributed)
-        recorder = EvaluationRecorder(evaluation)
-    checkpoint = find_checkpoint(resume, config)
+    hooks = config.get('custom_hooks') or ()
+    if isinstance(model, Distiller) and not any(hook['type'] == 'PrototypeHook' for hook in hooks):
+        config.custom_hooks = [
+            *hooks, dict(type='PrototypeHook', datasets=prototype_datasets(config))]
+    return model
 
+
+def training_loader(config: Config, train_set: CustomDataset) -> DataLoader:
+    """The loader of the training data; of several processes each gets its own share."""
     with naming('data.train_dataloader'):
-        loader = build_dataloader(train_set, dist=distributed, seed=config.seed,
-                                  num_gpus=1, runner_type=config.runner.type,
-                                  **config.data.get('train_dataloader', {}))
-    if config.get('auto_scale_lr'):
-        auto_scale_lr(config, distributed, logger)
-    wrapped = wrap(model.to(device), device, config.get('find_unused_parameters', False))
-    text = config.pretty_text
+        return build_dataloader(
+            train_set, dist=torch.distributed.is_initialized(), seed=config.seed, num_gpus=1,
+            runner_type=config.runner.type, **config.data.get('train_dataloader', {}))
+
+
+def make_runner(config: Config, text: str, model: nn.Module,
+                logger: logging.Logger) -> BaseRunner:
+    """mmcv's runner with the optimiser; logs and checkpoints tell what it runs.
+
+    Args:
+        config: The config.
+        text: The same as it was read.
+        model: The model on its device, wrapped.
+        logger: Where messages go.
+    """
     with naming('optimizer'):
-        optimizer = build_optimizer(wrapped, config.optimizer)
+        optimizer = build_optimizer(model, config.optimizer)
     with naming('runner'):
         runner = build_runner(config.runner, default_args=dict(
-            model=wrapped, optimizer=optimizer, logger=logger,
+            model=model, optimizer=optimizer, logger=logger,
             meta=dict(config=text, seed=config.seed, gkd_version=__version__,
-                      mmdet_version=mmdet.__version__, CLASSES=train_set.CLASSES)))
+                      mmdet_version=mmdet.__version__,
+                      CLASSES=unwrap(model).CLASSES)))
     runner.timestamp = time.strftime('%Y%m%d_%H%M%S')
+    runner.work_dir = osp.abspath(config.work_dir)
+    return runner
+
+
+def register_hooks(runner: BaseRunner, config: Config, loader: DataLoader,
+                   evaluation: Optional[EvalHook]) -> Optional[EvaluationRecorder]:
+    """Register the hooks of the config and our own, each with its own priority.
+
+    Args:
+        runner: The runner.
+        config: The config.
+        loader: The loader, whose order of images is made resumable.
+        evaluation: The hook that evaluates, if one shall.
+
+    Returns:
+        What keeps the metrics of the evaluations; None without any.
+    """
+    distributed = torch.distributed.is_initialized()
     with naming('lr_config, optimizer_config, checkpoint_config, log_config or custom_hooks'):
         runner.register_training_hooks(
             config.lr_config, optimizer_hook(config, distributed),
             checkpoint_config(config), config.get('log_config'),
             config.get('momentum_config'), custom_hooks_config=custom_hooks(config))
-    if distributed:
-        runner.register_hook(DistSamplerSeedHook())
+    ours: list[Hook] = [DistSamplerSeedHook()] if distributed else []
     if isinstance(runner, EpochBasedRunner):
-        runner.register_hook(ResumeHook(ImageOrder(loader, config.seed)), priority='HIGHEST')
-        if rank == 0 and on_terminal():
-            runner.register_hook(EpochBar(), priority='VERY_HIGH')
-    if validate:
-        runner.register_hook(evaluation, priority='LOW')
-        runner.register_hook(recorder, priority='LOW')
-    runner.register_hook(TrainingRecorder())
+        ours.append(ResumeHook(ImageOrder(loader, config.seed)))
+        if runner.rank == 0 and on_terminal():
+            ours.append(EpochBar())
+    recorder = None
+    if evaluation is not None:
+        recorder = EvaluationRecorder(evaluation)
+        runner.register_hook(evaluation, priority=recorder.PRIORITY)
+        ours.append(recorder)
+    for hook in (*ours, TrainingRecorder()):
+        runner.register_hook(hook, priority=getattr(hook, 'PRIORITY', 'NORMAL'))
+    return recorder
 
-    runner.work_dir = osp.abspath(config.work_dir)
+
+def prepare_work_dir(runner: BaseRunner) -> None:
+    """Make the work dir, and remove files that a killed process left unfinished."""
     mmcv.mkdir_or_exist(runner.work_dir)
-    if rank == 0:
+    if runner.rank == 0:
         remove_unfinished(runner.work_dir)
         remove_unfinished(osp.join(runner.work_dir, PROTOTYPES))
-    with log_file(logger, osp.join(config.work_dir, f'{runner.timestamp}.log')):
-        logger.info(
-            f'gkd {__version__}, torch {torch.__version__}, mmdet {mmdet.__version__}, '
-            f'Python {platform.python_version()}, {world_size} process(es) on {device.type}')
-        if checkpoint is not None:
-            runner.resume(checkpoint, map_location=str(device))
-            at_end = not runner.meta.get(KEY, {}).get('batches')
-            if validate and at_end and osp.dirname(osp.abspath(checkpoint)) == runner.work_dir:
-                runner.register_hook(MissedEvaluation(recorder), priority='LOWEST')
-        elif config.get('load_from'):
+
+
+def set_start(runner: BaseRunner, config: Config, checkpoint: Optional[str],
+              recorder: Optional[EvaluationRecorder], device: str) -> None:
+    """Go on from a checkpoint, or start with the weights of ``config.load_from``.
+
+    Args:
+        runner: The runner with all its hooks.
+        config: The config.
+        checkpoint: The checkpoint to go on from; None starts anew.
+        recorder: Knows whether the checkpoint's epoch was evaluated.
+        device: Where tensors go to.
+    """
+    if checkpoint is None:
+        if config.get('load_from'):
             runner.load_checkpoint(config.load_from)
-        kept = osp.join(config.work_dir, osp.basename(config.filename or 'config.py'))
-        if rank == 0 and osp.abspath(kept) != osp.abspath(config.filename or ''):
-            write_atomically(kept, text)
-        if checkpoint is not None and runner.epoch >= (runner.max_epochs or math.inf):
-            logger.info(f'{checkpoint} is trained for {runner.epoch} epochs already; nothing is '
-                        f'left to do. To train anew: --resume never, or another --work-dir.')
-        runner.run([loader], [('train', 1)])
-        if rank == 0:
-            logger.info(f'Done.\n\n{summary(runner.work_dir, config.filename or kept)}')
-    return recorder.metrics if validate else {}
+        return
+    runner.resume(checkpoint, map_location=device)
+    at_end = not runner.meta.get(KEY, {}).get('batches')
+    if recorder and at_end and osp.dirname(osp.abspath(checkpoint)) == runner.work_dir:
+        runner.register_hook(MissedEvaluation(recorder), priority=MissedEvaluation.PRIORITY)
+    if runner.epoch >= (runner.max_epochs or math.inf):
+        runner.logger.info(
+            f'{checkpoint} is trained for {runner.epoch} epochs already; nothing is left to do. '
+            f'To train anew: --resume never, or another --work-dir.')
+
+
+def keep_config(runner: BaseRunner, config: Config, text: str) -> str:
+    """Keep the config's text in the work dir; returns the file."""
+    kept = osp.join(config.work_dir, osp.basename(config.filename or 'config.py'))
+    if runner.rank == 0 and osp.abspath(kept) != osp.abspath(config.filename or ''):
+        write_atomically(kept, text)
+    return kept
 
 
 def summary(work_dir: str, config: str) -> str:
@@ -180,7 +248,7 @@ def summary(work_dir: str, config: str) -> str:
 
 
 def check_training(config: Config) -> None:
-    """Raise ConfigError if a config lacks what training needs."""
+    """Raise GKDError if a config lacks what training needs, or names what is not there."""
     missing = [key for key in ('work_dir', 'optimizer', 'lr_config', 'runner')
                if not config.get(key)]
     missing += [f'data.{key}' for key in ('train', 'val', 'test') if key not in config.data]
@@ -205,31 +273,10 @@ def check_training(config: Config) -> None:
     if [mode for mode, _ in workflow] != ['train']:
         raise ConfigError(f'workflow = {workflow}: only [("train", 1)] is supported; '
                           f'`evaluation` evaluates between epochs.')
-
-
-def training_device() -> torch.device:
-    """The GPU of this process, or the CPU."""
-    if torch.cuda.is_available():
-        return torch.device('cuda', torch.cuda.current_device())
-    return torch.device('cpu')
-
-
-def wrap(model: nn.Module, device: torch.device, find_unused: bool = False) -> nn.Module:
-    """Wrap a model for data containers and, in a process group, for gradient averaging.
-
-    Args:
-        model: A model on ``device``.
-        device: The GPU of this process, or the CPU.
-        find_unused: Whether some parameters may be left without gradients.
-    """
-    device_ids = [device.index] if device.type == 'cuda' else None
-    if torch.distributed.is_initialized():
-        # Each process keeps its own batch statistics. Newer torch has renamed the setting.
-        known = inspect.signature(DistributedDataParallel).parameters
-        keep = 'forward_sync_buffers' if 'forward_sync_buffers' in known else 'broadcast_buffers'
-        return MMDistributedDataParallel(model, device_ids=device_ids, **{keep: False},
-                                         find_unused_parameters=find_unused)
-    return MMDataParallel(model, device_ids=device_ids or [])
+    with naming('log_config or custom_hooks'):
+        check_loggers(config)
+    with naming('model.teacher or model.student'):
+        check_checkpoints(config.model)
 
 
 def checkpoint_config(config: Config) -> Optional[dict]:
@@ -243,15 +290,12 @@ def checkpoint_config(config: Config) -> Optional[dict]:
 def custom_hooks(config: Config) -> list[dict]:
     """The config's own hooks, the watch on the losses, and pictures for loggers that take them."""
     hooks = [dict(hook) for hook in config.get('custom_hooks') or ()]
-    ours = {FiniteLossHook.__name__: 'HIGH'}
-    if takes_images(config):
-        ours[ImageLoggerHook.__name__] = PRIORITY
-    for name, priority in ours.items():
-        if not any(hook['type'] == name for hook in hooks):
-            hooks.append(dict(type=name))
-        for hook in hooks:
-            if hook['type'] == name:
-                hook.setdefault('priority', priority)
+    ours = [FiniteLossHook.__name__] + [ImageLoggerHook.__name__] * takes_images(config)
+    hooks += [dict(type=name) for name in ours if not any(hook['type'] == name for hook in hooks)]
+    for hook in hooks:
+        priority = getattr(HOOKS.get(hook['type']), 'PRIORITY', None)
+        if priority is not None:
+            hook.setdefault('priority', priority)
     return hooks
 
 
