@@ -1,12 +1,14 @@
 """CWD against distributions over cells computed number by number."""
 
+import dataclasses
 import math
 
 import pytest
 import torch
 from helpers.by_hand import random, softmax
-from helpers.synthetic_steps import pair, synthetic_step
+from helpers.synthetic_steps import info, pair, synthetic_step
 
+from gkd.detectors import DetectorPair
 from gkd.errors import ConfigError
 from gkd.knowledge.methods.cwd import CWD, channel_divergence
 from gkd.registry import KNOWLEDGE
@@ -53,9 +55,33 @@ def test_levels_are_summed_with_the_published_settings():
     step = synthetic_step(dtype=torch.float64)
     student, teacher = step.student, step.teacher
     losses = KNOWLEDGE.build(dict(type='CWD'), default_args=dict(pair=pair()))(step)
-    expected = 10 * sum(map(slow_channel_divergence, student.maps, teacher.maps))
+    expected = 5 * sum(map(slow_channel_divergence, student.maps, teacher.maps))
     assert losses.keys() == {'loss_cwd'}
     assert losses['loss_cwd'].item() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize('method', ['CWD', 'PKD', 'FGD', 'MGD'])
+def test_levels_that_are_taught(method):
+    """Only their maps receive a gradient, and only they have layers."""
+    step = synthetic_step(teacher_channels=12)
+    module = KNOWLEDGE.build(dict(type=method, levels=[2, 0], pair=pair(teacher_channels=12)))
+    assert len(module.adaptation) == 2
+    sum(module(step).values()).backward()
+    assert [feature.grad is not None for feature in step.student.maps] == [True, False, True]
+    assert all(parameter.grad is not None for parameter in module.parameters())
+    with pytest.raises(ConfigError, match=rf'{method}.levels = \[1, 1\]: must name'):
+        KNOWLEDGE.build(dict(type=method, levels=[1, 1], pair=pair()))
+
+
+@pytest.mark.parametrize('method, family, taught', [
+    ('CWD', 'one-stage', 4), ('CWD', 'two-stage', 4), ('PKD', 'two-stage', 4),
+    ('FGD', 'one-stage', 5), ('FGD', 'two-stage', 4), ('MGD', 'one-stage', 5),
+    ('MGD', 'two-stage', 4)])
+def test_levels_are_those_of_the_authors(method, family, taught):
+    strides = (4, 8, 16, 32, 64)
+    five = dataclasses.replace(info(family), strides=strides, channels=(8,) * 5)
+    module = KNOWLEDGE.build(dict(type=method, pair=DetectorPair(five, five, strides)))
+    assert module.levels == tuple(range(taught))
 
 
 def test_settings():

@@ -5,10 +5,10 @@ import math
 import pytest
 import torch
 from helpers.by_hand import convolve
-from helpers.synthetic_steps import pair, synthetic_step
-from mmcv.cnn import NonLocal2d
+from helpers.synthetic_steps import STRIDES, info, pair, synthetic_step
 from torch._subclasses import FakeTensorMode
 
+from gkd.detectors import DetectorPair
 from gkd.errors import ConfigError
 from gkd.knowledge.methods.fbkd import FBKD, NonLocal, feature_mask, relate
 from gkd.registry import KNOWLEDGE
@@ -47,22 +47,32 @@ def slow_masks(feature, image, temperature):
 def slow_relation(block, feature):
     """The non-local block over all pairs of cells, with the statistics of the batch."""
     size = feature.shape[2:]
-    queries, keys, values = (convolve(feature, layer.conv).flatten(2)
-                             for layer in (block.theta, block.phi, block.g))
-    related = torch.zeros_like(values)
-    cells = queries.shape[2]
+    queries = convolve(feature, block.queries).flatten(2)
+    keys, values = (slow_pool(convolve(feature, layer), block.pooling)
+                    for layer in (block.keys, block.values))
+    related = torch.zeros_like(queries)
+    cells = keys.shape[2]
     for image in range(len(feature)):
-        for i in range(cells):
+        for i in range(queries.shape[2]):
             for j in range(cells):
                 affinity = (queries[image, :, i] * keys[image, :, j]).sum()
                 related[image, :, i] += affinity * values[image, :, j] / cells
-    related = convolve(related.unflatten(2, size), block.conv_out.conv)
-    norm = block.conv_out.norm
+    last, norm = block.out
+    related = convolve(related.unflatten(2, size), last)
     for c in range(related.shape[1]):
         plane = related[:, c]
         deviation = (plane.var(unbiased=False) + norm.eps).sqrt()
         related[:, c] = (plane - plane.mean()) / deviation * norm.weight[c] + norm.bias[c]
     return feature + related
+
+
+def slow_pool(feature, window):
+    """Maxima of whole windows of a map, ``(B, C, windows)``; a smaller map is one window."""
+    height, width = (min(window, length) for length in feature.shape[2:])
+    tiles = [feature[:, :, y:y + height, x:x + width].amax((2, 3))
+             for y in range(0, feature.shape[2] - height + 1, height)
+             for x in range(0, feature.shape[3] - width + 1, width)]
+    return torch.stack(tiles, dim=2)
 
 
 def slow_losses(level, student, teacher, temperature):
@@ -106,12 +116,36 @@ def test_losses_are_those_of_the_paper():
         torch.testing.assert_close(losses[name].item(), float(value), rtol=1e-9, atol=0)
 
 
-def test_non_local_block_is_mmcvs():
-    block = NonLocal(6).double()
+@pytest.mark.parametrize('pooling', [1, 2, 3, 8])
+def test_non_local_block(pooling):
+    """On a map that no window divides evenly, and one that is smaller than a window."""
+    block = NonLocal(6, 4, pooling).double()
+    feature = torch.randn(2, 6, 5, 7, dtype=torch.float64)
+    torch.testing.assert_close(block(feature), feature)  # it starts out as nothing
     for parameter in block.parameters():
         torch.nn.init.normal_(parameter)
-    feature = torch.randn(2, 6, 5, 7, dtype=torch.float64)
-    torch.testing.assert_close(block(feature), NonLocal2d.forward(block, feature))
+    torch.testing.assert_close(block(feature), slow_relation(block, feature))
+
+
+def test_sizes_of_the_blocks_are_the_authors():
+    wide = info(channels=256)
+    levels = FBKD(DetectorPair(wide, wide, STRIDES)).levels
+    for block in (part for level in levels[:1] for part in (level.student_relation,
+                                                            level.teacher_relation)):
+        assert (block.queries.out_channels, block.pooling) == (64, 8)
+    assert [(level.student_relation.keys.out_channels, level.student_relation.pooling)
+            for level in levels] == [(64, 8), (64, 4), (128, 2)]
+
+
+def test_relations_start_large_enough_for_batch_norm():
+    """What is normalised must not drown in the epsilon that is added to its variance."""
+    block = NonLocal(256, 64, 8)
+    seen = []
+    block.out[0].register_forward_hook(lambda layer, _, result: seen.append(result))
+    block(torch.randn(2, 256, 32, 32))
+    block.out[1].weight.data.fill_(1)
+    normalised = block.out[1](seen[0])
+    assert normalised.std() > 0.5
 
 
 def test_relations_of_a_fine_level_need_no_matrix_of_its_cells():
@@ -194,7 +228,7 @@ def test_defaults_are_the_authors():
                             for family in ('one-stage', 'two-stage'))
     found = [(module.attention_weight, module.feature_weight, module.relation_weight,
               module.levels[0].temperature) for module in (one_stage, two_stage)]
-    assert found == [(2e-2, 4e-4, 4e-4, 0.1), (4e-3, 7e-5, 7e-5, 0.5)]
+    assert found == [(2.4e-2, 4.2e-4, 4.2e-4, 0.1), (4e-3, 7e-5, 7e-5, 0.5)]
 
 
 def test_weight_zero_is_not_the_default():

@@ -10,6 +10,7 @@ from helpers.synthetic_steps import ANCHOR_SHAPES, IMAGE_SIZE, STRIDES, info, pa
 
 from gkd.detectors import DetectorPair
 from gkd.errors import ConfigError
+from gkd.knowledge.methods import gid
 from gkd.knowledge.methods.gid import (
     GID,
     box_response_loss,
@@ -141,10 +142,11 @@ def test_selection(count, threshold):
     boxes, sizes = random(2, 2, 60, 2).abs() * 40, random(2, 2, 60, 2, seed=1).abs() * 40
     scores = random(2, 2, 60, seed=2).sigmoid()
     boxes = torch.cat([boxes - 10, boxes - 10 + sizes], dim=-1)
-    size = (64, 90)
-    chosen, valid = select_instances(*scores, *boxes, size, count, threshold)
+    sizes_of_images = [(64, 90), (90, 80)]
+    chosen, valid = select_instances(*scores, *boxes, sizes_of_images, count, threshold)
     for image in range(2):
-        expected = slow_selection(*zip(scores, boxes), image, count, threshold, size)
+        expected = slow_selection(*zip(scores, boxes), image, count, threshold,
+                                  sizes_of_images[image])
         torch.testing.assert_close(chosen[image][valid[image]], torch.tensor(expected).double())
         assert count == 40 or len(expected) == count
     assert chosen.shape == (2, count, 4)
@@ -153,13 +155,33 @@ def test_selection(count, threshold):
 def test_selection_takes_the_box_of_the_surer_one():
     student, teacher = torch.tensor([[0.9, 0.1]]), torch.tensor([[0.2, 0.3]])
     boxes = torch.tensor([[[0., 0., 20., 20.], [40., 0., 60., 20.]]])
-    chosen, _ = select_instances(student, teacher, boxes, boxes + 1, (64, 64), 2)
+    chosen, _ = select_instances(student, teacher, boxes, boxes + 1, [(64, 64)], 2)
     assert torch.equal(chosen, torch.stack([boxes[0, 0], boxes[0, 1] + 1])[None])
+
+
+def test_no_instance_lies_in_the_padding_of_a_smaller_image():
+    """Two images of different size in one batch: 160 x 384 and 256 x 200, padded to 256 x 384."""
+    step = synthetic_step(boxes=[torch.zeros(0, 4)] * 2,
+                          labels=[torch.zeros(0, dtype=torch.long)] * 2)
+    generator = torch.Generator().manual_seed(0)
+    corners = torch.rand(2, len(step.student.dense.anchors), 2, generator=generator)
+    corners = corners * torch.tensor([340., 210.])
+    for part in (step.student, step.teacher):
+        part.dense.boxes = torch.cat([corners, corners + 40], dim=2)
+    step.image_sizes, step.padded_size = [(160, 384), (256, 200)], (256, 384)
+    chosen = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gid, 'pool_rois', lambda maps, strides, boxes: chosen.append(boxes)
+                      or pool_rois(maps, strides, boxes))
+        GID(pair())(step)
+    for boxes, (height, width) in zip(chosen[0], step.image_sizes):
+        assert (boxes[:, 2] <= width).all() and (boxes[:, 3] <= height).all()
+        assert (boxes[:, 2:] - boxes[:, :2] > 10).all()
 
 
 def test_instances_are_selected_where_all_scores_agree():
     boxes = torch.tensor([[[0., 0., 20., 20.], [40., 0., 60., 20.]]])
-    _, valid = select_instances(*torch.full((2, 1, 2), 0.5), boxes, boxes, (64, 64), 3)
+    _, valid = select_instances(*torch.full((2, 1, 2), 0.5), boxes, boxes, [(64, 64)], 3)
     assert valid.tolist() == [[True, True, False]]
 
 

@@ -29,8 +29,9 @@ def slow_feature_loss(student, teacher):
     """Level by level, cell by cell, anchor by anchor of two records."""
     first, levels = 0, []
     for own, target, stride in zip(student.maps, teacher.maps, STRIDES):
-        size, total = IMAGE_SIZE // stride, 0
+        size, norms = IMAGE_SIZE // stride, []
         for image in range(len(own)):
+            total = 0
             for y in range(size):
                 for x in range(size):
                     start = first + (y * size + x) * len(ANCHOR_SHAPES)
@@ -44,21 +45,23 @@ def slow_feature_loss(student, teacher):
                     feature = sum((own[image, c, y, x].item() - target[image, c, y, x].item()) ** 2
                                   for c in range(own.shape[1])) / own.shape[1]
                     total += (prediction * feature) ** 2
+            norms.append(math.sqrt(total) / size ** 2)
         first += size * size * len(ANCHOR_SHAPES)
-        levels.append(total / (len(own) * size * size))
+        levels.append(sum(norms) / len(norms))
     return sum(levels) / len(levels)
 
 
-def slow_rank_loss(student, teacher, objects, num_objects):
-    total, present = 0, 0
-    for number in range(num_objects):
+def slow_rank_loss(student, teacher, objects, counts):
+    """Mean over the objects of an image, then over images."""
+    total = 0
+    images = [image for image, count in enumerate(counts) for _ in range(count)]
+    for number, image in enumerate(images):
         own = [score.item() for score, other in zip(student, objects) if other == number]
         target = [score.item() for score, other in zip(teacher, objects) if other == number]
         own, target = ([math.exp(score) / sum(map(math.exp, scores)) for score in scores]
                        for scores in (own, target))
-        total += sum(t * math.log(t / s) for s, t in zip(own, target))
-        present += bool(own)
-    return total / max(present, 1)
+        total += sum(t * math.log(t / s) for s, t in zip(own, target)) / counts[image]
+    return total / len(counts)
 
 
 def losses_of(step, family='one-stage', **settings):
@@ -76,12 +79,16 @@ def test_feature_imitation(family):
 
 
 def test_cells_of_a_wide_map_are_on_their_own():
-    features, logits = random(2, 1, 4, 2, 3), random(2, 1, 2 * 3 * 5, 3, seed=1)
-    cells = [prediction_guided_loss(*features[:, :, :, y:y + 1, x:x + 1],
-                                    *logits[:, :, (y * 3 + x) * 5:(y * 3 + x + 1) * 5])
-             for y in range(2) for x in range(3)]
+    features, logits = random(2, 2, 4, 2, 3), random(2, 2, 2 * 3 * 5, 3, seed=1)
+    images = []
+    for image in range(2):
+        one = features[:, image:image + 1], logits[:, image:image + 1]
+        cells = [prediction_guided_loss(*one[0][:, :, :, y:y + 1, x:x + 1],
+                                        *one[1][:, :, (y * 3 + x) * 5:(y * 3 + x + 1) * 5])
+                 for y in range(2) for x in range(3)]
+        images.append(torch.stack(cells).square().sum().sqrt() / 6)
     torch.testing.assert_close(prediction_guided_loss(*features, *logits),
-                               torch.stack(cells).mean())
+                               torch.stack(images).mean())
 
 
 def test_rank_mimicking():
@@ -90,15 +97,15 @@ def test_rank_mimicking():
     own, target = (torch.stack([row[label] for row, label in
                                 zip(record.logits.sigmoid(), step.labels)])
                    for record in (student, teacher))
-    expected = 4 * slow_rank_loss(own, target, step.objects, sum(map(len, BOXES)))
+    expected = 4 * slow_rank_loss(own, target, step.objects, [*map(len, BOXES)])
     assert losses_of(step)['loss_pfi_rank'].item() == pytest.approx(expected)
 
 
 def test_rank_loss_of_shuffled_objects_some_without_anchors():
     student, teacher = random(9).sigmoid(), random(9, seed=1).sigmoid()
     objects = torch.tensor([4, 0, 2, 4, 4, 0, 2, 0, 1])
-    expected = slow_rank_loss(student, teacher, objects, 7)
-    assert rank_loss(student, teacher, objects, 7).item() == pytest.approx(expected)
+    expected = slow_rank_loss(student, teacher, objects, [3, 0, 4])
+    assert rank_loss(student, teacher, objects, [3, 0, 4]).item() == pytest.approx(expected)
 
 
 def test_ranks_of_a_softmax_head():
@@ -111,16 +118,16 @@ def test_ranks_of_a_softmax_head():
     own, target = (torch.stack([row[label] for row, label in
                                 zip(record.logits.softmax(1), step.labels)])
                    for record in (student, teacher))
-    expected = 4 * slow_rank_loss(own, target, step.objects, sum(map(len, BOXES)))
+    expected = 4 * slow_rank_loss(own, target, step.objects, [*map(len, BOXES)])
     loss = module(step)['loss_pfi_rank']
     assert loss.item() == pytest.approx(expected)
 
 
 def test_the_best_anchor_matters_and_not_only_its_score():
     scores, objects = torch.tensor([0.1, 0.9]), torch.tensor([0, 0])
-    assert rank_loss(scores, scores, objects, 1) == 0
-    assert rank_loss(scores, scores.flip(0), objects, 1) > 0.1
-    assert rank_loss(scores, scores - 0.1, objects, 1).abs() < 1e-6
+    assert rank_loss(scores, scores, objects, [1]) == 0
+    assert rank_loss(scores, scores.flip(0), objects, [1]) > 0.1
+    assert rank_loss(scores, scores - 0.1, objects, [1]).abs() < 1e-6
 
 
 def test_equal_features_have_no_loss_whatever_is_predicted():
@@ -140,7 +147,7 @@ def test_gradients():
     scores = random(5).sigmoid().requires_grad_()
     objects = torch.tensor([1, 0, 1, 1, 0])
     assert torch.autograd.gradcheck(
-        lambda own: rank_loss(own, random(5, seed=1).sigmoid(), objects, 3), scores)
+        lambda own: rank_loss(own, random(5, seed=1).sigmoid(), objects, [2, 1]), scores)
 
 
 def test_gradients_reach_the_student_and_not_the_teacher():

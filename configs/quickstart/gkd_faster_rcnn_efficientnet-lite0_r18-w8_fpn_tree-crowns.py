@@ -16,6 +16,3 @@ model = dict(
     knowledge=[dict(type='RobustDistillingModule')])
 optimizer = dict(lr=0.001)
 runner = dict(max_epochs=4)
-methods = dict(
-    # a fourth power of differences, which between these maps are larger than COCO's
-    pfi=[dict(type='PFI', feature_weight=1e-6)])

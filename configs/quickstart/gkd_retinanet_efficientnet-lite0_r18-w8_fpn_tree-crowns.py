@@ -21,6 +21,3 @@ model = dict(
     ])
 optimizer = dict(lr=0.001)
 runner = dict(max_epochs=4)
-methods = dict(
-    # a fourth power of differences, which between these maps are larger than COCO's
-    pfi=[dict(type='PFI', feature_weight=0.005)])

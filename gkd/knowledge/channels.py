@@ -1,10 +1,57 @@
-"""Match channel counts, only where they differ."""
+"""Levels that a method teaches, and layers that match channel counts where they differ."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Optional
 
 from torch import nn
+
+from gkd.errors import ConfigError
+
+if TYPE_CHECKING:
+    from gkd.detectors import DetectorPair
+
+
+def taught_levels(pair: DetectorPair, levels: Optional[Sequence[int]], method: str,
+                  default: Optional[int] = None) -> tuple[int, ...]:
+    """Paired levels that a method teaches.
+
+    Args:
+        pair: Traits of teacher and student.
+        levels: Indices of the levels as a config names them, 0 for the finest; None for the
+            method's own choice.
+        method: Its name, for messages.
+        default: The method's own choice, so many from the finest on, or all if there are fewer;
+            None for all.
+
+    Raises:
+        ConfigError: A level is not there, or is named twice.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> pair = SimpleNamespace(num_levels=3, strides=(8, 16, 32))
+        >>> taught_levels(pair, None, 'CWD', default=4), taught_levels(pair, [0, 2], 'CWD')
+        ((0, 1, 2), (0, 2))
+        >>> taught_levels(pair, [3], 'CWD')
+        Traceback (most recent call last):
+        gkd.errors.ConfigError: CWD.levels = [3]: must name some of the paired levels 0 to 2
+        (strides 8 to 32), each once.
+    """
+    if levels is None:
+        return tuple(range(min(default or pair.num_levels, pair.num_levels)))
+    if not levels or len(set(levels)) < len(levels) or not set(levels) <= set(
+            range(pair.num_levels)):
+        raise ConfigError(
+            f'{method}.levels = {list(levels)}: must name some of the paired levels 0 to '
+            f'{pair.num_levels - 1} (strides {pair.strides[0]} to {pair.strides[-1]}), each once.')
+    return tuple(levels)
+
+
+def channels_of(pair: DetectorPair, levels: Sequence[int]) -> tuple[list[int], list[int]]:
+    """Channels of the student's and of the teacher's maps on some of the paired levels."""
+    return tuple([pair.channels(info)[level] for level in levels]
+                 for info in (pair.student, pair.teacher))
 
 
 def match_channels(student: Sequence[int], teacher: Sequence[int]) -> nn.ModuleList:

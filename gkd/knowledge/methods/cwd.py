@@ -6,14 +6,15 @@ https://arxiv.org/abs/2011.13256.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Optional
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from gkd.errors import ConfigError
 from gkd.knowledge.base import Knowledge
-from gkd.knowledge.channels import match_channels
+from gkd.knowledge.channels import channels_of, match_channels, taught_levels
 from gkd.knowledge.precision import full_precision
 from gkd.registry import KNOWLEDGE
 
@@ -63,25 +64,28 @@ class CWD(Knowledge):
 
     Args:
         pair: Traits of teacher and student; the :class:`gkd.detectors.Distiller` fills it in.
-        loss_weight: Factor of the loss of each level; 10 in MMRazor's configurations for Faster
-            R-CNN and RetinaNet.
-        temperature: Softens the distributions of cells; 1 in the same configurations.
+        loss_weight: Factor of the loss of each level. By default, as all of the following, as in
+            the authors' release for detectors; MMRazor's configurations have 10, and all levels.
+        temperature: Softens the distributions of cells.
+        levels: Paired levels to teach, 0 being the finest; by default the 4 finest.
 
     Raises:
-        ConfigError: ``temperature`` is not positive.
+        ConfigError: ``temperature`` is not positive, or a level is not there.
     """
 
-    def __init__(self, pair: DetectorPair, loss_weight: float = 10.0, temperature: float = 1.0):
+    def __init__(self, pair: DetectorPair, loss_weight: float = 5.0, temperature: float = 1.0,
+                 levels: Optional[Sequence[int]] = None):
         super().__init__(pair)
         if temperature <= 0:
             raise ConfigError(f'CWD.temperature = {temperature}: must be positive.')
         self.loss_weight = loss_weight
         self.temperature = temperature
-        self.adaptation = match_channels(pair.channels(pair.student), pair.channels(pair.teacher))
+        self.levels = taught_levels(pair, levels, 'CWD', default=4)
+        self.adaptation = match_channels(*channels_of(pair, self.levels))
 
     def forward(self, step: Step) -> dict[str, Tensor]:
         """Compute the loss of one step; see :class:`Knowledge`."""
-        levels = zip(self.adaptation, step.student.maps, step.teacher.maps)
-        loss = sum(channel_divergence(adapt(own), target, self.temperature)
-                   for adapt, own, target in levels)
+        loss = sum(channel_divergence(adapt(step.student.maps[level]), step.teacher.maps[level],
+                                      self.temperature)
+                   for level, adapt in zip(self.levels, self.adaptation))
         return dict(loss_cwd=self.loss_weight * loss)

@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Optional
 
 import torch
-from mmcv.cnn import NonLocal2d
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gkd.errors import ConfigError
@@ -23,10 +23,13 @@ if TYPE_CHECKING:
     from gkd.detectors import DetectorPair
     from gkd.detectors.step import Step
 
-ONE_STAGE = MappingProxyType(dict(attention_weight=2e-2, feature_weight=4e-4,
-                                  relation_weight=4e-4, temperature=0.1))
+ONE_STAGE = MappingProxyType(dict(attention_weight=2.4e-2, feature_weight=4.2e-4,
+                                  relation_weight=4.2e-4, temperature=0.1))
 TWO_STAGE = MappingProxyType(dict(attention_weight=4e-3, feature_weight=7e-5,
                                   relation_weight=7e-5, temperature=0.5))
+# Of the non-local blocks, level by level from the finest on; further levels are like the last.
+POOLING = (8, 4, 2, 2, 2)  # cells, height and width that one key stands for
+FINE_LEVELS, FINE_CHANNELS = 2, 64  # inner channels of so many finest levels, at most
 
 
 @KNOWLEDGE.register_module()
@@ -42,7 +45,8 @@ class FBKD(Knowledge):
       :math:`M^c` are the means of both detectors' attention masks, softmaxes of :math:`G / T` over
       the cells and over the channels, without gradient;
     * relation :math:`\|r(A^S) - r(A^T)\|`, :math:`r` being a non-local block for each detector,
-      :class:`NonLocal`.
+      :class:`NonLocal`, whose keys stand for 8, 4, 2, 2 and 2 cells a side, from the finest level
+      on, and which is narrower on the two finest.
 
     Levels are summed. The student's maps, attention and relations pass adaptation layers before
     they are compared, as the authors' do: 1x1 convolutions for the maps and the relations, a fully
@@ -58,9 +62,9 @@ class FBKD(Knowledge):
     Args:
         pair: Traits of teacher and student; the :class:`gkd.detectors.Distiller` fills it in.
         attention_weight: Factor of the attention transfer. By default, as all of the following,
-            the authors' choice: 2e-2 for one-stage, 4e-3 for two-stage students.
-        feature_weight: Factor of the masked imitation; by default 4e-4 or 7e-5.
-        relation_weight: Factor of the relations; by default 4e-4 or 7e-5.
+            what the authors' code has: 2.4e-2 for one-stage, 4e-3 for two-stage students.
+        feature_weight: Factor of the masked imitation; by default 4.2e-4 or 7e-5.
+        relation_weight: Factor of the relations; by default 4.2e-4 or 7e-5.
         temperature: Of the masks; by default 0.1 or 0.5.
 
     Raises:
@@ -83,8 +87,8 @@ class FBKD(Knowledge):
         if temperature <= 0:
             raise ConfigError(f'FBKD.temperature = {temperature!r}: must be positive.')
         self.levels = nn.ModuleList(
-            FBKDLevel(student, teacher, temperature) for student, teacher in
-            zip(pair.channels(pair.student), pair.channels(pair.teacher)))
+            FBKDLevel(student, teacher, level, temperature) for level, (student, teacher) in
+            enumerate(zip(pair.channels(pair.student), pair.channels(pair.teacher))))
 
     def forward(self, step: Step) -> dict[str, Tensor]:
         """Compute the losses of one step; see :class:`Knowledge`."""
@@ -102,18 +106,22 @@ class FBKDLevel(nn.Module):
     Args:
         student_channels: Channels of the student's map, ``C_S``.
         teacher_channels: Channels of the teacher's map, ``C_T``.
+        level: Number of the level, 0 for the finest.
         temperature: Of the masks.
     """
 
-    def __init__(self, student_channels: int, teacher_channels: int, temperature: float):
+    def __init__(self, student_channels: int, teacher_channels: int, level: int,
+                 temperature: float):
         super().__init__()
         self.temperature = temperature
         self.feature_adaptation = nn.Conv2d(student_channels, teacher_channels, kernel_size=1)
         self.channel_adaptation = nn.Linear(student_channels, teacher_channels)
         self.spatial_adaptation = nn.Conv2d(1, 1, kernel_size=3, padding=1)
         self.relation_adaptation = nn.Conv2d(student_channels, teacher_channels, kernel_size=1)
-        self.student_relation = NonLocal(student_channels)
-        self.teacher_relation = NonLocal(teacher_channels)
+        self.student_relation, self.teacher_relation = (
+            NonLocal(channels, inner_channels(channels, level),
+                     POOLING[min(level, len(POOLING) - 1)])
+            for channels in (student_channels, teacher_channels))
 
     def forward(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Compare maps ``(B, C_S, H, W)`` and ``(B, C_T, H, W)``: attention, feature, relation."""
@@ -128,25 +136,50 @@ class FBKDLevel(nn.Module):
                 distance(relation, self.teacher_relation(teacher)))
 
 
-class NonLocal(NonLocal2d):
-    r"""mmcv's non-local block with dot products, in linear memory.
+def inner_channels(channels: int, level: int) -> int:
+    """Channels inside a level's non-local block.
 
-    :math:`r_i = x_i + W\, \frac{1}{HW} \sum_j (\theta_i \cdot \phi_j)\, g_j`, with 1x1
-    convolutions to half of the channels, and back to all of them by :math:`W`, which is batch
-    normalised and starts at 0 (paper, Sec. 3.2 and Fig. 2). As no softmax stands between the two
-    products, the second one may come first: no matrix of all pairs of cells is ever built, and
-    nothing has to be downsampled, as the authors do on fine levels, to make it fit.
+    Example:
+        >>> [inner_channels(256, level) for level in range(4)], inner_channels(16, 0)
+        ([64, 64, 128, 128], 8)
+    """
+    half = max(channels // 2, 1)
+    return min(half, FINE_CHANNELS) if level < FINE_LEVELS else half
+
+
+class NonLocal(nn.Module):
+    r"""A non-local block with dot products, in linear memory.
+
+    :math:`r_i = x_i + W\, \frac{1}{J} \sum_j (\theta_i \cdot \phi_j)\, g_j` over all :math:`J`
+    cells of the max-pooled :math:`\phi` and :math:`g`, with 1x1 convolutions to fewer channels,
+    and back to all of them by :math:`W`, which is batch normalised and starts at 0 (paper, Sec.
+    3.2 and Fig. 2; sizes as in the authors' code). As no softmax stands between the two products,
+    the second one may come first: no matrix of all pairs of cells is ever built.
+
+    All layers start as torch initialises them. If they started much smaller, batch normalisation
+    would see little but its own epsilon, and the relations would be the maps.
 
     Args:
         channels: Channels of the map.
+        inner: Channels between the convolutions.
+        pooling: Height and width in cells that the keys and values are max-pooled over, at most
+            the map's.
     """
 
-    def __init__(self, channels: int):
-        super().__init__(channels, reduction=2, mode='dot_product', norm_cfg=dict(type='BN'))
+    def __init__(self, channels: int, inner: int, pooling: int):
+        super().__init__()
+        self.queries, self.keys, self.values = (
+            nn.Conv2d(channels, inner, kernel_size=1) for _ in range(3))
+        self.out = nn.Sequential(nn.Conv2d(inner, channels, kernel_size=1),
+                                 nn.BatchNorm2d(channels))
+        nn.init.zeros_(self.out[1].weight)
+        self.pooling = pooling
 
     def forward(self, x: Tensor) -> Tensor:
         """Relate all cells of every map ``(B, C, H, W)``; the result has the same shape."""
-        return x + self.conv_out(relate(self.theta(x), self.phi(x), self.g(x)))
+        window = [min(self.pooling, length) for length in x.shape[2:]]
+        keys, values = (F.max_pool2d(layer(x), window) for layer in (self.keys, self.values))
+        return x + self.out(relate(self.queries(x), keys, values))
 
 
 @full_precision
@@ -155,8 +188,8 @@ def relate(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
 
     Args:
         queries: Float of shape ``(B, C, H, W)``.
-        keys: Likewise.
-        values: Float of shape ``(B, D, H, W)``.
+        keys: Float of shape ``(B, C, H', W')``.
+        values: Float of shape ``(B, D, H', W')``.
 
     Returns:
         Tensor of shape ``(B, D, H, W)``.
@@ -166,9 +199,8 @@ def relate(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         >>> relate(one, one, one)[0, :, 0, 0]
         tensor([2., 2.])
     """
-    size = queries.shape[2:]
-    context = values.flatten(2) @ keys.flatten(2).mT / size.numel()
-    return (context @ queries.flatten(2)).unflatten(2, size)
+    context = values.flatten(2) @ keys.flatten(2).mT / keys.shape[2:].numel()
+    return (context @ queries.flatten(2)).unflatten(2, queries.shape[2:])
 
 
 @torch.no_grad()

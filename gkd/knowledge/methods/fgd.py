@@ -6,6 +6,7 @@ https://arxiv.org/abs/2111.11837.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Optional
 
@@ -17,6 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 from gkd.errors import ConfigError
 from gkd.knowledge.attention import attention_mask, channel_attention, spatial_attention
 from gkd.knowledge.base import Knowledge
+from gkd.knowledge.channels import channels_of, match_channels, taught_levels
 from gkd.knowledge.precision import full_precision
 from gkd.registry import KNOWLEDGE
 
@@ -49,7 +51,9 @@ class FGD(Knowledge):
 
     Images are averaged, levels summed, as the authors do. Boxes are drawn by the level's stride;
     the authors' code divides them by the size of the image without its padding, but takes the size
-    of the map with it, which moves them where an image is padded.
+    of the map with it, which moves them where an image is padded. The authors' one-stage students
+    also start from the teacher's neck and head: ``inherit=['neck', 'bbox_head']`` in the
+    distillation config's ``student``.
 
     Args:
         pair: Traits of teacher and student; the :class:`gkd.detectors.Distiller` fills it in.
@@ -60,15 +64,17 @@ class FGD(Knowledge):
         attention_weight: Factor of the attention, gamma; by default 5e-4, 8e-4 or 5e-5.
         global_weight: Factor of the context, lambda; by default 5e-6, 8e-6 or 5e-7.
         temperature: Of the attention; the authors' 0.5 (0.8 for their FCOS).
+        levels: Paired levels to teach, 0 being the finest. By default the authors' choice: all
+            for one-stage students, the 4 finest (without P6) for two-stage students.
 
     Raises:
-        ConfigError: ``temperature`` is not positive.
+        ConfigError: ``temperature`` is not positive, or a level is not there.
     """
 
     def __init__(self, pair: DetectorPair, foreground_weight: Optional[float] = None,
                  background_weight: Optional[float] = None,
                  attention_weight: Optional[float] = None, global_weight: Optional[float] = None,
-                 temperature: float = 0.5):
+                 temperature: float = 0.5, levels: Optional[Sequence[int]] = None):
         super().__init__(pair)
         if temperature <= 0:
             raise ConfigError(f'FGD.temperature = {temperature!r}: must be positive.')
@@ -85,22 +91,22 @@ class FGD(Knowledge):
         self.attention_weight = chosen(attention_weight, 'attention_weight')
         self.global_weight = chosen(global_weight, 'global_weight')
         self.temperature = temperature
-        channels = list(zip(pair.channels(pair.student), pair.channels(pair.teacher)))
-        self.adaptation = nn.ModuleList(
-            nn.Identity() if student == teacher else nn.Conv2d(student, teacher, kernel_size=1)
-            for student, teacher in channels)
+        self.levels = taught_levels(pair, levels, 'FGD', 4 if pair.student.is_two_stage else None)
+        student, teacher = channels_of(pair, self.levels)
+        self.adaptation = match_channels(student, teacher)
         self.student_context, self.teacher_context = (
-            nn.ModuleList(ContextBlock(teacher, ratio=0.5) for _, teacher in channels)
+            nn.ModuleList(ContextBlock(channels, ratio=0.5) for channels in teacher)
             for _ in range(2))
 
     def forward(self, step: Step) -> dict[str, Tensor]:
         """Compute the losses of one step; see :class:`Knowledge`."""
         losses = []
-        for level, adapt in enumerate(self.adaptation):
+        for level, adapt, *contexts in zip(self.levels, self.adaptation, self.student_context,
+                                           self.teacher_context):
             own, target = adapt(step.student.maps[level]), step.teacher.maps[level].detach()
             masks = scale_masks(step.gt_boxes, step.strides[level], target.shape[-2:])
-            context = squared_difference(self.student_context[level](own),
-                                         self.teacher_context[level](target))
+            context = squared_difference(*(block(feature) for block, feature in
+                                           zip(contexts, (own, target))))
             losses.append((*focal_losses(own, target, *masks, self.temperature),
                            attention_loss(own, target, self.temperature), context))
         foreground, background, attention, context = map(sum, zip(*losses))

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Optional
 
 import torch
@@ -39,6 +40,12 @@ def overlaps(boxes: Tensor, others: Tensor) -> Tensor:
     return shared / (area + other_area - shared)
 
 
+def clip(boxes: Tensor, height: int, width: int) -> Tensor:
+    """Clip boxes ``(N, 4)`` to an image."""
+    return torch.stack([boxes[:, axis].clamp(0, (width, height)[axis % 2]) for axis in range(4)],
+                       dim=1)
+
+
 @torch.no_grad()
 @full_precision
 def select_instances(
@@ -46,7 +53,7 @@ def select_instances(
     teacher_scores: Tensor,
     student_boxes: Tensor,
     teacher_boxes: Tensor,
-    size: tuple[int, int],
+    sizes: Sequence[tuple[int, int]],
     num_instances: int = 10,
     iou_threshold: float = 0.3,
 ) -> tuple[Tensor, Tensor]:
@@ -55,10 +62,12 @@ def select_instances(
     A place's score is the difference of the student's and the teacher's scores, its box that of
     the one who is surer. Of the places, those with the highest scores are kept whose boxes do not
     overlap a better one by more than the threshold (non-maximum suppression over all classes and
-    levels). Boxes are clipped to the image; those of less than 10 pixels on a side and those
-    beyond the 3000 best before suppression are never selected.
+    levels). Boxes are clipped to their image, without its padding; those of less than 10 pixels on
+    a side and those beyond the 3000 best before suppression are never selected.
 
-    Source: the paper's general instance selection module; 10 and 3000 are the authors' code's.
+    Source: the authors' code, of the paper's general instance selection module: the score as the
+    difference of the two largest class scores, 10 and 3000. Whether that score is the paper's
+    equation to the letter has not been checked.
 
     Args:
         student_scores: the student's scores at N places, in [0, 1], float of shape ``(B, N)``.
@@ -66,7 +75,7 @@ def select_instances(
         student_boxes: the student's boxes ``x1, y1, x2, y2`` in pixels, float of shape
             ``(B, N, 4)``.
         teacher_boxes: the teacher's, likewise.
-        size: height and width of the padded images in pixels.
+        sizes: height and width of every image in pixels, without its padding.
         num_instances: the paper's K, the instances of an image.
         iou_threshold: boxes may overlap so far.
 
@@ -78,14 +87,15 @@ def select_instances(
     Example:
         >>> boxes = torch.tensor([[[0., 0., 20., 20.], [1., 0., 21., 20.], [40., 0., 60., 20.]]])
         >>> scores = torch.tensor([[0.9, 0.8, 0.3]])
-        >>> chosen, valid = select_instances(torch.zeros(1, 3), scores, boxes, boxes, (64, 64), 3)
+        >>> chosen, valid = select_instances(torch.zeros(1, 3), scores, boxes, boxes,
+        ...                                  sizes=[(64, 64)], num_instances=3)
         >>> chosen[valid]
         tensor([[ 0.,  0., 20., 20.],
                 [40.,  0., 60., 20.]])
     """
     difference = teacher_scores - student_scores
     boxes = torch.where(difference[..., None] > 0, teacher_boxes, student_boxes)
-    boxes = torch.stack([boxes[..., axis].clamp(0, size[1 - axis % 2]) for axis in range(4)], -1)
+    boxes = torch.stack([clip(image_boxes, *size) for image_boxes, size in zip(boxes, sizes)])
     fits = ((boxes[..., 2:] - boxes[..., :2]) > MIN_SIDE).all(dim=-1)
     # Of a fixed size throughout, as counting what is left would wait for the device.
     used = -1
@@ -293,11 +303,10 @@ class GID(Knowledge):
     def forward(self, step: Step) -> dict[str, Tensor]:
         """Compute the losses of one step; see :class:`Knowledge`."""
         own, target = step.student.dense, step.teacher.dense
-        size = [length * step.strides[0] for length in step.student.maps[0].shape[-2:]]
         # The sigmoid of the largest logit is the largest score, for a fraction of the work.
         boxes, valid = select_instances(
             *(dense.logits.detach().amax(dim=2).float().sigmoid() for dense in (own, target)),
-            own.boxes, target.boxes, size, self.num_instances, self.iou_threshold)
+            own.boxes, target.boxes, step.image_sizes, self.num_instances, self.iou_threshold)
         instances = valid.flatten()
         student, teacher = (pool_rois(part.maps, step.strides, boxes)
                             for part in (step.student, step.teacher))

@@ -5,6 +5,7 @@ Yang et al., *Masked Generative Distillation*, ECCV 2022, https://arxiv.org/abs/
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Optional
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from gkd.errors import ConfigError
 from gkd.knowledge.base import Knowledge
+from gkd.knowledge.channels import channels_of, match_channels, taught_levels
 from gkd.knowledge.precision import full_precision
 from gkd.registry import KNOWLEDGE
 
@@ -28,7 +30,8 @@ class MGD(Knowledge):
     random cells, all channels at once, and a block of two 3x3 convolutions with a ReLU between
     them, :math:`G`, generates the teacher's map from the rest (paper, Sec. 3):
     :math:`\sum (F^T - G(F^S M))^2` for an image, over all cells, lost or not. Images are averaged,
-    levels summed, as the authors do.
+    levels summed, as the authors do. The authors' one-stage students also start from the teacher's
+    neck and head: ``inherit=['neck', 'bbox_head']`` in the distillation config's ``student``.
 
     Args:
         pair: Traits of teacher and student; the :class:`gkd.detectors.Distiller` fills it in.
@@ -36,13 +39,15 @@ class MGD(Knowledge):
             authors' choice for detection: 2e-5 for one-stage, 5e-7 for two-stage students.
         mask_ratio: Probability of a cell to be lost, the paper's lambda, in [0, 1); by default
             0.65 for one-stage, 0.45 for two-stage students.
+        levels: Paired levels to teach, 0 being the finest. By default the authors' choice: all
+            for one-stage students, the 4 finest (without P6) for two-stage students.
 
     Raises:
-        ConfigError: ``mask_ratio`` is not in [0, 1).
+        ConfigError: ``mask_ratio`` is not in [0, 1), or a level is not there.
     """
 
     def __init__(self, pair: DetectorPair, loss_weight: Optional[float] = None,
-                 mask_ratio: Optional[float] = None):
+                 mask_ratio: Optional[float] = None, levels: Optional[Sequence[int]] = None):
         super().__init__(pair)
         if loss_weight is None:
             loss_weight = 5e-7 if pair.student.is_two_stage else 2e-5
@@ -52,19 +57,18 @@ class MGD(Knowledge):
             raise ConfigError(f'MGD.mask_ratio = {mask_ratio!r}: must be at least 0 and below 1.')
         self.loss_weight = loss_weight
         self.mask_ratio = mask_ratio
-        channels = list(zip(pair.channels(pair.student), pair.channels(pair.teacher)))
-        self.adaptation = nn.ModuleList(
-            nn.Identity() if student == teacher else nn.Conv2d(student, teacher, kernel_size=1)
-            for student, teacher in channels)
+        self.levels = taught_levels(pair, levels, 'MGD', 4 if pair.student.is_two_stage else None)
+        student, teacher = channels_of(pair, self.levels)
+        self.adaptation = match_channels(student, teacher)
         self.generation = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(teacher, teacher, kernel_size=3, padding=1), nn.ReLU(),
-                          nn.Conv2d(teacher, teacher, kernel_size=3, padding=1))
-            for _, teacher in channels)
+            nn.Sequential(nn.Conv2d(channels, channels, kernel_size=3, padding=1), nn.ReLU(),
+                          nn.Conv2d(channels, channels, kernel_size=3, padding=1))
+            for channels in teacher)
 
     def forward(self, step: Step) -> dict[str, Tensor]:
         """Compute the loss of one step; see :class:`Knowledge`."""
         losses = []
-        for level, (adapt, generate) in enumerate(zip(self.adaptation, self.generation)):
+        for level, adapt, generate in zip(self.levels, self.adaptation, self.generation):
             feature = adapt(step.student.maps[level])
             generated = generate(feature * random_mask(feature, self.mask_ratio))
             losses.append(generation_loss(generated, step.teacher.maps[level]))

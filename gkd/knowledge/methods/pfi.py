@@ -6,6 +6,7 @@ Imitation*, AAAI 2022, https://arxiv.org/abs/2112.04840.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Optional
 
 import torch
@@ -30,14 +31,16 @@ def prediction_guided_loss(student: Tensor, teacher: Tensor, student_logits: Ten
     r"""Teach the student the teacher's features, most where their predictions differ.
 
     With the mean squared difference of the logits of a cell, :math:`P`, and that of its features,
-    :math:`F`, the loss is the mean of :math:`(P F)^2` over cells and images. Both factors pass a
-    gradient on.
+    :math:`F`, the loss is :math:`\|P F\|_2 / (H W)`, the norm over the cells of an image, mean
+    over images. Both factors pass a gradient on.
 
-    Source: the paper's prediction-guided feature imitation. Its :math:`P` is the difference of
-    class predictions; as in a public implementation (``PredictionGuidedFeatureImitation``, a loss
-    for MMRazor) these are logits, as probabilities of background hardly differ anywhere and would
-    leave next to nothing to learn. That implementation takes the mean of :math:`P F`; here it is
-    the paper's square.
+    Source: the paper's prediction-guided feature imitation, in the form of a public implementation
+    (``PredictionGuidedFeatureImitation``, a loss for MMRazor that was never released), whose
+    weight of 1.5 belongs to it. Its :math:`P` is the difference of class predictions; as there,
+    these are logits, as probabilities of background hardly differ anywhere and would leave next to
+    nothing to learn. An early commit of it takes the mean of :math:`P F`, the last one the norm;
+    that one divides by the number of images once more, which is left out here, so that the loss
+    does not depend on how many images a GPU has.
 
     Args:
         student: the student's map, float of shape ``(B, C, H, W)``. It receives a gradient.
@@ -54,24 +57,28 @@ def prediction_guided_loss(student: Tensor, teacher: Tensor, student_logits: Ten
         >>> student, teacher = torch.zeros(1, 2, 1, 2), torch.ones(1, 2, 1, 2)
         >>> logits = torch.tensor([[[1.0], [2.0]]])
         >>> prediction_guided_loss(student, teacher, logits, torch.zeros(1, 2, 1))
-        tensor(8.5000)
+        tensor(2.0616)
     """
     images, _, height, width = student.shape
     features = F.mse_loss(student, teacher.detach(), reduction='none').mean(dim=1)
     predictions = F.mse_loss(student_logits, teacher_logits.detach(), reduction='none')
     predictions = predictions.mean(dim=2).reshape(images, height, width, -1).mean(dim=3)
-    return (predictions * features).square().mean()
+    norms = torch.linalg.vector_norm(predictions * features, dim=(1, 2))
+    return norms.mean() / (height * width)
 
 
 @full_precision
-def rank_loss(student: Tensor, teacher: Tensor, objects: Tensor, num_objects: int) -> Tensor:
+def rank_loss(student: Tensor, teacher: Tensor, objects: Tensor,
+              counts: Sequence[int]) -> Tensor:
     r"""Teach the student to prefer, among the anchors of an object, those the teacher prefers.
 
     The scores of an object's positive anchors become a distribution over these anchors by a
     softmax; the loss is the divergence KL(teacher || student) of an object's two distributions,
-    mean over the objects that have a positive anchor.
+    mean over the objects of an image, then over images. An object without a positive anchor, and
+    an image without an object, count as 0.
 
-    Source: the paper's rank mimicking, on classification scores. Scores are compared anchor by
+    Source: the paper's rank mimicking, on classification scores, averaged as in the public
+    implementation of :func:`prediction_guided_loss`. Scores are compared anchor by
     anchor; a public implementation (``RankMimicLoss``, for MMRazor) sorts both first, after which
     it no longer matters which anchor is the best.
 
@@ -79,26 +86,26 @@ def rank_loss(student: Tensor, teacher: Tensor, objects: Tensor, num_objects: in
         student: the student's scores in [0, 1] of n positive anchors for the classes of their
             objects, float of shape ``(n,)``. The only argument that receives a gradient.
         teacher: the teacher's scores of the same anchors, float of shape ``(n,)``.
-        objects: object of every anchor, LongTensor of shape ``(n,)``, counted from 0.
-        num_objects: number of objects, those without a positive anchor too.
+        objects: object of every anchor, LongTensor of shape ``(n,)``, counted over the batch.
+        counts: number of every image's objects, those without a positive anchor too.
 
     Returns:
         Scalar; 0, with a gradient of 0, for no anchor.
 
     Example:
         >>> student, teacher = torch.tensor([0.0, 1.0, 0.3]), torch.tensor([1.0, 0.0, 0.9])
-        >>> rank_loss(student, teacher, torch.tensor([0, 0, 2]), 3)
-        tensor(0.2311)
+        >>> rank_loss(student, teacher, torch.tensor([0, 0, 2]), [2, 1])
+        tensor(0.1155)
     """
     def log_distribution(scores: Tensor) -> Tensor:
         # Scores lie in [0, 1]: their exponentials need no shift to be safe.
-        sums = scores.new_zeros(num_objects).index_add(0, objects, scores.exp())
+        sums = scores.new_zeros(sum(counts)).index_add(0, objects, scores.exp())
         return scores - sums[objects].log()
 
     divergence = F.kl_div(log_distribution(student), log_distribution(teacher.detach()),
-                          reduction='sum', log_target=True)
-    present = divergence.new_zeros(num_objects).index_fill(0, objects, 1)
-    return divergence / present.sum().clamp(min=1)
+                          reduction='none', log_target=True)
+    weights = torch.cat([divergence.new_full((count,), 1 / max(count, 1)) for count in counts])
+    return (divergence * weights[objects]).sum() / len(counts)
 
 
 @KNOWLEDGE.register_module()
@@ -145,10 +152,9 @@ class PFI(Knowledge):
                                 for adapt, own, target, *logits in levels])
         losses = dict(loss_pfi_feature=self.feature_weight * features.mean())
         if self.needs.logits:
-            num_objects = sum(len(boxes) for boxes in step.gt_boxes)
             ranks = rank_loss(*(class_scores(logits, step.labels, self.pair.student.sigmoid)
                                 for logits in (step.student.logits, step.teacher.logits)),
-                              step.objects, num_objects)
+                              step.objects, [len(boxes) for boxes in step.gt_boxes])
             losses.update(loss_pfi_rank=self.rank_weight * ranks)
         return losses
 

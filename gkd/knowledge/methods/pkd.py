@@ -6,6 +6,7 @@ NeurIPS 2022, https://arxiv.org/abs/2207.02039.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Optional
 
 import torch.nn.functional as F
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from gkd.errors import ConfigError
 from gkd.knowledge.base import Knowledge
-from gkd.knowledge.channels import match_channels
+from gkd.knowledge.channels import channels_of, match_channels, taught_levels
 from gkd.knowledge.precision import full_precision
 from gkd.registry import KNOWLEDGE
 
@@ -94,24 +95,25 @@ class PKD(Knowledge):
             teacher they use 6 for a one-stage student too.)
         num_levels: How many levels are taught, from the finest on; at most those there are. 4 of a
             pyramid's 5 in the authors' configurations.
+        levels: Instead, the paired levels to teach, 0 being the finest.
 
     Raises:
-        ConfigError: ``num_levels`` is less than 1.
+        ConfigError: ``num_levels`` is less than 1, or a level is not there.
     """
 
     def __init__(self, pair: DetectorPair, loss_weight: Optional[float] = None,
-                 num_levels: int = 4):
+                 num_levels: int = 4, levels: Optional[Sequence[int]] = None):
         super().__init__(pair)
         if num_levels < 1:
             raise ConfigError(f'PKD.num_levels = {num_levels}: must be at least 1.')
         if loss_weight is None:
             loss_weight = 6.0 if pair.student.is_two_stage else 10.0
         self.loss_weight = loss_weight
-        self.adaptation = match_channels(pair.channels(pair.student)[:num_levels],
-                                         pair.channels(pair.teacher)[:num_levels])
+        self.levels = taught_levels(pair, levels, 'PKD', default=num_levels)
+        self.adaptation = match_channels(*channels_of(pair, self.levels))
 
     def forward(self, step: Step) -> dict[str, Tensor]:
         """Compute the loss of one step; see :class:`Knowledge`."""
-        loss = sum(pearson_loss(adapt(own), target) for adapt, own, target in
-                   zip(self.adaptation, step.student.maps, step.teacher.maps))
+        loss = sum(pearson_loss(adapt(step.student.maps[level]), step.teacher.maps[level])
+                   for level, adapt in zip(self.levels, self.adaptation))
         return dict(loss_pkd=self.loss_weight * loss)
