@@ -1,6 +1,7 @@
 """Missing and misfitting packages are named before anything else fails."""
 
 import importlib.util
+import subprocess
 import sys
 
 import pytest
@@ -91,6 +92,21 @@ def test_version_comes_from_what_would_be_imported(monkeypatch, tmp_path):
     assert installed_version('mmengine') == '0.10.9'
     assert installed_version('no_such_package') is None
     assert numbers('0.10.0rc4') == (0, 10, 0) < numbers('0.10.9') and numbers('') == ()
+
+
+def test_what_python_3_14_lacks_or_changed():
+    """It dropped ``pkgutil.find_loader``, and starts workers afresh unless told otherwise."""
+    code = """
+import multiprocessing, pkgutil, types
+vars(pkgutil).pop('find_loader', None)
+from gkd.compat import defaults
+defaults.sys = types.SimpleNamespace(version_info=(3, 14, 0), platform='linux')
+defaults.fork_workers()
+assert multiprocessing.get_start_method(allow_none=True) == 'fork'
+from mmcv.utils.ext_loader import check_ops_exist
+assert not check_ops_exist()
+"""
+    subprocess.run([sys.executable, '-c', code], check=True)
 
 
 def test_applying_again_changes_nothing():

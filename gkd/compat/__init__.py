@@ -28,6 +28,7 @@ def apply() -> None:
 
     check_environment()
     defaults.restore_find_loader()
+    defaults.fork_workers()
     defaults.restore_numpy_names()
     # mmcv announces its version 2.0 of 2023 on every import, and makes torch look for a compiler.
     warnings.filterwarnings('ignore', message='On January 1, 2023, MMCV', category=UserWarning)

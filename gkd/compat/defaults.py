@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+import multiprocessing
 import pkgutil
+import sys
 
 import numpy as np
 import torch
@@ -58,6 +60,18 @@ def restore_find_loader() -> None:
 def _find_loader(name: str):
     spec = importlib.util.find_spec(name)
     return None if spec is None else spec.loader
+
+
+def fork_workers() -> None:
+    """Let the workers of data loaders be forked, where nothing else was chosen.
+
+    Reason: Python 3.14 starts them afresh on Linux, and they would import mmdet without what makes
+    it importable here.
+    For: mmdet on Python 3.14.
+    """
+    afresh = sys.version_info >= (3, 14) and sys.platform == 'linux'
+    if afresh and multiprocessing.get_start_method(allow_none=True) is None:
+        multiprocessing.set_start_method('fork')
 
 
 def restore_numpy_names() -> None:
