@@ -42,9 +42,10 @@ class MeanOfMaps(Knowledge):
         super().__init__(pair)
         self.weight = weight
 
-    def forward(self, student, teacher, bank, progress):
+    def forward(self, step):
         return dict(loss_mean=self.weight * sum(
-            (own.mean() - other.mean()) ** 2 for own, other in zip(student.maps, teacher.maps)))
+            (own.mean() - other.mean()) ** 2
+            for own, other in zip(step.student.maps, step.teacher.maps)))
 
 
 METRICS = ('bbox_mAP', 'bbox_mAP_50', 'bbox_mAP_75', 'bbox_mAP_s', 'bbox_mAP_m', 'bbox_mAP_l')
@@ -390,6 +391,7 @@ def test_config_that_cannot_be_compared_is_explained(tmp_path):
     assert 'Traceback' not in printed
 
 
+@pytest.mark.slow
 def test_a_tool_runs_in_a_process_of_its_own(tmp_path):
     log = tmp_path / 'log'
     status, memory = stages.run_tool(['compare.py', 'nowhere.py'], {'OMP_NUM_THREADS': '1'},

@@ -76,6 +76,7 @@ def test_identical_halves_give_the_gradients_of_one(family, tmp_path):
             torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('family', small.FAMILIES)
 @pytest.mark.parametrize('settings', [{}, dict(instances='gt')])
 def test_process_without_boxes_does_not_stall_the_others(family, settings, tmp_path):
@@ -105,6 +106,7 @@ def launch(*arguments):
                           env={**os.environ, 'OMP_NUM_THREADS': '1'})
 
 
+@pytest.mark.slow
 def test_training_and_testing_in_two_processes(tmp_path):
     _, config = tiny_data.write_pair(tmp_path, 'one_stage', epochs=1)
     work_dir = tmp_path / 'work'
@@ -143,6 +145,7 @@ def test_training_and_testing_in_two_processes(tmp_path):
             np.testing.assert_allclose(boxes, same, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_error_of_one_process_ends_all_with_its_message(tmp_path):
     _, config = tiny_data.write_pair(tmp_path, 'one_stage', epochs=1)
     with open(config, 'a') as file:

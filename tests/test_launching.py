@@ -78,6 +78,7 @@ def succeed(*commands):
         assert process.returncode == 0, message
 
 
+@pytest.mark.slow
 def test_ranks_on_two_nodes(clone):
     """The documented command, on two nodes at once."""
     write_tool(clone, 'RANK', 'LOCAL_RANK', 'WORLD_SIZE', 'GROUP_RANK')
@@ -107,6 +108,7 @@ dist.destroy_process_group()
 """
 
 
+@pytest.mark.slow
 def test_processes_that_are_started_again_find_each_other(clone):
     """torchrun's elastic restart on two nodes; see tests/test_processes.py for one."""
     (clone / 'train.py').write_text(FAILING_TOOL)
@@ -163,6 +165,7 @@ class RecordingHook(Hook):
         self.weights = runner.model.module.state_dict()
 
 
+@pytest.mark.slow
 def test_training_on_two_nodes(tmp_path, monkeypatch):
     """Shares of the data and learning rate of four processes of Slurm, and equal weights after."""
     tiny_data.write_data(tmp_path, sizes=((96, 96),) * 8)

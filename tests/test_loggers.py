@@ -203,6 +203,7 @@ def test_summary_tells_the_numbers_of_the_run(logged):
     assert Path(re.search(r'report: +(\S+)', summary)[1]).is_file()
 
 
+@pytest.mark.slow
 def test_summary_of_other_runs(folder, tmp_path):
     work = tmp_path / 'plain'
     status, _, err = run_tool('train', folder / 'student.py', '--work-dir', work,

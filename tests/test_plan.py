@@ -100,6 +100,7 @@ def test_relations_between_all_cells_grow_with_the_pixels_too(config):
     assert plan.cost.memory == pytest.approx(exact.cost.memory, rel=0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason='needs Linux with glibc')
 def test_memory_is_what_a_step_takes(plans):
     """Against the resident memory of a process in a step on images larger than the probes."""

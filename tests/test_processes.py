@@ -55,6 +55,7 @@ def test_bank_is_that_of_one_process(world_size, tmp_path):
         assert kill.same(alone, bank)
 
 
+@pytest.mark.slow
 def test_four_processes_give_the_gradients_of_one(tmp_path):
     """See tests/test_distributed.py for what makes this exact."""
     data = small.batch(num_images=4)
@@ -71,6 +72,7 @@ def test_four_processes_give_the_gradients_of_one(tmp_path):
             torch.testing.assert_close(found[name], gradient, rtol=1e-3, atol=1e-4 * scale + 1e-8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('how, says', [
     ('killed', ''), ('raise', 'RuntimeError: something nobody has thought of'), ('hang', None)])
 def test_one_process_that_fails_ends_the_other(how, says, tmp_path):
@@ -114,6 +116,7 @@ def test_one_process_that_fails_ends_the_other(how, says, tmp_path):
         assert says in (tmp_path / 'output_1').read_text()
 
 
+@pytest.mark.slow
 def test_elastic_restart_goes_on_exactly(tmp_path):
     config = kill.write_experiment(tmp_path / 'experiment', family='one_stage')
     reference, work_dir = tmp_path / 'reference', tmp_path / 'elastic'

@@ -17,6 +17,7 @@ def reference(tmp_path_factory):
     return config, folder / 'reference', counts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('place, share, goes_on_from', [
     ('step', 0.45, 'epoch_1_iter_4.pth'), ('prototypes', 0.9, 'epoch_1.pth'),
     ('evaluation', 1, 'epoch_2.pth'), ('writing', 0.5, None)])
@@ -30,6 +31,7 @@ def test_killed_training_goes_on_exactly(reference, tmp_path, place, share, goes
     assert kill.differences(folder, tmp_path) == []
 
 
+@pytest.mark.slow
 def test_damaged_checkpoint_is_named_and_the_one_before_is_taken(reference, tmp_path):
     config, folder, _ = reference
     status, _ = kill.train(config, tmp_path, Fault('step', 12))
@@ -45,6 +47,7 @@ def test_damaged_checkpoint_is_named_and_the_one_before_is_taken(reference, tmp_
     assert kill.differences(folder, tmp_path) == []
 
 
+@pytest.mark.slow
 def test_with_processes_that_train_and_load_images(tmp_path):
     config = kill.write_experiment(tmp_path / 'experiment', workers=1)
     reference, killed = tmp_path / 'reference', tmp_path / 'killed'
