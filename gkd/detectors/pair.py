@@ -180,6 +180,41 @@ class DetectorPair:
                 f'Choose necks whose strides overlap.')
         return cls(teacher_info, student_info, shared)
 
+    def require_class_logits(self, key: str, advice: str) -> None:
+        """Raise ConfigError unless both detectors can classify given boxes.
+
+        Args:
+            key: What asks for it, as a config names it, for the message.
+            advice: What to do about it, likewise.
+        """
+        for role, info in (('teacher', self.teacher), ('student', self.student)):
+            if not info.classifies_boxes:
+                raise ConfigError(f'{key}: {role} {info.name} gives no class logits for given '
+                                  f'boxes; {advice}')
+
+    def require_same_family(self, key: str, advice: str) -> None:
+        """Raise ConfigError unless both are one-stage, or both two-stage; arguments as above."""
+        teacher, student = self.teacher, self.student
+        if teacher.family != student.family:
+            raise ConfigError(f'{key}: a {teacher.family} teacher ({teacher.name}) and a '
+                              f'{student.family} student ({student.name}) predict different '
+                              f'things; {advice}')
+
+    def require_same_scores(self, key: str, advice: str) -> None:
+        """Raise ConfigError unless both score by sigmoid, or by softmax; arguments as above."""
+        if self.teacher.sigmoid != self.student.sigmoid:
+            raise ConfigError(f'{key}: one of teacher {self.teacher.name} and student '
+                              f'{self.student.name} scores classes by sigmoid, the other by '
+                              f'softmax; {advice}')
+
+    def require_same_anchors(self, key: str, advice: str) -> None:
+        """Raise ConfigError unless the dense heads have the same anchors; arguments as above."""
+        teacher, student = self.teacher.anchors, self.student.anchors
+        if teacher != student:
+            raise ConfigError(f'{key}: teacher and student have different anchors (of the first '
+                              f'level: {teacher[:1]} and {student[:1]}); use one '
+                              f'`anchor_generator` for both, or {advice}')
+
     @property
     def num_levels(self) -> int:
         """Number of paired levels."""

@@ -290,20 +290,9 @@ def pool_levels(maps: tuple[Tensor, ...], strides: tuple[int, ...],
 
 def refuse_soft_labels(pair: DetectorPair) -> None:
     """Raise ConfigError where teacher and student cannot classify the same boxes."""
-    teacher, student = pair.teacher, pair.student
-    advice = 'set soft_label=None to distil without soft labels.'
-    for role, info in (('teacher', teacher), ('student', student)):
-        if not info.classifies_boxes:
-            raise ConfigError(f'soft_label: {role} {info.name} gives no class logits for given '
-                              f'boxes; {advice}')
-    if teacher.family != student.family:
-        raise ConfigError(f'soft_label: a {teacher.family} teacher ({teacher.name}) and a '
-                          f'{student.family} student ({student.name}) classify different boxes; '
-                          f'{advice}')
-    if teacher.sigmoid != student.sigmoid:
-        raise ConfigError(f'soft_label: one of teacher {teacher.name} and student {student.name} '
-                          f'scores classes by sigmoid, the other by softmax; {advice}')
-    if not student.is_two_stage and teacher.anchors != student.anchors:
-        raise ConfigError(f'soft_label: teacher and student have different anchors (of the first '
-                          f'level: {teacher.anchors[0]} and {student.anchors[0]}); use one '
-                          f'`anchor_generator` for both, or {advice}')
+    where = 'soft_label', 'set soft_label=None to distil without soft labels.'
+    pair.require_class_logits(*where)
+    pair.require_same_family(*where)
+    pair.require_same_scores(*where)
+    if not pair.student.is_two_stage:
+        pair.require_same_anchors(*where)

@@ -154,9 +154,8 @@ def refuse_classification(pair: DetectorPair) -> None:
         if not info.is_two_stage:
             raise ConfigError(f'DeFeat: {role} {info.name} is {info.family} and classifies no '
                               f'proposals; {advice}')
-        if not info.classifies_boxes:
-            raise ConfigError(f'DeFeat: {role} {info.name} gives no class logits for given '
-                              f'proposals; {advice}')
+    pair.require_class_logits('DeFeat', advice)
+    for role, info in (('teacher', pair.teacher), ('student', pair.student)):
         if info.sigmoid:
             raise ConfigError(f'DeFeat: {role} {info.name} scores classes by sigmoid, but DeFeat '
                               f'compares the distributions of a softmax; {advice}')

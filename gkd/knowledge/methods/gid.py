@@ -358,23 +358,17 @@ def common_channels(pair: DetectorPair, info: DetectorInfo) -> int:
 def refuse_unlike_boxes(pair: DetectorPair) -> None:
     """Raise ConfigError where the dense heads do not classify and refine the same anchors."""
     teacher, student = pair.teacher, pair.student
-    advice = 'PKD and CWD compare feature maps alone.'
-    if teacher.family != student.family:
-        raise ConfigError(f'GID: the dense heads of a {teacher.family} teacher ({teacher.name}) '
-                          f'and a {student.family} student ({student.name}) predict different '
-                          f'things; {advice}')
+    advice = 'teach by PKD or CWD, which compare feature maps alone.'
+    pair.require_same_family('GID', advice)
     for role, info in (('teacher', teacher), ('student', student)):
         if not info.box_coding:
             raise ConfigError(f'GID: {role} {info.name} does not predict boxes as offsets of '
                               f'anchors; {advice}')
         if not info.is_two_stage and not info.sigmoid:
             raise ConfigError(f'GID: {role} {info.name} scores classes by softmax; instances are '
-                              f'selected and taught by the scores of a sigmoid. {advice}')
-    if teacher.anchors != student.anchors:
-        raise ConfigError(f'GID: teacher and student have different anchors (of the first level: '
-                          f'{teacher.anchors[0]} and {student.anchors[0]}); use one '
-                          f'`anchor_generator` for both, or another method: {advice}')
+                              f'selected and taught by the scores of a sigmoid; {advice}')
+    pair.require_same_anchors('GID', advice)
     if teacher.box_coding != student.box_coding:
         raise ConfigError(f'GID: teacher and student predict boxes on different scales (means and '
                           f'standard deviations {teacher.box_coding} and {student.box_coding}); '
-                          f'use one `bbox_coder` for both, or another method: {advice}')
+                          f'use one `bbox_coder` for both, or {advice}')

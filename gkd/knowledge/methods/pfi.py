@@ -173,19 +173,11 @@ def split_levels(dense: DensePredictions) -> tuple[Tensor, ...]:
 
 def refuse_unlike_predictions(pair: DetectorPair) -> None:
     """Raise ConfigError where logits of the dense heads cannot be compared place by place."""
-    teacher, student = pair.teacher, pair.student
-    advice = 'PKD and CWD compare feature maps alone.'
-    if teacher.family != student.family:
-        raise ConfigError(f'PFI: the dense heads of a {teacher.family} teacher ({teacher.name}) '
-                          f'and a {student.family} student ({student.name}) predict different '
-                          f'things; {advice}')
-    if not student.is_two_stage and teacher.sigmoid != student.sigmoid:
-        raise ConfigError(f'PFI: one of teacher {teacher.name} and student {student.name} scores '
-                          f'classes by sigmoid, the other by softmax; {advice}')
-    if teacher.anchors != student.anchors:
-        raise ConfigError(f'PFI: teacher and student have different anchors (of the first level: '
-                          f'{teacher.anchors[:1]} and {student.anchors[:1]}); use one '
-                          f'`anchor_generator` for both, or another method: {advice}')
+    where = 'PFI', 'teach by PKD or CWD, which compare feature maps alone.'
+    pair.require_same_family(*where)
+    if not pair.student.is_two_stage:
+        pair.require_same_scores(*where)
+    pair.require_same_anchors(*where)
 
 
 def refuse_ranks(pair: DetectorPair) -> None:
@@ -197,7 +189,4 @@ def refuse_ranks(pair: DetectorPair) -> None:
     if not pair.student.samples_positives:
         raise ConfigError(f'PFI: student {pair.student.name} samples no positive anchors to '
                           f'rank; {advice}')
-    for role, info in (('teacher', pair.teacher), ('student', pair.student)):
-        if not info.classifies_boxes:
-            raise ConfigError(f'PFI: {role} {info.name} gives no class logits for given anchors; '
-                              f'{advice}')
+    pair.require_class_logits('PFI', advice)
