@@ -1,6 +1,6 @@
 """Doctests: modules that only one MMDetection can import are looked at where it is installed."""
 
-from gkd.compat.versions import mmdet_major
+from gkd.installed import mmdet_major
 
 OTHERS = {
     2: ['gkd/compat/engine.py', 'gkd/frameworks/mmdet3.py'],

@@ -27,7 +27,7 @@ from step_overhead import quickstart_step
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.data.dataloader import _BaseDataLoaderIter
 
-from gkd.detectors import Distiller
+from gkd.distiller import Distiller
 from gkd.knowledge import RobustDistillingModule
 from gkd.prototypes import PrototypeHook
 from gkd.running import train

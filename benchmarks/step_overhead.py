@@ -17,8 +17,9 @@ import torch
 from mmdet.core import bbox2roi
 from mmdet.models import build_detector
 
-from gkd.detectors import Distiller
 from gkd.detectors.step import recorded
+from gkd.distiller import Distiller
+from gkd.frameworks import to_batch
 from gkd.prototypes import PrototypeBank
 
 PROTOTYPES = 10
@@ -39,7 +40,7 @@ class Step:
         self.data = data
         torch.manual_seed(0)
         with torch.no_grad():
-            _, step = distiller.observe(**data)
+            _, step = distiller.observe(to_batch(**data))
         self.positives = len(step.labels)
         self.rois = bbox2roi(step.boxes)
         self.maps = [feature.detach().requires_grad_() for feature in step.student.maps]

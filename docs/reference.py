@@ -15,8 +15,8 @@ from mmcv.runner import HOOKS, LoggerHook
 import gkd
 from gkd import errors
 from gkd.backbones import EfficientNetLite0
-from gkd.detectors import Distiller
 from gkd.detectors.source import DetectorSource
+from gkd.distiller import Distiller
 from gkd.knowledge.robust import GlobalKnowledge, LocalKnowledge, RobustDistillingModule, SoftLabel
 from gkd.prototypes import PrototypeGenerationModule
 from gkd.registry import KNOWLEDGE

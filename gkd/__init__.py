@@ -1,16 +1,23 @@
-"""Global knowledge distillation for object detectors of MMDetection 2.x.
+"""Global knowledge distillation for object detectors of MMDetection.
 
-Importing the package registers all its parts with MMDetection.
+Importing the package registers all its parts with MMDetection. Where there is none, its functions
+of tensors can be used all the same: ``gkd.knowledge.losses``, ``gkd.knowledge.instances`` and
+``gkd.prototypes.pursuit``.
 """
 
-from gkd import compat
+from gkd.environment import is_there, needing_mmdetection
+from gkd.registry import KNOWLEDGE
+from gkd.version import __version__
 
-# Before anything imports mmdet: it is what makes mmdet importable without compiled operators.
-compat.apply()
+__all__ = ['KNOWLEDGE', '__version__', 'backbones', 'compat', 'detectors', 'distiller',
+           'knowledge', 'prototypes']
 
-from gkd import backbones, detectors, knowledge, prototypes  # noqa: E402
-from gkd.registry import KNOWLEDGE  # noqa: E402
-from gkd.version import __version__  # noqa: E402
+if is_there():
+    from gkd import compat
 
-__all__ = ['KNOWLEDGE', '__version__', 'backbones', 'compat', 'detectors', 'knowledge',
-           'prototypes']
+    # Before anything imports mmdet: it makes mmdet importable without compiled operators.
+    compat.apply()
+
+    from gkd import backbones, detectors, distiller, knowledge, prototypes
+else:
+    __getattr__ = needing_mmdetection(__all__)

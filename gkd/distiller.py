@@ -7,8 +7,6 @@ from functools import reduce
 from typing import Any, Optional
 
 import torch
-from mmdet.models import DETECTORS, build_detector
-from mmdet.models.detectors import BaseDetector
 from torch import Tensor, nn
 
 from gkd.detectors import one_stage, two_stage
@@ -16,6 +14,7 @@ from gkd.detectors.pair import DetectorPair
 from gkd.detectors.source import DetectorSource
 from gkd.detectors.step import DetectorOutputs, Needs, Step
 from gkd.errors import ConfigError
+from gkd.frameworks import DETECTORS, Batch, DetectorShell, build_detector, student_losses
 from gkd.knowledge.base import Knowledge
 from gkd.prototypes.bank import PrototypeBank
 from gkd.prototypes.generation import PrototypeGenerationModule
@@ -23,7 +22,7 @@ from gkd.registry import KNOWLEDGE
 
 
 @DETECTORS.register_module()
-class Distiller(BaseDetector):
+class Distiller(DetectorShell):
     """A trainable student and a frozen teacher; to MMDetection it is a detector like any other.
 
     In training it adds the losses of every kind of knowledge to the student's own detection
@@ -73,6 +72,7 @@ class Distiller(BaseDetector):
         self.student_source = DetectorSource.parse(student, 'model.student')
         teacher_source = DetectorSource.parse(teacher, 'model.teacher', checkpoint_required=True)
         self.student = build_detector(self.student_source.model_config())
+        self.adopt(self.student)
 
         # The student must start from the same random numbers as one that trains alone.
         with torch.random.fork_rng(devices=[]):
@@ -103,26 +103,21 @@ class Distiller(BaseDetector):
         self.teacher._apply(fn, *args, **kwargs)
         return super()._apply(fn, *args, **kwargs)
 
-    def forward_train(self, img: Tensor, img_metas: list[dict], gt_bboxes: list[Tensor],
-                      gt_labels: list[Tensor], **kwargs) -> dict[str, Any]:
+    def losses(self, batch: Batch) -> dict[str, Any]:
         """Detection losses of the student, and the losses of every kind of knowledge.
 
         Args:
-            img: Images ``(B, 3, H, W)``.
-            img_metas: MMDetection's description of every image.
-            gt_bboxes: Boxes of every image, ``(g_b, 4)`` in pixels of ``img``.
-            gt_labels: Classes of every image's boxes, ``(g_b,)`` int64.
-            **kwargs: Further ground truth that the student's class understands.
+            batch: Images and ground truth.
 
         Returns:
             Losses by name.
         """
         if not self.knowledge:
-            return self.student.forward_train(img, img_metas, gt_bboxes, gt_labels, **kwargs)
+            return student_losses(self.student, batch)
         if self.needs.bank and self.bank is None:
             raise ConfigError('no prototypes have been generated; train with the PrototypeHook '
                               '(tools/train.py adds it by itself).')
-        losses, step = self.observe(img, img_metas, gt_bboxes, gt_labels, **kwargs)
+        losses, step = self.observe(batch)
         for kind in self.knowledge:
             taught = kind(step)
             twice = losses.keys() & taught.keys()
@@ -132,41 +127,22 @@ class Distiller(BaseDetector):
             losses.update(taught)
         return losses
 
-    def observe(self, img: Tensor, img_metas: list[dict], gt_bboxes: list[Tensor],
-                gt_labels: list[Tensor], **kwargs) -> tuple[dict, Step]:
+    def observe(self, batch: Batch) -> tuple[dict[str, Any], Step]:
         """The student's detection losses, and the step as both detectors saw it."""
-        losses, step = self.student_step(img, img_metas, gt_bboxes, gt_labels, **kwargs)
-        step.teacher = self.teacher_step(img, step)
+        losses, step = self.student_step(batch)
+        step.teacher = self.teacher_step(batch.images, step)
         step.bank, step.progress = self.bank, self.progress
         return losses, step
 
-    def student_step(self, img: Tensor, img_metas: list[dict], gt_bboxes: list[Tensor],
-                     gt_labels: list[Tensor], **kwargs) -> tuple[dict, Step]:
+    def student_step(self, batch: Batch) -> tuple[dict[str, Any], Step]:
         """The student's losses, and the step with the student's part."""
         family = two_stage if self.pair.student.is_two_stage else one_stage
-        return family.student_step(self.student, self.pair, self.needs, img, img_metas, gt_bboxes,
-                                   gt_labels, **kwargs)
+        return family.student_step(self.student, self.pair, self.needs, batch)
 
-    def teacher_step(self, img: Tensor, step: Step) -> DetectorOutputs:
+    def teacher_step(self, images: Tensor, step: Step) -> DetectorOutputs:
         """The teacher's part of the step."""
         family = two_stage if self.pair.teacher.is_two_stage else one_stage
-        return family.teacher_step(self.teacher, self.pair, self.needs, img, step)
-
-    def extract_feat(self, img: Tensor) -> tuple[Tensor, ...]:
-        """FPN maps of the student."""
-        return self.student.extract_feat(img)
-
-    def forward_test(self, imgs: list[Tensor], img_metas: list[list[dict]], **kwargs) -> list:
-        """Detections of the student, in MMDetection's format."""
-        return self.student.forward_test(imgs, img_metas, **kwargs)
-
-    def simple_test(self, img: Tensor, img_metas: list[dict], **kwargs) -> list:
-        """Detections of the student on one view of each image."""
-        return self.student.simple_test(img, img_metas, **kwargs)
-
-    def aug_test(self, imgs: list[Tensor], img_metas: list[list[dict]], **kwargs) -> list:
-        """Detections of the student on several views of an image."""
-        return self.student.aug_test(imgs, img_metas, **kwargs)
+        return family.teacher_step(self.teacher, self.pair, self.needs, images, step)
 
 
 def build_knowledge(config: dict, pair: DetectorPair) -> Knowledge:

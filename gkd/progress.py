@@ -8,9 +8,9 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from typing import Any, Optional
 
-from mmcv.runner import get_dist_info
-from mmcv.utils import get_logger
 from tqdm import tqdm
+
+from gkd.frameworks import get_dist_info, logger
 
 PAUSE = 60  # seconds between two lines in a log, and before the first
 
@@ -77,7 +77,7 @@ class LogLines(tqdm):
     def display(self, msg: Optional[str] = None, pos: Optional[int] = None) -> bool:
         """Log the line; tqdm's other messages clear a terminal."""
         if msg is None:
-            get_logger('mmdet').info(str(self))
+            logger().info(str(self))
         return False
 
     def clear(self, nolock: bool = False) -> None:

@@ -9,6 +9,7 @@ from mmdet.models import build_detector
 from gkd.detectors import one_stage
 from gkd.detectors.pair import DetectorPair
 from gkd.detectors.step import Needs
+from gkd.frameworks import to_batch
 
 
 def gfl(channels=16):
@@ -35,7 +36,7 @@ def test_positives_are_found_among_all_anchors(student):
     data = small.batch()
     pair = DetectorPair.of(student, student)
     student.train()
-    _, step = one_stage.student_step(student, pair, Needs(logits=True), **data)
+    _, step = one_stage.student_step(student, pair, Needs(logits=True), to_batch(**data))
     positions = step.positions
     assert len(positions) > 4
     sizes = [feature.shape[-2:] for feature in step.student.maps]

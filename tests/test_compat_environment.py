@@ -6,11 +6,10 @@ import sys
 
 import pytest
 
-from gkd import compat
-from gkd.compat import environment
-from gkd.compat.environment import check_environment
-from gkd.compat.versions import installed_version, numbers
+from gkd import compat, environment
+from gkd.environment import check_environment
 from gkd.errors import EnvironmentMismatchError
+from gkd.installed import installed_version, numbers
 
 
 def installed(monkeypatch, **versions):

@@ -9,6 +9,7 @@ from helpers.distillers import build_distiller
 from mmdet.core import bbox2roi
 
 from gkd.detectors.step import Needs, recorded
+from gkd.frameworks import to_batch
 from gkd.knowledge import Knowledge
 from gkd.registry import KNOWLEDGE
 
@@ -35,7 +36,7 @@ def step_of(teacher, student, data=None):
     data = data or small.batch()
     with recorded(getattr(model.student, head), 'forward') as of_student, \
             recorded(getattr(model.teacher, head), 'forward') as of_teacher:
-        _, step = model.observe(**data)
+        _, step = model.observe(to_batch(**data))
     return model, step, head, of_student, of_teacher
 
 
@@ -140,7 +141,7 @@ def test_nothing_is_computed_that_nobody_asked_for(family):
     model = build_distiller(detector(24), detector(),
                             knowledge=[dict(type='RobustDistillingModule', soft_label=None)])
     data = small.batch()
-    _, step = model.student_step(**data)
+    _, step = model.student_step(to_batch(**data))
     with recorded(getattr(model.teacher, HEADS[family]), 'forward') as calls:
         teacher = model.teacher_step(data['img'], step)
     assert not calls

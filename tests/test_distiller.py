@@ -12,6 +12,7 @@ import gkd  # noqa: F401
 from gkd.detectors import one_stage  # noqa: E402
 from gkd.detectors.step import recorded  # noqa: E402
 from gkd.errors import CheckpointError, ConfigError  # noqa: E402
+from gkd.frameworks import to_batch
 
 
 @pytest.mark.parametrize('family', small.FAMILIES)
@@ -91,7 +92,7 @@ def test_one_stage_positives_are_where_the_head_assigned_them():
     data = small.batch()
     with recorded(student.bbox_head, 'get_targets') as targets, \
             recorded(student.bbox_head, 'forward') as forwards:
-        _, step = one_stage.student_step(student, model.pair, model.needs, **data)
+        _, step = one_stage.student_step(student, model.pair, model.needs, to_batch(**data))
     labels = torch.cat(targets[0].result[0], dim=1)
     images, anchors = torch.nonzero(labels < small.NUM_CLASSES, as_tuple=True)
     assert len(anchors) > 4
@@ -107,7 +108,7 @@ def test_one_stage_positives_are_where_the_head_assigned_them():
 
 def test_two_stage_positives_are_those_of_the_loss():
     model = build_distiller(small.faster_rcnn(), small.faster_rcnn())
-    _, step = model.student_step(**small.batch())
+    _, step = model.student_step(to_batch(**small.batch()))
     boxes = torch.cat(step.boxes)
     assert len(step.student.logits) == len(step.labels) == len(boxes) == len(step.roi_levels)
     # Ground truth is among the proposals, so it is sampled and keeps its label.

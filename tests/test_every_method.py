@@ -10,6 +10,7 @@ from helpers.devices import StayOnDevice, to_fake
 from helpers.distillers import build_distiller, losses_of, total
 from torch._subclasses import FakeTensorMode
 
+from gkd.frameworks import to_batch
 from gkd.registry import KNOWLEDGE
 
 # All that the package registers: a new method is tested without a word here.
@@ -109,7 +110,7 @@ def test_images_without_objects(method, family):
 def test_it_does_not_wait_for_the_device(method, family):
     model = build(method, family)
     model.progress = 0.25
-    _, step = model.observe(**small.batch())
+    _, step = model.observe(to_batch(**small.batch()))
     with FakeTensorMode() as fake, torch.device('cuda'):
         kind = KNOWLEDGE.build(dict(type=method, pair=model.pair))
         step = to_fake(step, fake, 'cuda')

@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_map_only
 
 from gkd.detectors import one_stage, two_stage
 from gkd.detectors.step import recorded
+from gkd.frameworks import to_batch
 from gkd.knowledge import RobustDistillingModule
 
 SETTINGS = [dict(), dict(instances='gt'), dict(robust=False),
@@ -27,7 +28,7 @@ def one_step(family):
     detector = small.FAMILIES[family]
     model = build_distiller(detector(24), detector())
     model.progress = 0.25
-    _, step = model.observe(**small.batch())
+    _, step = model.observe(to_batch(**small.batch()))
     return model, step
 
 

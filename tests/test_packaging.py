@@ -111,7 +111,7 @@ def test_described_models_are_there():
 
 def test_import_without_mmcv_names_the_shortest_way():
     """Before anything else is imported: of an installation that failed half-way, too."""
-    code = f'import sys; sys.path[:] = [{str(REPOSITORY)!r}, *sys.path]; import gkd'
+    code = f'import sys; sys.path[:] = [{str(REPOSITORY)!r}, *sys.path]; import gkd.compat'
     ended = subprocess.run([sys.executable, '-S', '-c', code], capture_output=True, text=True)
     assert ended.returncode == 1
     *_, error, command, _ = ended.stderr.splitlines()

@@ -10,7 +10,7 @@ from math import ceil
 
 from gkd.errors import DataError
 from gkd.experiments.plan import make_plan
-from gkd.prototypes.__main__ import make_plan as plan_generation
+from gkd.experiments.prototype_plan import make_plan as plan_generation
 from gkd.running import load_config
 from gkd.running.cli import DictAction, positive, run, silence
 

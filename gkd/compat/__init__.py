@@ -9,24 +9,26 @@ from __future__ import annotations
 import logging
 import warnings
 
+from gkd.environment import check_environment
+from gkd.installed import mmdet_major
+
+# Every file in here imports mmcv or mmdet.
+check_environment()
 _applied = False
 
 
 def apply() -> None:
-    """Check the installed packages and apply every mend. Safe to call again.
+    """Apply every mend. Safe to call again.
 
     Raises:
-        EnvironmentMismatchError: if a package is missing, or does not work with another one.
+        EnvironmentMismatchError: if a compiled extension does not work with the installed torch.
     """
     global _applied
     if _applied:
         return
 
     from gkd.compat import defaults
-    from gkd.compat.environment import check_environment
-    from gkd.compat.versions import mmdet_major
 
-    check_environment()
     defaults.restore_find_loader()
     defaults.fork_workers()
     defaults.restore_numpy_names()

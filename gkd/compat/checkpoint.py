@@ -18,8 +18,8 @@ import torch
 from torch import nn
 
 from gkd.compat.mismatch import describe_mismatch
-from gkd.compat.versions import mmdet_major
 from gkd.errors import CheckpointError
+from gkd.installed import mmdet_major
 
 if mmdet_major() == 3:
     from mmengine.logging import HistoryBuffer

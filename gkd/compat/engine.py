@@ -20,9 +20,9 @@ from mmengine.runner import Runner, checkpoint
 
 from gkd.compat.checkpoint import load_checkpoint_file, load_strictly, load_url
 from gkd.compat.distributed import init_distributed
-from gkd.compat.versions import numbers
 from gkd.errors import CheckpointError, ConfigError
 from gkd.files import written_whole
+from gkd.installed import numbers
 
 
 def accept_newer_mmcv() -> None:

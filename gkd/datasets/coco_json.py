@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 
 import numpy as np
-from mmcv.utils import get_logger
 
 from gkd.checkpoints import tool
 from gkd.datasets.annotations import Annotations, Collector, Image, by_id
 from gkd.datasets.inspection import Inspection
 from gkd.datasets.json_stream import read_items, text_written_whole, write_items
 from gkd.errors import DataError
+from gkd.frameworks import logger
 
 MOST = 3  # faults that an error tells
 _said: set[str] = set()
@@ -88,7 +88,7 @@ def load_coco(path: str) -> Inspection:
         text = f'{path}: {finding}.'
         if text not in _said:
             _said.add(text)
-            get_logger('mmdet').warning(text)
+            logger().warning(text)
     return inspection
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from functools import partial
 
 import torch.distributed as dist
-from mmcv.runner import get_dist_info
+
+from gkd.frameworks import get_dist_info
 
 from .digit_scenes import prepare_digit_scenes
 from .tree_crowns import STRIPS, prepare_tree_crowns, strip_folder

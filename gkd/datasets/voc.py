@@ -6,10 +6,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from xml.etree import ElementTree
 
-from mmdet.datasets import VOCDataset
-
 from gkd.datasets.annotations import Annotations, Collector, Image
 from gkd.errors import DataError
+from gkd.frameworks import VOC_CLASSES
 
 
 def read_voc(devkit: str, sets: Iterable[tuple[str, str]]) -> Annotations:
@@ -24,7 +23,7 @@ def read_voc(devkit: str, sets: Iterable[tuple[str, str]]) -> Annotations:
     Raises:
         DataError: A file is missing or broken.
     """
-    categories = dict(enumerate(VOCDataset.CLASSES, start=1))
+    categories = dict(enumerate(VOC_CLASSES, start=1))
     numbers = {name: number for number, name in categories.items()}
     images, collector = {}, Collector()
     for folder, name in sets:

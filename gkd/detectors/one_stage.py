@@ -6,29 +6,23 @@ from contextlib import ExitStack
 from typing import Union
 
 import torch
-from mmdet.core import anchor_inside_flags
-from mmdet.models.detectors import BaseDetector
 from torch import Tensor
 
 from gkd.detectors.dense import dense_predictions, positive_places
 from gkd.detectors.pair import DetectorInfo, DetectorPair
 from gkd.detectors.step import Call, DetectorOutputs, Needs, Step, recorded
+from gkd.frameworks import BaseDetector, Batch, anchor_inside_flags, positive_boxes, student_losses
 
 
-def student_step(student: BaseDetector, pair: DetectorPair, needs: Needs, img: Tensor,
-                 img_metas: list[dict], gt_bboxes: list[Tensor], gt_labels: list[Tensor],
-                 **kwargs) -> tuple[dict, Step]:
+def student_step(student: BaseDetector, pair: DetectorPair, needs: Needs,
+                 batch: Batch) -> tuple[dict, Step]:
     """Compute a one-stage student's detection losses and keep what they were computed from.
 
     Args:
         student: The student.
         pair: Traits of teacher and student.
         needs: What the kinds of knowledge want to see.
-        img: Images ``(B, 3, H, W)``.
-        img_metas: MMDetection's description of every image.
-        gt_bboxes: Boxes of every image, ``(g_b, 4)`` in pixels of ``img``.
-        gt_labels: Classes of every image's boxes, ``(g_b,)``.
-        **kwargs: What else the data pipeline collects, handed to the student as it is.
+        batch: Images and ground truth.
 
     Returns:
         The detection losses, and the step with the student's part.
@@ -41,20 +35,20 @@ def student_step(student: BaseDetector, pair: DetectorPair, needs: Needs, img: T
         if info.samples_positives:
             anchors = stack.enter_context(recorded(head, 'get_anchors'))
             samples = stack.enter_context(recorded(head.sampler, 'sample'))
-        losses = student.forward_train(img, img_metas, gt_bboxes, gt_labels, **kwargs)
+        losses = student_losses(student, batch)
 
-    step = start_step(pair, features[-1].result, img, img_metas, gt_bboxes, gt_labels)
+    step = start_step(pair, features[-1].result, batch)
     outputs = forwards[-1].result
     if needs.dense:
         step.student.dense = dense_predictions(head, outputs, pair, info)
     if info.samples_positives:
         sampled = [call.result for call in samples]
-        step.positions = positive_positions(sampled, anchors[-1], img_metas,
+        step.positions = positive_positions(sampled, anchors[-1], batch.metas,
                                             head.train_cfg.allowed_border)
-        step.boxes = [result.pos_bboxes for result in sampled]
+        step.boxes = [positive_boxes(result) for result in sampled]
         step.labels = torch.cat([labels[result.pos_assigned_gt_inds]
-                                 for labels, result in zip(gt_labels, sampled)])
-        step.objects = assigned_objects(sampled, gt_labels)
+                                 for labels, result in zip(batch.gt_labels, sampled)])
+        step.objects = assigned_objects(sampled, batch.gt_labels)
         step.student.logits = logits_at(outputs[0], step.positions, info)
         if needs.dense:
             step.dense_positives = positive_places(head, outputs[0], pair, info, step.positions)
@@ -87,22 +81,18 @@ def teacher_step(teacher: BaseDetector, pair: DetectorPair, needs: Needs, img: T
     return part
 
 
-def start_step(pair: DetectorPair, features: tuple[Tensor, ...], img: Tensor,
-               img_metas: list[dict], gt_bboxes: list[Tensor], gt_labels: list[Tensor]) -> Step:
+def start_step(pair: DetectorPair, features: tuple[Tensor, ...], batch: Batch) -> Step:
     """A step of a student of either family: images, ground truth and the student's maps.
 
     Args:
         pair: Traits of teacher and student.
         features: All maps of the student's pyramid.
-        img: Images ``(B, 3, H, W)``.
-        img_metas: MMDetection's description of every image.
-        gt_bboxes: Boxes of every image, ``(g_b, 4)`` in pixels of ``img``.
-        gt_labels: Classes of every image's boxes, ``(g_b,)``.
+        batch: Images and ground truth.
     """
     return Step(
-        padded_size=tuple(img.shape[-2:]),
-        image_sizes=[tuple(meta['img_shape'][:2]) for meta in img_metas],
-        strides=pair.strides, gt_boxes=gt_bboxes, gt_labels=gt_labels,
+        padded_size=tuple(batch.images.shape[-2:]),
+        image_sizes=[tuple(meta['img_shape'][:2]) for meta in batch.metas],
+        strides=pair.strides, gt_boxes=batch.gt_boxes, gt_labels=batch.gt_labels,
         student=DetectorOutputs(paired_maps(features, pair, pair.student)))
 
 

@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from typing import Optional
 
 import torch
-from mmdet.core.bbox.coder import DeltaXYWHBBoxCoder
-from mmdet.models.detectors import BaseDetector
 
+from gkd.detectors.modes import eval_mode
 from gkd.errors import ConfigError
-from gkd.prototypes.features import eval_mode
+from gkd.frameworks import BaseDetector, DeltaXYWHBBoxCoder
 
 ONE_STAGE = 'one-stage'
 TWO_STAGE = 'two-stage'

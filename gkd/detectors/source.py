@@ -12,14 +12,12 @@ from glob import escape as glob_escape
 from glob import glob
 from typing import Optional, Union
 
-import mmcv
-import mmdet
-from mmcv import Config, ConfigDict
 from torch import nn
 
 from gkd.checkpoints import REPOSITORY, check_file, how_to_get
 from gkd.compat.checkpoint import class_names, load_checkpoint_file, load_strictly
 from gkd.errors import CheckpointError, ConfigError
+from gkd.frameworks import Config, ConfigDict, logger, mmdet_configs
 
 MMDET_SCOPE = 'mmdet::'
 NOT_GIVEN = object()
@@ -121,7 +119,7 @@ class DetectorSource:
                 or does not fit the model.
         """
         if self.checkpoint is None:
-            mmcv.utils.get_logger('mmdet').warning(
+            logger().warning(
                 f'{self.key}.checkpoint is None: {type(model).__name__} has untrained weights.')
             return
         self.check_checkpoint()
@@ -241,15 +239,7 @@ def find_moved(path: str) -> Optional[str]:
 @functools.cache  # configs are read several times; once is enough
 def log_moved(path: str, found: str) -> None:
     """Log which file is read instead of the one that was named."""
-    mmcv.utils.get_logger('mmdet').warning(f'{path} has moved; reading {found}')
-
-
-def mmdet_configs() -> str:
-    """Folder of the configs that the installed MMDetection ships."""
-    package = osp.dirname(mmdet.__file__)
-    shipped = osp.join(package, '.mim', 'configs')
-    # A development install keeps them beside the package.
-    return shipped if osp.isdir(shipped) else osp.join(osp.dirname(package), 'configs')
+    logger().warning(f'{path} has moved; reading {found}')
 
 
 def drop_pretrained(config: Union[dict, list]) -> None:

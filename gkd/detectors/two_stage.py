@@ -5,30 +5,31 @@ from __future__ import annotations
 from contextlib import ExitStack
 
 import torch
-from mmdet.core import bbox2roi
-from mmdet.models.detectors import BaseDetector
 from torch import Tensor
 
 from gkd.detectors.dense import dense_predictions
 from gkd.detectors.one_stage import assigned_objects, paired_maps, start_step
 from gkd.detectors.pair import DetectorPair
 from gkd.detectors.step import DetectorOutputs, Needs, Step, recorded
+from gkd.frameworks import (
+    BaseDetector,
+    Batch,
+    bbox2roi,
+    positive_boxes,
+    sampled_boxes,
+    student_losses,
+)
 
 
-def student_step(student: BaseDetector, pair: DetectorPair, needs: Needs, img: Tensor,
-                 img_metas: list[dict], gt_bboxes: list[Tensor], gt_labels: list[Tensor],
-                 **kwargs) -> tuple[dict, Step]:
+def student_step(student: BaseDetector, pair: DetectorPair, needs: Needs,
+                 batch: Batch) -> tuple[dict, Step]:
     """Compute a two-stage student's detection losses and keep what they were computed from.
 
     Args:
         student: The student.
         pair: Traits of teacher and student.
         needs: What the kinds of knowledge want to see.
-        img: Images ``(B, 3, H, W)``.
-        img_metas: MMDetection's description of every image.
-        gt_bboxes: Boxes of every image, ``(g_b, 4)`` in pixels of ``img``.
-        gt_labels: Classes of every image's boxes, ``(g_b,)``.
-        **kwargs: What else the data pipeline collects, handed to the student as it is.
+        batch: Images and ground truth.
 
     Returns:
         The detection losses, and the step with the student's part.
@@ -41,9 +42,9 @@ def student_step(student: BaseDetector, pair: DetectorPair, needs: Needs, img: T
             roi_head = student.roi_head
             samples = stack.enter_context(recorded(roi_head.bbox_sampler, 'sample'))
             forwards = stack.enter_context(recorded(roi_head, '_bbox_forward'))
-        losses = student.forward_train(img, img_metas, gt_bboxes, gt_labels, **kwargs)
+        losses = student_losses(student, batch)
 
-    step = start_step(pair, features[-1].result, img, img_metas, gt_bboxes, gt_labels)
+    step = start_step(pair, features[-1].result, batch)
     if needs.dense:
         step.student.dense = dense_predictions(student.rpn_head, proposing[-1].result, pair,
                                                pair.student)
@@ -62,10 +63,10 @@ def add_positives(step: Step, sampled: list, outputs: dict) -> None:
         sampled: MMDetection's ``SamplingResult`` of every image.
         outputs: What the RoI head computed for all sampled proposals.
     """
-    step.boxes = [result.pos_bboxes for result in sampled]
+    step.boxes = [positive_boxes(result) for result in sampled]
     step.labels = torch.cat([result.pos_gt_labels for result in sampled])
     step.objects = assigned_objects(sampled, step.gt_labels)
-    step.proposals = [result.bboxes for result in sampled]
+    step.proposals = [sampled_boxes(result) for result in sampled]
     step.proposal_positives = torch.cat([
         torch.arange(len(proposals), device=proposals.device) < len(boxes)
         for proposals, boxes in zip(step.proposals, step.boxes)])

@@ -22,8 +22,8 @@ from mmdet.datasets import CocoDataset
 from gkd.datasets.coco_eval import METRICS, evaluate, metrics_of
 from gkd.datasets.degrees import DIGIT_SCENES_DEGREES, evaluate_by_degree
 from gkd.datasets.tree_crowns import STRIPS, TREE_CROWNS, strip_folder
-from gkd.detectors import Distiller
 from gkd.detectors.source import DetectorSource, find_file
+from gkd.distiller import Distiller
 from gkd.errors import ConfigError, DataError
 from gkd.experiments.methods import choose_methods, variant, without_methods
 from gkd.experiments.results import (

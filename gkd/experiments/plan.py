@@ -26,10 +26,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from gkd.detectors import Distiller
+from gkd.detectors.modes import eval_mode
+from gkd.distiller import Distiller
 from gkd.errors import ConfigError, GKDError
 from gkd.prototypes import PrototypeBank
-from gkd.prototypes.features import eval_mode
 from gkd.prototypes.plan import size
 from gkd.running.config import build_model, naming
 from gkd.running.console import without_details

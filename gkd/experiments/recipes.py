@@ -27,8 +27,8 @@ from mmdet.models import build_detector
 from torch import nn
 
 from gkd.compat.checkpoint import load_checkpoint_file
-from gkd.detectors import Distiller
 from gkd.detectors.source import REPOSITORY, DetectorSource, drop_pretrained, sources_of
+from gkd.distiller import Distiller
 from gkd.errors import GKDError
 from gkd.files import write_atomically, written_whole
 from gkd.running.config import load_config, student_config

@@ -23,8 +23,8 @@ from typing import Any, Optional
 from mmcv import Config
 from tqdm import tqdm
 
-from gkd.detectors import Distiller
 from gkd.detectors.source import REPOSITORY, find_file, read_config
+from gkd.distiller import Distiller
 from gkd.errors import GKDError
 from gkd.experiments.methods import without_methods
 from gkd.experiments.results import machine, version

@@ -1,5 +1,6 @@
 """What a student can be taught: one kind of knowledge a file, and the functions it is made of."""
 
+from gkd.environment import is_there, needing_mmdetection
 from gkd.knowledge.base import Knowledge
 from gkd.knowledge.instances import instance_mask, map_levels, pool_instances
 from gkd.knowledge.losses import (
@@ -8,16 +9,6 @@ from gkd.knowledge.losses import (
     robust_weights,
     soft_label_loss,
 )
-from gkd.knowledge.methods.cwd import CWD
-from gkd.knowledge.methods.defeat import DeFeat
-from gkd.knowledge.methods.fbkd import FBKD
-from gkd.knowledge.methods.fgd import FGD
-from gkd.knowledge.methods.fgfi import FGFI
-from gkd.knowledge.methods.gid import GID
-from gkd.knowledge.methods.mgd import MGD
-from gkd.knowledge.methods.pfi import PFI
-from gkd.knowledge.methods.pkd import PKD
-from gkd.knowledge.robust import RobustDistillingModule
 
 __all__ = [
     'CWD',
@@ -39,3 +30,17 @@ __all__ = [
     'robust_weights',
     'soft_label_loss',
 ]
+
+if is_there():
+    from gkd.knowledge.methods.cwd import CWD
+    from gkd.knowledge.methods.defeat import DeFeat
+    from gkd.knowledge.methods.fbkd import FBKD
+    from gkd.knowledge.methods.fgd import FGD
+    from gkd.knowledge.methods.fgfi import FGFI
+    from gkd.knowledge.methods.gid import GID
+    from gkd.knowledge.methods.mgd import MGD
+    from gkd.knowledge.methods.pfi import PFI
+    from gkd.knowledge.methods.pkd import PKD
+    from gkd.knowledge.robust import RobustDistillingModule
+else:
+    __getattr__ = needing_mmdetection(__all__)

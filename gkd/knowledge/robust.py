@@ -11,12 +11,12 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Optional
 
-import mmcv
 import torch
 from torch import Tensor, nn
 
 from gkd.detectors.step import Needs
 from gkd.errors import ConfigError
+from gkd.frameworks import logger
 from gkd.knowledge.base import Knowledge
 from gkd.knowledge.instances import instance_mask, map_levels, pool_instances
 from gkd.knowledge.losses import (
@@ -154,7 +154,7 @@ class SoftLabel(nn.Module):
         if activation is None:
             activation = 'sigmoid' if single else 'softmax'
             if single:
-                mmcv.utils.get_logger('mmdet').info(
+                logger().info(
                     'soft_label: activation="sigmoid", as the head scores a single class.')
         if activation not in ('softmax', 'sigmoid'):
             raise ConfigError(f'soft_label.activation = {activation!r}: '
@@ -184,7 +184,7 @@ class RobustDistillingModule(Knowledge):
     are pooled once a level and weighed once, for all three kinds of knowledge.
 
     Args:
-        pair: Traits of teacher and student; the :class:`gkd.detectors.Distiller` fills it in.
+        pair: Traits of teacher and student; the :class:`gkd.distiller.Distiller` fills it in.
         global_knowledge: Settings of :class:`GlobalKnowledge`; None leaves it out.
         local_knowledge: Settings of :class:`LocalKnowledge`; None leaves it out.
         soft_label: Settings of :class:`SoftLabel`; None leaves it out.

@@ -12,8 +12,7 @@ from mmcv import Config
 from torch import Tensor
 
 from gkd.compat.checkpoint import load_checkpoint_file, load_strictly
-from gkd.detectors import Distiller
-from gkd.distiller import build_generation
+from gkd.distiller import Distiller, build_generation
 from gkd.errors import ConfigError, DataError
 from gkd.prototypes import PrototypeBank
 from gkd.prototypes.features import (

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from gkd.datasets.images import read_image
 from gkd.errors import ConfigError
+from gkd.frameworks import to_batch
 from gkd.knowledge.instances import instance_mask, map_levels
 from gkd.knowledge.losses import robust_weights
 from gkd.knowledge.robust import RobustDistillingModule, pool_levels
@@ -111,7 +112,7 @@ def local_masks(trained: TrainedPair, bank: PrototypeBank,
     pixels = pixels[None].to(trained.device)
     boxes = [torch.from_numpy(image.boxes * scale).to(trained.device)]
     labels = [torch.from_numpy(image.labels).to(trained.device)]
-    _, step = distiller.observe(pixels, [meta], boxes, labels)
+    _, step = distiller.observe(to_batch(pixels, [meta], boxes, labels))
     if module.instances == 'positives':
         boxes, labels = step.boxes, [step.labels]
     features = zip(*(pool_levels(part.maps, step.strides, boxes)

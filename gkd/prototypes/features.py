@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import os.path as osp
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from mmcv.parallel import DataContainer
-from mmdet.datasets import CustomDataset
-from mmdet.models.detectors import BaseDetector
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch import Tensor
+from torch.utils import data
 
+from gkd.frameworks import (
+    BaseDetector,
+    Dataset,
+    annotation,
+    image_info,
+    network_input,
+    test_view,
+)
 from gkd.knowledge.instances import pool_instances
 
 
@@ -29,7 +34,7 @@ class CandidateImage:
         labels: ``(n,)`` int64.
     """
 
-    dataset: CustomDataset
+    dataset: Dataset
     index: int
     boxes: np.ndarray
     labels: np.ndarray
@@ -37,16 +42,22 @@ class CandidateImage:
     @property
     def filename(self) -> str:
         """File name of the image as the annotation gives it."""
-        return self.dataset.data_infos[self.index]['filename']
+        return image_info(self.dataset, self.index)['filename']
+
+    @property
+    def path(self) -> str:
+        """File of the image."""
+        info = image_info(self.dataset, self.index)
+        return osp.join(info['folder'] or '', info['filename'])
 
     @property
     def size(self) -> tuple[int, int]:
         """Width and height in pixels of the annotation."""
-        info = self.dataset.data_infos[self.index]
+        info = image_info(self.dataset, self.index)
         return info['width'], info['height']
 
 
-def choose_candidates(datasets: Sequence[CustomDataset], max_images: int, min_size: float,
+def choose_candidates(datasets: Sequence[Dataset], max_images: int, min_size: float,
                       seed: int) -> list[CandidateImage]:
     """Choose the instances of every class (method section 1.1).
 
@@ -68,8 +79,7 @@ def choose_candidates(datasets: Sequence[CustomDataset], max_images: int, min_si
     holders = defaultdict(list)
     for dataset in datasets:
         for index in range(len(dataset)):
-            annotation = dataset.get_ann_info(index)
-            boxes, labels = annotation['bboxes'], annotation['labels']
+            boxes, labels = annotation(dataset, index)
             large = (boxes[:, 2:] - boxes[:, :2] > min_size).all(axis=1)
             boxes, labels = boxes[large], labels[large]
             for label in np.unique(labels):
@@ -117,7 +127,7 @@ def group_by_size(candidates: Sequence[CandidateImage], batch_size: int) -> list
             for start in range(0, len(positions), batch_size)]
 
 
-class CandidateImages(Dataset):
+class CandidateImages(data.Dataset):
     """The chosen images as the test pipeline makes them, with their boxes scaled alike."""
 
     def __init__(self, candidates: Sequence[CandidateImage]):
@@ -128,16 +138,12 @@ class CandidateImages(Dataset):
 
     def __getitem__(self, position: int) -> tuple[Tensor, Tensor]:
         candidate = self.candidates[position]
-        views = candidate.dataset.prepare_test_img(candidate.index)
-        image, meta = views['img'][0], views['img_metas'][0].data
-        if isinstance(image, DataContainer):
-            image = image.data
-        boxes = candidate.boxes * np.asarray(meta['scale_factor'], dtype=np.float32)
-        return image, torch.from_numpy(boxes)
+        image, factors = test_view(candidate.dataset, candidate.index)
+        return image, torch.from_numpy(candidate.boxes * factors)
 
 
 def load_batches(candidates: Sequence[CandidateImage], batches: list[list[int]],
-                 workers: int) -> DataLoader:
+                 workers: int) -> data.DataLoader:
     """Load batches of images ``(B, 3, H, W)`` with the boxes of each image.
 
     Args:
@@ -146,7 +152,7 @@ def load_batches(candidates: Sequence[CandidateImage], batches: list[list[int]],
         workers: Processes that load ahead.
     """
     # A generator of its own: the loader would take a number from that of the training.
-    return DataLoader(CandidateImages(candidates), batch_sampler=batches, num_workers=workers,
+    return data.DataLoader(CandidateImages(candidates), batch_sampler=batches, num_workers=workers,
                       collate_fn=stack_images, generator=torch.Generator())
 
 
@@ -154,27 +160,6 @@ def stack_images(samples: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, list[Ten
     """Collate images of one size and their boxes."""
     images, boxes = zip(*samples)
     return torch.stack(images), list(boxes)
-
-
-@contextmanager
-def eval_mode(detector: nn.Module) -> Iterator[None]:
-    """Put a detector into eval mode, and every part of it back into its own afterwards.
-
-    Example:
-        >>> layer = nn.Dropout()
-        >>> with eval_mode(layer):
-        ...     print(layer.training)
-        False
-        >>> layer.training
-        True
-    """
-    modes = [(module, module.training) for module in detector.modules()]
-    detector.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 @torch.no_grad()
@@ -191,6 +176,7 @@ def instance_features(detector: BaseDetector, levels: Sequence[int], images: Ten
     Returns:
         Features of all instances, ``(sum n_b, C)`` float32 on the CPU, one tensor a level.
     """
+    images = network_input(detector, images)
     maps = detector.extract_feat(images)
     height, width = images.shape[-2:]
     return [pool_instances(maps[level], boxes,

@@ -8,23 +8,29 @@ import os.path as osp
 from collections.abc import Sequence
 from typing import Optional
 
-import mmcv
 import numpy as np
 import torch
 import torch.distributed as dist
-from mmcv.runner import get_dist_info
-from mmdet.datasets import CustomDataset
-from mmdet.models.detectors import BaseDetector
 from torch import Tensor
 
+from gkd.detectors.modes import eval_mode
 from gkd.errors import CheckpointError, ConfigError, DataError
 from gkd.files import CHECKSUM, load_tensors, save_tensors
+from gkd.frameworks import (
+    BaseDetector,
+    Dataset,
+    classes_of,
+    description,
+    get_dist_info,
+    image_info,
+    logger,
+    source_of,
+)
 from gkd.progress import progress
 from gkd.prototypes.bank import PrototypeBank
 from gkd.prototypes.features import (
     CandidateImage,
     choose_candidates,
-    eval_mode,
     group_by_size,
     instance_features,
     join_levels,
@@ -94,7 +100,7 @@ class PrototypeGenerationModule:
 
     def generate(self, teacher: BaseDetector, student: BaseDetector,
                  teacher_levels: Sequence[int], student_levels: Sequence[int],
-                 datasets: Sequence[CustomDataset], cache_dir: str) -> PrototypeBank:
+                 datasets: Sequence[Dataset], cache_dir: str) -> PrototypeBank:
         """Build the bank from the student's current weights.
 
         All processes call this together and all get the same bank.
@@ -127,25 +133,24 @@ class PrototypeGenerationModule:
             share = self.run(student, student_levels, batches, 'student')
         student_features = gather(share, self.counts(batches))
         device = next(student.parameters()).device
-        return self.pursue(student_features, batches, len(datasets[0].CLASSES), device)
+        return self.pursue(student_features, batches, len(classes_of(datasets[0])), device)
 
-    def choose(self, datasets: Sequence[CustomDataset]) -> list[CandidateImage]:
+    def choose(self, datasets: Sequence[Dataset]) -> list[CandidateImage]:
         """Choose the candidates once, and name the classes that have none."""
         candidates = choose_candidates(datasets, self.max_images, self.min_size, self.seed)
         if not candidates:
             raise DataError(
-                f'no prototype can be chosen: no box in {datasets[0].ann_file} is wider and '
+                f'no prototype can be chosen: no box in {source_of(datasets[0])} is wider and '
                 f'higher than model.prototypes.min_size = {self.min_size} pixels.')
         seen = np.unique(np.concatenate([candidate.labels for candidate in candidates]))
-        classes = datasets[0].CLASSES
+        classes = classes_of(datasets[0])
         missing = [name for label, name in enumerate(classes) if label not in seen]
-        logger = mmcv.utils.get_logger('mmdet')
         if missing:
-            logger.warning(
+            logger().warning(
                 f'{len(missing)} of {len(classes)} classes have no instance larger than '
                 f'{self.min_size} pixels and get no prototype: {", ".join(missing)}')
-        logger.info(f'Prototypes: {sum(len(c.labels) for c in candidates)} instances of '
-                    f'{len(seen)} classes in {len(candidates)} images.')
+        logger().info(f'Prototypes: {sum(len(c.labels) for c in candidates)} instances of '
+                      f'{len(seen)} classes in {len(candidates)} images.')
         return candidates
 
     def counts(self, batches: list[list[int]]) -> list[int]:
@@ -211,10 +216,10 @@ class PrototypeGenerationModule:
         for batch in batches:
             for position in batch:
                 candidate = self.candidates[position]
-                digest.update(f'{candidate.dataset.img_prefix} {candidate.filename} '
-                              f'{candidate.size}'.encode())
+                info = image_info(candidate.dataset, candidate.index)
+                digest.update(f'{info["folder"]} {candidate.filename} {candidate.size}'.encode())
                 digest.update(candidate.boxes.tobytes())
-        digest.update(repr(self.candidates[0].dataset.pipeline).encode())
+        digest.update(description(self.candidates[0].dataset).encode())
         return digest.hexdigest()
 
 
@@ -240,7 +245,7 @@ def cached_share(cache_dir: str, fingerprint: str) -> Optional[list[list[Tensor]
         if CHECKSUM not in metadata:
             raise CheckpointError(f'{path} has no checksum. {ADVICE}')
     except CheckpointError as error:
-        mmcv.utils.get_logger('mmdet').warning(str(error))
+        logger().warning(str(error))
         return None
     return [[tensors[f'{batch}.{level}'] for level in range(int(metadata['levels']))]
             for batch in range(int(metadata['batches']))]

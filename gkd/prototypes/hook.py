@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import logging
+import os
 import os.path as osp
 import re
+import time
 from typing import Union
 
-import mmcv
 import torch.distributed as dist
-from mmcv.parallel import is_module_wrapper
-from mmcv.runner import HOOKS, Hook
-from mmdet.datasets import CustomDataset, build_dataset
 
 from gkd.errors import CheckpointError, ConfigError, NumericalError
 from gkd.files import checksum
+from gkd.frameworks import HOOKS, Dataset, Hook, build_dataset, is_module_wrapper
 from gkd.prototypes.bank import PrototypeBank
 
 
@@ -34,7 +33,7 @@ class PrototypeHook(Hook):
 
     def __init__(self, datasets: Union[dict, list]):
         configs = datasets if isinstance(datasets, (list, tuple)) else [datasets]
-        self.datasets: list[CustomDataset] = []
+        self.datasets: list[Dataset] = []
         for config in configs:
             dataset = build_dataset(config)
             # A list of annotation files makes several data sets.
@@ -58,7 +57,7 @@ class PrototypeHook(Hook):
 
     def generate(self, distiller, runner, folder: str) -> PrototypeBank:
         """Generate the bank with the student's current weights and save it."""
-        timer = mmcv.Timer()
+        started = time.monotonic()
         pair = distiller.pair
         if dist.is_initialized():
             # Every process has its own statistics of batch normalisation.
@@ -76,7 +75,7 @@ class PrototypeHook(Hook):
         if runner.rank == 0:
             bank.save(osp.join(folder, f'epoch_{runner.epoch + 1}.safetensors'))
         runner.logger.info(f'Prototypes: {len(bank.student[0])} on each of {bank.num_levels} '
-                           f'levels, generated in {timer.since_start():.1f} s.')
+                           f'levels, generated in {time.monotonic() - started:.1f} s.')
         return bank
 
 
@@ -121,7 +120,7 @@ def saved_banks(folder: str, epoch: int) -> list[str]:
         ConfigError: There is none.
     """
     saved = {}
-    for name in mmcv.scandir(folder) if osp.isdir(folder) else ():
+    for name in os.listdir(folder) if osp.isdir(folder) else ():
         match = re.fullmatch(r'epoch_(\d+)\.safetensors', name)
         if match and int(match[1]) <= epoch + 1:
             saved[int(match[1])] = osp.join(folder, name)

@@ -20,7 +20,7 @@ from mmcv.parallel import is_module_wrapper
 from mmcv.runner import HOOKS, EvalHook, Hook, LoggerHook
 from torch import Tensor, nn
 
-from gkd.detectors import Distiller
+from gkd.distiller import Distiller
 from gkd.files import written_whole
 from gkd.knowledge import RobustDistillingModule
 from gkd.version import __version__

@@ -12,8 +12,8 @@ from typing import Any, Optional
 from mmcv import Config
 from mmdet.utils import compat_cfg
 
-from gkd.detectors import Distiller
 from gkd.detectors.source import DetectorSource, find_file
+from gkd.distiller import Distiller
 from gkd.errors import ConfigError, DataError
 from gkd.work_dir import (
     DETECTIONS,

@@ -10,8 +10,8 @@ from typing import Any
 from tqdm import tqdm
 
 from gkd.datasets.coco_eval import METRICS
-from gkd.detectors import Distiller
 from gkd.detectors.source import DetectorSource
+from gkd.distiller import Distiller
 from gkd.report.comparison import NOTHING, markdown
 from gkd.report.page import peak_memory, shorten
 from gkd.report.runs import Run, median_step, read_run

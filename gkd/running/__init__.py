@@ -1,5 +1,6 @@
 """What the tools and a notebook call."""
 
+from gkd import compat  # noqa: F401  (says what is missing, if MMDetection is)
 from gkd.running.config import load_config, student_config
 from gkd.running.export import export_student
 from gkd.running.test import test

@@ -11,8 +11,8 @@ from mmdet.models import build_detector
 from mmdet.models.detectors import BaseDetector
 from mmdet.utils import compat_cfg, replace_cfg_vals, update_data_root
 
-from gkd.detectors import Distiller
 from gkd.detectors.source import DetectorSource, find_file, read_config
+from gkd.distiller import Distiller
 from gkd.errors import ConfigError, GKDError
 
 

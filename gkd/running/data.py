@@ -20,7 +20,7 @@ from gkd.compat.coco import InspectedCOCO
 from gkd.datasets import prepare_embedded
 from gkd.datasets.coco_json import load_coco
 from gkd.datasets.inspection import mask_faults
-from gkd.detectors import Distiller
+from gkd.distiller import Distiller
 from gkd.errors import ConfigError, DataError
 from gkd.running.config import naming, shorten
 

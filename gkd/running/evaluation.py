@@ -17,7 +17,7 @@ from mmdet.models.detectors import BaseDetector
 from torch import nn
 from torch.utils.data import Dataset
 
-from gkd.detectors import Distiller
+from gkd.distiller import Distiller
 from gkd.errors import ConfigError, DataError
 from gkd.files import write_atomically
 from gkd.prototypes.generation import all_gather

@@ -15,8 +15,8 @@ from gkd.compat.checkpoint import (
     load_checkpoint_file,
     load_strictly,
 )
-from gkd.detectors import Distiller
 from gkd.detectors.source import DetectorSource, find_file
+from gkd.distiller import Distiller
 from gkd.errors import ConfigError
 from gkd.files import write_atomically, written_whole
 from gkd.running.config import build_model, student_config

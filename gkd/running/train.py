@@ -34,8 +34,8 @@ from mmdet.models.detectors import BaseDetector
 from torch import nn
 from torch.utils.data import DataLoader
 
-from gkd.detectors import Distiller
 from gkd.detectors.source import check_checkpoints
+from gkd.distiller import Distiller
 from gkd.errors import CheckpointError, ConfigError
 from gkd.files import remove_unfinished, write_atomically
 from gkd.progress import on_terminal

@@ -63,7 +63,7 @@ class CWD(Knowledge):
     a 1x1 convolution where teacher and student differ in channels, as in the paper.
 
     Args:
-        pair: Traits of teacher and student; the :class:`gkd.detectors.Distiller` fills it in.
+        pair: Traits of teacher and student; the :class:`gkd.distiller.Distiller` fills it in.
         loss_weight: Factor of the loss of each level. By default, as all of the following, as in
             the authors' release for detectors; MMRazor's configurations have 10, and all levels.
         temperature: Softens the distributions of cells.

@@ -83,7 +83,7 @@ class DeFeat(Knowledge):
     implementation can also teach backbone maps, which are not taught here.
 
     Args:
-        pair: Traits of teacher and student; the :class:`gkd.detectors.Distiller` fills it in.
+        pair: Traits of teacher and student; the :class:`gkd.distiller.Distiller` fills it in.
         object_weight: Factor of the maps' loss inside objects, :math:`\alpha_{obj}`.
         background_weight: Factor outside, :math:`\alpha_{bg}`.
         classification: Whether to teach the classification of proposals. By default it is taught

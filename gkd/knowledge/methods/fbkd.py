@@ -60,7 +60,7 @@ class FBKD(Knowledge):
     whose channels are the teacher's, so that channel counts may differ.
 
     Args:
-        pair: Traits of teacher and student; the :class:`gkd.detectors.Distiller` fills it in.
+        pair: Traits of teacher and student; the :class:`gkd.distiller.Distiller` fills it in.
         attention_weight: Factor of the attention transfer. By default, as all of the following,
             what the authors' code has: 2.4e-2 for one-stage, 4e-3 for two-stage students.
         feature_weight: Factor of the masked imitation; by default 4.2e-4 or 7e-5.

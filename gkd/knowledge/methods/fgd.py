@@ -11,11 +11,11 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Optional
 
 import torch
-from mmcv.cnn import ContextBlock
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from gkd.errors import ConfigError
+from gkd.frameworks import ContextBlock
 from gkd.knowledge.attention import attention_mask, channel_attention, spatial_attention
 from gkd.knowledge.base import Knowledge
 from gkd.knowledge.channels import channels_of, match_channels, taught_levels
@@ -56,7 +56,7 @@ class FGD(Knowledge):
     distillation config's ``student``.
 
     Args:
-        pair: Traits of teacher and student; the :class:`gkd.detectors.Distiller` fills it in.
+        pair: Traits of teacher and student; the :class:`gkd.distiller.Distiller` fills it in.
         foreground_weight: Factor of objects, the paper's alpha. By default, as all weights, the
             authors' choice: 1e-3 for one-stage students with anchors, 1.6e-3 without anchors, 5e-5
             for two-stage students.

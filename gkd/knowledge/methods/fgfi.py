@@ -101,7 +101,7 @@ class FGFI(Knowledge):
     learning rate's warm-up and the adaptation's small start take that part.
 
     Args:
-        pair: Traits of teacher and student; the :class:`gkd.detectors.Distiller` fills it in.
+        pair: Traits of teacher and student; the :class:`gkd.distiller.Distiller` fills it in.
         loss_weight: The paper's :math:`\lambda`. 0.01 is the public implementation's; its authors
             advise to tune it for other detectors. The loss grows with the teacher's channels.
         threshold: The paper's :math:`\psi`; 0.5 is the paper's choice.

@@ -261,7 +261,7 @@ class GID(Knowledge):
     too.
 
     Args:
-        pair: Traits of teacher and student; the :class:`gkd.detectors.Distiller` fills it in.
+        pair: Traits of teacher and student; the :class:`gkd.distiller.Distiller` fills it in.
         feature_weight: Factor of :func:`feature_loss`.
         relation_weight: Factor of :func:`relation_loss`.
         class_weight: Factor of :func:`class_response_loss`.

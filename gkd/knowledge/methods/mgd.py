@@ -34,7 +34,7 @@ class MGD(Knowledge):
     neck and head: ``inherit=['neck', 'bbox_head']`` in the distillation config's ``student``.
 
     Args:
-        pair: Traits of teacher and student; the :class:`gkd.detectors.Distiller` fills it in.
+        pair: Traits of teacher and student; the :class:`gkd.distiller.Distiller` fills it in.
         loss_weight: Factor of the loss, the paper's alpha. By default, as the mask ratio, the
             authors' choice for detection: 2e-5 for one-stage, 5e-7 for two-stage students.
         mask_ratio: Probability of a cell to be lost, the paper's lambda, in [0, 1); by default

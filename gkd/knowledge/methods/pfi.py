@@ -120,7 +120,7 @@ class PFI(Knowledge):
     student differ in channels.
 
     Args:
-        pair: Traits of teacher and student; the :class:`gkd.detectors.Distiller` fills it in.
+        pair: Traits of teacher and student; the :class:`gkd.distiller.Distiller` fills it in.
         feature_weight: Factor of the feature imitation. 1.5 in the RetinaNet configuration of a
             public implementation for MMRazor; the authors published no code.
         rank_weight: Factor of the rank mimicking; 0 leaves it out. By default 4 for one-stage

@@ -89,7 +89,7 @@ class PKD(Knowledge):
     student differ in channels; the authors' configurations have no such pair.
 
     Args:
-        pair: Traits of teacher and student; the :class:`gkd.detectors.Distiller` fills it in.
+        pair: Traits of teacher and student; the :class:`gkd.distiller.Distiller` fills it in.
         loss_weight: Factor of the loss. By default the authors' choice in their configurations in
             MMRazor: 6 for a two-stage student, 10 for a one-stage student. (With a Mask R-CNN
             teacher they use 6 for a one-stage student too.)

@@ -42,13 +42,13 @@ def numbers(version: str) -> tuple[int, ...]:
 def mmdet_major() -> int:
     """2 or 3: the installed MMDetection; 2 where there is none.
 
-    What does not fit is for :func:`gkd.compat.environment.check_environment` to say.
+    What does not fit is for :func:`gkd.environment.check_environment` to say.
     """
     return 3 if numbers(installed_version('mmdet') or '')[:1] == (3,) else 2
 
 
 if __name__ == '__main__':
-    # versions.py MODULE FROM BELOW: is a version from FROM on, but below BELOW, installed?
+    # installed.py MODULE FROM BELOW: is a version from FROM on, but below BELOW, installed?
     module, lowest, too_high = sys.argv[1:]
     found = numbers(installed_version(module) or '')
     sys.exit(not found or not numbers(lowest) <= found < numbers(too_high))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Sequence
 from importlib import metadata
+from typing import Callable, NoReturn
 
-from gkd.compat.versions import installed_version, numbers
 from gkd.errors import EnvironmentMismatchError
+from gkd.installed import installed_version, numbers
 
 # pip cannot install mmcv 1.x as an ordinary requirement: its setup script imports pkg_resources,
 # which an isolated build of today lacks, and without the variable it compiles its operators and
@@ -64,6 +66,25 @@ def check_environment() -> None:
         f'What is installed does not go together: {_describe(versions)}. MMDetection {generation} '
         f'needs {wanted}. The shortest way:\n    ' + '\n    '.join(commands)
         + f'\n{set_up} The other MMDetection: --mmdet {5 - generation}.')
+
+
+def is_there() -> bool:
+    """Whether there is an MMDetection to be a plugin of, whatever its version."""
+    return installed_version('mmdet') is not None
+
+
+def needing_mmdetection(names: Sequence[str]) -> Callable[[str], NoReturn]:
+    """``__getattr__`` of a package whose parts were not imported, as MMDetection is not there.
+
+    Args:
+        names: The parts; to ask for one says what to install.
+    """
+    def explain(name: str) -> NoReturn:
+        if name in names:
+            check_environment()
+        raise AttributeError(name)
+
+    return explain
 
 
 def _generation(versions: dict) -> int:

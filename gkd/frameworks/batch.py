@@ -1,0 +1,27 @@
+"""What a training step gets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+
+@dataclass
+class Batch:
+    """Images and ground truth of a training step.
+
+    Attributes:
+        images: Images ``(B, 3, H, W)`` as the detectors' layers take them.
+        metas: MMDetection's description of every image.
+        gt_boxes: Boxes of every image, ``(g_b, 4)`` as ``x1, y1, x2, y2`` in pixels of ``images``.
+        gt_labels: Classes of every image's boxes, ``(g_b,)`` int64.
+        native: All of it as MMDetection hands it to a detector.
+    """
+
+    images: Tensor
+    metas: list[dict]
+    gt_boxes: list[Tensor]
+    gt_labels: list[Tensor]
+    native: Any

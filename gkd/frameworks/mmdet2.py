@@ -1,0 +1,145 @@
+"""MMDetection 2.x, on mmcv 1.x."""
+
+from __future__ import annotations
+
+import logging
+import os.path as osp
+from typing import Any
+
+import mmcv
+import mmdet
+import numpy as np
+from mmcv import Config, ConfigDict
+from mmcv.cnn import ContextBlock, NonLocal2d
+from mmcv.parallel import DataContainer, is_module_wrapper
+from mmcv.runner import HOOKS, Hook, get_dist_info
+from mmdet.core import anchor_inside_flags, bbox2roi
+from mmdet.core.bbox.coder import DeltaXYWHBBoxCoder
+from mmdet.datasets import CustomDataset, VOCDataset, build_dataset
+from mmdet.models import BACKBONES, DETECTORS, build_detector
+from mmdet.models.backbones.efficientnet import EfficientNet
+from mmdet.models.detectors import BaseDetector
+from torch import Tensor
+
+from gkd.frameworks.batch import Batch
+
+__all__ = [
+    'BACKBONES', 'DETECTORS', 'HOOKS', 'VOC_CLASSES', 'BaseDetector', 'Batch', 'Config',
+    'ConfigDict', 'ContextBlock', 'Dataset', 'DeltaXYWHBBoxCoder', 'DetectorShell', 'EfficientNet',
+    'Hook', 'NonLocal2d', 'anchor_inside_flags', 'annotation', 'bbox2roi', 'build_dataset',
+    'build_detector', 'classes_of', 'description', 'get_dist_info',
+    'image_info', 'is_module_wrapper', 'logger', 'mmdet_configs', 'network_input',
+    'positive_boxes', 'sampled_boxes', 'source_of', 'student_losses', 'test_view', 'to_batch',
+]
+
+Dataset = CustomDataset
+VOC_CLASSES = VOCDataset.CLASSES
+
+
+def logger() -> logging.Logger:
+    """MMDetection's logger."""
+    return mmcv.utils.get_logger('mmdet')
+
+
+def mmdet_configs() -> str:
+    """Folder of the configs that the installed MMDetection ships."""
+    package = osp.dirname(mmdet.__file__)
+    shipped = osp.join(package, '.mim', 'configs')
+    # A development install keeps them beside the package.
+    return shipped if osp.isdir(shipped) else osp.join(osp.dirname(package), 'configs')
+
+
+class DetectorShell(BaseDetector):
+    """What MMDetection calls of a detector, answered by the one that lies in ``student``."""
+
+    def adopt(self, student: BaseDetector) -> None:
+        """Take over what belongs to a whole detector; here nothing does."""
+
+    def losses(self, batch: Batch) -> dict[str, Any]:
+        """Losses of a training step; a subclass defines them."""
+        raise NotImplementedError
+
+    def forward_train(self, img: Tensor, img_metas: list[dict], gt_bboxes: list[Tensor],
+                      gt_labels: list[Tensor], **kwargs) -> dict[str, Any]:
+        """Losses of a training step, from what the data pipeline collects."""
+        return self.losses(to_batch(img, img_metas, gt_bboxes, gt_labels, **kwargs))
+
+    def extract_feat(self, img: Tensor) -> tuple[Tensor, ...]:
+        """FPN maps of the student."""
+        return self.student.extract_feat(img)
+
+    def forward_test(self, imgs: list[Tensor], img_metas: list[list[dict]], **kwargs) -> list:
+        """Detections of the student, in MMDetection's format."""
+        return self.student.forward_test(imgs, img_metas, **kwargs)
+
+    def simple_test(self, img: Tensor, img_metas: list[dict], **kwargs) -> list:
+        """Detections of the student on one view of each image."""
+        return self.student.simple_test(img, img_metas, **kwargs)
+
+    def aug_test(self, imgs: list[Tensor], img_metas: list[list[dict]], **kwargs) -> list:
+        """Detections of the student on several views of an image."""
+        return self.student.aug_test(imgs, img_metas, **kwargs)
+
+
+def to_batch(img: Tensor, img_metas: list[dict], gt_bboxes: list[Tensor],
+             gt_labels: list[Tensor], **kwargs) -> Batch:
+    """A batch from the arguments of a detector's ``forward_train``."""
+    native = dict(img=img, img_metas=img_metas, gt_bboxes=gt_bboxes, gt_labels=gt_labels, **kwargs)
+    return Batch(img, img_metas, gt_bboxes, gt_labels, native)
+
+
+def student_losses(student: BaseDetector, batch: Batch) -> dict[str, Any]:
+    """The detection losses of a batch."""
+    return student.forward_train(**batch.native)
+
+
+def positive_boxes(sampled: Any) -> Tensor:
+    """Positives of a ``SamplingResult``."""
+    return sampled.pos_bboxes
+
+
+def sampled_boxes(sampled: Any) -> Tensor:
+    """All boxes of a ``SamplingResult``, positives first."""
+    return sampled.bboxes
+
+
+def network_input(detector: BaseDetector, images: Tensor) -> Tensor:
+    """Images of a test pipeline as the detector's layers take them: they are normalised."""
+    return images
+
+
+def classes_of(dataset: Dataset) -> tuple[str, ...]:
+    """Names of a data set's classes."""
+    return dataset.CLASSES
+
+
+def source_of(dataset: Dataset) -> str:
+    """Annotation file of a data set, for messages."""
+    return dataset.ann_file
+
+
+def description(dataset: Dataset) -> str:
+    """All that the images of a data set depend on besides their files."""
+    return repr(dataset.pipeline)
+
+
+def image_info(dataset: Dataset, index: int) -> dict[str, Any]:
+    """Of an image: ``folder``, ``filename`` within it, ``width`` and ``height``."""
+    info = dataset.data_infos[index]
+    return dict(folder=dataset.img_prefix, filename=info['filename'], width=info['width'],
+                height=info['height'])
+
+
+def annotation(dataset: Dataset, index: int) -> tuple[np.ndarray, np.ndarray]:
+    """Boxes ``(n, 4)`` in pixels and labels ``(n,)`` of an image; crowds are left out."""
+    found = dataset.get_ann_info(index)
+    return found['bboxes'], found['labels']
+
+
+def test_view(dataset: Dataset, index: int) -> tuple[Tensor, np.ndarray]:
+    """An image ``(3, H, W)`` as the test pipeline makes it, and the factors of its boxes."""
+    views = dataset.prepare_test_img(index)
+    image, meta = views['img'][0], views['img_metas'][0].data
+    if isinstance(image, DataContainer):
+        image = image.data
+    return image, np.asarray(meta['scale_factor'], dtype=np.float32)
