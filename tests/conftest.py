@@ -8,7 +8,7 @@ import torch
 from hypothesis import HealthCheck, settings
 
 import gkd  # noqa: F401  (must come before anything imports mmdet)
-from gkd.compat.versions import mmdet_major
+from gkd.installed import mmdet_major
 
 # Under MMDetection 3: its own tests, and those that concern neither. Under 2: all others.
 OF_BOTH = ('test_bank.py', 'test_files.py', 'test_losses.py', 'test_pursuit.py')
