@@ -59,10 +59,10 @@ from gkd.work_dir import LATEST
 
 NOTHING = dict(knowledge=[])
 LEGEND = '''
-AP in percent on the validation data after the last epoch, mean ± standard deviation over seeds.
-Gain: difference to the plain student of the same seed. Time: median training step without loading
-data and without generating prototypes between epochs. Memory: peak of {device}; the teacher is in
-it, also in the plain student's.
+AP in percent on the validation data after the last epoch, mean over seeds. Gain: mean difference
+to the plain student of the same seed, with its 95 % confidence interval (Student's t over the
+seeds). Time: median training step without loading data and without generating prototypes between
+epochs. Memory: peak of {device}; the teacher is in it, also in the plain student's.
 '''
 BAR = '{desc}: {bar:20} {n_fmt}/{total_fmt}{postfix}'
 Stage = Union[Training, Detection]

@@ -19,7 +19,7 @@ from gkd.looking.detections import draw_detections
 from gkd.progress import say
 from gkd.prototypes import PrototypeBank
 from gkd.prototypes.hook import latest_bank
-from gkd.report.comparison import summarize
+from gkd.report.comparison import cell, gain_text
 from gkd.report.page import write_report
 from gkd.report.prototypes import draw_prototypes
 from gkd.running.config import load_config
@@ -134,32 +134,33 @@ def run_stage(schedule: Schedule, config: str, checkpoint: str, epochs: Optional
 
 
 def format_table(results: dict[str, list[dict[str, float]]]) -> str:
-    """Markdown table of the metrics in percent, mean and standard deviation over seeds.
+    """Markdown table of the metrics in percent, mean over seeds, and of the gain.
 
     The last row pairs the last two by seed: both students of a seed had the same start and saw the
-    same images in the same order, so their difference varies less than either does.
+    same images in the same order, so their difference varies less than either does. Several seeds
+    give its 95 % confidence interval (Student's t).
 
     Example:
         >>> print(format_table({'teacher': [{'bbox_mAP': 0.15, 'bbox_mAP_50': 0.5}],
         ...                     'alone': [{'bbox_mAP': 0.11, 'bbox_mAP_50': 0.4}],
         ...                     'distilled': [{'bbox_mAP': 0.13, 'bbox_mAP_50': 0.45}]}))
-        |                    |           AP |         AP50 |
-        | ------------------ | -----------: | -----------: |
-        | teacher            |         15.0 |         50.0 |
-        | alone              |         11.0 |         40.0 |
-        | distilled          |         13.0 |         45.0 |
-        | gain               |         +2.0 |         +5.0 |
+        |                    |                 AP |               AP50 |
+        | ------------------ | -----------------: | -----------------: |
+        | teacher            |               15.0 |               50.0 |
+        | alone              |               11.0 |               40.0 |
+        | distilled          |               13.0 |               45.0 |
+        | gain               |               +2.0 |               +5.0 |
         <BLANKLINE>
     """
-    lines = [f'| {"":18} | ' + ' | '.join(f'{name:>12}' for name in SHOWN) + ' |',
-             f'| {"-" * 18} | ' + ' | '.join('-' * 11 + ':' for _ in SHOWN) + ' |']
+    lines = [f'| {"":18} | ' + ' | '.join(f'{name:>18}' for name in SHOWN) + ' |',
+             f'| {"-" * 18} | ' + ' | '.join('-' * 17 + ':' for _ in SHOWN) + ' |']
     keys = [METRICS[name] for name in SHOWN]
     for name, runs in results.items():
-        cells = [f'{summarize([100 * run[key] for run in runs]):>12}' for key in keys]
+        cells = [f'{cell([100 * run[key] for run in runs]):>18}' for key in keys]
         lines.append(f'| {name:18} | ' + ' | '.join(cells) + ' |')
     *_, alone, distilled = results.values()
     gains = [[100 * (after[key] - before[key]) for before, after in zip(alone, distilled)]
              for key in keys]
-    lines.append(f'| {"gain":18} | ' + ' | '.join(f'{summarize(gain, "+"):>12}'
+    lines.append(f'| {"gain":18} | ' + ' | '.join(f'{gain_text(gain):>18}'
                                                   for gain in gains) + ' |')
     return '\n'.join(lines) + '\n'

@@ -5,11 +5,12 @@ from __future__ import annotations
 import csv
 import io
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from gkd.datasets.coco_eval import METRICS
 from gkd.report.drawing import plt, save
+from gkd.report.intervals import confidence_interval
 
 TEACHER, PLAIN = 'teacher', 'plain student'
 NOTHING = '–'
@@ -50,15 +51,14 @@ class Row:
                 if column in run and column in plain.runs.get(seed, {})]
 
 
-def summarize(values: Sequence[float], sign: str = '-') -> str:
-    """Mean of several runs, with their standard deviation if there is more than one.
+def gain_text(gains: Sequence[float]) -> str:
+    """Mean of several gains with its 95 % confidence interval, or a dash if there are none.
 
     Example:
-        >>> summarize([12.0, 14.0]), summarize([1.25], '+')
-        ('13.0 ± 1.4', '+1.2')
+        >>> gain_text([1.0, 2.0, 3.0]), gain_text([1.25]), gain_text([])
+        ('+2.0 [-0.5, +4.5]', '+1.2', '–')
     """
-    mean = f'{statistics.mean(values):{sign}.1f}'
-    return f'{mean} ± {statistics.stdev(values):.1f}' if len(values) > 1 else mean
+    return str(confidence_interval([gains])) if gains else NOTHING
 
 
 def format_comparison(rows: Sequence[Row], columns: Sequence[str] = tuple(METRICS)) -> str:
@@ -88,7 +88,7 @@ def format_comparison(rows: Sequence[Row], columns: Sequence[str] = tuple(METRIC
         compared = row.name not in (TEACHER, PLAIN)
         gains = row.gains(plain, 'AP') if compared else []
         cells.append([row.name, str(len(row.runs)),
-                      *(cell(row.values(column)) for column in columns), cell(gains, '+'),
+                      *(cell(row.values(column)) for column in columns), gain_text(gains),
                       cost_cell(row, plain, 'time', '.3f', 's'),
                       cost_cell(row, plain, 'memory', '.0f', 'MiB')])
     return markdown(cells) + format_notes(rows)
@@ -150,7 +150,7 @@ def draw_comparison(rows: Sequence[Row], title: str, path: str) -> None:
 
 
 def comparison_figure(rows: Sequence[Row], title: str) -> plt.Figure:
-    """Dot-and-whisker plot of the gains in AP, best method on top.
+    """The gains in AP over the plain student, by :func:`gains_figure`.
 
     Gains and not APs: students of several seeds differ by more than methods do.
 
@@ -159,27 +159,41 @@ def comparison_figure(rows: Sequence[Row], title: str) -> plt.Figure:
         title: Title of the picture.
     """
     plain = plain_of(rows)
-    gains = {row.name: row.gains(plain, 'AP') for row in rows if row.name not in (PLAIN, TEACHER)}
-    drawn = sorted((name for name in gains if gains[name]),
-                   key=lambda name: statistics.mean(gains[name]))
+    gains = {row.name: [row.gains(plain, 'AP')] for row in rows
+             if row.name not in (PLAIN, TEACHER) and row.gains(plain, 'AP')}
+    marks = [f'{row.name} {cell(row.values("AP"))} AP' for row in rows
+             if row.name in (PLAIN, TEACHER) and row.values('AP')]
+    return gains_figure(gains, '\n'.join([title, ', '.join(marks)]))
+
+
+def gains_figure(gains: Mapping[str, Sequence[Sequence[float]]], title: str) -> plt.Figure:
+    """Dot-and-whisker plot of gains in AP, the best on top.
+
+    Args:
+        gains: By the name of a method its gains, in the groups of
+            :func:`~gkd.report.intervals.confidence_interval`.
+        title: Title of the picture.
+    """
+    intervals = {name: confidence_interval(groups) for name, groups in gains.items()}
+    drawn = sorted(gains, key=lambda name: intervals[name].mean)
     figure, axis = plt.subplots(figsize=(7.5, 1.5 + 0.4 * max(2, len(drawn))))
     axis.axvline(0, color=GREY, linewidth=1)
     for place, name in enumerate(drawn):
-        values = gains[name]
+        values = [value for group in gains[name] for value in group]
         axis.plot(values, [place + 0.22] * len(values), 'o', color=BLUE, alpha=0.5, markersize=4,
                   markeredgewidth=0)
-        axis.errorbar(statistics.mean(values), place, fmt='o', color=BLUE, markersize=7, capsize=4,
-                      xerr=statistics.stdev(values) if len(values) > 1 else None)
-    axis.set_yticks(range(len(drawn)), [f'{name} ({len(gains[name])})' for name in drawn])
+        gain = intervals[name]
+        ends = None if gain.low is None else [[gain.mean - gain.low], [gain.high - gain.mean]]
+        axis.errorbar(gain.mean, place, fmt='o', color=BLUE, markersize=7, capsize=4, xerr=ends)
+    axis.set_yticks(range(len(drawn)),
+                    [f'{name} ({intervals[name].count})' for name in drawn])
     axis.set_ylim(-0.6, max(0, len(drawn) - 1) + 0.6)
     axis.margins(x=0.08)
     axis.grid(axis='x', alpha=0.3)
     axis.spines[['top', 'right']].set_visible(False)
     axis.set_xlabel('gain in AP over the plain student of the same seed,\n'
-                    'mean ± standard deviation; number of seeds in parentheses')
-    marks = [f'{row.name} {summarize(row.values("AP"))} AP' for row in rows
-             if row.name in (PLAIN, TEACHER) and row.values('AP')]
-    axis.set_title('\n'.join([title, ', '.join(marks)]), fontsize=11)
+                    'mean and its 95 % confidence interval; number of pairs in parentheses')
+    axis.set_title(title, fontsize=11)
     figure.tight_layout()
     return figure
 
@@ -189,9 +203,9 @@ def plain_of(rows: Sequence[Row]) -> Row:
     return next((row for row in rows if row.name == PLAIN), Row(PLAIN))
 
 
-def cell(values: Sequence[float], sign: str = '-') -> str:
-    """Mean and spread, or a dash."""
-    return summarize(values, sign) if values else NOTHING
+def cell(values: Sequence[float]) -> str:
+    """Mean, or a dash."""
+    return f'{statistics.mean(values):.1f}' if values else NOTHING
 
 
 def cost_cell(row: Row, plain: Row, column: str, digits: str, unit: str) -> str:

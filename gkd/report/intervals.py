@@ -1,0 +1,72 @@
+"""Confidence intervals of mean gains."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Optional
+
+import numpy as np
+
+LEVEL = 0.95
+RESAMPLES = 10_000
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Mean of several differences, and the interval that holds the true mean with 95 %.
+
+    Attributes:
+        mean: The mean.
+        count: Of how many.
+        low: Lower end of the interval; None for a single difference, which tells nothing of
+            chance.
+        high: Upper end, likewise.
+    """
+
+    mean: float
+    count: int
+    low: Optional[float] = None
+    high: Optional[float] = None
+
+    def __str__(self) -> str:
+        if self.low is None:
+            return f'{self.mean:+.1f}'
+        return f'{self.mean:+.1f} [{self.low:+.1f}, {self.high:+.1f}]'
+
+
+def confidence_interval(groups: Sequence[Sequence[float]]) -> Interval:
+    """Mean over all differences with its 95 % interval.
+
+    Of one group, Student's t. Of several, whose members share something (a teacher, a validation
+    strip), a hierarchical bootstrap: groups are drawn with replacement, then members of each.
+    Where each group has a single member, groups are members, and t it is.
+
+    Args:
+        groups: The differences, one sequence a group; none empty, one at least.
+
+    Example:
+        >>> print(confidence_interval([[1.0, 2.0, 3.0]]))
+        +2.0 [-0.5, +4.5]
+        >>> print(confidence_interval([[1.0]]))
+        +1.0
+        >>> print(confidence_interval([[1.0, 1.0], [3.0, 3.0]]))
+        +2.0 [+1.0, +3.0]
+    """
+    values = np.concatenate([np.asarray(group, float) for group in groups])
+    mean, count = float(values.mean()), len(values)
+    if count == 1:
+        return Interval(mean, count)
+    if len(groups) == 1 or count == len(groups):
+        from scipy import stats  # not needed where nothing is reported
+
+        spread = stats.t.ppf((1 + LEVEL) / 2, count - 1) * values.std(ddof=1) / count ** 0.5
+        return Interval(mean, count, mean - spread, mean + spread)
+    generator = np.random.default_rng(0)
+    means = np.empty(RESAMPLES)
+    for resample in range(RESAMPLES):
+        drawn = generator.integers(len(groups), size=len(groups))
+        means[resample] = np.concatenate([
+            generator.choice(groups[group], size=len(groups[group])) for group in drawn]).mean()
+    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Interval(mean, count, float(low), float(high))

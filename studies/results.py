@@ -1,0 +1,175 @@
+#!/usr/bin/env python
+"""Make all tables and plots of results in the documentation from the rows in docs/data.
+
+A page asks for them by a pair of comments:
+
+    <!-- results: data=digit-scenes family=RetinaNet methods=gkd,no-global plot=images/a.png -->
+    <!-- end of results -->
+
+What stands between the two is replaced: a table of these methods, of ``teacher``, ``student`` and
+``plain``, and the plot. Without ``methods``, all that were measured are shown; ``options`` may
+name settings that the runs replaced, with ``;`` between them, and ``strip`` one strip.
+"""
+
+import argparse
+import os.path as osp
+import re
+import statistics
+import sys
+from collections import defaultdict
+from glob import glob
+
+# The studies lie beside the package, in the clone only.
+sys.path.insert(0, osp.dirname(osp.dirname(osp.abspath(__file__))))
+
+from gkd.checkpoints import REPOSITORY
+from gkd.errors import DataError
+from gkd.experiments.results import PLAIN, STUDENT, TEACHER, Result, read_results
+from gkd.files import write_atomically
+from gkd.report.comparison import NOTHING, gains_figure, markdown
+from gkd.report.drawing import save
+from gkd.report.intervals import confidence_interval
+from gkd.running.cli import run
+
+BLOCK = re.compile(r'(<!-- results:(.*?)-->\n)(.*?)(<!-- end of results -->)', re.DOTALL)
+COLUMNS = ('AP', 'AP50', 'AP75', 'APs', 'APm', 'APl')
+GAINS = ('AP', 'AP50')
+NAMES = {TEACHER: 'teacher', STUDENT: 'student, before', PLAIN: 'student alone'}
+KEYS = ('data', 'family', 'methods', 'options', 'strip', 'plot')
+NOT_YET = 'Not measured yet.\n'
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--data', default=osp.join(REPOSITORY, 'docs', 'data'),
+                        help='folder of the CSVs (default: docs/data)')
+    parser.add_argument('pages', nargs='*', default=sorted(
+        [osp.join(REPOSITORY, 'README.md'), *glob(osp.join(REPOSITORY, 'docs', '*.md'))]),
+        help='pages to fill (default: README.md and docs/*.md)')
+    return parser.parse_args()
+
+
+def main():
+    args = parse_args()
+    results = [row for path in sorted(glob(osp.join(args.data, '*.csv')))
+               for row in read_results(path)]
+    for page in args.pages:
+        with open(page, encoding='utf-8') as file:
+            before = file.read()
+        after = fill(before, page, results)
+        if after != before:
+            write_atomically(page, after)
+            print(f'{osp.relpath(page)}: written')
+
+
+def fill(text, page, results):
+    """The text of a page with all its blocks of results made anew; plots are written."""
+    def block(match):
+        return match[1] + section(read_query(match[2], page), page, results) + match[4]
+
+    return BLOCK.sub(block, text)
+
+
+def read_query(text, page):
+    """What a comment asks for, by key.
+
+    Example:
+        >>> read_query(' data=digit-scenes family=RetinaNet ', 'results.md')
+        {'data': 'digit-scenes', 'family': 'RetinaNet'}
+    """
+    query = dict(re.findall(r'(\w+)=("[^"]*"|\S+)', text))
+    query = {key: value.strip('"') for key, value in query.items()}
+    unknown = query.keys() - set(KEYS)
+    if unknown or not {'data', 'family'} <= query.keys():
+        raise DataError(f'{page}: <!-- results:{text}--> must say data and family, and may say '
+                        f'{", ".join(KEYS[2:])}.')
+    return query
+
+
+def section(query, page, results):
+    """Table, legend and plot that a page asks for."""
+    rows = [row for row in results if row.data == query['data'] and row.family == query['family']
+            and row.strip == query.get('strip', row.strip)]
+    options = query.get('options', '').replace(';', ' ')
+    measured = dict.fromkeys(row.method for row in rows
+                             if row.options == options and row.method not in NAMES)
+    methods = [name for name in query.get('methods', ','.join(measured)).split(',')
+               if name in measured]
+    if not methods:
+        return NOT_YET
+    gains = {name: grouped_gains([row for row in rows if row.method == name
+                                  and row.options == options], rows) for name in methods}
+    runs = [row for row in rows if row.method in methods and row.options == options]
+    text = f'{table(methods, gains, rows, options)}\n{legend(runs)}\n'
+    if 'plot' in query:
+        title = f'{query["family"]} on {query["data"].replace("-", " ")}'
+        drawn = {name: list(groups['AP'].values()) for name, groups in gains.items()
+                 if groups['AP']}
+        save(gains_figure(drawn, title), osp.join(osp.dirname(page), query['plot']))
+        text += f'\n![Gains on {query["data"].replace("-", " ")}]({query["plot"]})\n'
+    return text
+
+
+def partner(row: Result):
+    """What a run and the student that went on alone have in common; no teacher is among it."""
+    shared = ' '.join(option for option in row.options.split() if not option.startswith('model.'))
+    return row.data, row.family, row.student_seed, row.strip, row.machine, shared
+
+
+def grouped_gains(runs, rows):
+    """Gains over the student alone, by column and by teacher (its seed, strip and machine)."""
+    alone = {partner(row): row for row in rows if row.method == PLAIN}
+    gains = {column: defaultdict(list) for column in GAINS}
+    for row in runs:
+        plain = alone.get(partner(row))
+        for column in GAINS:
+            if plain and getattr(row, column) and getattr(plain, column):
+                gains[column][row.teacher_seed, row.strip, row.machine].append(
+                    float(getattr(row, column)) - float(getattr(plain, column)))
+    return gains
+
+
+def table(methods, gains, rows, options):
+    """Markdown table: mean of every metric over runs, mean gains with their intervals."""
+    shown = [column for column in COLUMNS if any(getattr(row, column) for row in rows)]
+    cells = [['taught', 'runs', *shown, *(f'gain in {column}' for column in GAINS), 'pairs']]
+    for name in (*NAMES, *methods):
+        runs = [row for row in rows
+                if row.method == name and row.options == ('' if name in NAMES else options)]
+        if not runs:
+            continue
+        values = [[float(getattr(row, column)) for row in runs if getattr(row, column)]
+                  for column in shown]
+        line = [NAMES.get(name, name), str(len(runs)),
+                *(f'{statistics.mean(value):.1f}' if value else NOTHING for value in values)]
+        if name in NAMES:
+            line += [NOTHING] * (len(GAINS) + 1)
+        else:
+            groups = [list(gains[name][column].values()) for column in GAINS]
+            line += [str(confidence_interval(group)) if group else NOTHING for group in groups]
+            line.append(str(sum(map(len, groups[0]))))
+        cells.append(line)
+    return markdown(cells)
+
+
+def legend(runs):
+    """What the figures are, and where they come from."""
+    def listed(values):
+        return ', '.join(sorted(set(filter(None, values))))
+
+    several = len({(row.teacher_seed, row.strip, row.machine) for row in runs}) > 1
+    how = ('a hierarchical bootstrap over teachers, strips and seeds' if several
+           else 'Student\'s t over seeds')
+    strips = listed(row.strip for row in runs)
+    return (f'Means in percent. Gains are differences to the student that trained on alone, from '
+            f'the same start, on the same images, on the same machine; in brackets the 95 % '
+            f'confidence interval of the mean, by {how}. Teacher seeds: '
+            f'{listed(row.teacher_seed for row in runs)}; student seeds: '
+            f'{listed(row.student_seed for row in runs)}'
+            f'{"; strips: " + strips if strips else ""}. '
+            f'Machine: {listed(row.machine for row in runs)}.')
+
+
+if __name__ == '__main__':
+    run(main)

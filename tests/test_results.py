@@ -1,0 +1,110 @@
+"""Intervals of gains, and the tables and plots that are made from rows of single runs."""
+
+import importlib.util
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from helpers.running import REPOSITORY
+
+from gkd.errors import DataError
+from gkd.experiments.results import Result, append_result
+from gkd.report.intervals import confidence_interval
+
+
+@pytest.fixture(scope='module')
+def results():
+    """The command that fills the pages."""
+    spec = importlib.util.spec_from_file_location('results', REPOSITORY / 'studies/results.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+ROW = Result('digit-scenes', 'RetinaNet', '0', '0', '', 'gkd', '', '', '20', '40', '', '', '', '',
+             'cpu', 'v1')
+
+
+def rows():
+    """Two teachers and three seeds; gains of 1, 2, 3 under the first and 4, 5, 6 under the
+    second; and runs that must not count."""
+    found = [replace(ROW, method='plain', teacher_seed='', student_seed=str(seed),
+                     AP=str(10 + seed)) for seed in range(3)]
+    found += [replace(ROW, teacher_seed=str(teacher), student_seed=str(seed),
+                      AP=str(10 + seed + 3 * teacher + seed + 1))
+              for teacher in range(2) for seed in range(3)]
+    found += [replace(ROW, method='teacher', student_seed='', AP='50'),
+              replace(ROW, student_seed='9', AP='90'),  # no partner
+              replace(ROW, machine='gpu', student_seed='1', AP='80'),  # nor here
+              replace(ROW, options='model.knowledge.0.robust=False', AP='15'),
+              replace(ROW, method='fgd', AP='10.5'), replace(ROW, data='tree-crowns', AP='70')]
+    return found
+
+
+def test_interval_of_one_group_is_students_t():
+    values = [0.3, 1.9, -0.4, 1.1]
+    found = confidence_interval([values])
+    half = 3.182446 * np.std(values, ddof=1) / 2
+    assert found.low == pytest.approx(np.mean(values) - half, rel=1e-5)
+    assert found.high == pytest.approx(np.mean(values) + half, rel=1e-5)
+    assert confidence_interval([[value] for value in values]) == found
+
+
+def test_bootstrap_draws_groups_and_not_only_members():
+    """Teachers that differ make the interval wide, however many seeds each has."""
+    groups = [[1.0, 1.1] * 20, [3.0, 3.1] * 20]
+    found = confidence_interval(groups)
+    assert found.count == 80 and found.low < 1.1 and found.high > 3.0
+    together = confidence_interval([groups[0] + groups[1]])
+    assert together.high - together.low < 0.5
+    assert found == confidence_interval(groups)  # no chance in it
+    within = confidence_interval([[0.0, 2.0], [0.0, 2.0]])
+    assert within.low == 0 and within.high == 2
+
+
+def test_a_page_is_filled_from_the_rows(results, tmp_path):
+    for row in rows():
+        append_result(str(tmp_path / 'a.csv'), row)
+    page = tmp_path / 'page.md'
+    page.write_text('Before.\n\n<!-- results: data=digit-scenes family=RetinaNet plot=p.png -->\n'
+                    'old\n<!-- end of results -->\n\nAfter.\n')
+    read = results.read_results(str(tmp_path / 'a.csv'))
+    text = results.fill(page.read_text(), str(page), read)
+    assert text.startswith('Before.\n') and text.endswith('After.\n') and 'old' not in text
+    lines = {line.split('|')[1].strip(): [cell.strip() for cell in line.split('|')[2:-1]]
+             for line in text.splitlines() if line.startswith('|')}
+    assert list(lines) == ['taught', '-' * 13, 'teacher', 'student alone', 'gkd', 'fgd']
+    runs, *_, gain, _, pairs = lines['gkd']
+    assert (runs, pairs) == ('8', '6')
+    expected = confidence_interval([[1, 2, 3], [4, 5, 6]])
+    assert gain == str(expected) and expected.mean == 3.5
+    assert lines['fgd'][-3:] == ['+0.5', '+0.0', '1']
+    assert 'hierarchical bootstrap' in text and 'Teacher seeds: 0, 1' in text
+    assert (tmp_path / 'p.png').read_bytes().startswith(b'\x89PNG') and '](p.png)' in text
+    assert results.fill(text, str(page), read) == text
+
+
+def test_a_page_chooses_methods_options_and_says_what_is_missing(results, tmp_path):
+    def fill(query):
+        return results.fill(f'<!-- results: {query} -->\n<!-- end of results -->\n', 'page.md',
+                            rows())
+
+    text = fill('data=digit-scenes family=RetinaNet methods=fgd,mgd')
+    assert '| fgd ' in text and 'gkd' not in text and 'mgd |' not in text
+    text = fill('data=digit-scenes family=RetinaNet options=model.knowledge.0.robust=False')
+    assert '| gkd           | 1    | 15.0 |' in text and '+5.0' in text
+    assert results.NOT_YET in fill('data=digit-scenes family=FasterRCNN')
+    for query in ('data=digit-scenes', 'data=a family=b method=c'):
+        with pytest.raises(DataError, match='page.md: .* must say data and family'):
+            fill(query)
+
+
+def test_the_documentation_is_what_the_rows_say(results):
+    """The pages as they are now are those that the command makes."""
+    read = [row for path in sorted((REPOSITORY / 'docs/data').glob('*.csv'))
+            for row in results.read_results(str(path))]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(results, 'save', lambda *args: None)
+        for page in [REPOSITORY / 'README.md', *(REPOSITORY / 'docs').glob('*.md')]:
+            text = page.read_text()
+            assert results.fill(text, str(page), read) == text, 'run: python studies/results.py'
