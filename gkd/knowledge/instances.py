@@ -1,14 +1,76 @@
-"""Instances on FPN maps: their features, their levels, their masks."""
+"""Instances on FPN maps: their features, their levels, their masks.
+
+Every function here works on all images and all levels of a pyramid at once: on a GPU the time of
+so many small operations is the time that it takes to start them. The public functions are the
+forms for a single level.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from gkd.knowledge.precision import full_precision
+
+# The images of a batch are filled up to a multiple of this many boxes: GPUs multiply matrices
+# whose rows begin at such addresses faster.
+MULTIPLE = 8
+
+
+@dataclass(frozen=True)
+class Instances:
+    """The boxes of a batch, in one row and image by image.
+
+    Images with fewer boxes than others are filled up with a box of no size at 0.
+
+    Attributes:
+        boxes: The boxes of all images, ``(n, 4)`` as ``x1, y1, x2, y2`` in pixels.
+        padded: The same image by image, ``(B, N, 4)``.
+        numbers: Which box stands where in ``padded``, ``(B, N)`` int64, counted from 1 over the
+            batch; 0 for what fills an image up.
+        rows: Where each box stands in ``padded.flatten(0, 1)``, ``(n,)`` int64.
+    """
+
+    boxes: Tensor
+    padded: Tensor
+    numbers: Tensor
+    rows: Tensor
+
+    @classmethod
+    def of(cls, boxes: Sequence[Tensor]) -> Instances:
+        """Arrange the boxes ``(n_b, 4)`` of every image.
+
+        Example:
+            >>> boxes = [torch.ones(1, 4), torch.ones(2, 4)]
+            >>> Instances.of(boxes).numbers
+            tensor([[1, 0, 0, 0, 0, 0, 0, 0],
+                    [2, 3, 0, 0, 0, 0, 0, 0]])
+        """
+        counts = [len(image) for image in boxes]
+        width = MULTIPLE * max(1, -(-max(counts) // MULTIPLE))
+        numbers, rows = [], []
+        for image, count in enumerate(counts):
+            first = len(rows) + 1
+            numbers += [*range(first, first + count), *[0] * (width - count)]
+            rows += range(image * width, image * width + count)
+        filled = torch.cat([boxes[0].new_zeros(1, 4), *boxes])
+        places = on_device(numbers + rows, filled.device)
+        numbers, rows = places.split([len(numbers), len(rows)])
+        return cls(filled[1:], filled.index_select(0, numbers).unflatten(0, (-1, width)),
+                   numbers.unflatten(0, (-1, width)), rows)
+
+    def pad(self, values: Tensor) -> Tensor:
+        """Arrange a value of every box, ``(n,)``, like ``padded``; fill up with 0."""
+        return F.pad(values, (1, 0))[self.numbers]
+
+
+def on_device(values: list, device: torch.device, dtype: torch.dtype = torch.long) -> Tensor:
+    """A tensor of numbers known to the host, without waiting for the device."""
+    return torch.tensor(values, dtype=dtype).to(device, non_blocking=True)
 
 
 @full_precision
@@ -19,9 +81,7 @@ def pool_instances(
 
     A box covers the cells ``int(y1 * scale_y)..int(y2 * scale_y)`` by
     ``int(x1 * scale_x)..int(x2 * scale_x)``, both ends included, moved into the map where it
-    leaves it, so that no window is empty. Which cell belongs to which box is one matrix an image,
-    and pooling is its product with the map: nothing of size boxes x channels x cells exists, in
-    the backward pass neither. Images with fewer boxes than others are filled up, for one product.
+    leaves it, so that no window is empty.
 
     Source: method sections 1.1 and 2.1.
 
@@ -44,25 +104,67 @@ def pool_instances(
     """
     if len(boxes) != len(feature):
         raise ValueError(f'feature holds {len(feature)} images, boxes {len(boxes)}')
-    scale_x, scale_y = scale if isinstance(scale, (tuple, list)) else (scale, scale)
-    height, width = feature.shape[2:]
-    x1, y1, x2, y2 = pad_sequence(boxes, batch_first=True).unbind(dim=2)
-    rows = _mean_over_cells(y1 * scale_y, y2 * scale_y, height).to(feature.dtype)
-    columns = _mean_over_cells(x1 * scale_x, x2 * scale_x, width).to(feature.dtype)
-    windows = (rows[:, :, :, None] * columns[:, :, None, :]).flatten(2)
-    # The map on the left: its gradient then comes out in the map's own memory order.
-    pooled = (feature.flatten(2) @ windows.mT).mT
-    return torch.cat([image[: len(own)] for image, own in zip(pooled, boxes)])
+    scale = scale if isinstance(scale, (tuple, list)) else (scale, scale)
+    instances = Instances.of(boxes)
+    windows = mean_windows(instances, [feature.shape[2:]], [scale], feature.dtype)
+    return pool_levels([feature], windows, instances)[0]
 
 
-def _mean_over_cells(low: Tensor, high: Tensor, size: int) -> Tensor:
-    """Weights ``(B, n, size)`` of the mean over ``int(low)..int(high)``, moved into the map."""
-    cells = torch.arange(size, device=low.device)
+@torch.no_grad()
+def mean_windows(instances: Instances, sizes: Sequence[tuple[int, int]],
+                 scales: Sequence[tuple[float, float]], dtype: torch.dtype) -> Tensor:
+    """What every column and every row of a map counts for in the mean of a box's cells.
+
+    The mean over a rectangle is a mean over columns of means over rows, so a box needs a weight
+    for each column and each row, not for each cell.
+
+    Args:
+        instances: The boxes.
+        sizes: ``(H, W)`` of every level's map.
+        scales: Cells per pixel of every level, ``(scale_x, scale_y)``.
+        dtype: Of the weights.
+
+    Returns:
+        Tensor of shape ``(L, 2, B, longest side, N)``: columns, then rows.
+    """
+    boxes = instances.padded
+    height, width = zip(*sizes)
+    scale_x, scale_y = zip(*scales)
+    limits = [[0] * len(sizes)] * 2, [[side - 1 for side in sides] for sides in (width, height)]
+    scale, lowest, highest = on_device([[scale_x, scale_y], *limits], boxes.device,
+                                       boxes.dtype)[..., None, None].transpose(1, 2)
+    corners = boxes.permute(2, 0, 1).unflatten(0, (2, 2)).unsqueeze(1)
     # Clamping first and cutting the fraction off afterwards finds the same cells as int() would.
-    first = low.clamp(0, size - 1).long()
-    last = torch.maximum(high.clamp(0, size - 1).long(), first)
-    inside = (cells >= first[..., None]) & (cells <= last[..., None])
-    return inside / inside.sum(dim=-1, keepdim=True)
+    first, last = torch.clamp(corners * scale, lowest, highest).long()
+    last = torch.maximum(first, last)
+    share = (last - first + 1).to(dtype).reciprocal()
+    first, last, share = first.unsqueeze(-2), last.unsqueeze(-2), share.unsqueeze(-2)
+    cells = torch.arange(max(height + width), device=boxes.device)[:, None]
+    return ((cells >= first) & (cells <= last)) * share
+
+
+@full_precision
+def pool_levels(maps: Sequence[Tensor], windows: Tensor, instances: Instances) -> Tensor:
+    """Mean features of all boxes on levels that have as many channels as each other.
+
+    The columns of every box are a matrix product with the map as it lies in memory, with the
+    channels' rows as rows of the matrix; then its rows are summed. Nothing of size boxes x
+    channels x cells exists, in the backward pass neither.
+
+    Args:
+        maps: The levels' maps, float of shape ``(B, C, H_l, W_l)``.
+        windows: The levels' weights (:func:`mean_windows`).
+        instances: The boxes.
+
+    Returns:
+        Tensor of shape ``(L, n, C)``.
+    """
+    pooled = []
+    for feature, (columns, rows) in zip(maps, windows):
+        height, width = feature.shape[2:]
+        strips = (feature.flatten(1, 2) @ columns[:, :width]).unflatten(1, (-1, height))
+        pooled.append((strips * rows[:, None, :height]).sum(dim=2).mT)
+    return torch.stack(pooled).flatten(1, 2).index_select(1, instances.rows)
 
 
 @full_precision
@@ -87,9 +189,9 @@ def map_levels(boxes: Tensor, num_levels: int, finest_scale: float = 56) -> Tens
         >>> map_levels(boxes, num_levels=5)
         tensor([0, 1])
     """
-    x1, y1, x2, y2 = boxes.unbind(dim=1)
-    side = torch.sqrt(((x2 - x1).clamp(min=0) + 1) * ((y2 - y1).clamp(min=0) + 1))
-    level = torch.floor(torch.log2(side / finest_scale + 1e-6))
+    sides = (boxes[:, 2:] - boxes[:, :2]).clamp(min=0) + 1
+    level = torch.log2(sides.prod(dim=1).sqrt() / finest_scale + 1e-6)
+    # From 0 on, cutting the fraction off is the same as floor.
     return level.clamp(0, num_levels - 1).long()
 
 
@@ -134,38 +236,56 @@ def instance_mask(
     """
     if len(boxes) != len(weights):
         raise ValueError(f'boxes holds {len(boxes)} images, weights {len(weights)}')
-    padded = pad_sequence(boxes, batch_first=True)
-    drawn = map_levels(padded.flatten(0, 1), num_levels).unflatten(0, padded.shape[:2]) == level
-    # What fills an image up has weight 0 and covers no cell, so it draws nothing.
-    return _draw(padded / stride, pad_sequence(weights, batch_first=True).float(), drawn, size)
+    instances = Instances.of(boxes)
+    # The other levels shrink to one cell, which is thrown away.
+    sizes = [(1, 1)] * num_levels
+    sizes[level] = size
+    masks = draw_masks(instances, map_levels(instances.boxes, num_levels), torch.cat([*weights]),
+                       sizes, [stride] * num_levels)
+    return masks.split([height * width for height, width in sizes], dim=1)[level].unflatten(1, size)
 
 
-def _draw(boxes: Tensor, weights: Tensor, drawn: Tensor, size: tuple[int, int]) -> Tensor:
-    """Draw the boxes ``(B, n, 4)``, in units of cells, in their order; ``(B, H, W)``."""
-    height, width = size
-    images, count = weights.shape
-    if count == 0:
-        return weights.new_zeros(images, height, width)
-    x1, y1, x2, y2 = boxes.long().unbind(dim=2)
-    x1, y1 = x1.clamp(min=0), y1.clamp(min=0)
-    x2, y2 = x2.clamp(max=width), y2.clamp(max=height)
-    narrow = (x1 == x2) | (y1 == y2)
+@torch.no_grad()
+def draw_masks(instances: Instances, levels: Tensor, weights: Tensor,
+               sizes: Sequence[tuple[int, int]], strides: Sequence[float]) -> Tensor:
+    """Draw the weight of every box on its own level, as :func:`instance_mask` does.
 
-    # Numbers from 1 on stand for the order of writing: every cell learns the number of the last
-    # box that covers it, 0 where none does; a narrow box covers none. Small integers, as this is
-    # of size boxes x cells.
-    small = torch.int16 if count < 2**15 else torch.int32
-    number = torch.arange(1, count + 1, device=boxes.device)
-    x, y = torch.arange(width, device=boxes.device), torch.arange(height, device=boxes.device)
-    columns = (x >= x1[..., None]) & (x < x2[..., None])
-    rows = (y >= y1[..., None]) & (y < y2[..., None]) & drawn[..., None]
-    numbered_rows = (rows * number[:, None]).to(small)
-    last = (numbered_rows[..., None] * columns.to(small)[..., None, :]).amax(dim=1)
-    last = last.flatten(1).long()
-    mask = torch.cat([weights.new_zeros(images, 1), weights], dim=1).gather(1, last)
+    Args:
+        instances: The boxes.
+        levels: Level of every box (:func:`map_levels`), ``(n,)``.
+        weights: Weight of every box, not negative, ``(n,)``.
+        sizes: ``(H, W)`` of every level's map.
+        strides: Pixels per cell of every level.
+
+    Returns:
+        Float32 tensor of shape ``(B, sum H_l * W_l)``: every level's cells, row by row.
+    """
+    device, numbers = instances.padded.device, instances.numbers
+    # What fills images up covers no cell and weighs nothing, so it may be drawn on any level.
+    levels, weights = instances.pad(levels), F.pad(weights.float(), (1, 0))
+    areas = [height * width for height, width in sizes]
+    place = on_device([[width, height, sum(areas[:level])]
+                       for level, (height, width) in enumerate(sizes)], device)[levels]
+    size, width, offset = place[..., :2], place[..., 0], place[..., 2]
+    cells = (instances.padded / on_device(strides, device, instances.padded.dtype)[levels, None])
+    low, high = cells.long().split(2, dim=2)
+    low, high = low.clamp(min=0), torch.minimum(high, size)
+    narrow = (low == high).any(dim=2)
+
+    # Every cell learns the number of the last box that covers it, 0 where none does; a narrow box
+    # covers none. Small integers, as this is of size boxes x cells.
+    small = torch.int16 if len(weights) < 2**15 else torch.int32
+    line = torch.arange(max(max(size) for size in sizes), device=device)
+    columns, rows = ((line >= low[..., None]) & (line < high[..., None])).unbind(dim=2)
+    on_level = levels == torch.arange(len(sizes), device=device)[:, None, None]
+    numbered_rows = (on_level * numbers).to(small)[..., None] * rows
+    last = torch.cat([
+        (level_rows[..., :height, None] * columns[..., None, :width]).amax(dim=1).flatten(1)
+        for level_rows, (height, width) in zip(numbered_rows, sizes)], dim=1).long()
+    mask = weights[last]
 
     # A narrow box counts where no later box has been written over it.
-    cell = y1.clamp(max=height - 1) * width + x1.clamp(max=width - 1)
-    visible = narrow & drawn & (number > last.gather(1, cell))
-    mask = mask.scatter_reduce(1, cell, weights * visible, 'amax')
-    return mask.unflatten(1, size)
+    x, y = torch.minimum(low, size - 1).unbind(dim=2)
+    cell = torch.addcmul(offset + x, y, width)
+    visible = narrow & (numbers > last.gather(1, cell))
+    return mask.scatter_reduce(1, cell, weights[numbers] * visible, 'amax')

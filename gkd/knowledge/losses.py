@@ -2,25 +2,126 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gkd.knowledge.instances import on_device
 from gkd.knowledge.precision import full_precision
 
 
-def _cosine(features: Tensor, prototypes: Tensor) -> Tensor:
-    """Cosine similarity of every feature ``(n, D)`` with every prototype ``(P, D)``: ``(n, P)``.
+@dataclass(frozen=True)
+class Basis:
+    """Prototypes of levels that have as many of them, and as many channels, as each other.
 
-    A zero vector is similar to nothing (0) and receives no gradient, which dividing by a small
-    number instead would blow up.
+    Made once a bank: what does not change from step to step is not computed in every step.
+
+    Attributes:
+        levels: Which levels these are.
+        student: The student's prototypes at length 1, ``(L, D_S, P)``.
+        teacher: The teacher's, ``(L, D_T, P)``.
+        classes: Class of every prototype, ``(L, 1, P)`` int64.
     """
-    return _unit(features) @ _unit(prototypes).T
+
+    levels: range
+    student: Tensor
+    teacher: Tensor
+    classes: Tensor
+
+    @classmethod
+    @torch.no_grad()
+    @full_precision
+    def of(cls, student: Sequence[Tensor], teacher: Sequence[Tensor],
+           offsets: Sequence[Tensor]) -> list[Basis]:
+        """Arrange the prototypes of all levels; mostly all of them fit into one basis.
+
+        Args:
+            student: The student's prototypes of every level, ``(P_l, D_S)``.
+            teacher: The teacher's, ``(P_l, D_T)``.
+            offsets: Where the classes of every level begin and end, ``(num_classes + 1,)``.
+        """
+        def shape(level: int) -> tuple:
+            return student[level].shape, teacher[level].shape
+
+        bases = []
+        for _, alike in groupby(range(len(student)), shape):
+            alike = [*alike]
+            levels = range(alike[0], alike[-1] + 1)
+            bases.append(cls(
+                levels, *(unit(torch.stack([role[level] for level in levels])).mT.contiguous()
+                          for role in (student, teacher)),
+                torch.stack([classes_of(offsets[level], len(student[level]))
+                             for level in levels]).unsqueeze(1)))
+        return bases
 
 
-def _unit(vectors: Tensor) -> Tensor:
-    norm = torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
+def classes_of(offsets: Tensor, count: int) -> Tensor:
+    """Class of each of ``count`` prototypes.
+
+    Example:
+        >>> classes_of(torch.tensor([0, 2, 2, 3]), 3)
+        tensor([0, 0, 2])
+    """
+    return torch.bucketize(torch.arange(count, device=offsets.device), offsets[1:], right=True)
+
+
+def unit(vectors: Tensor) -> Tensor:
+    """Vectors ``(..., D)`` at length 1.
+
+    A zero vector stays as it is, similar to nothing, and receives no gradient, which dividing by
+    a small number instead would blow up.
+    """
+    norm = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
     return vectors / norm.masked_fill(norm == 0, float('inf'))
+
+
+@full_precision
+def similarities(features: Tensor, basis: Tensor) -> Tensor:
+    """Cosine similarity of features ``(..., n, D)`` and a basis ``(..., D, P)``: ``(..., n, P)``."""
+    return unit(features) @ basis
+
+
+@torch.no_grad()
+def trust(student: Tensor, teacher: Tensor, labels: Tensor, classes: Tensor) -> Tensor:
+    """Robust weights from the similarities to all prototypes.
+
+    Args:
+        student: The student's similarities, ``(L, n, P)``.
+        teacher: The teacher's, likewise.
+        labels: Class of every instance, ``(n,)``.
+        classes: Class of every prototype, ``(L, 1, P)``.
+
+    Returns:
+        Tensor of shape ``(L, n)`` in [0, 1], without gradient; see :func:`robust_weights`.
+    """
+    if student.shape[-1] == 0:
+        return student.new_ones(student.shape[:-1])
+    other = labels[:, None] != classes
+    # A cosine is at least -1: that of another class, less 4, is never the largest.
+    best = [torch.add(role, other, alpha=-4).amax(dim=-1) for role in (student, teacher)]
+    agreement = (1 - (best[0] - best[1]).abs()).clamp(min=0)
+    return torch.maximum(agreement, best[0] < -2)
+
+
+@full_precision
+def similarity_loss(student: Tensor, teacher: Tensor, weights: Tensor) -> Tensor:
+    """The sum over levels of :func:`global_knowledge_loss`, from similarities.
+
+    Args:
+        student: The student's similarities, ``(L, n, P)``, which receive a gradient.
+        teacher: The teacher's, likewise.
+        weights: Robust weights, ``(L, n)``.
+
+    Returns:
+        Scalar; 0, with a gradient of 0, for no instance or prototype.
+    """
+    weights = weights.detach().unsqueeze(-1)
+    total = F.smooth_l1_loss(weights * student, weights * teacher.detach(), reduction='sum')
+    return total / max(1, student[0].numel())
 
 
 @torch.no_grad()
@@ -61,17 +162,9 @@ def robust_weights(
         ...                torch.tensor([0]), torch.tensor([0, 1]))
         tensor([0.])
     """
-    if len(student_prototypes) == 0:
-        return student.new_ones(len(student))
-    columns = torch.arange(len(student_prototypes), device=offsets.device)
-    class_of_column = torch.bucketize(columns, offsets[1:], right=True)
-    other = labels[:, None] != class_of_column
-    best = [
-        _cosine(features, prototypes).masked_fill(other, -float('inf')).amax(dim=1)
-        for features, prototypes in ((student, student_prototypes), (teacher, teacher_prototypes))
-    ]
-    agreement = (1 - (best[0] - best[1]).abs()).clamp(0, 1)
-    return agreement.masked_fill(other.all(dim=1), 1.0)
+    [basis] = Basis.of([student_prototypes], [teacher_prototypes], [offsets])
+    return trust(similarities(student[None], basis.student),
+                 similarities(teacher[None], basis.teacher), labels, basis.classes)[0]
 
 
 @full_precision
@@ -107,13 +200,10 @@ def global_knowledge_loss(
         >>> global_knowledge_loss(feature, -feature, prototypes, prototypes, torch.tensor([0.5]))
         tensor(0.2500)
     """
-    if len(student) == 0 or len(student_prototypes) == 0:
-        return _zero_loss(student)
-    weights = weights.detach()[:, None]
-    similarity = _cosine(student, student_prototypes.detach())
+    own = similarities(student[None], unit(student_prototypes.detach()).mT)
     with torch.no_grad():
-        target = weights * _cosine(teacher, teacher_prototypes)
-    return F.smooth_l1_loss(weights * similarity, target)
+        target = similarities(teacher[None], unit(teacher_prototypes).mT)
+    return similarity_loss(own, target, weights[None])
 
 
 @full_precision
@@ -143,14 +233,32 @@ def local_knowledge_loss(
         >>> local_knowledge_loss(student, teacher, torch.tensor([[[0.5, 0.0]]]))
         (tensor(0.5000), tensor(0.5000))
     """
-    squared = F.mse_loss(student_adapted, teacher.detach(), reduction='none').sum(dim=1)
-    channels = teacher.shape[1]
+    return local_knowledge_losses([student_adapted], [teacher], mask.flatten(1))[0].unbind()
 
-    def average(weight: Tensor) -> Tensor:
-        return (squared * weight).sum() / (2 * channels * weight.sum()).clamp(min=1)
 
-    mask = mask.detach().to(squared.dtype)
-    return average(mask), average((mask <= 0).to(squared.dtype))
+@full_precision
+def local_knowledge_losses(student_adapted: Sequence[Tensor], teacher: Sequence[Tensor],
+                           masks: Tensor) -> Tensor:
+    """:func:`local_knowledge_loss` of every level.
+
+    Args:
+        student_adapted: The student's maps after the adaptation layers, ``(B, C_l, H_l, W_l)``.
+        teacher: The teacher's, likewise.
+        masks: The instances' weights on every level (:func:`~gkd.knowledge.instances.draw_masks`),
+            ``(B, sum H_l * W_l)``.
+
+    Returns:
+        Tensor of shape ``(L, 2)``: foreground and background.
+    """
+    squared = [F.mse_loss(own, target.detach(), reduction='none').sum(dim=1).flatten(1)
+               for own, target in zip(student_adapted, teacher)]
+    squared, masks = torch.cat(squared, dim=1), masks.detach()
+    weights = torch.stack([masks.to(squared.dtype), (masks <= 0).to(squared.dtype)])
+    cells = [feature.shape[2] * feature.shape[3] for feature in teacher]
+    both = torch.stack([weights * squared, weights]).split(cells, dim=-1)
+    losses, divisors = torch.stack([level.sum(dim=(-2, -1)) for level in both], dim=1)
+    channels = on_device([feature.shape[1] for feature in teacher], masks.device)
+    return losses / (2 * channels[:, None] * divisors).clamp(min=1)
 
 
 @full_precision

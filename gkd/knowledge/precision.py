@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 import torch
@@ -15,12 +15,11 @@ Function = TypeVar('Function', bound=Callable)
 def full_precision(function: Function) -> Function:
     """Decorate a function of tensors to compute in float32 at least.
 
-    Autocast is off inside, and half-precision tensors among the arguments arrive as float32;
-    float32 and float64 pass through.
+    Autocast is off inside, and half-precision tensors among the arguments, or in lists and tuples
+    among them, arrive as float32; float32 and float64 pass through.
 
     Args:
-        function: takes at least one tensor, and its tensors as arguments of their own rather
-            than in lists.
+        function: takes at least one tensor.
 
     Returns:
         The same function, safe under autocast.
@@ -37,7 +36,7 @@ def full_precision(function: Function) -> Function:
     @functools.wraps(function)
     def wrapped(*args, **kwargs):
         values = (*args, *kwargs.values())
-        device = next(value.device for value in values if isinstance(value, Tensor))
+        device = next(_devices(values))
         with torch.autocast(device_type=device.type, enabled=False):
             return function(
                 *map(_widen, args), **{name: _widen(value) for name, value in kwargs.items()}
@@ -46,6 +45,16 @@ def full_precision(function: Function) -> Function:
     return wrapped
 
 
+def _devices(values: Iterable) -> Iterator[torch.device]:
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value.device
+        elif isinstance(value, (list, tuple)):
+            yield from _devices(value)
+
+
 def _widen(value: Any) -> Any:
+    if type(value) in (list, tuple):
+        return type(value)(map(_widen, value))
     half = isinstance(value, Tensor) and value.dtype in (torch.float16, torch.bfloat16)
     return value.float() if half else value
