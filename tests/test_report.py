@@ -219,7 +219,7 @@ def test_weights_of_a_step_are_counted_once():
             return [self.weigh(call) for call in calls]
 
         def weigh(self, weights):
-            return [weights, 1 - weights]
+            return torch.stack([weights, 1 - weights]), None
 
     kind, histogram = Knowledge(), WeightHistogram()
     with watched(kind, 'forward', histogram.next_step), watched(kind, 'weigh', histogram.look):

@@ -9,15 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from gkd.knowledge.precision import full_precision
 
-# The images of a batch are filled up to a multiple of this many boxes: GPUs multiply matrices
-# whose rows begin at such addresses faster.
+# GPUs multiply matrices faster whose rows are a multiple of this many numbers long.
 MULTIPLE = 8
 
 
@@ -51,7 +52,7 @@ class Instances:
                     [2, 3, 0, 0, 0, 0, 0, 0]])
         """
         counts = [len(image) for image in boxes]
-        width = MULTIPLE * max(1, -(-max(counts) // MULTIPLE))
+        width = rounded_up(max(1, *counts))
         numbers, rows = [], []
         for image, count in enumerate(counts):
             first = len(rows) + 1
@@ -66,6 +67,11 @@ class Instances:
     def pad(self, values: Tensor) -> Tensor:
         """Arrange a value of every box, ``(n,)``, like ``padded``; fill up with 0."""
         return F.pad(values, (1, 0))[self.numbers]
+
+
+def rounded_up(count: int) -> int:
+    """The next multiple of :data:`MULTIPLE`."""
+    return -(-count // MULTIPLE) * MULTIPLE
 
 
 def on_device(values: list, device: torch.device, dtype: torch.dtype = torch.long) -> Tensor:
@@ -106,13 +112,13 @@ def pool_instances(
         raise ValueError(f'feature holds {len(feature)} images, boxes {len(boxes)}')
     scale = scale if isinstance(scale, (tuple, list)) else (scale, scale)
     instances = Instances.of(boxes)
-    windows = mean_windows(instances, [feature.shape[2:]], [scale], feature.dtype)
-    return pool_levels([feature], windows, instances)[0]
+    windows = mean_windows(instances, [feature.shape[2:]], [scale])
+    return pool_maps([feature], windows, instances)[0]
 
 
 @torch.no_grad()
 def mean_windows(instances: Instances, sizes: Sequence[tuple[int, int]],
-                 scales: Sequence[tuple[float, float]], dtype: torch.dtype) -> Tensor:
+                 scales: Sequence[tuple[float, float]]) -> Tensor:
     """What every column and every row of a map counts for in the mean of a box's cells.
 
     The mean over a rectangle is a mean over columns of means over rows, so a box needs a weight
@@ -122,34 +128,27 @@ def mean_windows(instances: Instances, sizes: Sequence[tuple[int, int]],
         instances: The boxes.
         sizes: ``(H, W)`` of every level's map.
         scales: Cells per pixel of every level, ``(scale_x, scale_y)``.
-        dtype: Of the weights.
 
     Returns:
-        Tensor of shape ``(L, 2, B, longest side, N)``: columns, then rows.
+        Float32 tensor of shape ``(L, 2, B, N, S)``: columns, then rows; ``S`` is the longest side
+        or a little more.
     """
     boxes = instances.padded
-    height, width = zip(*sizes)
-    scale_x, scale_y = zip(*scales)
-    limits = [[0] * len(sizes)] * 2, [[side - 1 for side in sides] for sides in (width, height)]
-    scale, lowest, highest = on_device([[scale_x, scale_y], *limits], boxes.device,
+    sides = list(zip(*((width, height) for height, width in sizes)))
+    limits = [[[side - 1 for side in axis] for axis in sides], [[0] * len(sizes)] * 2]
+    scale, highest, lowest = on_device([[*zip(*scales)], *limits], boxes.device,
                                        boxes.dtype)[..., None, None].transpose(1, 2)
     corners = boxes.permute(2, 0, 1).unflatten(0, (2, 2)).unsqueeze(1)
     # Clamping first and cutting the fraction off afterwards finds the same cells as int() would.
-    first, last = torch.clamp(corners * scale, lowest, highest).long()
+    first, last = torch.clamp(corners * scale, lowest, highest).long().unsqueeze(-1)
     last = torch.maximum(first, last)
-    share = (last - first + 1).to(dtype).reciprocal()
-    first, last, share = first.unsqueeze(-2), last.unsqueeze(-2), share.unsqueeze(-2)
-    cells = torch.arange(max(height + width), device=boxes.device)[:, None]
-    return ((cells >= first) & (cells <= last)) * share
+    cells = torch.arange(rounded_up(max(map(max, sizes))), device=boxes.device)
+    return ((cells >= first) & (cells <= last)) * (last - first + 1).reciprocal()
 
 
 @full_precision
-def pool_levels(maps: Sequence[Tensor], windows: Tensor, instances: Instances) -> Tensor:
+def pool_maps(maps: Sequence[Tensor], windows: Tensor, instances: Instances) -> Tensor:
     """Mean features of all boxes on levels that have as many channels as each other.
-
-    The columns of every box are a matrix product with the map as it lies in memory, with the
-    channels' rows as rows of the matrix; then its rows are summed. Nothing of size boxes x
-    channels x cells exists, in the backward pass neither.
 
     Args:
         maps: The levels' maps, float of shape ``(B, C, H_l, W_l)``.
@@ -159,12 +158,37 @@ def pool_levels(maps: Sequence[Tensor], windows: Tensor, instances: Instances) -
     Returns:
         Tensor of shape ``(L, n, C)``.
     """
-    pooled = []
-    for feature, (columns, rows) in zip(maps, windows):
-        height, width = feature.shape[2:]
-        strips = (feature.flatten(1, 2) @ columns[:, :width]).unflatten(1, (-1, height))
-        pooled.append((strips * rows[:, None, :height]).sum(dim=2).mT)
-    return torch.stack(pooled).flatten(1, 2).index_select(1, instances.rows)
+    pooled = torch.stack([WindowMean.apply(feature, *level)
+                          for feature, level in zip(maps, windows.to(maps[0].dtype))])
+    return pooled.flatten(1, 2).index_select(1, instances.rows)
+
+
+class WindowMean(torch.autograd.Function):
+    """Sums of a map over windows, as two matrix products that are large in both directions.
+
+    The columns of every box come first, by a product with the map as it lies in memory; then its
+    rows. The largest tensor is of size boxes x channels x rows, for the gradient too, which is
+    written out here as it would lie in memory the other way round.
+    """
+
+    @staticmethod
+    def forward(ctx, feature: Tensor, columns: Tensor, rows: Tensor) -> Tensor:
+        """Sum a map ``(B, C, H, W)`` over windows ``(B, N, S)`` each: ``(B, N, C)``."""
+        images, channels, height, width = ctx.size = feature.shape
+        columns, rows = columns[..., :width], rows[..., :height].flatten(0, 1)
+        ctx.save_for_backward(columns, rows)
+        strips = columns @ feature.flatten(1, 2).mT
+        return (strips.view(len(rows), channels, height) @ rows[..., None]).view(
+            images, -1, channels)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None]:
+        """Gradient of the map."""
+        columns, rows = ctx.saved_tensors
+        strips = gradient.flatten(0, 1)[..., None] * rows[:, None]
+        strips = strips.view(len(gradient), -1, ctx.size[1] * ctx.size[2])
+        return (strips.mT @ columns).view(ctx.size), None, None
 
 
 @full_precision
@@ -240,15 +264,16 @@ def instance_mask(
     # The other levels shrink to one cell, which is thrown away.
     sizes = [(1, 1)] * num_levels
     sizes[level] = size
-    masks = draw_masks(instances, map_levels(instances.boxes, num_levels), torch.cat([*weights]),
-                       sizes, [stride] * num_levels)
-    return masks.split([height * width for height, width in sizes], dim=1)[level].unflatten(1, size)
+    return draw_masks(instances, map_levels(instances.boxes, num_levels), torch.cat([*weights]),
+                      sizes, [stride] * num_levels)[level]
 
 
 @torch.no_grad()
 def draw_masks(instances: Instances, levels: Tensor, weights: Tensor,
-               sizes: Sequence[tuple[int, int]], strides: Sequence[float]) -> Tensor:
+               sizes: Sequence[tuple[int, int]], strides: Sequence[float]) -> list[Tensor]:
     """Draw the weight of every box on its own level, as :func:`instance_mask` does.
+
+    All levels are drawn on one sheet: the finest on top, below it the others side by side.
 
     Args:
         instances: The boxes.
@@ -258,34 +283,39 @@ def draw_masks(instances: Instances, levels: Tensor, weights: Tensor,
         strides: Pixels per cell of every level.
 
     Returns:
-        Float32 tensor of shape ``(B, sum H_l * W_l)``: every level's cells, row by row.
+        Per level a float32 tensor of shape ``(B, H, W)``.
     """
     device, numbers = instances.padded.device, instances.numbers
     # What fills images up covers no cell and weighs nothing, so it may be drawn on any level.
     levels, weights = instances.pad(levels), F.pad(weights.float(), (1, 0))
-    areas = [height * width for height, width in sizes]
-    place = on_device([[width, height, sum(areas[:level])]
-                       for level, (height, width) in enumerate(sizes)], device)[levels]
-    size, width, offset = place[..., :2], place[..., 0], place[..., 2]
+    lefts = accumulate((width for _, width in sizes[1:]), initial=0)
+    corners = [(0, 0), *((left, sizes[0][0]) for left, _ in zip(lefts, sizes[1:]))]
+    sheet_width, sheet_height = (max(corner[axis] + size[1 - axis]
+                                     for corner, size in zip(corners, sizes)) for axis in (0, 1))
+    far = 2**30
+    limits = [[far, far, width, height] for height, width in sizes]
+    places = on_device([[*limit, *corner * 2, limit[2] - 1, limit[3] - 1]
+                        for limit, corner in zip(limits, corners)], device)[levels]
+    limit, shift, inner = places.split([4, 4, 2], dim=2)
     cells = (instances.padded / on_device(strides, device, instances.padded.dtype)[levels, None])
-    low, high = cells.long().split(2, dim=2)
-    low, high = low.clamp(min=0), torch.minimum(high, size)
-    narrow = (low == high).any(dim=2)
+    cells = torch.clamp(cells.long(), on_device([0, 0, -far, -far], device), limit)
+    x, y = (torch.minimum(cells[..., :2], inner) + shift[..., :2]).unbind(dim=2)
+    low, high = (cells + shift).unsqueeze(-1).split(2, dim=2)
+    narrow = (low == high).any(dim=2).squeeze(-1)
 
     # Every cell learns the number of the last box that covers it, 0 where none does; a narrow box
     # covers none. Small integers, as this is of size boxes x cells.
     small = torch.int16 if len(weights) < 2**15 else torch.int32
-    line = torch.arange(max(max(size) for size in sizes), device=device)
-    columns, rows = ((line >= low[..., None]) & (line < high[..., None])).unbind(dim=2)
-    on_level = levels == torch.arange(len(sizes), device=device)[:, None, None]
-    numbered_rows = (on_level * numbers).to(small)[..., None] * rows
-    last = torch.cat([
-        (level_rows[..., :height, None] * columns[..., None, :width]).amax(dim=1).flatten(1)
-        for level_rows, (height, width) in zip(numbered_rows, sizes)], dim=1).long()
-    mask = weights[last]
+    line = torch.arange(max(sheet_width, sheet_height), device=device)
+    columns, rows = ((line >= low) & (line < high)).unbind(dim=2)
+    numbered_rows = rows[..., :sheet_height, None] * numbers.to(small)[..., None, None]
+    last = (numbered_rows * columns[..., None, :sheet_width]).amax(dim=1).flatten(1).long()
+    sheet = weights[last]
 
     # A narrow box counts where no later box has been written over it.
-    x, y = torch.minimum(low, size - 1).unbind(dim=2)
-    cell = torch.addcmul(offset + x, y, width)
+    cell = torch.add(x, y, alpha=sheet_width)
     visible = narrow & (numbers > last.gather(1, cell))
-    return mask.scatter_reduce(1, cell, weights[numbers] * visible, 'amax')
+    sheet = sheet.scatter_reduce(1, cell, weights[numbers] * visible, 'amax')
+    sheet = sheet.unflatten(1, (sheet_height, sheet_width))
+    return [sheet[:, y:y + height, x:x + width]
+            for (x, y), (height, width) in zip(corners, sizes)]

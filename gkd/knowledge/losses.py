@@ -9,6 +9,7 @@ from itertools import groupby
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from gkd.knowledge.instances import on_device
 from gkd.knowledge.precision import full_precision
@@ -51,11 +52,11 @@ class Basis:
         for _, alike in groupby(range(len(student)), shape):
             alike = [*alike]
             levels = range(alike[0], alike[-1] + 1)
-            bases.append(cls(
-                levels, *(unit(torch.stack([role[level] for level in levels])).mT.contiguous()
-                          for role in (student, teacher)),
-                torch.stack([classes_of(offsets[level], len(student[level]))
-                             for level in levels]).unsqueeze(1)))
+            units = [Unit.apply(torch.stack([role[level] for level in levels])).mT.contiguous()
+                     for role in (student, teacher)]
+            classes = torch.stack([classes_of(offsets[level], len(student[level]))
+                                   for level in levels])
+            bases.append(cls(levels, *units, classes.unsqueeze(1)))
         return bases
 
 
@@ -69,20 +70,35 @@ def classes_of(offsets: Tensor, count: int) -> Tensor:
     return torch.bucketize(torch.arange(count, device=offsets.device), offsets[1:], right=True)
 
 
-def unit(vectors: Tensor) -> Tensor:
-    """Vectors ``(..., D)`` at length 1.
+class Unit(torch.autograd.Function):
+    """Vectors ``(..., D)`` at length 1, with a gradient of few operations.
 
     A zero vector stays as it is, similar to nothing, and receives no gradient, which dividing by
     a small number instead would blow up.
     """
-    norm = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
-    return vectors / norm.masked_fill(norm == 0, float('inf'))
+
+    @staticmethod
+    def forward(ctx, vectors: Tensor) -> Tensor:
+        """Divide by the length."""
+        norm = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
+        norm = F.threshold(norm, 0, float('inf'))
+        units = vectors / norm
+        ctx.save_for_backward(units, norm)
+        return units
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        """Project the gradient onto what turns the vector, and divide by the length."""
+        units, norm = ctx.saved_tensors
+        along = (gradient * units).sum(dim=-1, keepdim=True)
+        return torch.addcmul(gradient, units, along, value=-1) / norm
 
 
 @full_precision
 def similarities(features: Tensor, basis: Tensor) -> Tensor:
-    """Cosine similarity of features ``(..., n, D)`` and a basis ``(..., D, P)``: ``(..., n, P)``."""
-    return unit(features) @ basis
+    """Cosines ``(..., n, P)`` of features ``(..., n, D)`` and unit vectors ``(..., D, P)``."""
+    return Unit.apply(features) @ basis
 
 
 @torch.no_grad()
@@ -108,20 +124,22 @@ def trust(student: Tensor, teacher: Tensor, labels: Tensor, classes: Tensor) -> 
 
 
 @full_precision
-def similarity_loss(student: Tensor, teacher: Tensor, weights: Tensor) -> Tensor:
+def similarity_loss(student: Tensor, teacher: Tensor, weights: Tensor,
+                    factor: float = 1.0) -> Tensor:
     """The sum over levels of :func:`global_knowledge_loss`, from similarities.
 
     Args:
         student: The student's similarities, ``(L, n, P)``, which receive a gradient.
         teacher: The teacher's, likewise.
         weights: Robust weights, ``(L, n)``.
+        factor: Of the loss.
 
     Returns:
         Scalar; 0, with a gradient of 0, for no instance or prototype.
     """
     weights = weights.detach().unsqueeze(-1)
     total = F.smooth_l1_loss(weights * student, weights * teacher.detach(), reduction='sum')
-    return total / max(1, student[0].numel())
+    return total * (factor / max(1, student[0].numel()))
 
 
 @torch.no_grad()
@@ -200,9 +218,9 @@ def global_knowledge_loss(
         >>> global_knowledge_loss(feature, -feature, prototypes, prototypes, torch.tensor([0.5]))
         tensor(0.2500)
     """
-    own = similarities(student[None], unit(student_prototypes.detach()).mT)
+    own = similarities(student[None], Unit.apply(student_prototypes.detach()).mT)
     with torch.no_grad():
-        target = similarities(teacher[None], unit(teacher_prototypes).mT)
+        target = similarities(teacher[None], Unit.apply(teacher_prototypes).mT)
     return similarity_loss(own, target, weights[None])
 
 
@@ -233,32 +251,31 @@ def local_knowledge_loss(
         >>> local_knowledge_loss(student, teacher, torch.tensor([[[0.5, 0.0]]]))
         (tensor(0.5000), tensor(0.5000))
     """
-    return local_knowledge_losses([student_adapted], [teacher], mask.flatten(1))[0].unbind()
+    return local_knowledge_losses([student_adapted], [teacher], [mask])[0].unbind()
 
 
 @full_precision
 def local_knowledge_losses(student_adapted: Sequence[Tensor], teacher: Sequence[Tensor],
-                           masks: Tensor) -> Tensor:
+                           masks: Sequence[Tensor]) -> Tensor:
     """:func:`local_knowledge_loss` of every level.
 
     Args:
         student_adapted: The student's maps after the adaptation layers, ``(B, C_l, H_l, W_l)``.
         teacher: The teacher's, likewise.
-        masks: The instances' weights on every level (:func:`~gkd.knowledge.instances.draw_masks`),
-            ``(B, sum H_l * W_l)``.
+        masks: The instances' weights on every level, ``(B, H_l, W_l)``.
 
     Returns:
         Tensor of shape ``(L, 2)``: foreground and background.
     """
-    squared = [F.mse_loss(own, target.detach(), reduction='none').sum(dim=1).flatten(1)
-               for own, target in zip(student_adapted, teacher)]
-    squared, masks = torch.cat(squared, dim=1), masks.detach()
-    weights = torch.stack([masks.to(squared.dtype), (masks <= 0).to(squared.dtype)])
-    cells = [feature.shape[2] * feature.shape[3] for feature in teacher]
-    both = torch.stack([weights * squared, weights]).split(cells, dim=-1)
-    losses, divisors = torch.stack([level.sum(dim=(-2, -1)) for level in both], dim=1)
-    channels = on_device([feature.shape[1] for feature in teacher], masks.device)
-    return losses / (2 * channels[:, None] * divisors).clamp(min=1)
+    squared = torch.cat([F.mse_loss(own, target.detach(), reduction='none').sum(dim=1).flatten(1)
+                         for own, target in zip(student_adapted, teacher)], dim=1)
+    inside = torch.cat([mask.detach().flatten(1) for mask in masks], dim=1).to(squared.dtype)
+    weights = torch.stack([inside, (inside <= 0).to(squared.dtype)])
+    levels = torch.stack([weights * squared, weights]).split(
+        [mask[0].numel() for mask in masks], dim=-1)
+    losses, divisors = torch.stack([level.sum(dim=(-2, -1)) for level in levels], dim=1)
+    channels = on_device([[2 * feature.shape[1]] for feature in teacher], inside.device)
+    return losses / (channels * divisors.detach()).clamp(min=1)
 
 
 @full_precision

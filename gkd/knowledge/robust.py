@@ -7,7 +7,9 @@ written out in docs/method.md, to which "method section" refers.
 from __future__ import annotations
 
 import inspect
+import operator
 from collections.abc import Mapping
+from functools import reduce
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Optional
 
@@ -18,12 +20,20 @@ from gkd.detectors.step import Needs
 from gkd.errors import ConfigError
 from gkd.frameworks import logger
 from gkd.knowledge.base import Knowledge
-from gkd.knowledge.instances import instance_mask, map_levels, pool_instances
+from gkd.knowledge.instances import (
+    Instances,
+    draw_masks,
+    map_levels,
+    mean_windows,
+    pool_maps,
+)
 from gkd.knowledge.losses import (
-    global_knowledge_loss,
-    local_knowledge_loss,
-    robust_weights,
+    Basis,
+    local_knowledge_losses,
+    similarities,
+    similarity_loss,
     soft_label_loss,
+    trust,
 )
 from gkd.registry import KNOWLEDGE
 
@@ -33,6 +43,10 @@ if TYPE_CHECKING:
     from gkd.prototypes import PrototypeBank
 
 DEFAULTS = MappingProxyType({})
+
+# Similarities of n instances to P prototypes on L levels, the student's and the teacher's,
+# (L, n, P) each.
+Compared = tuple[Tensor, Tensor]
 
 
 class GlobalKnowledge(nn.Module):
@@ -46,29 +60,25 @@ class GlobalKnowledge(nn.Module):
         super().__init__()
         self.loss_weight = loss_weight
 
-    def forward(self, student: list[Tensor], teacher: list[Tensor], bank: PrototypeBank,
-                weights: list[Tensor], decay: float) -> dict[str, Tensor]:
+    def forward(self, compared: list[Compared], weights: Tensor,
+                decay: float) -> dict[str, Tensor]:
         """Sum the loss over levels.
 
         Args:
-            student: The student's instance features, ``(n, D_S)``, one tensor a level.
-            teacher: The teacher's, ``(n, D_T)``.
-            bank: The current prototypes.
-            weights: Robust weights of the instances, ``(n,)``, one tensor a level.
+            compared: Similarities on all levels; the first n are the instances'.
+            weights: Robust weights of the instances, ``(L, n)``.
             decay: Factor that falls from 1 to 0 over training.
 
         Example:
-            >>> from gkd.prototypes import PrototypeBank
-            >>> basis = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
-            >>> bank = PrototypeBank(student=[basis], teacher=[basis],
-            ...                      offsets=[torch.tensor([0, 2])])
-            >>> student, teacher = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]])
-            >>> GlobalKnowledge()([student], [teacher], bank, [torch.ones(1)], decay=1.0)
+            >>> student, teacher = torch.tensor([[[1.0, 0.0]]]), torch.tensor([[[0.0, 1.0]]])
+            >>> GlobalKnowledge()([(student, teacher)], torch.ones(1, 1), decay=1.0)
             {'loss_global': tensor(2.5000)}
         """
-        loss = sum(global_knowledge_loss(*level) for level in
-                   zip(student, teacher, bank.student, bank.teacher, weights))
-        return dict(loss_global=self.loss_weight * decay * loss)
+        levels = weights.split([len(student) for student, _ in compared])
+        losses = [similarity_loss(student[:, :own.shape[1]], teacher[:, :own.shape[1]], own,
+                                  self.loss_weight * decay)
+                  for (student, teacher), own in zip(compared, levels)]
+        return dict(loss_global=reduce(operator.add, losses))
 
 
 class LocalKnowledge(nn.Module):
@@ -101,33 +111,20 @@ class LocalKnowledge(nn.Module):
             zip(pair.channels(pair.student), pair.channels(pair.teacher)))
 
     def forward(self, student: tuple[Tensor, ...], teacher: tuple[Tensor, ...],
-                boxes: list[Tensor], strides: tuple[int, ...], weights: list[Tensor],
-                decay: float) -> dict[str, Tensor]:
+                masks: list[Tensor], decay: float) -> dict[str, Tensor]:
         """Compare maps inside and outside the instances.
 
         Args:
             student: The student's maps ``(B, C_S, H_l, W_l)``.
             teacher: The teacher's maps ``(B, C_T, H_l, W_l)``.
-            boxes: Instances of every image, ``(n_b, 4)`` in pixels.
-            strides: Stride of every level in pixels.
-            weights: Robust weights of the instances, ``(n,)``, one tensor a level.
+            masks: Weights of the instances on every level's cells, ``(B, H_l, W_l)``.
             decay: Factor that falls from 1 to 0 over training.
         """
-        counts = [len(image_boxes) for image_boxes in boxes]
-        foreground, background = [], []
-        for level, adapt in enumerate(self.adaptation):
-            mask = instance_mask(boxes, weights[level].split(counts), level, len(strides),
-                                 strides[level], student[level].shape[-2:])
-            inside, outside = local_knowledge_loss(adapt(student[level]), teacher[level], mask)
-            foreground.append(inside)
-            background.append(outside)
-        return dict(loss_local_fg=self.foreground_weight * decay * self.reduce(foreground),
-                    loss_local_bg=self.background_weight * decay * self.reduce(background))
-
-    def reduce(self, losses: list[Tensor]) -> Tensor:
-        """Reduce over levels."""
-        total = torch.stack(losses)
-        return total.mean() if self.level_reduction == 'mean' else total.sum()
+        adapted = [adapt(feature) for adapt, feature in zip(self.adaptation, student)]
+        levels = local_knowledge_losses(adapted, teacher, masks)
+        inside, outside = levels.mean(0) if self.level_reduction == 'mean' else levels.sum(0)
+        return dict(loss_local_fg=inside * (self.foreground_weight * decay),
+                    loss_local_bg=outside * (self.background_weight * decay))
 
 
 class SoftLabel(nn.Module):
@@ -172,7 +169,7 @@ class SoftLabel(nn.Module):
             weights: Robust weight of every positive on its own level, ``(n,)``.
         """
         loss = soft_label_loss(student, teacher, weights, self.temperature, self.activation)
-        return dict(loss_soft=self.loss_weight * loss)
+        return dict(loss_soft=loss * self.loss_weight)
 
 
 @KNOWLEDGE.register_module()
@@ -218,6 +215,7 @@ class RobustDistillingModule(Knowledge):
                               'soft_label are all None; nothing is left to teach.')
         self.needs = Needs(logits=self.soft_label is not None,
                            bank=robust or self.global_knowledge is not None)
+        self.arranged: tuple[Optional[PrototypeBank], list[Basis]] = (None, [])
 
     def forward(self, step: Step) -> dict[str, Tensor]:
         """Compute the losses of one step; see :class:`Knowledge`."""
@@ -227,43 +225,89 @@ class RobustDistillingModule(Knowledge):
             boxes, labels = step.gt_boxes, torch.cat(step.gt_labels)
         else:
             boxes, labels = step.boxes, step.labels
-        features = [pool_levels(part.maps, step.strides, boxes)
-                    for part in (step.student, step.teacher)]
-        weights = self.weigh(*features, labels, step.bank)
+        instances = Instances.of(boxes)
+        compared = self.compare(step, instances)
+        weights, of_positives = self.weigh(step, compared, labels)
+        levels = map_levels(instances.boxes, len(step.strides))
+        own = own_level(weights, levels)
         if self.global_knowledge is not None:
-            losses.update(self.global_knowledge(*features, step.bank, weights, decay))
+            losses.update(self.global_knowledge(compared, weights, decay))
         if self.local_knowledge is not None:
-            losses.update(self.local_knowledge(step.student.maps, step.teacher.maps, boxes,
-                                               step.strides, weights, decay))
+            maps = step.student.maps
+            masks = draw_masks(instances, levels, own, [feature.shape[2:] for feature in maps],
+                               step.strides)
+            losses.update(self.local_knowledge(maps, step.teacher.maps, masks, decay))
         if self.soft_label is not None:
-            own = self.weigh_positives(step, weights)
+            if of_positives is not None:
+                own = own_level(of_positives, step.roi_levels)
+            elif self.instances == 'gt':
+                own = self.weigh_positives(step)
             losses.update(self.soft_label(step.student.logits, step.teacher.logits, own))
         return losses
 
-    def weigh(self, student: list[Tensor], teacher: list[Tensor], labels: Tensor,
-              bank: Optional[PrototypeBank]) -> list[Tensor]:
-        """Robust weights ``(n,)`` of instances with features ``(n, D)``, level by level."""
-        if not self.robust:
-            return [feature.new_ones(len(feature)) for feature in student]
-        return [robust_weights(*level[:4], labels, level[4]) for level in
-                zip(student, teacher, bank.student, bank.teacher, bank.offsets)]
+    def bases(self, bank: PrototypeBank) -> list[Basis]:
+        """The bank's prototypes as similarities need them, arranged once a bank."""
+        if bank is not self.arranged[0]:
+            self.arranged = bank, Basis.of(bank.student, bank.teacher, bank.offsets)
+        return self.arranged[1]
 
-    def weigh_positives(self, step: Step, weights: list[Tensor]) -> Tensor:
-        """Robust weight ``(n,)`` of every positive on its own level (method section 2.5)."""
-        if self.pair.student.is_two_stage:
-            # A RoI head has pooled the positives already, each from its own level.
-            levels = step.roi_levels
-            pooled = [[part.roi_features.detach().mean(dim=(-2, -1), dtype=torch.float)]
-                      * self.pair.num_levels for part in (step.student, step.teacher)]
-            weights = self.weigh(*pooled, step.labels, step.bank)
-        else:
-            levels = map_levels(torch.cat(step.boxes), self.pair.num_levels)
-            if self.instances == 'gt':
-                with torch.no_grad():
-                    pooled = [pool_levels(part.maps, step.strides, step.boxes)
-                              for part in (step.student, step.teacher)]
-                    weights = self.weigh(*pooled, step.labels, step.bank)
-        return torch.stack(weights).gather(0, levels[None]).squeeze(0)
+    @property
+    def weighs_pooled(self) -> bool:
+        """Whether positives are weighed as a RoI head has pooled them, each on its own level."""
+        return self.robust and self.soft_label is not None and self.pair.student.is_two_stage
+
+    def compare(self, step: Step, instances: Instances) -> list[Compared]:
+        """Similarities of instances on every level, levels that are alike together.
+
+        They are followed by those of the positives as a RoI head has pooled them, if these are to
+        be weighed.
+        """
+        if not self.needs.bank:
+            return []
+        sizes = [feature.shape[2:] for feature in step.student.maps]
+        windows = mean_windows(instances, sizes, [(1 / stride,) * 2 for stride in step.strides])
+        compared = []
+        for basis in self.bases(step.bank):
+            alike = slice(basis.levels.start, basis.levels.stop)
+            compared.append([])
+            for part, prototypes in ((step.student, basis.student), (step.teacher, basis.teacher)):
+                features = pool_maps(part.maps[alike], windows[alike], instances)
+                if self.weighs_pooled:
+                    pooled = part.roi_features.detach().mean(dim=(-2, -1), dtype=torch.float)
+                    features = torch.cat([features, pooled.expand(len(features), -1, -1)], dim=1)
+                compared[-1].append(similarities(features, prototypes))
+        return compared
+
+    def weigh(self, step: Step, compared: list[Compared],
+              labels: Tensor) -> tuple[Tensor, Optional[Tensor]]:
+        """Robust weights ``(L, n)`` of instances, and of what a RoI head has pooled, if compared.
+
+        The latter are of use on a positive's own level only.
+        """
+        if not self.robust:
+            return torch.ones(len(step.strides), len(labels), device=labels.device), None
+        rows = torch.cat([labels, step.labels]) if self.weighs_pooled else labels
+        weights = torch.cat([trust(*both, rows, basis.classes)
+                             for both, basis in zip(compared, self.bases(step.bank))])
+        of_positives = weights[:, len(labels):] if self.weighs_pooled else None
+        return weights[:, :len(labels)], of_positives
+
+    @torch.no_grad()
+    def weigh_positives(self, step: Step) -> Tensor:
+        """Robust weight ``(n,)`` of every positive anchor on its own level."""
+        instances = Instances.of(step.boxes)
+        weights, _ = self.weigh(step, self.compare(step, instances), step.labels)
+        return own_level(weights, map_levels(instances.boxes, len(step.strides)))
+
+
+def own_level(weights: Tensor, levels: Tensor) -> Tensor:
+    """Of weights ``(L, n)`` those on the level ``(n,)`` of every instance.
+
+    Example:
+        >>> own_level(torch.tensor([[0.1, 0.2], [0.3, 0.4]]), torch.tensor([1, 0]))
+        tensor([0.3000, 0.2000])
+    """
+    return weights.gather(0, levels[None]).squeeze(0)
 
 
 def build(kind: type, settings: Optional[Mapping], key: str, *args) -> Optional[nn.Module]:
@@ -280,12 +324,6 @@ def build(kind: type, settings: Optional[Mapping], key: str, *args) -> Optional[
         raise ConfigError(f'{key} has unknown settings {sorted(unknown)}; '
                           f'it takes {sorted(known)}.')
     return kind(*args, **settings)
-
-
-def pool_levels(maps: tuple[Tensor, ...], strides: tuple[int, ...],
-                boxes: list[Tensor]) -> list[Tensor]:
-    """Features ``(n, C)`` of the boxes on every level of a detector's maps."""
-    return [pool_instances(feature, boxes, 1 / stride) for feature, stride in zip(maps, strides)]
 
 
 def refuse_soft_labels(pair: DetectorPair) -> None:

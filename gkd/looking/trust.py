@@ -15,9 +15,9 @@ from torch import Tensor
 from gkd.datasets.images import read_image
 from gkd.errors import ConfigError
 from gkd.frameworks import to_batch
-from gkd.knowledge.instances import instance_mask, map_levels
+from gkd.knowledge.instances import instance_mask, map_levels, pool_instances
 from gkd.knowledge.losses import robust_weights
-from gkd.knowledge.robust import RobustDistillingModule, pool_levels
+from gkd.knowledge.robust import RobustDistillingModule
 from gkd.looking.agreement import coordinates, typicality
 from gkd.looking.trained import TrainedPair, image_path
 from gkd.prototypes import PrototypeBank
@@ -115,11 +115,11 @@ def local_masks(trained: TrainedPair, bank: PrototypeBank,
     _, step = distiller.observe(to_batch(pixels, [meta], boxes, labels))
     if module.instances == 'positives':
         boxes, labels = step.boxes, [step.labels]
-    features = zip(*(pool_levels(part.maps, step.strides, boxes)
-                     for part in (step.teacher, step.student)))
     bank = bank.to(trained.device)
     masks = []
-    for level, (of_teacher, of_student) in enumerate(features):
+    for level, stride in enumerate(step.strides):
+        of_teacher, of_student = (pool_instances(part.maps[level], boxes, 1 / stride)
+                                  for part in (step.teacher, step.student))
         weights = robust_weights(of_student, of_teacher, bank.student[level], bank.teacher[level],
                                  labels[0], bank.offsets[level])
         masks.append(instance_mask(boxes, [weights], level, bank.num_levels,

@@ -246,18 +246,18 @@ class WeightHistogram:
         self.first = True
         return method(*args, **kwargs)
 
-    def look(self, method: Callable, *args, **kwargs) -> list[Tensor]:
+    def look(self, method: Callable, *args, **kwargs) -> tuple:
         """Count the weights of a step: of its first call only, which has the instances' own."""
-        weights = method(*args, **kwargs)
+        result = method(*args, **kwargs)
         if self.first:
             self.first = False
+            weights = result[0].detach()
             if self.counts is None:
                 self.counts = torch.zeros(len(weights), BINS, dtype=torch.long,
-                                          device=weights[0].device)
-            for row, values in zip(self.counts, weights):
-                bins = (values.detach().float() * BINS).long().clamp(0, BINS - 1)
-                row.scatter_add_(0, bins, torch.ones_like(bins))
-        return weights
+                                          device=weights.device)
+            bins = (weights.float() * BINS).long().clamp(0, BINS - 1)
+            self.counts.scatter_add_(1, bins, torch.ones_like(bins))
+        return result
 
     def read(self, before: Optional[list[list[int]]]) -> list[list[int]]:
         """Counts so far added to those before; begins anew."""
