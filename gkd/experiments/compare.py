@@ -62,7 +62,7 @@ LEGEND = '''
 AP in percent on the validation data after the last epoch, mean over seeds. Gain: mean difference
 to the plain student of the same seed, with its 95 % confidence interval (Student's t over the
 seeds). Time: median training step without loading data and without generating prototypes between
-epochs. Memory: peak of {device}; the teacher is in it, also in the plain student's.
+epochs. Memory: peak of {device}, which holds the teacher, for the plain student too.
 '''
 BAR = '{desc}: {bar:20} {n_fmt}/{total_fmt}{postfix}'
 Stage = Union[Training, Detection]

@@ -1,8 +1,8 @@
-"""What a training will take, told before it is run: parameters, FLOPs, memory, disk.
+"""Estimate parameters, FLOPs, memory and disk space of a training before it is run.
 
-The training step itself is run, on the CPU, on images of noise that are smaller than those of the
-training, while torch counts its operations and its tensors. Both grow in proportion to the pixels,
-from a part that does not depend on them (proposals, weights).
+One training step runs on the CPU, on small images of noise, while torch counts its operations and
+the bytes of its tensors. Both are a constant part (proposals, weights) and a part in proportion to
+the number of pixels, so that two small sizes tell those of the training's images.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ def write_gallery(basis: Basis, alpha: float, title: str, path: str, most: int =
 
     Args:
         basis: Prototypes and the instances that they were chosen from.
-        alpha: The one that they were chosen with.
+        alpha: Weight of disagreement that they were chosen with.
         title: Heading of the page.
         path: HTML file to write.
         most: Instances on the maps; prototypes are always among them. Everything is computed of
@@ -78,7 +78,7 @@ def describe_level(basis: Basis, level: int, chosen: list[Tensor], shown: Tensor
         level: The level.
         chosen: Rows of every class's prototypes in order of choice.
         shown: Rows of the instances on the page, ascending.
-        alpha: The one that prototypes were chosen with.
+        alpha: Weight of disagreement that prototypes were chosen with.
 
     Returns:
         ``teacher`` and ``student``, the maps of both spaces as ``x``, ``y`` and ``shares`` of

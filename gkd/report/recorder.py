@@ -1,4 +1,4 @@
-"""Keep what a run's report needs and its logs do not hold."""
+"""Record what a run's report shows and its logs do not hold."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ class TrainingRecorder(Hook):
     ``WORK_DIR/record.json`` gets, epoch by epoch, how robust weights are distributed on every
     level (of the first process), and where the time and memory of a step go;
     ``WORK_DIR/detections.bbox.json`` what the last evaluation detected, as COCO results. The
-    detectors know nothing of it: their methods are timed from outside. Numbers go to the host
-    once every interval of the run's loggers.
+    methods of the detectors are timed from outside and stay as they are. Values are copied from
+    the GPU once in every interval of the run's loggers.
     """
 
     PRIORITY = 'NORMAL'  # after the optimiser's hook, before the loggers
@@ -95,7 +95,7 @@ class TrainingRecorder(Hook):
         """Begin the epoch's record."""
         if runner.rank == 0:
             self.collect_detections(runner)
-            # What lies between two epochs is no waiting for data.
+            # The time between two epochs is not spent waiting for data.
             self.stopwatch.forget('data')
 
     def before_train_iter(self, runner) -> None:

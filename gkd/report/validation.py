@@ -30,12 +30,12 @@ WIDTH = 640  # of embedded images, in pixels
 
 @dataclass
 class Precision:
-    """What COCO's evaluation says of a detector.
+    """A detector's COCO metrics and its curves of precision over recall.
 
     Attributes:
         metrics: AP, and AP by IoU and size, as MMDetection names them; -1 without such objects.
-        recall: Points of the curves, ``(101,)``.
-        curves: Precision at these by IoU, mean over classes, ``(101,)``.
+        recall: Values of recall, ``(101,)``.
+        curves: Precision at these values by IoU threshold, mean over classes, ``(101,)``.
     """
 
     metrics: dict[str, float]
@@ -53,9 +53,9 @@ class Picture:
         height: Likewise.
         uri: The image itself as a data URI.
         objects: Boxes of the ground truth, ``(x, y, width, height)``.
-        found: For every detector the boxes that it may show; each has ``box``, ``right``, ``name``
-            and ``score``.
-        missed: For every detector the objects that it missed.
+        found: For every detector its boxes with the highest scores, as many as there are objects;
+            each has ``box``, ``right``, ``name`` and ``score``.
+        missed: For every detector the objects that none of these boxes matches.
     """
 
     filename: str
@@ -122,9 +122,9 @@ class Validation:
     def pictures(self, detections: Sequence[list[dict]], most: int = 6) -> list[Picture]:
         """The images on which detectors differ most.
 
-        A detector may show as many boxes of an image as there are objects, its best scored ones,
-        so that detectors of different calibration compare. Detectors differ on an object if some,
-        but not all, have found it; a single detector is shown where it misses most.
+        Of every detector as many boxes are taken as the image has objects, those with the highest
+        scores: scores of different detectors cannot be compared. Detectors differ on an object if
+        some, but not all, have found it; a single detector is shown where it misses most.
 
         Args:
             detections: COCO results of every detector.

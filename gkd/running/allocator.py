@@ -11,10 +11,10 @@ M_MMAP_MAX = -4
 
 
 def keep_freed_memory() -> bool:
-    """Let the process keep memory that tensors have freed, for the next ones.
+    """Let the process keep the memory of freed tensors for new ones.
 
     glibc returns large blocks to the system as soon as they are free. Every training step
-    allocates the same blocks again, and the system then clears them page by page.
+    allocates the same blocks again, and each time the system fills them with zeros.
 
     Returns:
         Whether the C library has the switches; else nothing is changed.

@@ -90,10 +90,10 @@ def read_pair_options(args: argparse.Namespace) -> tuple[Config, str, str]:
 
 
 def run(main: Callable[[], None]) -> None:
-    """Run a tool; what the user can mend is one message and exit status 2, not a traceback.
+    """Run a tool; an error that the user can correct is one message and exit status 2.
 
-    Of several processes the first one speaks. An error that all of them meet is said once: the
-    others wait before they report, and are ended by the launcher meanwhile.
+    Of several processes only the first one prints. It also reports the errors that all of them
+    meet: the others wait before they report theirs, and meanwhile the launcher ends them.
 
     Args:
         main: The tool.

@@ -19,7 +19,7 @@ from gkd.progress import progress
 
 
 def open_logger(level: str = 'INFO') -> logging.Logger:
-    """MMDetection's logger; on the terminal without mmcv's list of hooks, fifty lines a run."""
+    """MMDetection's logger; on the terminal it leaves out mmcv's list of hooks, fifty lines."""
     logger = get_root_logger(log_level=level)
     logger.setLevel(level if get_dist_info()[0] == 0 else logging.ERROR)
     logger.handlers = [Console.instead_of(handler) if type(handler) is logging.StreamHandler
@@ -28,7 +28,7 @@ def open_logger(level: str = 'INFO') -> logging.Logger:
 
 
 class Console(logging.StreamHandler):
-    """Writes messages above the bars of a terminal, not into them; not all messages."""
+    """Writes messages above a terminal's progress bars, and leaves out mmcv's list of hooks."""
 
     @classmethod
     def instead_of(cls, handler: logging.StreamHandler) -> Console:
@@ -39,7 +39,7 @@ class Console(logging.StreamHandler):
         return console
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Whether a message tells the user something about this very run."""
+        """Whether to write a message."""
         return not str(record.msg).startswith('Hooks will be executed') and super().filter(record)
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -80,12 +80,10 @@ class EpochBar(Hook):
 
 @contextmanager
 def log_file(logger: logging.Logger, path: str) -> Iterator[None]:
-    """Write all messages of a logger to a file as well, on the first process.
+    """Write all messages of a logger, and the traceback of an unforeseen exception, to a file too.
 
-    So is the traceback of an exception that nobody has foreseen.
-
-    mmcv's own logger keeps the file of the first run of a process, and so mixes up the runs of a
-    notebook.
+    Only the first process does. mmcv's own logger would keep the file of the first run of a
+    process, and so mix up the runs of a notebook.
 
     Args:
         logger: The logger.

@@ -1,4 +1,4 @@
-"""Evaluation between epochs: what it finds is kept, and none is left out."""
+"""Evaluate between epochs, keep the metrics, and make up for interrupted evaluations."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def evaluation_hook(config: Config, model: nn.Module, dataset: Dataset) -> EvalH
     loader_config.update(config.data.get('val_dataloader', {}))
     with naming('data.val_dataloader'):
         loader = build_dataloader(dataset, dist=distributed, **loader_config)
-    # A generator of its own: the loader would take a number from that of the training, which a
-    # run that is resumed after an evaluation would lack.
+    # With torch's global generator an evaluation would change the random numbers of the training
+    # after it, and those of a run that is resumed there.
     loader.generator = torch.Generator()
     settings = {'by_epoch': True, **config.get('evaluation', {})}
     if distributed:
@@ -96,7 +96,7 @@ class EvaluationRecorder(Hook):
             runner.meta['hook_msgs'].update(best_score=history[best][key], best_ckpt=path)
 
     def after_train_epoch(self, runner) -> None:
-        """Pick up what the evaluation hook, which runs just before, has put out."""
+        """Keep the metrics that the evaluation hook has just computed."""
         if runner.rank > 0 or not self.evaluation._should_evaluate(runner):
             return
         wanted = getattr(self.evaluation, 'key_indicator', None)

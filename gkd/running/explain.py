@@ -1,4 +1,4 @@
-"""Turn what no check has foreseen into a message."""
+"""Turn unforeseen exceptions into messages."""
 
 from __future__ import annotations
 

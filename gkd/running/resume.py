@@ -1,9 +1,9 @@
 """Exact resume: a run that was killed goes on as if nothing had happened.
 
-A checkpoint holds, besides mmcv's weights, optimiser and counts, all else that the next step
-depends on: the random states of every process, the place in the epoch's order of images, and the
-prototypes, which come from the weights at the beginning of their epoch and so cannot be made again
-in its middle.
+Besides weights, optimiser and counts, which mmcv saves, a checkpoint holds everything else that
+the next step depends on: the random states of all processes, the position in the epoch, and the
+prototypes. These were generated with the weights at the beginning of the epoch and cannot be
+generated again in its middle.
 """
 
 from __future__ import annotations
@@ -83,13 +83,13 @@ class ResumableCheckpointHook(CheckpointHook):
 
 
 class ResumeHook(Hook):
-    """Put a resumed run back to where its checkpoint was written.
+    """Restore the random states and the position in the epoch that a checkpoint holds.
 
     Args:
         order: The order of the training images.
     """
 
-    PRIORITY = 'HIGHEST'  # what others do at the beginning of an epoch may draw random numbers
+    PRIORITY = 'HIGHEST'  # other hooks may draw random numbers at the beginning of an epoch
 
     def __init__(self, order: ImageOrder):
         self.order = order
@@ -130,11 +130,11 @@ class ResumeHook(Hook):
 
 
 class ImageOrder(Sampler):
-    """The order of an epoch's images, which can be entered anywhere.
+    """A sampler with which an epoch can be resumed at any batch.
 
-    Where processes of their own load the images, every image gets a seed of its own for its
-    augmentation: it then depends neither on the number of these processes nor on where the epoch
-    was entered. Without, augmentation takes its random numbers from the training.
+    With worker processes every image gets its own seed for augmentation, so that augmentation
+    depends neither on the number of workers nor on where the epoch was resumed. Without workers
+    it draws from the random generators of the training.
 
     Args:
         loader: Loader whose sampler gives the order; the sampler is replaced by this one.
@@ -143,8 +143,8 @@ class ImageOrder(Sampler):
     Attributes:
         epoch: The current epoch, from 0.
         skip: Batches of the epoch that are done already.
-        states: Random states to draw the order with, and to go on with when it is entered inside.
-        start: Random state that the current epoch's order was drawn with.
+        states: For a resumed epoch, the random states to draw the order with and to go on with.
+        start: Random state with which the current epoch's order was drawn.
     """
 
     def __init__(self, loader: DataLoader, seed: int):
@@ -159,7 +159,8 @@ class ImageOrder(Sampler):
         loader.batch_sampler.sampler = self
         if self.seeded:
             loader.dataset.__getitems__ = SeededItems(loader.dataset)
-            # The loader would take a number from that of the training, how often depends.
+            # By default a loader draws the seed of its workers from torch's global generator,
+            # and a resumed run would draw more of them.
             loader.generator = torch.Generator()
 
     def __len__(self) -> int:

@@ -238,7 +238,7 @@ def keep_config(runner: BaseRunner, config: Config, text: str) -> str:
 
 
 def summary(work_dir: str, config: str) -> str:
-    """What a run comes to; a run that is done must not fail here."""
+    """Result, costs and next commands of a run; a run that is done must not fail here."""
     # Not above: the libraries that draw are needed at the end, not when a training is started.
     from gkd.report.summary import format_summary
     try:
@@ -288,7 +288,7 @@ def checkpoint_config(config: Config) -> Optional[dict]:
 
 
 def custom_hooks(config: Config) -> list[dict]:
-    """The config's own hooks, the watch on the losses, and pictures for loggers that take them."""
+    """The config's own hooks, the check of the losses, and pictures for loggers that show them."""
     hooks = [dict(hook) for hook in config.get('custom_hooks') or ()]
     ours = [FiniteLossHook.__name__] + [ImageLoggerHook.__name__] * takes_images(config)
     hooks += [dict(type=name) for name in ours if not any(hook['type'] == name for hook in hooks)]
