@@ -9,6 +9,7 @@ from typing import Any, Optional
 import torch
 from torch import Tensor, nn
 
+from gkd.bank import PrototypeBank
 from gkd.detectors import one_stage, two_stage
 from gkd.detectors.pair import DetectorPair
 from gkd.detectors.source import DetectorSource
@@ -16,7 +17,6 @@ from gkd.detectors.step import DetectorOutputs, Needs, Step
 from gkd.errors import ConfigError
 from gkd.frameworks import DETECTORS, Batch, DetectorShell, build_detector, student_losses
 from gkd.knowledge.base import Knowledge
-from gkd.prototypes.bank import PrototypeBank
 from gkd.prototypes.generation import PrototypeGenerationModule
 from gkd.registry import KNOWLEDGE
 

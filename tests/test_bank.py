@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-import gkd.prototypes.bank as bank_module
+import gkd.bank as bank_module
 from gkd.errors import CheckpointError, StorageError
 from gkd.prototypes import PrototypeBank
 

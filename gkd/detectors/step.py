@@ -6,14 +6,12 @@ import operator
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass
-from typing import TYPE_CHECKING, Any, Optional
+from typing import Any, Optional
 
 from torch import Tensor
 
+from gkd.bank import PrototypeBank
 from gkd.watching import watched
-
-if TYPE_CHECKING:
-    from gkd.prototypes.bank import PrototypeBank
 
 
 @dataclass(frozen=True)

@@ -38,9 +38,9 @@ from gkd.knowledge.losses import (
 from gkd.registry import KNOWLEDGE
 
 if TYPE_CHECKING:
+    from gkd.bank import PrototypeBank
     from gkd.detectors import DetectorPair
     from gkd.detectors.step import Step
-    from gkd.prototypes import PrototypeBank
 
 DEFAULTS = MappingProxyType({})
 

@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from gkd.bank import PrototypeBank
 from gkd.detectors.modes import eval_mode
 from gkd.errors import CheckpointError, ConfigError, DataError
 from gkd.files import CHECKSUM, load_tensors, save_tensors
@@ -27,7 +28,6 @@ from gkd.frameworks import (
     source_of,
 )
 from gkd.progress import progress
-from gkd.prototypes.bank import PrototypeBank
 from gkd.prototypes.features import (
     CandidateImage,
     choose_candidates,

@@ -11,10 +11,10 @@ from typing import Union
 
 import torch.distributed as dist
 
+from gkd.bank import PrototypeBank
 from gkd.errors import CheckpointError, ConfigError, NumericalError
 from gkd.files import checksum
 from gkd.frameworks import HOOKS, Dataset, Hook, build_dataset, is_module_wrapper
-from gkd.prototypes.bank import PrototypeBank
 
 
 @HOOKS.register_module()
