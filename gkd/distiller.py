@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from gkd.bank import PrototypeBank
 from gkd.detectors import one_stage, two_stage
+from gkd.detectors.inspection import inspect_pair
 from gkd.detectors.pair import DetectorPair
 from gkd.detectors.source import DetectorSource
 from gkd.detectors.step import DetectorOutputs, Needs, Step
@@ -78,10 +79,11 @@ class Distiller(DetectorShell):
         with torch.random.fork_rng(devices=[]):
             teacher_model = build_detector(teacher_source.model_config())
             teacher_source.load_checkpoint(teacher_model)
-            self.pair = DetectorPair.of(teacher_model, self.student)
+            self.pair = inspect_pair(teacher_model, self.student)
             self.knowledge = nn.ModuleList(build_knowledge(cfg, self.pair) for cfg in knowledge)
         # Hidden from nn.Module, so that no optimiser, checkpoint, DDP or `.train()` finds it.
-        object.__setattr__(self, 'teacher', teacher_model.requires_grad_(False).eval())
+        object.__setattr__(self, 'teacher', teacher_model.requires_grad_(False))
+        self.teacher.eval()  # on its own: some detectors return nothing
 
         self.needs = reduce(operator.or_, (kind.needs for kind in self.knowledge), Needs())
         if self.needs.bank and prototypes is None:
@@ -130,7 +132,7 @@ class Distiller(DetectorShell):
     def observe(self, batch: Batch) -> tuple[dict[str, Any], Step]:
         """The student's detection losses, and the step as both detectors saw it."""
         losses, step = self.student_step(batch)
-        step.teacher = self.teacher_step(batch.images, step)
+        step.teacher = self.teacher_step(step.images, step)
         step.bank, step.progress = self.bank, self.progress
         return losses, step
 
@@ -147,11 +149,13 @@ class Distiller(DetectorShell):
 
 def build_knowledge(config: dict, pair: DetectorPair) -> Knowledge:
     """Build a kind of knowledge from its config, with errors for people."""
-    if config.get('type') not in KNOWLEDGE:
+    settings = dict(config)
+    kind = KNOWLEDGE.get(settings.pop('type', None))
+    if kind is None:
         raise ConfigError(f'model.knowledge: type {config.get("type")!r} is unknown; '
                           f'known are {sorted(KNOWLEDGE.module_dict)}.')
     try:
-        return KNOWLEDGE.build(config, default_args=dict(pair=pair))
+        return kind(pair=pair, **settings)
     except TypeError as error:
         raise ConfigError(f'model.knowledge: {error}') from error
 

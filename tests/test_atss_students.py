@@ -7,7 +7,7 @@ from mmcv import Config
 from mmdet.models import build_detector
 
 from gkd.detectors import one_stage
-from gkd.detectors.pair import DetectorPair
+from gkd.detectors.inspection import inspect_pair
 from gkd.detectors.step import Needs
 from gkd.frameworks import to_batch
 
@@ -34,7 +34,7 @@ def student():
 
 def test_positives_are_found_among_all_anchors(student):
     data = small.batch()
-    pair = DetectorPair.of(student, student)
+    pair = inspect_pair(student, student)
     student.train()
     _, step = one_stage.student_step(student, pair, Needs(logits=True), to_batch(**data))
     positions = step.positions

@@ -167,9 +167,12 @@ def test_detections_are_the_students():
 
 REFUSALS = [
     (small.retinanet(num_classes=4), small.retinanet(), {}, '4 classes, student RetinaNet has 3'),
-    (small.faster_rcnn(), small.retinanet(), {}, 'soft_label: a two-stage teacher'),
-    (small.retinanet(octave_base_scale=2), small.retinanet(), {}, 'different anchors'),
-    (small.fcos(), small.fcos(), {}, 'instances="gt"'),
+    (small.faster_rcnn(), small.retinanet(), dict(soft_label={}),
+     'soft_label: a two-stage teacher'),
+    (small.retinanet(octave_base_scale=2), small.retinanet(), dict(soft_label={}),
+     'different anchors'),
+    (small.fcos(), small.fcos(), dict(instances='positives'), 'instances="gt"'),
+    (small.retinanet(), small.retinanet(), dict(soft_label='always'), 'soft_label = .always.'),
     (small.retinanet(), small.retinanet(), dict(instances='all'), 'instances = .all.'),
     (small.retinanet(), small.retinanet(), dict(soft_label=dict(heat=2)), 'heat.*temperature'),
     (small.retinanet(), small.retinanet(), dict(soft_label=dict(activation='relu')), 'relu'),

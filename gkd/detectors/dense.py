@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
+from typing import Optional
+
 import torch
 from torch import Tensor, nn
 
@@ -9,30 +12,98 @@ from gkd.detectors.pair import DetectorInfo, DetectorPair
 from gkd.detectors.step import DensePredictions
 
 
-def dense_predictions(head: nn.Module, outputs: tuple[list[Tensor], ...], pair: DetectorPair,
-                      info: DetectorInfo) -> DensePredictions:
+def dense_head(detector: nn.Module) -> Optional[nn.Module]:
+    """The head that predicts at every place: a one-stage detector's, or an RPN; None without."""
+    head = getattr(detector, 'rpn_head', None)
+    return main_head(detector) if head is None else head
+
+
+def main_head(detector: nn.Module) -> Optional[nn.Module]:
+    """The head of a one-stage detector, or of one that segments without boxes; None without."""
+    heads = (getattr(detector, name, None) for name in ('bbox_head', 'mask_head', 'panoptic_head'))
+    return next((head for head in heads if head is not None), None)
+
+
+def predicted_maps(head: Optional[nn.Module],
+                   maps: tuple[Tensor, ...]) -> Optional[tuple[list[Tensor], ...]]:
+    """What a dense head predicts from maps; None if it is none, or predicts in another form.
+
+    Args:
+        head: A head, built by MMDetection.
+        maps: All maps of its detector, ``(B, C, H_l, W_l)``.
+    """
+    if head is None or wants_more_than_maps(head):
+        return None
+    try:
+        outputs = head(maps)
+    except AssertionError:
+        return None  # predicts for one image at a time only, as guided anchors do
+    return outputs if is_dense(head, outputs, maps) else None
+
+
+def wants_more_than_maps(head: nn.Module) -> bool:
+    """Whether a head's ``forward`` has other arguments that it must be given."""
+    required = [parameter for parameter in inspect.signature(head.forward).parameters.values()
+                if parameter.default is parameter.empty
+                and parameter.kind is parameter.POSITIONAL_OR_KEYWORD]
+    return len(required) > 1
+
+
+def is_dense(head: nn.Module, outputs: object, maps: tuple[Tensor, ...]) -> bool:
+    """Whether outputs are class scores and regressions at every place, level by level."""
+    classes = getattr(head, 'cls_out_channels', None)
+    if not isinstance(outputs, (tuple, list)) or len(outputs) < 2 or not classes:
+        return False
+    scores = outputs[0]
+    if not isinstance(scores, (tuple, list)) or len(scores) != len(maps):
+        return False
+    anchors = [len(level) for level in
+               getattr(getattr(head, 'prior_generator', None), 'base_anchors', ())]
+    return all(
+        torch.is_tensor(level) and level.shape[0] == own.shape[0]
+        and level.shape[2:] == own.shape[2:]
+        and (level.shape[1] == classes * anchors[number] if anchors
+             else level.shape[1] % classes == 0)
+        for number, (level, own) in enumerate(zip(scores, maps)))
+
+
+def class_logits(scores: list[Tensor], info: DetectorInfo) -> list[Tensor]:
+    """A dense head's class scores as logits, which for most they are already."""
+    if not info.probabilities:
+        return scores
+    return [level.float().logit(eps=1e-6) for level in scores]
+
+
+def dense_predictions(head: nn.Module, outputs: tuple[list[Tensor], ...],
+                      maps: tuple[Tensor, ...], pair: DetectorPair,
+                      info: DetectorInfo) -> Optional[DensePredictions]:
     """Put a dense head's maps of the paired levels in one row of places an image.
 
     Args:
         head: The head, built by MMDetection.
         outputs: What its ``forward`` returned: class logits ``(B, A * C, H_l, W_l)`` and box
             regressions ``(B, A * R, H_l, W_l)`` of every level of the detector.
+        maps: What it predicted from, all maps of the detector.
         pair: Traits of teacher and student.
         info: Traits of this detector.
 
     Returns:
-        The predictions on the paired levels.
+        The predictions on the paired levels; of a head that predicts otherwise (YOLOv3) only its
+        anchors, and None if it has none.
     """
-    scores, regressions = outputs[:2]
     levels = pair.levels(info)
-    num_logits = head.cls_out_channels
-    logits = [per_place(scores[level], num_logits) for level in levels]
-    predictions = DensePredictions(torch.cat(logits, dim=1),
-                                   tuple(level.shape[1] for level in logits))
+    predictions = None
+    if info.predicts_densely:
+        scores, regressions = class_logits(outputs[0], info), outputs[1]
+        logits = [per_place(scores[level], head.cls_out_channels) for level in levels]
+        predictions = DensePredictions(torch.cat(logits, dim=1),
+                                       tuple(level.shape[1] for level in logits))
     if info.anchors:
         anchors = head.prior_generator.grid_priors(
-            [level.shape[-2:] for level in scores], device=scores[0].device)
-        predictions.anchors = torch.cat([anchors[level] for level in levels])
+            [level.shape[-2:] for level in maps], device=maps[0].device)
+        anchors = [anchors[level] for level in levels]
+        predictions = predictions or DensePredictions(None, tuple(map(len, anchors)))
+        predictions.anchors = torch.cat(anchors)
     if info.box_coding:
         deltas = torch.cat([per_place(regressions[level], 4) for level in levels], dim=1)
         predictions.deltas = deltas

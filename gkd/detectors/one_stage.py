@@ -8,7 +8,7 @@ from typing import Union
 import torch
 from torch import Tensor
 
-from gkd.detectors.dense import dense_predictions, positive_places
+from gkd.detectors.dense import class_logits, dense_predictions, main_head, positive_places
 from gkd.detectors.pair import DetectorInfo, DetectorPair
 from gkd.detectors.step import Call, DetectorOutputs, Needs, Step, recorded
 from gkd.frameworks import BaseDetector, Batch, anchor_inside_flags, positive_boxes, student_losses
@@ -27,7 +27,7 @@ def student_step(student: BaseDetector, pair: DetectorPair, needs: Needs,
     Returns:
         The detection losses, and the step with the student's part.
     """
-    head = student.bbox_head
+    head = main_head(student)
     info = pair.student
     with ExitStack() as stack:
         features = stack.enter_context(recorded(student, 'extract_feat'))
@@ -35,21 +35,36 @@ def student_step(student: BaseDetector, pair: DetectorPair, needs: Needs,
         if info.samples_positives:
             anchors = stack.enter_context(recorded(head, 'get_anchors'))
             samples = stack.enter_context(recorded(head.sampler, 'sample'))
+            reassigned = stack.enter_context(recorded(head, 'paa_reassign')) \
+                if hasattr(head, 'paa_reassign') else []
         losses = student_losses(student, batch)
 
-    step = start_step(pair, features[-1].result, batch)
+    step = start_step(pair, features[-1], batch)
     outputs = forwards[-1].result
     if needs.dense:
-        step.student.dense = dense_predictions(head, outputs, pair, info)
+        step.student.dense = dense_predictions(head, outputs, features[-1].result, pair, info)
     if info.samples_positives:
-        sampled = [call.result for call in samples]
-        step.positions = positive_positions(sampled, anchors[-1], batch.metas,
-                                            head.train_cfg.allowed_border)
-        step.boxes = [positive_boxes(result) for result in sampled]
+        # Heads that assign boxes apart from classes sample for classes first.
+        sampled = [call.result for call in samples[:len(batch.metas)]]
+        positions = positive_positions(sampled, anchors[-1], batch.metas,
+                                       head.train_cfg.allowed_border)
+        kept = [torch.ones_like(result.pos_inds, dtype=torch.bool) for result in sampled]
+        if reassigned:
+            # PAA trains part of what it samples, which it chooses by the losses.
+            kept = [call.result[0][places[:, 1]] < head.num_classes for call, places in
+                    zip(reassigned, positions.split([len(mask) for mask in kept]))]
+            positions = positions[torch.cat(kept)]
+        step.positions = positions
+        step.boxes = [positive_boxes(result)[mask] if reassigned else positive_boxes(result)
+                      for result, mask in zip(sampled, kept)]
         step.labels = torch.cat([labels[result.pos_assigned_gt_inds]
                                  for labels, result in zip(batch.gt_labels, sampled)])
         step.objects = assigned_objects(sampled, batch.gt_labels)
-        step.student.logits = logits_at(outputs[0], step.positions, info)
+        if reassigned:
+            step.labels, step.objects = (values[torch.cat(kept)]
+                                         for values in (step.labels, step.objects))
+        scores = class_logits(outputs[0], info)
+        step.student.logits = logits_at(scores, step.positions, head.cls_out_channels)
         if needs.dense:
             step.dense_positives = positive_places(head, outputs[0], pair, info, step.positions)
     return losses, step
@@ -70,30 +85,37 @@ def teacher_step(teacher: BaseDetector, pair: DetectorPair, needs: Needs, img: T
     Returns:
         The teacher's part.
     """
+    head = main_head(teacher)
     features = teacher.extract_feat(img)
     part = DetectorOutputs(paired_maps(features, pair, pair.teacher))
-    if needs.logits or needs.dense:
-        outputs = teacher.bbox_head(features)
+    dense = needs.dense and pair.teacher.predicts_densely
+    if needs.logits or dense:
+        outputs = head(features)
     if needs.logits:
-        part.logits = logits_at(outputs[0], step.positions, pair.teacher)
-    if needs.dense:
-        part.dense = dense_predictions(teacher.bbox_head, outputs, pair, pair.teacher)
+        part.logits = logits_at(class_logits(outputs[0], pair.teacher), step.positions,
+                                head.cls_out_channels)
+    if dense:
+        part.dense = dense_predictions(head, outputs, features, pair, pair.teacher)
     return part
 
 
-def start_step(pair: DetectorPair, features: tuple[Tensor, ...], batch: Batch) -> Step:
+def start_step(pair: DetectorPair, features: Call, batch: Batch) -> Step:
     """A step of a student of either family: images, ground truth and the student's maps.
 
     Args:
         pair: Traits of teacher and student.
-        features: All maps of the student's pyramid.
+        features: The student's ``extract_feat``, whose argument is the batch as the student saw
+            it: YOLOX resizes images by itself, and boxes in place.
         batch: Images and ground truth.
     """
+    seen = features.args[0]
+    factors = [new / old for new, old in zip(seen.shape[-2:], batch.images.shape[-2:])]
     return Step(
-        padded_size=tuple(batch.images.shape[-2:]),
-        image_sizes=[tuple(meta['img_shape'][:2]) for meta in batch.metas],
+        padded_size=tuple(seen.shape[-2:]),
+        image_sizes=[tuple(round(side * factor) for side, factor in
+                           zip(meta['img_shape'][:2], factors)) for meta in batch.metas],
         strides=pair.strides, gt_boxes=batch.gt_boxes, gt_labels=batch.gt_labels,
-        student=DetectorOutputs(paired_maps(features, pair, pair.student)))
+        student=DetectorOutputs(paired_maps(features.result, pair, pair.student)), images=seen)
 
 
 def paired_maps(features: tuple[Tensor, ...], pair: DetectorPair,
@@ -143,31 +165,31 @@ def joined(levels: Union[list[Tensor], Tensor]) -> Tensor:
     return levels if torch.is_tensor(levels) else torch.cat(levels)
 
 
-def logits_at(class_scores: list[Tensor], positions: Tensor, info: DetectorInfo) -> Tensor:
+def logits_at(class_scores: list[Tensor], positions: Tensor, num_logits: int) -> Tensor:
     """Read a dense head's class logits at given anchors.
 
     Only the ``n`` rows asked for are gathered from each level, so no map is permuted or copied.
 
     Args:
-        class_scores: Logits of every level, ``(B, A * C, H_l, W_l)``.
+        class_scores: Logits of every level, ``(B, A_l * C, H_l, W_l)``.
         positions: ``(n, 2)`` int64: image and anchor, anchors numbered over levels, rows, columns
-            and the ``A`` anchors of a cell, in this order.
-        info: Traits of the detector.
+            and the ``A_l`` anchors of a cell, in this order.
+        num_logits: ``C``.
 
     Returns:
         ``(n, C)`` logits.
     """
     image, anchor = positions.unbind(dim=1)
-    num_logits = class_scores[0].shape[1] // info.num_anchors
     logits = class_scores[0].new_zeros(len(positions), num_logits)
     for scores in class_scores:
         height, width = scores.shape[-2:]
-        count = height * width * info.num_anchors
+        anchors = scores.shape[1] // num_logits
+        count = height * width * anchors
         cell = anchor.clamp(0, count - 1)
-        row = cell // (width * info.num_anchors)
-        column = cell // info.num_anchors % width
-        scores = scores.unflatten(1, (info.num_anchors, -1))
-        here = scores[image, cell % info.num_anchors, :, row, column]
+        row = cell // (width * anchors)
+        column = cell // anchors % width
+        scores = scores.unflatten(1, (anchors, -1))
+        here = scores[image, cell % anchors, :, row, column]
         on_level = ((anchor >= 0) & (anchor < count)).unsqueeze(1)
         logits = torch.where(on_level, here, logits)
         anchor = anchor - count

@@ -3,18 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Optional
 
-import torch
-
-from gkd.detectors.modes import eval_mode
 from gkd.errors import ConfigError
-from gkd.frameworks import BaseDetector, DeltaXYWHBBoxCoder
 
 ONE_STAGE = 'one-stage'
 TWO_STAGE = 'two-stage'
-# A multiple of every stride in use (NAS-FPN needs 128), small enough to cost nothing.
-PROBE_SIZE = 256
 
 
 @dataclass(frozen=True)
@@ -24,16 +17,24 @@ class DetectorInfo:
     Attributes:
         name: Class name of the detector, for messages.
         family: ``'one-stage'`` or ``'two-stage'``.
-        channels: Channels of every FPN map, finest first.
-        strides: Stride of every FPN map in pixels.
+        channels: Channels of every map that the head gets: the neck's or, without one, the
+            backbone's.
+        strides: Stride of every map in pixels.
         num_classes: Classes without background.
         anchors: Anchors of the dense head, which is a one-stage head or an RPN: for every level
             those of one cell, as boxes around its centre in pixels; empty for other heads.
         sigmoid: Whether classes are scored by independent sigmoids.
-        samples_positives: Whether a training step chooses positive proposals or anchors.
+        samples_positives: Whether a training step chooses positive proposals or anchors that can
+            be recorded.
         classifies_boxes: Whether class logits can be had for given positives.
         box_coding: Means and standard deviations of the offsets of anchors that the dense head
             regresses, four each; empty for other heads.
+        predicts_densely: Whether class logits and box regressions can be had for every place.
+        probabilities: Whether what the dense head gives for class logits are probabilities.
+        pools_maps: Whether the RoI head pools each box from one level, and its features lie in
+            the space of the maps.
+        image_channels: Channels of the images.
+        ground_truth: What training wants besides boxes and labels, as pipelines collect it.
     """
 
     name: str
@@ -46,101 +47,16 @@ class DetectorInfo:
     samples_positives: bool
     classifies_boxes: bool
     box_coding: tuple[tuple[float, ...], ...]
+    predicts_densely: bool = True
+    probabilities: bool = False
+    pools_maps: bool = True
+    image_channels: int = 3
+    ground_truth: tuple[str, ...] = ()
 
     @property
     def is_two_stage(self) -> bool:
         """Whether a RoI head classifies proposals."""
         return self.family == TWO_STAGE
-
-    @property
-    def num_anchors(self) -> int:
-        """Anchors a cell; 0 for heads without anchors."""
-        return len(self.anchors[0]) if self.anchors else 0
-
-    @classmethod
-    def of(cls, detector: BaseDetector, role: str) -> DetectorInfo:
-        """Inspect a detector; its FPN is measured by one pass of a blank image.
-
-        Args:
-            detector: A detector built by MMDetection.
-            role: ``'teacher'`` or ``'student'``, for messages.
-
-        Raises:
-            ConfigError: The detector has no feature pyramid, its parts do not fit together, or it
-                is neither one-stage nor two-stage.
-        """
-        name = type(detector).__name__
-        if not detector.with_neck:
-            raise ConfigError(
-                f'{role} {name} has no neck; knowledge is taught on FPN maps. '
-                f'Use a config with a neck such as FPN.')
-        channels, strides = measure_pyramid(detector, role)
-        if getattr(detector, 'roi_head', None) is not None:
-            return cls(name, TWO_STAGE, channels, strides, **two_stage_traits(detector))
-        if getattr(detector, 'bbox_head', None) is not None:
-            return cls(name, ONE_STAGE, channels, strides, **one_stage_traits(detector))
-        raise ConfigError(f'{role} {name} has neither a `roi_head` nor a `bbox_head`; '
-                          f'only one-stage and two-stage detectors are supported.')
-
-
-def two_stage_traits(detector: BaseDetector) -> dict:
-    """Traits read off a RoI head."""
-    head = detector.roi_head.bbox_head
-    # A cascade keeps one head a stage; its `_bbox_forward` wants to know which.
-    cascaded = isinstance(head, torch.nn.ModuleList)
-    # A shared head (C4) pools features that lie in no FPN map's space.
-    standard = not cascaded and not detector.roi_head.with_shared_head
-    head = head[0] if cascaded else head
-    proposal_head = getattr(detector, 'rpn_head', None)
-    return dict(num_classes=head.num_classes, anchors=base_anchors(proposal_head),
-                sigmoid=bool(getattr(head.loss_cls, 'use_sigmoid', False)),
-                samples_positives=standard, classifies_boxes=standard,
-                box_coding=box_coding(proposal_head))
-
-
-def one_stage_traits(detector: BaseDetector) -> dict:
-    """Traits read off a dense head."""
-    head = detector.bbox_head
-    anchor_based = hasattr(head, 'get_anchors') and hasattr(head, 'sampler')
-    return dict(num_classes=head.num_classes, anchors=base_anchors(head),
-                sigmoid=bool(getattr(head, 'use_sigmoid_cls', True)),
-                samples_positives=anchor_based, classifies_boxes=anchor_based,
-                box_coding=box_coding(head))
-
-
-def base_anchors(head: Optional[torch.nn.Module]) -> tuple[tuple[tuple[float, ...], ...], ...]:
-    """Anchors of one cell of every level; none if there is no head or it has no anchors."""
-    levels = getattr(getattr(head, 'prior_generator', None), 'base_anchors', ())
-    return tuple(tuple(map(tuple, level.tolist())) for level in levels)
-
-
-def box_coding(head: Optional[torch.nn.Module]) -> tuple[tuple[float, ...], ...]:
-    """Means and standard deviations of a dense head's offsets of anchors; none without those."""
-    coder = getattr(head, 'bbox_coder', None)
-    if not isinstance(coder, DeltaXYWHBBoxCoder) or not base_anchors(head):
-        return ()
-    return tuple(coder.means), tuple(coder.stds)
-
-
-@torch.no_grad()
-def measure_pyramid(detector: BaseDetector,
-                    role: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Channels and strides of a detector's FPN maps, whatever its neck is called."""
-    parameter = next(detector.parameters())
-    image = parameter.new_zeros(1, 3, PROBE_SIZE, PROBE_SIZE)
-    head = getattr(detector, 'rpn_head', None) or getattr(detector, 'bbox_head', None)
-    try:
-        with eval_mode(detector):
-            maps = detector.extract_feat(image)
-            if hasattr(head, 'forward_single'):
-                head(maps)
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigError(
-            f'the parts of {role} {type(detector).__name__} do not fit together: {error}. Check '
-            f'the channels: `neck.in_channels` are the backbone\'s, the head\'s `in_channels` '
-            f'the neck\'s `out_channels`.') from error
-    return (tuple(int(feature.shape[1]) for feature in maps),
-            tuple(round(PROBE_SIZE / feature.shape[-1]) for feature in maps))
 
 
 @dataclass(frozen=True)
@@ -157,28 +73,6 @@ class DetectorPair:
     student: DetectorInfo
     strides: tuple[int, ...]
 
-    @classmethod
-    def of(cls, teacher: BaseDetector, student: BaseDetector) -> DetectorPair:
-        """Inspect both detectors and pair their levels by stride.
-
-        Raises:
-            ConfigError: Class counts differ, or no stride is shared.
-        """
-        teacher_info = DetectorInfo.of(teacher, 'teacher')
-        student_info = DetectorInfo.of(student, 'student')
-        if teacher_info.num_classes != student_info.num_classes:
-            raise ConfigError(
-                f'teacher {teacher_info.name} has {teacher_info.num_classes} classes, student '
-                f'{student_info.name} has {student_info.num_classes}; set `num_classes` of both '
-                f'heads to the classes of the data set.')
-        shared = tuple(sorted(set(teacher_info.strides) & set(student_info.strides)))
-        if not shared:
-            raise ConfigError(
-                f'no pyramid level can be paired: the teacher\'s strides are '
-                f'{teacher_info.strides}, the student\'s {student_info.strides}. '
-                f'Choose necks whose strides overlap.')
-        return cls(teacher_info, student_info, shared)
-
     def require_class_logits(self, key: str, advice: str) -> None:
         """Raise ConfigError unless both detectors can classify given boxes.
 
@@ -190,6 +84,13 @@ class DetectorPair:
             if not info.classifies_boxes:
                 raise ConfigError(f'{key}: {role} {info.name} gives no class logits for given '
                                   f'boxes; {advice}')
+
+    def require_dense_predictions(self, key: str, advice: str) -> None:
+        """Raise ConfigError unless both predict at every place; arguments as above."""
+        for role, info in (('teacher', self.teacher), ('student', self.student)):
+            if not info.predicts_densely:
+                raise ConfigError(f'{key}: {role} {info.name} does not predict classes and boxes '
+                                  f'at every place of its maps; {advice}')
 
     def require_same_family(self, key: str, advice: str) -> None:
         """Raise ConfigError unless both are one-stage, or both two-stage; arguments as above."""
@@ -226,7 +127,9 @@ class DetectorPair:
 
     def levels(self, info: DetectorInfo) -> tuple[int, ...]:
         """Index of every paired level in the pyramid of ``info``."""
-        return tuple(info.strides.index(stride) for stride in self.strides)
+        # Of several maps of one stride, as stacked hourglasses have, the last is the best.
+        last = {stride: level for level, stride in enumerate(info.strides)}
+        return tuple(last[stride] for stride in self.strides)
 
     def channels(self, info: DetectorInfo) -> tuple[int, ...]:
         """Channels of ``info`` on every paired level."""

@@ -47,7 +47,8 @@ class DensePredictions:
     in this order.
 
     Attributes:
-        logits: Class logits ``(B, N, num_logits)``; an RPN has a single one, object or not.
+        logits: Class logits ``(B, N, num_logits)``; an RPN has a single one, object or not. None
+            if the head predicts them otherwise.
         counts: Places on every paired level; they sum to ``N``.
         anchors: Anchors ``(N, 4)`` as ``x1, y1, x2, y2`` in pixels; None for a head without.
         boxes: Predicted boxes ``(B, N, 4)`` in pixels, without gradient; None if the head does not
@@ -55,7 +56,7 @@ class DensePredictions:
         deltas: Offsets as predicted ``(B, N, 4)``; None likewise.
     """
 
-    logits: Tensor
+    logits: Optional[Tensor]
     counts: tuple[int, ...]
     anchors: Optional[Tensor] = None
     boxes: Optional[Tensor] = None
@@ -119,6 +120,7 @@ class Step:
         proposals: All proposals that the student sampled, of every image its positives first, then
             its negatives, ``(m_b, 4)``; two-stage students only. ``m`` is the sum of all ``m_b``.
         proposal_positives: Which of these are positives, ``(m,)`` bool.
+        images: The batch as the student saw it, ``(B, C, H, W)``, for the teacher.
     """
 
     padded_size: tuple[int, int]
@@ -138,6 +140,7 @@ class Step:
     dense_positives: Optional[Tensor] = None
     proposals: Optional[list[Tensor]] = None
     proposal_positives: Optional[Tensor] = None
+    images: Optional[Tensor] = None
 
 
 @dataclass

@@ -40,19 +40,54 @@ def student_step(student: BaseDetector, pair: DetectorPair, needs: Needs,
             proposing = stack.enter_context(recorded(student.rpn_head, 'forward'))
         if pair.student.samples_positives:
             roi_head = student.roi_head
-            samples = stack.enter_context(recorded(roi_head.bbox_sampler, 'sample'))
+            samples = stack.enter_context(recorded(first(roi_head.bbox_sampler), 'sample'))
             forwards = stack.enter_context(recorded(roi_head, '_bbox_forward'))
         losses = student_losses(student, batch)
 
-    step = start_step(pair, features[-1].result, batch)
+    step = start_step(pair, features[-1], batch)
     if needs.dense:
-        step.student.dense = dense_predictions(student.rpn_head, proposing[-1].result, pair,
-                                               pair.student)
+        step.student.dense = dense_predictions(student.rpn_head, proposing[-1].result,
+                                               features[-1].result, pair, pair.student)
     if pair.student.samples_positives:
+        if is_cascade(roi_head):
+            forwards = [call for call in forwards if call.args[0] == 0]
         # Samplers that look at losses (OHEM) run the head too: the last call is the loss's own.
-        add_positives(step, [call.result for call in samples], forwards[-1].result)
-        step.roi_levels = roi_levels(roi_head.bbox_roi_extractor, bbox2roi(step.boxes), pair)
+        add_positives(step, [sampling_result(call.result) for call in samples],
+                      forwards[-1].result)
+        extractor = first(roi_head.bbox_roi_extractor)
+        if pair.student.pools_maps:
+            step.roi_levels = roi_levels(extractor, bbox2roi(step.boxes), pair)
     return losses, step
+
+
+def first(parts: object) -> object:
+    """The first of a cascade's parts; a part of a plain RoI head as it is."""
+    return parts[0] if isinstance(parts, (list, torch.nn.ModuleList)) else parts
+
+
+def is_cascade(roi_head: torch.nn.Module) -> bool:
+    """Whether a RoI head has a head a stage."""
+    return isinstance(roi_head.bbox_head, torch.nn.ModuleList)
+
+
+def classify(roi_head: torch.nn.Module, maps: tuple[Tensor, ...], rois: Tensor) -> dict:
+    """Run a RoI head, a cascade's first, on boxes.
+
+    Args:
+        roi_head: The head, built by MMDetection.
+        maps: All maps of its detector, ``(B, C, H_l, W_l)``.
+        rois: ``(k, 5)`` as image, x1, y1, x2, y2 in pixels.
+
+    Returns:
+        MMDetection's results, with ``cls_score`` ``(k, num_logits)`` and ``bbox_feats``.
+    """
+    stage = (0,) if is_cascade(roi_head) else ()
+    return roi_head._bbox_forward(*stage, maps, rois)
+
+
+def sampling_result(result: object) -> object:
+    """A sampler's result; some return weights of the negatives with it (PISA)."""
+    return result[0] if isinstance(result, tuple) else result
 
 
 def add_positives(step: Step, sampled: list, outputs: dict) -> None:
@@ -95,14 +130,14 @@ def teacher_step(teacher: BaseDetector, pair: DetectorPair, needs: Needs, img: T
     """
     features = teacher.extract_feat(img)
     part = DetectorOutputs(paired_maps(features, pair, pair.teacher))
-    if needs.dense:
-        part.dense = dense_predictions(teacher.rpn_head, teacher.rpn_head(features), pair,
-                                       pair.teacher)
+    if needs.dense and pair.teacher.predicts_densely:
+        part.dense = dense_predictions(teacher.rpn_head, teacher.rpn_head(features), features,
+                                       pair, pair.teacher)
     if needs.logits or needs.proposals:
         rois = bbox2roi(step.proposals if needs.proposals else step.boxes)
         # Under fp16 maps are half precision, and RoIAlign wants them in that of the RoIs.
         features = tuple(feature.to(rois.dtype) for feature in features)
-        outputs = teacher.roi_head._bbox_forward(features, rois)
+        outputs = classify(teacher.roi_head, features, rois)
         logits, pooled = outputs['cls_score'], outputs['bbox_feats']
         if needs.proposals:
             part.proposal_logits = logits

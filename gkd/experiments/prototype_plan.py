@@ -14,7 +14,7 @@ from mmcv import Config
 from mmdet.datasets import CustomDataset
 from mmdet.models import build_detector
 
-from gkd.detectors import DetectorPair
+from gkd.detectors.inspection import inspect_pair
 from gkd.detectors.source import DetectorSource
 from gkd.distiller import Distiller, build_generation
 from gkd.errors import ConfigError, DataError
@@ -61,7 +61,7 @@ def make_plan(config: Config, images: int = None, boxes: int = None) -> Plan:
         raise ConfigError(f'{config.filename} generates no prototypes: give a config whose '
                           f'`model` is a Distiller with `prototypes`.')
     module = build_generation(config.model.prototypes)
-    pair = DetectorPair.of(*(
+    pair = inspect_pair(*(
         build_detector(DetectorSource.parse(config.model[role], f'model.{role}').model_config())
         for role in ('teacher', 'student')))
     settings = dict(teacher_channels=pair.channels(pair.teacher),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os.path as osp
-from typing import Any
+from typing import Any, Optional
 
 import mmcv
 import mmdet
@@ -13,7 +13,7 @@ from mmcv import Config, ConfigDict
 from mmcv.cnn import ContextBlock, NonLocal2d
 from mmcv.parallel import DataContainer, is_module_wrapper
 from mmcv.runner import HOOKS, Hook, get_dist_info
-from mmdet.core import anchor_inside_flags, bbox2roi
+from mmdet.core import BitmapMasks, anchor_inside_flags, bbox2roi
 from mmdet.core.bbox.coder import DeltaXYWHBBoxCoder
 from mmdet.datasets import CustomDataset, VOCDataset, build_dataset
 from mmdet.models import BACKBONES, DETECTORS, build_detector
@@ -29,7 +29,8 @@ __all__ = [
     'Hook', 'NonLocal2d', 'anchor_inside_flags', 'annotation', 'bbox2roi', 'build_dataset',
     'build_detector', 'classes_of', 'description', 'get_dist_info',
     'image_info', 'is_module_wrapper', 'logger', 'mmdet_configs', 'network_input',
-    'positive_boxes', 'sampled_boxes', 'source_of', 'student_losses', 'test_view', 'to_batch',
+    'positive_boxes', 'sampled_boxes', 'source_of', 'student_losses', 'synthetic_batch',
+    'test_view', 'to_batch',
 ]
 
 Dataset = CustomDataset
@@ -86,6 +87,36 @@ def to_batch(img: Tensor, img_metas: list[dict], gt_bboxes: list[Tensor],
     """A batch from the arguments of a detector's ``forward_train``."""
     native = dict(img=img, img_metas=img_metas, gt_bboxes=gt_bboxes, gt_labels=gt_labels, **kwargs)
     return Batch(img, img_metas, gt_bboxes, gt_labels, native)
+
+
+def synthetic_batch(images: Tensor, boxes: Tensor, labels: Tensor,
+                    gt_masks: Optional[np.ndarray] = None,
+                    gt_semantic_seg: Optional[Tensor] = None,
+                    proposals: Optional[Tensor] = None) -> Batch:
+    """A training batch whose images all have the same ground truth.
+
+    Args:
+        images: ``(B, C, H, W)``.
+        boxes: ``(n, 4)`` in pixels.
+        labels: ``(n,)`` int64.
+        gt_masks: Masks of the boxes, ``(n, H, W)`` uint8.
+        gt_semantic_seg: Classes of the cells of a map, ``(h, w)`` int64.
+        proposals: ``(m, 4)`` in pixels.
+    """
+    height, width = images.shape[-2:]
+    shape = (height, width, 3)
+    meta = dict(img_shape=shape, ori_shape=shape, pad_shape=shape, flip=False, filename='',
+                ori_filename='', scale_factor=np.ones(4, np.float32),
+                batch_input_shape=(height, width))
+    further = {}
+    if gt_masks is not None:
+        further['gt_masks'] = [BitmapMasks(gt_masks.copy(), height, width) for _ in images]
+    if gt_semantic_seg is not None:
+        further['gt_semantic_seg'] = gt_semantic_seg.expand(len(images), 1, -1, -1).clone()
+    if proposals is not None:
+        further['proposals'] = [proposals.clone() for _ in images]
+    return to_batch(images, [dict(meta) for _ in images], [boxes.clone() for _ in images],
+                    [labels.clone() for _ in images], **further)
 
 
 def student_losses(student: BaseDetector, batch: Batch) -> dict[str, Any]:

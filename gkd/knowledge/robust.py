@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import inspect
 import operator
+import re
 from collections.abc import Mapping
 from functools import reduce
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Optional
+from typing import TYPE_CHECKING, Optional, Union
 
 import torch
 from torch import Tensor, nn
@@ -184,9 +185,11 @@ class RobustDistillingModule(Knowledge):
         pair: Traits of teacher and student; the :class:`gkd.distiller.Distiller` fills it in.
         global_knowledge: Settings of :class:`GlobalKnowledge`; None leaves it out.
         local_knowledge: Settings of :class:`LocalKnowledge`; None leaves it out.
-        soft_label: Settings of :class:`SoftLabel`; None leaves it out.
+        soft_label: Settings of :class:`SoftLabel`; None leaves it out. ``'auto'`` teaches with its
+            default settings where teacher and student classify the same boxes, and leaves it out
+            elsewhere; the log says why.
         instances: ``'positives'`` teaches the positives that the student's sampler chose, ``'gt'``
-            the ground-truth boxes.
+            the ground-truth boxes; ``'auto'`` the positives where the student samples some.
         robust: Weigh by trust; False gives every instance weight 1.
 
     Raises:
@@ -195,12 +198,24 @@ class RobustDistillingModule(Knowledge):
 
     def __init__(self, pair: DetectorPair, global_knowledge: Optional[Mapping] = DEFAULTS,
                  local_knowledge: Optional[Mapping] = DEFAULTS,
-                 soft_label: Optional[Mapping] = DEFAULTS, instances: str = 'positives',
+                 soft_label: Union[Mapping, str, None] = 'auto', instances: str = 'auto',
                  robust: bool = True):
         super().__init__(pair)
-        if instances not in ('positives', 'gt'):
+        if instances not in ('auto', 'positives', 'gt'):
             raise ConfigError(f'RobustDistillingModule.instances = {instances!r}: '
-                              f'must be "positives" or "gt".')
+                              f'must be "auto", "positives" or "gt".')
+        if isinstance(soft_label, str) and soft_label != 'auto':
+            raise ConfigError(f'RobustDistillingModule.soft_label = {soft_label!r}: '
+                              f'must be "auto", None or a dict of settings.')
+        if instances == 'auto':
+            instances = 'positives' if pair.student.samples_positives else 'gt'
+        left_out = 'soft_label=None.'
+        if soft_label == 'auto':
+            soft_label = DEFAULTS
+            try:
+                refuse_soft_labels(pair)
+            except ConfigError as error:
+                soft_label, left_out = None, str(error).replace('soft_label: ', '', 1)
         if instances == 'positives' and not pair.student.samples_positives:
             raise ConfigError(
                 f'RobustDistillingModule: student {pair.student.name} samples no positive boxes; '
@@ -213,6 +228,8 @@ class RobustDistillingModule(Knowledge):
         if not any((self.global_knowledge, self.local_knowledge, self.soft_label)):
             raise ConfigError('RobustDistillingModule: global_knowledge, local_knowledge and '
                               'soft_label are all None; nothing is left to teach.')
+        self.left_out = re.sub(r'[;,] (or )?set soft_label=None.*$', '.', left_out)
+        say_what_is_taught(self)
         self.needs = Needs(logits=self.soft_label is not None,
                            bank=robust or self.global_knowledge is not None)
         self.arranged: tuple[Optional[PrototypeBank], list[Basis]] = (None, [])
@@ -254,7 +271,9 @@ class RobustDistillingModule(Knowledge):
     @property
     def weighs_pooled(self) -> bool:
         """Whether positives are weighed as a RoI head has pooled them, each on its own level."""
-        return self.robust and self.soft_label is not None and self.pair.student.is_two_stage
+        infos = self.pair.teacher, self.pair.student
+        return self.robust and self.soft_label is not None and self.pair.student.is_two_stage \
+            and all(info.pools_maps for info in infos)
 
     def compare(self, step: Step, instances: Instances) -> list[Compared]:
         """Similarities of instances on every level, levels that are alike together.
@@ -308,6 +327,19 @@ def own_level(weights: Tensor, levels: Tensor) -> Tensor:
         tensor([0.3000, 0.2000])
     """
     return weights.gather(0, levels[None]).squeeze(0)
+
+
+def say_what_is_taught(module: RobustDistillingModule) -> None:
+    """Log once what a module teaches at what, and why it leaves soft labels out if it does."""
+    parts = [name for name, part in (('global knowledge', module.global_knowledge),
+                                     ('local knowledge', module.local_knowledge),
+                                     ('soft labels', module.soft_label)) if part is not None]
+    student = module.pair.student.name
+    boxes = {'positives': f'the positives that {student} trains on',
+             'gt': 'the ground-truth boxes'}[module.instances]
+    logger().info(f'{type(module).__name__} teaches {", ".join(parts)} at {boxes}.')
+    if module.soft_label is None:
+        logger().info(f'{type(module).__name__} leaves out soft labels: {module.left_out}')
 
 
 def build(kind: type, settings: Optional[Mapping], key: str, *args) -> Optional[nn.Module]:

@@ -114,7 +114,7 @@ class FGFI(Knowledge):
 
     def __init__(self, pair: DetectorPair, loss_weight: float = 0.01, threshold: float = 0.5):
         super().__init__(pair)
-        if not pair.student.num_anchors:
+        if not pair.student.anchors:
             raise ConfigError(
                 f'FGFI: student {pair.student.name} has no anchors, by which FGFI chooses what to '
                 f'imitate; use a student with an anchor-based head or RPN, or a kind of knowledge '

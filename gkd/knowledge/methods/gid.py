@@ -360,6 +360,7 @@ def refuse_unlike_boxes(pair: DetectorPair) -> None:
     teacher, student = pair.teacher, pair.student
     advice = 'teach by PKD or CWD, which compare feature maps alone.'
     pair.require_same_family('GID', advice)
+    pair.require_dense_predictions('GID', advice)
     for role, info in (('teacher', teacher), ('student', student)):
         if not info.box_coding:
             raise ConfigError(f'GID: {role} {info.name} does not predict boxes as offsets of '

@@ -175,6 +175,7 @@ def refuse_unlike_predictions(pair: DetectorPair) -> None:
     """Raise ConfigError where logits of the dense heads cannot be compared place by place."""
     where = 'PFI', 'teach by PKD or CWD, which compare feature maps alone.'
     pair.require_same_family(*where)
+    pair.require_dense_predictions(*where)
     if not pair.student.is_two_stage:
         pair.require_same_scores(*where)
     pair.require_same_anchors(*where)

@@ -1,0 +1,346 @@
+"""Find out what a detector is by running it: its maps, what it predicts, and one training step."""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Optional
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from gkd.detectors import one_stage, two_stage
+from gkd.detectors.dense import dense_head, main_head, predicted_maps
+from gkd.detectors.modes import eval_mode
+from gkd.detectors.pair import ONE_STAGE, TWO_STAGE, DetectorInfo, DetectorPair
+from gkd.detectors.step import Needs, recorded
+from gkd.errors import ConfigError
+from gkd.frameworks import (
+    BaseDetector,
+    Batch,
+    DeltaXYWHBBoxCoder,
+    bbox2roi,
+    student_losses,
+    synthetic_batch,
+)
+
+# A multiple of every stride in use (NAS-FPN needs 128), small enough to cost little.
+PROBE_SIZE = 256
+# Batch normalisation of a single cell needs two.
+PROBE_IMAGES = 2
+# Of every image, as parts of its side.
+PROBE_BOXES = ((0.1, 0.1, 0.4, 0.5), (0.35, 0.3, 0.95, 0.9))
+
+
+def inspect_pair(teacher: BaseDetector, student: BaseDetector) -> DetectorPair:
+    """Inspect both detectors and pair their levels by stride.
+
+    Raises:
+        ConfigError: One cannot be distilled, class counts differ, or no stride is shared.
+    """
+    teacher_info = inspect_detector(teacher, 'teacher')
+    student_info = inspect_detector(student, 'student')
+    if teacher_info.num_classes != student_info.num_classes:
+        raise ConfigError(
+            f'teacher {teacher_info.name} has {teacher_info.num_classes} classes, student '
+            f'{student_info.name} has {student_info.num_classes}; set `num_classes` of both '
+            f'heads to the classes of the data set.')
+    if teacher_info.image_channels != student_info.image_channels:
+        raise ConfigError(
+            f'teacher {teacher_info.name} reads images of {teacher_info.image_channels} channels, '
+            f'student {student_info.name} of {student_info.image_channels}; both see the same '
+            f'images, so `backbone.in_channels` must agree.')
+    shared = tuple(sorted(set(teacher_info.strides) & set(student_info.strides)))
+    if not shared:
+        raise ConfigError(
+            f'no pyramid level can be paired: the teacher\'s strides are '
+            f'{teacher_info.strides}, the student\'s {student_info.strides}. '
+            f'Choose necks whose strides overlap.')
+    return DetectorPair(teacher_info, student_info, shared)
+
+
+def inspect_detector(detector: BaseDetector, role: str) -> DetectorInfo:
+    """Measure the traits of a detector.
+
+    Its maps and predictions come from one pass over blank images. A student also takes one
+    training step, as a copy that is thrown away, so that what is recorded of a step is known to be
+    what it trains on.
+
+    Args:
+        detector: A detector built by MMDetection.
+        role: ``'teacher'`` or ``'student'``, for messages.
+
+    Raises:
+        ConfigError: Its parts do not fit together, or it is neither one-stage nor two-stage.
+    """
+    name = type(detector).__name__
+    family = family_of(detector)
+    if family is None:
+        raise ConfigError(
+            f'{role} {name} has no head that classifies objects (`roi_head`, `bbox_head`, '
+            f'`mask_head` or `panoptic_head`); an RPN alone is a part of a detector.')
+    view = look(detector, role)
+    info = DetectorInfo(
+        name, family, tuple(level.shape[1] for level in view.maps), view.strides,
+        image_channels=view.images.shape[1],
+        **(two_stage_traits if family == TWO_STAGE else one_stage_traits)(detector, view))
+    return observe_training(detector, info, view) if role == 'student' else info
+
+
+def family_of(detector: BaseDetector) -> Optional[str]:
+    """``'one-stage'``, ``'two-stage'``, or None for what classifies no objects."""
+    if getattr(getattr(detector, 'roi_head', None), 'bbox_head', None) is not None:
+        return TWO_STAGE
+    return ONE_STAGE if main_head(detector) is not None else None
+
+
+@dataclass
+class View:
+    """What a detector makes of blank images in eval mode.
+
+    Attributes:
+        images: The images ``(B, C, S, S)``.
+        maps: Its maps ``(B, C, H_l, W_l)``, as its head gets them.
+        strides: Stride of every map in pixels.
+        dense: Class scores and regressions of its dense head, level by level; None if it has no
+            such head or predicts otherwise.
+        rois: What its RoI head makes of a box an image; None likewise.
+    """
+
+    images: Tensor
+    maps: tuple[Tensor, ...]
+    strides: tuple[int, ...]
+    dense: Optional[tuple[list[Tensor], ...]]
+    rois: Optional[dict]
+
+
+@torch.no_grad()
+def look(detector: BaseDetector, role: str) -> View:
+    """Run a detector on blank images.
+
+    Raises:
+        ConfigError: Its parts do not fit together.
+    """
+    head = dense_head(detector)
+    # SSD's last maps exist at the size that it is made for only.
+    size = int(getattr(getattr(head, 'prior_generator', None), 'input_size', PROBE_SIZE))
+    parameter = next(detector.parameters())
+    images = parameter.new_zeros(PROBE_IMAGES, image_channels(detector.backbone), size, size)
+    try:
+        with eval_mode(detector):
+            maps = tuple(detector.extract_feat(images))
+            dense = predicted_maps(head, maps)
+            rois = classified_boxes(detector, maps, size)
+    except (RuntimeError, AssertionError, ValueError, IndexError, TypeError) as error:
+        raise ConfigError(
+            f'the parts of {role} {type(detector).__name__} do not fit together: {error}. Check '
+            f'the channels: `neck.in_channels` are the backbone\'s, the head\'s `in_channels` '
+            f'the neck\'s `out_channels`.') from error
+    strides = tuple(nominal_stride(size / level.shape[-1]) for level in maps)
+    return View(images, maps, strides, dense, rois)
+
+
+def image_channels(backbone: nn.Module) -> int:
+    """Channels of the images that a backbone reads."""
+    first = next((module for module in backbone.modules() if isinstance(module, nn.Conv2d)), None)
+    if first is None:
+        return 3
+    # YOLOX puts squares of four pixels into one first.
+    folded = type(getattr(backbone, 'stem', None)).__name__ == 'Focus'
+    return first.in_channels // 4 if folded else first.in_channels
+
+
+def nominal_stride(measured: float) -> int:
+    """A map's stride: the power of two that is nearest, where sizes were only rounded.
+
+    Example:
+        >>> [nominal_stride(300 / cells) for cells in (38, 10, 3, 1)]
+        [8, 32, 100, 300]
+    """
+    power = 2 ** round(float(np.log2(measured)))
+    return power if abs(measured / power - 1) < 0.1 else round(measured)
+
+
+def classified_boxes(detector: BaseDetector, maps: tuple[Tensor, ...],
+                     size: int) -> Optional[dict]:
+    """What a RoI head makes of one box an image; None if it classifies no boxes that it is given.
+
+    Heads that keep features of their proposals (Sparse R-CNN) or look at more than maps (HTC with
+    semantic segmentation) do not.
+    """
+    roi_head = getattr(detector, 'roi_head', None)
+    if roi_head is None or not callable(getattr(roi_head, '_bbox_forward', None)):
+        return None
+    boxes = [maps[0].new_tensor([[0, 0, size / 2, size / 2]]) for _ in range(PROBE_IMAGES)]
+    try:
+        outputs = two_stage.classify(roi_head, maps, bbox2roi(boxes))
+    except (RuntimeError, AssertionError):
+        if isinstance(roi_head.bbox_head, nn.ModuleList):
+            return None  # a cascade that needs more than maps
+        raise
+    except Exception:
+        return None
+    fits = isinstance(outputs, dict) and {'cls_score', 'bbox_feats'} <= outputs.keys()
+    return outputs if fits and len(outputs['cls_score']) == PROBE_IMAGES else None
+
+
+def two_stage_traits(detector: BaseDetector, view: View) -> dict:
+    """Traits of a RoI head, and of the RPN before it."""
+    head = two_stage.first(detector.roi_head.bbox_head)
+    sigmoid = bool(getattr(head.loss_cls, 'use_sigmoid', False))
+    classes = head.num_classes
+    classifies = pools_maps = False
+    if view.rois is not None:
+        classifies = view.rois['cls_score'].shape[1] == classes + (not sigmoid)
+        # A shared head (C4) pools features that lie in no map's space.
+        widths = {level.shape[1] for level in view.maps}
+        pools_maps = widths == {view.rois['bbox_feats'].shape[1]} and \
+            hasattr(two_stage.first(detector.roi_head.bbox_roi_extractor), 'map_roi_levels')
+    return dict(num_classes=classes, sigmoid=sigmoid, samples_positives=classifies,
+                classifies_boxes=classifies, pools_maps=pools_maps,
+                **dense_traits(getattr(detector, 'rpn_head', None), view))
+
+
+def one_stage_traits(detector: BaseDetector, view: View) -> dict:
+    """Traits of a dense head."""
+    head = main_head(detector)
+    traits = dense_traits(head, view)
+    # Panoptic heads know classes of regions, too; boxes are of the others.
+    return dict(num_classes=getattr(head, 'num_things_classes', head.num_classes),
+                sigmoid=bool(getattr(head, 'use_sigmoid_cls', True)),
+                # Whether a student does, its training step tells.
+                samples_positives=traits['predicts_densely'] and hasattr(head, 'sampler'),
+                classifies_boxes=traits['predicts_densely'], **traits)
+
+
+def dense_traits(head: Optional[nn.Module], view: View) -> dict:
+    """Traits of what is predicted at every place of the maps."""
+    scores = view.dense and torch.cat([level.flatten() for level in view.dense[0]])
+    return dict(anchors=base_anchors(head), box_coding=box_coding(head),
+                predicts_densely=view.dense is not None,
+                # TOOD scores by probabilities; the logits of all others are below 0 somewhere.
+                probabilities=scores is not None and bool(((scores >= 0) & (scores <= 1)).all()))
+
+
+def base_anchors(head: Optional[nn.Module]) -> tuple[tuple[tuple[float, ...], ...], ...]:
+    """Anchors of one cell of every level; none if there is no head or it has no anchors."""
+    levels = getattr(getattr(head, 'prior_generator', None), 'base_anchors', ())
+    return tuple(tuple(map(tuple, level.tolist())) for level in levels)
+
+
+def box_coding(head: Optional[nn.Module]) -> tuple[tuple[float, ...], ...]:
+    """Means and standard deviations of a dense head's offsets of anchors; none without those."""
+    coder = getattr(head, 'bbox_coder', None)
+    if not isinstance(coder, DeltaXYWHBBoxCoder) or not base_anchors(head):
+        return ()
+    return tuple(coder.means), tuple(coder.stds)
+
+
+def observe_training(student: BaseDetector, info: DetectorInfo, view: View) -> DetectorInfo:
+    """Correct a student's traits by what one training step shows.
+
+    Args:
+        student: The detector; a copy of it takes the step.
+        info: Its traits as far as they are known.
+        view: What it makes of blank images.
+
+    Raises:
+        ConfigError: In training its maps hold other images than it was given.
+    """
+    info = replace(info, ground_truth=tuple(further_ground_truth(student, view)))
+
+    def batch() -> Batch:
+        return probe_batch(student, view, info.num_classes)
+
+    with isolated_random_numbers(), torch.no_grad():
+        trained = copy.deepcopy(student)
+        trained.train()
+        if info.samples_positives:
+            try:
+                if positives_are_true(trained, info, batch()):
+                    return info
+            except Exception:
+                pass  # not observed as other heads are; its own training may be sound
+        info = replace(info, samples_positives=False, classifies_boxes=False)
+        try:
+            with recorded(trained, 'extract_feat') as features:
+                student_losses(trained, batch())
+        except Exception:
+            return info  # it wants other ground truth than this; its training will tell
+    maps = tuple(features[-1].result)
+    if any(len(level) != PROBE_IMAGES for level in maps):
+        raise ConfigError(
+            f'student {info.name} trains on maps that hold {len(maps[0])} images for '
+            f'{PROBE_IMAGES}, one for each of its branches; a teacher has one map an image. '
+            f'It can be a teacher, but no student.')
+    return info
+
+
+def positives_are_true(student: BaseDetector, info: DetectorInfo, batch: Batch) -> bool:
+    """Whether the positives recorded of a training step are the boxes that it trained on."""
+    pair = DetectorPair(info, info, tuple(sorted(set(info.strides))))
+    family = two_stage if info.is_two_stage else one_stage
+    _, step = family.student_step(student, pair, Needs(), batch)
+    boxes, logits = torch.cat(step.boxes), step.student.logits
+    if not len(boxes) == len(logits) == len(step.labels) == len(step.objects) > 0:
+        return False
+    if not (boxes[:, 2:] > boxes[:, :2]).all():
+        return False
+    if info.is_two_stage:
+        return len(step.student.proposal_logits) == sum(map(len, step.proposals))
+    head = main_head(student)
+    sizes = [tuple(-(-side // stride) for side in step.padded_size) for stride in info.strides]
+    anchors = torch.cat(head.prior_generator.grid_priors(sizes, device=boxes.device))
+    return torch.equal(anchors[step.positions[:, 1]], boxes)
+
+
+def probe_batch(detector: BaseDetector, view: View, num_classes: int) -> Batch:
+    """Noise of the size of a view's images, with boxes and whatever else training wants."""
+    size = view.images.shape[-1]
+    return synthetic_batch(torch.randn_like(view.images),
+                           view.images.new_tensor(PROBE_BOXES) * size,
+                           torch.arange(len(PROBE_BOXES)) % num_classes,
+                           **further_ground_truth(detector, view))
+
+
+def further_ground_truth(detector: BaseDetector, view: View) -> dict:
+    """What a detector's training wants besides boxes and labels, as pipelines collect it.
+
+    Returns:
+        For each image alike: ``gt_masks`` ``(n, S, S)`` uint8, ``gt_semantic_seg`` ``(H, W)``
+        int64, ``proposals`` ``(m, 4)``; those that it wants.
+    """
+    size = view.images.shape[-1]
+    boxes = view.images.new_tensor(PROBE_BOXES) * size
+    roi_head = getattr(detector, 'roi_head', None)
+    extra = {}
+    if any(getattr(part, name, False) for part in (detector, roi_head)
+           for name in ('with_mask', 'panoptic_head')):
+        masks = np.zeros((len(boxes), size, size), np.uint8)
+        for mask, (x1, y1, x2, y2) in zip(masks, boxes.int().tolist()):
+            mask[y1:y2, x1:x2] = 1
+        extra['gt_masks'] = masks
+    if getattr(roi_head, 'with_semantic', False):
+        cells = view.maps[roi_head.semantic_head.fusion_level].shape[-2:]
+        extra['gt_semantic_seg'] = torch.zeros(*cells, dtype=torch.long)
+    elif getattr(detector, 'with_semantic_head', False):
+        extra['gt_semantic_seg'] = torch.zeros(size, size, dtype=torch.long)
+    if roi_head is not None and not getattr(detector, 'with_rpn', False):
+        extra['proposals'] = torch.cat([boxes, boxes / 2])
+    return extra
+
+
+@contextmanager
+def isolated_random_numbers() -> Iterator[None]:
+    """Leave all random number generators of the CPU as they were."""
+    states = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=[]):
+        try:
+            yield
+        finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])

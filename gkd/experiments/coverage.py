@@ -1,0 +1,405 @@
+"""Try detectors of the zoo as teachers and students: what works, what is refused, and why.
+
+Each is taken from its own config with untrained weights, on small images. So that many can be
+tried, backbones have one block a stage, where their class counts blocks, and there are an eighth
+of the channels, where backbone and heads agree to that.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import multiprocessing
+import os
+import os.path as osp
+import re
+import time
+import traceback
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from typing import Optional
+
+import mmcv
+import torch
+from mmdet.models import BACKBONES, ResNet, build_detector
+from torch import Tensor
+
+import gkd
+from gkd.detectors.inspection import isolated_random_numbers, look, probe_batch
+from gkd.detectors.source import DetectorSource, drop_pretrained
+from gkd.distiller import Distiller, build_knowledge
+from gkd.errors import GKDError
+from gkd.experiments.plan import random_bank
+from gkd.files import write_atomically
+from gkd.frameworks import mmdet_configs
+from gkd.registry import KNOWLEDGE
+from gkd.running.console import without_details
+
+WORKS, REFUSED, FAULT = 'works', 'refused', 'fault'
+METHOD = 'RobustDistillingModule'
+STEPS = 2
+NARROWER = 8
+CHANNELS = re.compile(r'(channels?|planes|dims|num_feats|filters)$')
+SECONDS = 900  # until a process is ended
+PROTOTYPES = 2  # a class
+
+
+@dataclass
+class Outcome:
+    """What came of a pair.
+
+    Attributes:
+        teacher: Its config's name.
+        student: Likewise.
+        verdict: ``'works'``, ``'refused'`` with the reason in ``message``, or ``'fault'``.
+        message: The refusal, or the exception and where it came from.
+        teaches: Loss terms of the distilling module with its default settings.
+        instances: ``'positives'`` or ``'gt'``: at what it teaches.
+        left_out: Why soft labels are left out; empty if they are taught.
+        methods: For each of the other methods what it said: empty if it works.
+        own_losses_equal: Whether the student's own losses are those of a plain training, bit by
+            bit.
+        detects: Whether the student detects in a test afterwards.
+        build_seconds: Time until the pair was built or refused.
+    """
+
+    teacher: str
+    student: str
+    verdict: str = FAULT
+    message: str = ''
+    teaches: list[str] = field(default_factory=list)
+    instances: str = ''
+    left_out: str = ''
+    methods: dict[str, str] = field(default_factory=dict)
+    own_losses_equal: Optional[bool] = None
+    detects: Optional[bool] = None
+    build_seconds: float = 0.0
+
+    @property
+    def name(self) -> str:
+        """Name of the pair."""
+        return pair_name(self.teacher, self.student)
+
+
+def pair_name(teacher: str, student: str) -> str:
+    """Name of a pair; that of a detector with itself is the detector's."""
+    return teacher if teacher == student else f'{teacher} -> {student}'
+
+
+def pair_of(name: str) -> tuple[str, str]:
+    """Teacher and student of a name that :func:`pair_name` gives.
+
+    Example:
+        >>> pair_of('a -> b'), pair_of('a')
+        (('a', 'b'), ('a', 'a'))
+    """
+    teacher, _, student = name.partition(' -> ')
+    return teacher, student or teacher
+
+
+def check_all(pairs: Iterable[tuple[str, str]], folder: str, again: bool = False,
+              say=print) -> list[Outcome]:
+    """Check pairs, each in a process of its own; what has been checked is not checked again.
+
+    Args:
+        pairs: Names of configs, teacher and student.
+        folder: Where the outcomes are kept.
+        again: Check what has been checked, too.
+        say: Gets a line about every pair.
+    """
+    outcomes = []
+    os.makedirs(folder, exist_ok=True)
+    for teacher, student in pairs:
+        path = osp.join(folder, f'{teacher}__{student}.json'.replace('/', '--'))
+        if again or not osp.exists(path):
+            write_atomically(path, json.dumps(asdict(check_apart(teacher, student)), indent=1))
+        with open(path, encoding='utf-8') as file:
+            outcomes.append(Outcome(**json.load(file)))
+        say(f'{outcomes[-1].verdict:8} {outcomes[-1].name}  {outcomes[-1].message[:160]}')
+    return outcomes
+
+
+def check_apart(teacher: str, student: str) -> Outcome:
+    """Check a pair in a process of its own, which may crash."""
+    context = multiprocessing.get_context('fork')
+    here, there = context.Pipe(duplex=False)
+    process = context.Process(target=lambda: there.send(check(teacher, student)))
+    process.start()
+    there.close()
+    try:
+        outcome = here.recv() if here.poll(SECONDS) else None
+    except EOFError:
+        outcome = None
+    process.kill()
+    process.join()
+    return outcome or Outcome(teacher, student,
+                              message=f'the process ended with status {process.exitcode}')
+
+
+def check(teacher: str, student: str) -> Outcome:
+    """Try a pair: the student alone, then taught, a step of each other method, a test."""
+    outcome = Outcome(teacher, student)
+    mmcv.utils.get_logger('mmdet').setLevel(logging.ERROR)
+    torch.set_num_threads(1)
+    try:
+        try_pair(outcome)
+    except GKDError as error:
+        outcome.verdict, outcome.message = REFUSED, without_prefix(error)
+    except Exception as error:
+        outcome.verdict, outcome.message = FAULT, describe(error)
+    return outcome
+
+
+def try_pair(outcome: Outcome) -> None:
+    """Fill in an outcome.
+
+    Raises:
+        GKDError: The pair is refused.
+        Exception: Something does not work.
+    """
+    started = time.time()
+    configs = [small_config(name) for name in (outcome.teacher, outcome.student)]
+    model = build(distiller(*configs))
+    outcome.build_seconds = round(time.time() - started, 1)
+    taught = next(iter(model.knowledge))
+    outcome.instances = taught.instances
+    outcome.left_out = '' if taught.soft_label is not None else taught.left_out
+
+    plain = build(configs[1])
+    batch = batch_of(model)
+    with torch.no_grad():
+        expected = step(plain, batch)
+    losses = step(model, batch)
+    outcome.own_losses_equal = all(equal(losses[name], value) for name, value in expected.items())
+    outcome.teaches = sorted(losses.keys() - expected.keys())
+    train(model, batch)
+
+    for name in sorted(KNOWLEDGE.module_dict):
+        if name != METHOD and KNOWLEDGE.get(name).__module__.startswith('gkd.'):
+            outcome.methods[name] = try_method(model, name, batch)
+    outcome.detects = detects(model, batch)
+    if not outcome.detects:
+        raise RuntimeError('a test gives no results')
+    faults = [f'{name}: {said}' for name, said in outcome.methods.items()
+              if said.startswith('FAULT')]
+    if not outcome.own_losses_equal:
+        faults.append('the student\'s own losses differ from those of a plain training')
+    outcome.verdict, outcome.message = (FAULT, '; '.join(faults)) if faults else (WORKS, '')
+
+
+def small_config(name: str) -> dict:
+    """A detector's `model` config with nothing to download, narrower if it can be."""
+    model = DetectorSource.parse(dict(config=f'mmdet::{name}.py'), 'config').model_config()
+    drop_pretrained(model)
+    if 'teacher_ckpt' in model:  # distils by itself, from a config beside this one
+        model.teacher_ckpt = None
+        path = osp.join(osp.dirname(mmdet_configs()), model.teacher_config)
+        model.teacher_config = mmcv.Config.fromfile(path)
+        drop_pretrained(model.teacher_config.model)
+    if model.type == 'YOLOX':  # it resizes its batches now and then: here each
+        model.update(random_size_interval=1, random_size_range=(5, 9), input_size=(256, 256))
+    slim = narrower(model)
+    try:
+        with isolated_random_numbers(), without_details():
+            look(build_detector(copy.deepcopy(slim)), 'student')
+    except Exception:
+        return model
+    return slim
+
+
+def narrower(model: dict) -> dict:
+    """A config with an eighth of the channels, where the backbone is one that can be so."""
+    model = copy.deepcopy(model)
+    backbone = model.get('backbone', {})
+    kind = BACKBONES.get(backbone.get('type'))
+    if kind is None or 'shared_head' in model.get('roi_head', {}):
+        return model
+    if issubclass(kind, ResNet) and 'arch' not in backbone:
+        backbone.update(base_channels=64 // NARROWER)
+        model = divided(model)
+    else:
+        in_channels = copy.deepcopy(model.get('neck') or {}).get('in_channels')
+        model = divided({**model, 'backbone': {}})
+        model['backbone'] = backbone
+        if in_channels is not None:
+            model['neck']['in_channels'] = in_channels
+    return mmcv.ConfigDict(model)
+
+
+def divided(entry):
+    """All numbers of channels, at every depth, by ``NARROWER``; groups to be normalised to 4."""
+    if isinstance(entry, dict):
+        return {key: fewer(value) if CHANNELS.search(key) else 4 if key == 'num_groups'
+                else divided(value) for key, value in entry.items()}
+    return [divided(value) for value in entry] if isinstance(entry, (list, tuple)) else entry
+
+
+def fewer(value):
+    """A number of channels, or several, divided."""
+    if isinstance(value, (list, tuple)):
+        return [fewer(inner) for inner in value]
+    return value // NARROWER if type(value) is int and value >= 64 else value
+
+
+def shorten_backbones() -> None:
+    """Let backbones of this process have one block a stage, where their class counts blocks."""
+    for kind in BACKBONES.module_dict.values():
+        settings = getattr(kind, 'arch_settings', None)
+        if isinstance(settings, dict):
+            kind.arch_settings = {depth: one_block_a_stage(value)
+                                  for depth, value in settings.items()}
+
+
+def one_block_a_stage(setting):
+    """A backbone's entry ``(block, counts)``, or ``(counts, channels)``, with counts of 1."""
+    if isinstance(setting, tuple) and len(setting) == 2:
+        counts = [isinstance(part, tuple) and all(type(count) is int for count in part)
+                  for part in setting]
+        return tuple(tuple(1 for _ in part) if is_counts else part
+                     for part, is_counts in zip(setting, counts))
+    return setting
+
+
+def distiller(teacher: dict, student: dict, method: str = METHOD) -> dict:
+    """Config of a distiller with the default settings of a method."""
+    return dict(type='Distiller', teacher=dict(config=copy.deepcopy(teacher), checkpoint=None),
+                student=dict(config=copy.deepcopy(student)), knowledge=[dict(type=method)],
+                prototypes=dict(type='PrototypeGenerationModule'))
+
+
+def build(config: dict) -> torch.nn.Module:
+    """Build a detector as a training does, from the same random numbers each time."""
+    torch.manual_seed(0)
+    model = build_detector(mmcv.Config(dict(model=copy.deepcopy(config))).model)
+    with without_details():
+        model.init_weights()
+    model.train()
+    if isinstance(model, Distiller) and model.needs.bank:
+        with isolated_random_numbers():
+            model.bank = random_bank(model.pair, PROTOTYPES)
+    return model
+
+
+def batch_of(model: Distiller) -> dict:
+    """A training batch of noise, with whatever ground truth the student wants."""
+    view = look(model.student, 'student')
+    return probe_batch(model.student, view, model.pair.num_classes).native
+
+
+def step(model: torch.nn.Module, batch: dict) -> dict:
+    """Losses of a training step."""
+    torch.manual_seed(1)
+    model.train()
+    return model(return_loss=True, **copy.deepcopy(batch))
+
+
+def train(model: torch.nn.Module, batch: dict) -> None:
+    """Take some steps; raise if a loss or a gradient is no finite number."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-6)
+    for _ in range(STEPS):
+        optimizer.zero_grad()
+        total, log = model._parse_losses(step(model, batch))
+        broken = [name for name, value in log.items() if value != value]
+        if broken:
+            raise ArithmeticError(f'{", ".join(broken)}: no number')
+        total.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0, error_if_nonfinite=True)
+        optimizer.step()
+
+
+def equal(value, expected) -> bool:
+    """Whether losses, or lists of them, are the same to the last bit."""
+    if isinstance(expected, (list, tuple)):
+        return len(value) == len(expected) and all(map(equal, value, expected))
+    return torch.equal(value, expected) if isinstance(expected, Tensor) else value == expected
+
+
+def try_method(model: Distiller, name: str, batch: dict) -> str:
+    """A step of another method: empty if it works, else its refusal, or FAULT with the error."""
+    try:
+        kind = build_knowledge(dict(type=name), model.pair)
+        model.knowledge, model.needs = torch.nn.ModuleList([kind]), kind.needs
+        losses, _ = model._parse_losses(step(model, batch))
+        if not losses.isfinite():
+            return 'FAULT the loss is no finite number'
+    except GKDError as error:
+        return without_prefix(error)
+    except Exception as error:
+        return f'FAULT {describe(error)}'
+    return ''
+
+
+@torch.no_grad()
+def detects(model: torch.nn.Module, batch: dict) -> bool:
+    """Whether a test of one image gives results."""
+    further = {name: [value[:1]] for name, value in batch.items() if name == 'proposals'}
+    model.eval()
+    results = model(return_loss=False, rescale=True, img=[batch['img'][:1]],
+                    img_metas=[batch['img_metas'][:1]], **further)
+    return len(results) == 1
+
+
+def without_prefix(error: Exception) -> str:
+    """A message without the class that mmcv's registry puts before it."""
+    return str(error).removeprefix('Distiller: ') if hasattr(str, 'removeprefix') else str(error)
+
+
+def describe(error: Exception) -> str:
+    """An exception with the last place of this package that it came through."""
+    package = osp.dirname(gkd.__file__)
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if frame.filename.startswith(package)
+           and not frame.filename.endswith('coverage.py')]
+    frame = (own or frames)[-1]
+    place = f'{osp.relpath(frame.filename, osp.dirname(package))}:{frame.lineno}'
+    return f'{type(error).__name__}: {error} ({place})'
+
+
+def write_tables(outcomes: list[Outcome], folder: str) -> str:
+    """Write ``detectors.md`` and ``detectors.json`` into a folder.
+
+    Returns:
+        How many of them work, in a line.
+    """
+    write_atomically(osp.join(folder, 'detectors.json'),
+                     json.dumps([asdict(outcome) for outcome in outcomes], indent=1))
+    write_atomically(osp.join(folder, 'detectors.md'), markdown(outcomes))
+    counts = {verdict: sum(outcome.verdict == verdict for outcome in outcomes)
+              for verdict in (WORKS, REFUSED, FAULT)}
+    return (f'{counts[WORKS]} of {len(outcomes)} work, {counts[REFUSED]} are refused, '
+            f'{counts[FAULT]} fail; the table: {osp.join(folder, "detectors.md")}')
+
+
+def markdown(outcomes: list[Outcome]) -> str:
+    """The tables of single detectors and of pairs."""
+    tables = []
+    for title, own in (('Detectors, each with itself', True), ('Pairs', False)):
+        chosen = [outcome for outcome in outcomes if (outcome.teacher == outcome.student) == own]
+        if not chosen:
+            continue
+        works = sum(outcome.verdict == WORKS for outcome in chosen)
+        tables.append('\n'.join([
+            f'## {title}\n', f'{works} of {len(chosen)} work.\n',
+            '| config | soft labels | at | other methods | what is not, and why |',
+            '| --- | --- | --- | --- | --- |', *map(row, chosen)]) + '\n')
+    return '\n'.join(tables)
+
+
+def row(outcome: Outcome) -> str:
+    """A row of the table."""
+    if outcome.verdict != WORKS:
+        return f'| {outcome.name} | | | | **{outcome.verdict}**: {cell(outcome.message)} |'
+    refused = {name for name, said in outcome.methods.items() if said}
+    notes = [f'soft labels: {outcome.left_out}'] if outcome.left_out else []
+    if refused:
+        notes.append(f'refused: {", ".join(sorted(refused))}')
+    soft = 'yes' if 'loss_soft' in outcome.teaches else ''
+    at = {'positives': 'positives', 'gt': 'ground truth'}[outcome.instances]
+    methods = f'{len(outcome.methods) - len(refused)} of {len(outcome.methods)}'
+    return f'| {outcome.name} | {soft} | {at} | {methods} | {cell("; ".join(notes))} |'
+
+
+def cell(text: str) -> str:
+    """Text as it can stand in a Markdown table."""
+    return ' '.join(text.split()).replace('|', r'\|')
