@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Sequence
 from functools import reduce
 from typing import Any, Optional
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from gkd.bank import PrototypeBank
@@ -16,9 +18,10 @@ from gkd.detectors.pair import DetectorPair
 from gkd.detectors.source import DetectorSource
 from gkd.detectors.step import DetectorOutputs, Needs, Step
 from gkd.errors import ConfigError
-from gkd.frameworks import DETECTORS, Batch, DetectorShell, build_detector, student_losses
+from gkd.files import checksum
+from gkd.frameworks import DETECTORS, Batch, Dataset, DetectorShell, build_detector, student_losses
 from gkd.knowledge.base import Knowledge
-from gkd.prototypes.generation import PrototypeGenerationModule
+from gkd.prototypes.generation import Generation, PrototypeGenerationModule
 from gkd.registry import KNOWLEDGE
 
 
@@ -99,6 +102,36 @@ class Distiller(DetectorShell):
             self.student.init_weights()
         else:
             self.student_source.load_checkpoint(self.student)
+
+    @torch.no_grad()
+    def generate_bank(self, datasets: Sequence[Dataset], folder: str) -> Generation:
+        """Choose prototypes with the student's current weights, and teach with them from now on.
+
+        All processes call this together.
+
+        Args:
+            datasets: Data sets with annotations and the test pipeline.
+            folder: Where the teacher's features are kept for a resumed run.
+
+        Returns:
+            The bank, with the SHA-256 of the student's weights in its metadata, and what it was
+            chosen from; on the CPU.
+
+        Raises:
+            DataError: No instance is large enough to become a prototype.
+            ValueError: A feature is not finite.
+        """
+        if dist.is_initialized():
+            # Every process has its own statistics of batch normalisation.
+            for buffer in self.student.buffers():
+                dist.broadcast(buffer, 0)
+        generation = self.prototypes.generate(
+            self.teacher, self.student, self.pair.levels(self.pair.teacher),
+            self.pair.levels(self.pair.student), datasets, folder)
+        weights = {name: tensor.cpu() for name, tensor in self.student.state_dict().items()}
+        generation.bank.metadata['student'] = checksum(weights, {})
+        self.bank = generation.bank.to(next(self.parameters()).device)
+        return generation
 
     def _apply(self, fn, *args, **kwargs):
         # `.to()`, `.cuda()` and `.half()` reach the hidden teacher through here.

@@ -13,7 +13,7 @@ from torch import Tensor
 from gkd.errors import DataError
 from gkd.knowledge.instances import map_levels
 from gkd.looking.agreement import coordinates
-from gkd.looking.trained import Basis, TrainedPair, image_path
+from gkd.looking.trained import Basis, TrainedPair
 from gkd.prototypes import PrototypeBank
 from gkd.prototypes.contributions import align, principal_plane
 from gkd.prototypes.features import CandidateImage, CandidateImages
@@ -108,7 +108,7 @@ def locate(trained: TrainedPair, bank: PrototypeBank, images: Sequence[Candidate
             own = slice(*bank.offsets[level][label:label + 2].tolist())
             of_teacher.append(coordinates(teacher[level][row, None], bank.teacher[level][own])[0])
             of_student.append(coordinates(student[level][row, None], bank.student[level][own])[0])
-            paths.append(image_path(image))
+            paths.append(image.path)
             boxes.append(image.boxes[row])
     if not paths:
         raise DataError(f'no image has an instance of class {images[0].dataset.CLASSES[label]}.')

@@ -17,7 +17,7 @@ from gkd.files import write_atomically
 from gkd.knowledge.instances import map_levels
 from gkd.knowledge.losses import robust_weights
 from gkd.looking.agreement import coordinates, mean_with_band, typicality
-from gkd.looking.trained import TrainedPair, image_path
+from gkd.looking.trained import TrainedPair
 from gkd.progress import progress
 from gkd.prototypes import PrototypeBank
 from gkd.prototypes.features import CandidateImage, CandidateImages
@@ -244,7 +244,7 @@ def draw_study(study: Study, title: str, path: str) -> None:
 
 def draw_examples(image: CandidateImage, degrees: Sequence[float], seed: int, path: str) -> None:
     """Draw one instance in every way and degree of corruption to a picture file."""
-    pixels = read_image(image_path(image))
+    pixels = read_image(image.path)
     box = torch.from_numpy(image.boxes[0])
     # From -1 to 1, so that occlusion fills with a middle grey.
     clean = torch.from_numpy(pixels).permute(2, 0, 1) / 127.5 - 1

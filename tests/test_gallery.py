@@ -146,9 +146,7 @@ def test_pair_equals_the_training_s_own_generation(pair, tmp_path):
     basis = trained.generate(str(tmp_path))
     distiller = trained.distiller
     datasets = [candidate.dataset for candidate in trained.generation.candidates[:1]]
-    bank = distiller.prototypes.generate(
-        distiller.teacher, distiller.student, trained.pair.levels(trained.pair.teacher),
-        trained.pair.levels(trained.pair.student), datasets, str(tmp_path / 'other'))
+    bank = distiller.generate_bank(datasets, str(tmp_path / 'other')).bank
     for name in ('teacher', 'student', 'offsets'):
         for one, other in zip(getattr(bank, name), getattr(basis.bank, name)):
             assert torch.equal(one, other)

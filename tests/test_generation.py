@@ -61,7 +61,7 @@ def generation(**settings):
 
 
 def generate(module, detectors, datasets, cache, levels=LEVELS):
-    return module.generate(*detectors, levels, levels, datasets, str(cache))
+    return module.generate(*detectors, levels, levels, datasets, str(cache)).bank
 
 
 @contextlib.contextmanager
@@ -176,11 +176,9 @@ def test_features_are_means_over_the_cells_of_boxes(detectors, datasets, tmp_pat
 
 def test_prototypes_are_chosen_in_both_spaces(detectors, datasets, tmp_path):
     module = generation(num_prototypes=3)
-    with recorded(module, 'pursue') as calls:
-        bank = generate(module, detectors, datasets, tmp_path)
-    student, batches = calls[0].args[:2]
-    labels = torch.cat([torch.as_tensor(module.candidates[position].labels)
-                        for batch in batches for position in batch])
+    made = module.generate(*detectors, LEVELS, LEVELS, datasets, str(tmp_path))
+    bank, student = made.bank, made.student
+    labels = torch.cat([torch.as_tensor(image.labels) for image in made.images])
     for level in range(len(LEVELS)):
         for label in range(small.NUM_CLASSES):
             mine = labels == label
@@ -190,6 +188,7 @@ def test_prototypes_are_chosen_in_both_spaces(detectors, datasets, tmp_path):
             for role, features in (('student', student), ('teacher', module.teacher_features)):
                 torch.testing.assert_close(getattr(bank, role)[level][owned],
                                            features[level][mine][chosen], rtol=0, atol=0)
+            assert torch.equal(made.rows[level][owned], mine.nonzero().flatten()[chosen])
 
 
 def test_every_image_is_seen_once_and_by_the_teacher_once_in_all(detectors, datasets, tmp_path):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os.path as osp
-from collections.abc import Sequence
 from typing import Optional
 
 import numpy as np
@@ -14,14 +12,12 @@ from torch import Tensor
 from gkd.compat.checkpoint import load_checkpoint_file, load_strictly
 from gkd.distiller import Distiller, build_generation
 from gkd.errors import ConfigError, DataError
-from gkd.prototypes import PrototypeBank
 from gkd.prototypes.features import (
     CandidateImage,
     choose_candidates,
-    group_by_size,
     instance_features,
 )
-from gkd.prototypes.generation import cached_share, gather, save_share
+from gkd.prototypes.generation import Generation
 from gkd.running.config import build_model
 from gkd.running.data import build_checked_dataset, leaf_datasets, prototype_datasets
 from gkd.running.export import student_weights
@@ -87,21 +83,9 @@ class TrainedPair:
         datasets = [leaf for number, entry in enumerate(prototype_datasets(self.config))
                     for leaf in leaf_datasets(build_checked_dataset(
                         entry, f'data.train[{number}]', dict(test_mode=True)))]
-        module, pair = self.generation, self.pair
-        module.candidates = module.choose(datasets)
-        batches = group_by_size(module.candidates, module.batch_size)
-        levels = pair.levels(pair.teacher)
-        fingerprint = module.fingerprint(self.distiller.teacher, levels, batches)
-        share = cached_share(cache_dir, fingerprint)
-        if share is None:
-            share = module.run(self.distiller.teacher, levels, batches, 'teacher')
-            save_share(cache_dir, fingerprint, share)
-        module.teacher_features = gather(share, module.counts(batches))
-        share = module.run(self.distiller.student, pair.levels(pair.student), batches, 'student')
-        student_features = gather(share, module.counts(batches))
-        bank = module.pursue(student_features, batches, pair.num_classes, self.device)
-        order = [module.candidates[position] for batch in batches for position in batch]
-        return Basis(bank, order, module.teacher_features, student_features)
+        levels = [self.pair.levels(info) for info in (self.pair.teacher, self.pair.student)]
+        return Basis(self.generation.generate(self.distiller.teacher, self.distiller.student,
+                                              *levels, datasets, cache_dir))
 
 
 class Basis:
@@ -115,33 +99,25 @@ class Basis:
         labels: ``(n,)`` int64.
         teacher: The teacher's features ``(n, D_T)``, one tensor a level.
         student: The student's, ``(n, D_S)``.
+
+    Args:
+        generation: What a generation of prototypes returned.
     """
 
-    def __init__(self, bank: PrototypeBank, images: Sequence[CandidateImage],
-                 teacher: list[Tensor], student: list[Tensor]):
-        self.bank = bank
+    def __init__(self, generation: Generation):
+        self.bank = generation.bank
+        images = generation.images
         self.classes = images[0].dataset.CLASSES
-        self.paths = [image_path(image) for image in images for _ in image.labels]
+        self.paths = [image.path for image in images for _ in image.labels]
         self.boxes = np.concatenate([image.boxes for image in images])
         self.labels = torch.from_numpy(np.concatenate([image.labels for image in images]))
-        self.teacher, self.student = teacher, student
+        self.teacher, self.student = generation.teacher, generation.student
+        self.chosen = generation.rows
 
     def rows(self, level: int, label: int) -> Tensor:
         """Which instances are a class's prototypes on a level, in order of choice ``(K,)``."""
         first, last = self.bank.offsets[level][label:label + 2].tolist()
-        members = (self.labels == label).nonzero().flatten()
-        # A bank keeps features: what equals them in both spaces is the instance, or its twin.
-        same = torch.ones(last - first, len(members), dtype=torch.bool)
-        for features, prototypes in ((self.teacher, self.bank.teacher),
-                                     (self.student, self.bank.student)):
-            chosen = prototypes[level][first:last, None]
-            same &= (features[level][members] == chosen).all(dim=2)
-        return members[same.to(torch.uint8).argmax(dim=1)]
-
-
-def image_path(image: CandidateImage) -> str:
-    """File of an image."""
-    return osp.join(image.dataset.img_prefix or '', image.filename)
+        return self.chosen[level][first:last]
 
 
 def validation_images(config: Config, min_size: float) -> list[CandidateImage]:

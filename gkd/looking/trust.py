@@ -19,7 +19,7 @@ from gkd.knowledge.instances import instance_mask, map_levels, pool_instances
 from gkd.knowledge.losses import robust_weights
 from gkd.knowledge.robust import RobustDistillingModule
 from gkd.looking.agreement import coordinates, typicality
-from gkd.looking.trained import TrainedPair, image_path
+from gkd.looking.trained import TrainedPair
 from gkd.prototypes import PrototypeBank
 from gkd.prototypes.features import CandidateImage, CandidateImages
 from gkd.report.drawing import crop, plt, rectangle, save
@@ -159,7 +159,7 @@ def draw_images(trained: TrainedPair, bank: PrototypeBank, images: Sequence[Cand
                                 layout='constrained',
                                 figsize=(3.5 * (1 + len(levels)) + 0.6, 3.5 * len(numbers) + 0.2))
     for row, number, (masks, (width, height)) in zip(axes, numbers, drawn):
-        pixels = read_image(image_path(images[number]))
+        pixels = read_image(images[number].path)
         for axis in row:
             axis.imshow(pixels)
             axis.axis('off')
@@ -212,7 +212,7 @@ def draw_extremes(images: Sequence[CandidateImage], trust: Trust, label: int, co
             axis.set_frame_on(False)
         for axis, index in zip(row, chosen.tolist()):
             image = images[int(trust.images[index])]
-            axis.imshow(crop(image_path(image), trust.boxes[index].tolist()))
+            axis.imshow(crop(image.path, trust.boxes[index].tolist()))
             axis.set_title(f'{trust.weights[index]:.2f}', fontsize=10, pad=3)
             axis.set_xlabel(f'T {trust.teacher[index]:.2f}  S {trust.student[index]:.2f}',
                             fontsize=7)

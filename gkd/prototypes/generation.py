@@ -6,6 +6,7 @@ import hashlib
 import json
 import os.path as osp
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Optional
 
 import numpy as np
@@ -39,6 +40,25 @@ from gkd.prototypes.features import (
 from gkd.prototypes.selection import SELECTIONS, choose_instances
 
 ADVICE = 'The teacher\'s features are computed again.'
+
+
+@dataclass
+class Generation:
+    """Prototypes, and the instances that they were chosen from.
+
+    Attributes:
+        bank: The prototypes, on the CPU. Its metadata tell the image and box of each.
+        rows: Instance of every prototype on every level, in the bank's order, ``(P_l,)`` int64.
+        images: The instances' images with their boxes, in the order of the features.
+        teacher: The teacher's features of all instances, ``(N, D_T)``, one tensor a level.
+        student: The student's, ``(N, D_S)``.
+    """
+
+    bank: PrototypeBank
+    rows: list[Tensor]
+    images: list[CandidateImage]
+    teacher: list[Tensor]
+    student: list[Tensor]
 
 
 class PrototypeGenerationModule:
@@ -100,7 +120,7 @@ class PrototypeGenerationModule:
 
     def generate(self, teacher: BaseDetector, student: BaseDetector,
                  teacher_levels: Sequence[int], student_levels: Sequence[int],
-                 datasets: Sequence[Dataset], cache_dir: str) -> PrototypeBank:
+                 datasets: Sequence[Dataset], cache_dir: str) -> Generation:
         """Build the bank from the student's current weights.
 
         All processes call this together and all get the same bank.
@@ -114,7 +134,7 @@ class PrototypeGenerationModule:
             cache_dir: Where the teacher's features are kept for a resumed run.
 
         Returns:
-            The bank, on the CPU. Its metadata tell the image and box of every prototype.
+            The bank, and what it was chosen from.
 
         Raises:
             DataError: No instance is large enough to become a prototype.
@@ -133,7 +153,14 @@ class PrototypeGenerationModule:
             share = self.run(student, student_levels, batches, 'student')
         student_features = gather(share, self.counts(batches))
         device = next(student.parameters()).device
-        return self.pursue(student_features, batches, len(classes_of(datasets[0])), device)
+        images = [self.candidates[position] for batch in batches for position in batch]
+        rows, offsets = self.pursue(student_features, images, len(classes_of(datasets[0])), device)
+        bank = PrototypeBank(
+            student=[feature[row] for feature, row in zip(student_features, rows)],
+            teacher=[feature[row] for feature, row in zip(self.teacher_features, rows)],
+            offsets=[offsets.clone() for _ in rows],
+            metadata=dict(origins=json.dumps(origins(rows, images))))
+        return Generation(bank, rows, images, self.teacher_features, student_features)
 
     def choose(self, datasets: Sequence[Dataset]) -> list[CandidateImage]:
         """Choose the candidates once, and name the classes that have none."""
@@ -169,12 +196,15 @@ class PrototypeGenerationModule:
                                   [box.to(device) for box in boxes])
                 for images, boxes in progress(loader, f'prototypes, {role}', unit='batch')]
 
-    def pursue(self, student_features: list[Tensor], batches: list[list[int]], num_classes: int,
-               device: torch.device) -> PrototypeBank:
-        """Select every class's prototypes on every level; processes share the classes."""
-        order = [position for batch in batches for position in batch]
-        labels = torch.from_numpy(np.concatenate(
-            [self.candidates[position].labels for position in order]))
+    def pursue(self, student_features: list[Tensor], images: list[CandidateImage],
+               num_classes: int, device: torch.device) -> tuple[list[Tensor], Tensor]:
+        """Select every class's prototypes on every level; processes share the classes.
+
+        Returns:
+            Their instances ``(P_l,)``, class after class, one tensor a level; and the offsets of
+            the classes, which are those of every level.
+        """
+        labels = torch.from_numpy(np.concatenate([image.labels for image in images]))
         members = [torch.nonzero(labels == label).squeeze(1) for label in range(num_classes)]
         rank, world_size = get_dist_info()
         jobs = [(level, label) for level in range(len(student_features))
@@ -192,19 +222,7 @@ class PrototypeGenerationModule:
                 for level in range(len(student_features))]
         sizes = torch.tensor([len(chosen.get((0, label), ())) for label in range(num_classes)])
         offsets = torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])
-        return PrototypeBank(
-            student=[feature[row] for feature, row in zip(student_features, rows)],
-            teacher=[feature[row] for feature, row in zip(self.teacher_features, rows)],
-            offsets=[offsets.clone() for _ in rows],
-            metadata=dict(origins=json.dumps(self.origins(rows, order))))
-
-    def origins(self, rows: list[Tensor], order: list[int]) -> list[list]:
-        """Image, box and label of every prototype, level by level."""
-        instances = [(self.candidates[position].filename, box.tolist(), int(label))
-                     for position in order
-                     for box, label in zip(self.candidates[position].boxes,
-                                           self.candidates[position].labels)]
-        return [[instances[row] for row in level.tolist()] for level in rows]
+        return rows, offsets
 
     def fingerprint(self, teacher: BaseDetector, levels: Sequence[int],
                     batches: list[list[int]]) -> str:
@@ -221,6 +239,13 @@ class PrototypeGenerationModule:
                 digest.update(candidate.boxes.tobytes())
         digest.update(description(self.candidates[0].dataset).encode())
         return digest.hexdigest()
+
+
+def origins(rows: list[Tensor], images: Sequence[CandidateImage]) -> list[list]:
+    """Image, box and label of every prototype, level by level."""
+    instances = [(image.filename, box.tolist(), int(label))
+                 for image in images for box, label in zip(image.boxes, image.labels)]
+    return [[instances[row] for row in level.tolist()] for level in rows]
 
 
 def share_path(cache_dir: str) -> str:

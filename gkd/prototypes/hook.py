@@ -9,11 +9,8 @@ import re
 import time
 from typing import Union
 
-import torch.distributed as dist
-
 from gkd.bank import PrototypeBank
 from gkd.errors import CheckpointError, ConfigError, NumericalError
-from gkd.files import checksum
 from gkd.frameworks import HOOKS, Dataset, Hook, build_dataset, is_module_wrapper
 
 
@@ -51,32 +48,23 @@ class PrototypeHook(Hook):
         if distiller.bank is not None and distiller.bank.metadata.get('epoch') == epoch:
             return  # resumed inside the epoch: its weights are no longer those of the bank
         if runner.epoch % distiller.prototypes.interval == 0:
-            distiller.bank = self.generate(distiller, runner, folder).to(device)
+            self.generate(distiller, runner, folder)
         elif distiller.bank is None:
             distiller.bank = reload_bank(folder, runner.epoch, runner.logger).to(device)
 
-    def generate(self, distiller, runner, folder: str) -> PrototypeBank:
-        """Generate the bank with the student's current weights and save it."""
+    def generate(self, distiller, runner, folder: str) -> None:
+        """Have the distiller generate its bank, and save it."""
         started = time.monotonic()
-        pair = distiller.pair
-        if dist.is_initialized():
-            # Every process has its own statistics of batch normalisation.
-            for buffer in distiller.student.buffers():
-                dist.broadcast(buffer, 0)
         try:
-            bank = distiller.prototypes.generate(
-                distiller.teacher, distiller.student, pair.levels(pair.teacher),
-                pair.levels(pair.student), self.datasets, folder)
+            bank = distiller.generate_bank(self.datasets, folder).bank
         except ValueError as error:
             raise NumericalError(f'epoch {runner.epoch + 1}: no prototypes can be chosen: '
                                  f'{error}') from error
-        weights = {name: tensor.cpu() for name, tensor in distiller.student.state_dict().items()}
-        bank.metadata.update(epoch=str(runner.epoch + 1), student=checksum(weights, {}))
+        distiller.bank.metadata['epoch'] = bank.metadata['epoch'] = str(runner.epoch + 1)
         if runner.rank == 0:
             bank.save(osp.join(folder, f'epoch_{runner.epoch + 1}.safetensors'))
         runner.logger.info(f'Prototypes: {len(bank.student[0])} on each of {bank.num_levels} '
                            f'levels, generated in {time.monotonic() - started:.1f} s.')
-        return bank
 
 
 def reload_bank(folder: str, epoch: int, logger: logging.Logger) -> PrototypeBank:
