@@ -89,7 +89,7 @@ def test_other_mmdetection_is_installed(environment, stamp, option, variables):
 def test_installed_mmdetection_is_kept(environment):
     """A set-up again, for changed pins."""
     executable(environment / 'bin/python',
-               'case "$*" in *"versions.py mmdet 3 4"*) ;; *versions.py*) exit 1 ;; esac\n'
+               'case "$*" in *"installed.py mmdet 3 4"*) ;; *installed.py*) exit 1 ;; esac\n'
                'printf "%s\\n" "$@"')
     (environment / '.gkd-setup').write_text('other pins\n')
     result = run(SETUP, VIRTUAL_ENV=str(environment))
