@@ -10,7 +10,8 @@ methods = dict(
     pkd=[dict(type='PKD')],
     fgd=[dict(type='FGD')],
     mgd=[dict(type='MGD')],
-    cwd=[dict(type='CWD')])
+    cwd=[dict(type='CWD')],
+    rkd=[dict(type='RKD')])
 
 # `gkd` with some settings of its `model` changed; trained if they are named: --methods no-global
 variants = {
@@ -23,6 +24,10 @@ variants = {
     'global-only': {'knowledge.0.local_knowledge': None, 'knowledge.0.soft_label': None},
     'local-only': {'knowledge.0.global_knowledge': None, 'knowledge.0.soft_label': None},
     'soft-only': {'knowledge.0.global_knowledge': None, 'knowledge.0.local_knowledge': None},
+    # the weights of global and local knowledge stay as they are at the start
+    'no-decay': {'knowledge.0.decay': False},
+    # adaptation layers that start near 0
+    'quiet-start': {'knowledge.0.local_knowledge.quiet_start': True},
     # prototypes a class and level; 10 by default
     'k1': {'prototypes.num_prototypes': 1},
     'k5': {'prototypes.num_prototypes': 5},

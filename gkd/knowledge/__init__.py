@@ -19,6 +19,7 @@ __all__ = [
     'MGD',
     'PFI',
     'PKD',
+    'RKD',
     'DeFeat',
     'Knowledge',
     'RobustDistillingModule',
@@ -41,6 +42,7 @@ if is_there():
     from gkd.knowledge.methods.mgd import MGD
     from gkd.knowledge.methods.pfi import PFI
     from gkd.knowledge.methods.pkd import PKD
+    from gkd.knowledge.methods.rkd import RKD
     from gkd.knowledge.robust import RobustDistillingModule
 else:
     __getattr__ = needing_mmdetection(__all__)

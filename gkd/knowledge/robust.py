@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from gkd.detectors.step import Needs
 from gkd.errors import ConfigError
 from gkd.frameworks import logger
+from gkd.knowledge.adaptation import adaptation, quiet_adaptation
 from gkd.knowledge.base import Knowledge
 from gkd.knowledge.instances import (
     Instances,
@@ -91,13 +92,17 @@ class LocalKnowledge(nn.Module):
         background_weight: Factor of the loss outside.
         level_reduction: ``'mean'`` or ``'sum'`` over levels. By default the authors' choice: the
             mean for two-stage, the sum for one-stage students.
+        quiet_start: Start the adaptation layers near 0 (standard deviation 1e-4), as the authors'
+            code means to and does not (method section 3), instead of as torch does. Worth a try
+            where the learning rate is not warmed up.
 
     Raises:
         ConfigError: ``level_reduction`` is neither.
     """
 
     def __init__(self, pair: DetectorPair, foreground_weight: float = 1.0,
-                 background_weight: float = 4.0, level_reduction: Optional[str] = None):
+                 background_weight: float = 4.0, level_reduction: Optional[str] = None,
+                 quiet_start: bool = False):
         super().__init__()
         if level_reduction is None:
             level_reduction = 'mean' if pair.student.is_two_stage else 'sum'
@@ -107,9 +112,7 @@ class LocalKnowledge(nn.Module):
         self.foreground_weight = foreground_weight
         self.background_weight = background_weight
         self.level_reduction = level_reduction
-        self.adaptation = nn.ModuleList(
-            nn.Conv2d(student, teacher, kernel_size=3, padding=1) for student, teacher in
-            zip(pair.channels(pair.student), pair.channels(pair.teacher)))
+        self.adaptation = quiet_adaptation(pair) if quiet_start else adaptation(pair)
 
     def forward(self, student: tuple[Tensor, ...], teacher: tuple[Tensor, ...],
                 masks: list[Tensor], decay: float) -> dict[str, Tensor]:
@@ -191,16 +194,23 @@ class RobustDistillingModule(Knowledge):
         instances: ``'positives'`` teaches the positives that the student's sampler chose, ``'gt'``
             the ground-truth boxes; ``'auto'`` the positives where the student samples some.
         robust: Weigh by trust; False gives every instance weight 1.
+        decay: Lower the weights of global and local knowledge from 1 to 0 over training.
+        start: Share of the training's epochs, in [0, 1), in which nothing is taught yet: all
+            losses are 0. Half of 24 epochs is 0.5; the decay goes on meanwhile.
 
     Raises:
-        ConfigError: A setting is unknown, all three are left out, or the pair cannot be served.
+        ConfigError: A setting is unknown or out of range, all three are left out, or the pair
+            cannot be served.
     """
 
     def __init__(self, pair: DetectorPair, global_knowledge: Optional[Mapping] = DEFAULTS,
                  local_knowledge: Optional[Mapping] = DEFAULTS,
                  soft_label: Union[Mapping, str, None] = 'auto', instances: str = 'auto',
-                 robust: bool = True):
+                 robust: bool = True, decay: bool = True, start: float = 0.0):
         super().__init__(pair)
+        if not 0 <= start < 1:
+            raise ConfigError(f'RobustDistillingModule.start = {start!r}: must be at least 0 and '
+                              f'below 1, a share of the training.')
         if instances not in ('auto', 'positives', 'gt'):
             raise ConfigError(f'RobustDistillingModule.instances = {instances!r}: '
                               f'must be "auto", "positives" or "gt".')
@@ -222,6 +232,8 @@ class RobustDistillingModule(Knowledge):
                 f'set instances="gt" to teach at the ground truth.')
         self.instances = instances
         self.robust = robust
+        self.decay = decay
+        self.start = start
         self.global_knowledge = build(GlobalKnowledge, global_knowledge, 'global_knowledge')
         self.local_knowledge = build(LocalKnowledge, local_knowledge, 'local_knowledge', pair)
         self.soft_label = build(SoftLabel, soft_label, 'soft_label', pair)
@@ -236,7 +248,7 @@ class RobustDistillingModule(Knowledge):
 
     def forward(self, step: Step) -> dict[str, Tensor]:
         """Compute the losses of one step; see :class:`Knowledge`."""
-        decay = 1 - step.progress
+        decay = 1 - step.progress if self.decay else 1.0
         losses = {}
         if self.instances == 'gt':
             boxes, labels = step.gt_boxes, torch.cat(step.gt_labels)
@@ -260,6 +272,9 @@ class RobustDistillingModule(Knowledge):
             elif self.instances == 'gt':
                 own = self.weigh_positives(step)
             losses.update(self.soft_label(step.student.logits, step.teacher.logits, own))
+        if step.progress < self.start:
+            # Not left out: distributed training waits for the gradient of every layer.
+            losses = {name: 0 * loss for name, loss in losses.items()}
         return losses
 
     def bases(self, bank: PrototypeBank) -> list[Basis]:

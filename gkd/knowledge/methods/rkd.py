@@ -1,0 +1,166 @@
+"""RKD: imitate how a batch's instances lie to each other, by distances and angles.
+
+*Relational Knowledge Distillation*, CVPR 2019, https://arxiv.org/abs/1904.05068; here in the form
+in which the published code of global knowledge offers it as its alternative.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Optional
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gkd.errors import ConfigError
+from gkd.knowledge.base import Knowledge
+from gkd.knowledge.channels import taught_levels
+from gkd.knowledge.instances import pool_instances
+from gkd.knowledge.precision import full_precision
+from gkd.registry import KNOWLEDGE
+
+if TYPE_CHECKING:
+    from gkd.detectors import DetectorPair
+    from gkd.detectors.step import Step
+
+# Instances that are nearer to each other than this lie at the same place.
+SAME = 1e-6
+
+
+@full_precision
+def distance_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """Teach the student the distances between the instances in the teacher's space.
+
+    Smooth L1 (beta 1) between the Euclidean distances of all pairs, divided by their mean in
+    either space; mean over all ``n * n`` pairs, those of an instance with itself too.
+
+    Source: the paper's distance-wise loss. The two spaces may have different dimensions.
+
+    Args:
+        student: the student's features of n instances, float of shape ``(n, D_S)``. The only
+            argument that receives a gradient.
+        teacher: the teacher's, float of shape ``(n, D_T)``.
+
+    Returns:
+        Scalar; 0, with a gradient of 0, for less than two instances.
+
+    Example:
+        >>> student = torch.tensor([[0.0], [1.0], [2.0]])
+        >>> distance_loss(student, 5 * student + 3)
+        tensor(0.)
+        >>> distance_loss(student, torch.tensor([[0.0], [1.0], [3.0]])) > 0
+        tensor(True)
+    """
+    count = len(student)
+
+    def relations(features: Tensor) -> Tensor:
+        distances = torch.cdist(features, features,
+                                compute_mode='donot_use_mm_for_euclid_dist')
+        mean = distances.sum() / max(count * (count - 1), 1)
+        return distances / mean.clamp(min=SAME)
+
+    difference = F.smooth_l1_loss(relations(student), relations(teacher.detach()),
+                                  reduction='sum')
+    return difference / max(count ** 2, 1)
+
+
+@full_precision
+def angle_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """Teach the student the angles that the instances form in the teacher's space.
+
+    Smooth L1 (beta 1) between the cosines of the angle at every instance to every two others;
+    mean over all ``n * n * n`` triples. Where two of a triple are the same, or lie at the same
+    place, its cosine is 0.
+
+    Source: the paper's angle-wise loss.
+
+    Args:
+        student: the student's features of n instances, float of shape ``(n, D_S)``. The only
+            argument that receives a gradient.
+        teacher: the teacher's, float of shape ``(n, D_T)``.
+
+    Returns:
+        Scalar; 0, with a gradient of 0, for less than two instances.
+
+    Example:
+        >>> corner = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+        >>> angle_loss(corner, 2 * corner.flip(1)).abs() < 1e-6
+        tensor(True)
+        >>> angle_loss(corner, torch.tensor([[0.0], [1.0], [2.0]])) > 0
+        tensor(True)
+    """
+    def cosines(features: Tensor) -> Tensor:
+        directions = features[None] - features[:, None]
+        lengths = torch.linalg.vector_norm(directions, dim=2, keepdim=True)
+        # Divided by infinity, what has no direction becomes 0 and passes no gradient on.
+        directions = directions / lengths.masked_fill(lengths < SAME, torch.inf)
+        return directions @ directions.mT
+
+    difference = F.smooth_l1_loss(cosines(student), cosines(teacher.detach()), reduction='sum')
+    return difference / max(len(student) ** 3, 1)
+
+
+@KNOWLEDGE.register_module()
+class RKD(Knowledge):
+    """Relational distillation of a step's instances, the alternative to global knowledge.
+
+    Instances are pooled as for global knowledge (method section 2.1), on every level; the losses
+    are :func:`distance_loss` and :func:`angle_loss`, sum over levels. They compare instances with
+    each other and so need neither prototypes nor equal channels. Levels, weights, decay and
+    instances are by default those of the published code of global knowledge (``use_rkd``).
+
+    Args:
+        pair: Traits of teacher and student; the :class:`gkd.distiller.Distiller` fills it in.
+        distance_weight: Factor of the distances.
+        angle_weight: Factor of the angles.
+        instances: ``'positives'`` relates the positives that the student's sampler chose, ``'gt'``
+            the ground-truth boxes; ``'auto'`` the positives where the student samples some.
+        max_instances: Of a step that has more, so many are drawn at random: the cosines of n
+            instances are ``n * n * n`` numbers a level.
+        decay: Lower both weights from 1 to 0 over training.
+        levels: Paired levels to teach, 0 being the finest; by default all.
+
+    Raises:
+        ConfigError: A setting is out of range, or the student samples no positives.
+    """
+
+    def __init__(self, pair: DetectorPair, distance_weight: float = 5.0,
+                 angle_weight: float = 10.0, instances: str = 'auto',
+                 max_instances: int = 128, decay: bool = True,
+                 levels: Optional[Sequence[int]] = None):
+        super().__init__(pair)
+        if instances not in ('auto', 'positives', 'gt'):
+            raise ConfigError(f'RKD.instances = {instances!r}: must be "auto", "positives" or '
+                              f'"gt".')
+        if instances == 'auto':
+            instances = 'positives' if pair.student.samples_positives else 'gt'
+        if instances == 'positives' and not pair.student.samples_positives:
+            raise ConfigError(f'RKD: student {pair.student.name} samples no positive boxes; set '
+                              f'instances="gt" to relate the ground truth.')
+        if max_instances < 2:
+            raise ConfigError(f'RKD.max_instances = {max_instances}: must be at least 2.')
+        self.distance_weight = distance_weight
+        self.angle_weight = angle_weight
+        self.instances = instances
+        self.max_instances = max_instances
+        self.decay = decay
+        self.levels = taught_levels(pair, levels, 'RKD')
+
+    def forward(self, step: Step) -> dict[str, Tensor]:
+        """Compute the losses of one step; see :class:`Knowledge`."""
+        boxes = step.gt_boxes if self.instances == 'gt' else step.boxes
+        count = sum(map(len, boxes))
+        drawn = slice(None)
+        if count > self.max_instances:
+            drawn = torch.randperm(count, device=boxes[0].device)[:self.max_instances]
+        distances, angles = [], []
+        for level in self.levels:
+            student, teacher = (
+                pool_instances(part.maps[level], boxes, 1 / step.strides[level])[drawn]
+                for part in (step.student, step.teacher))
+            distances.append(distance_loss(student, teacher))
+            angles.append(angle_loss(student, teacher))
+        decay = 1 - step.progress if self.decay else 1.0
+        return dict(loss_rkd_distance=self.distance_weight * decay * sum(distances),
+                    loss_rkd_angle=self.angle_weight * decay * sum(angles))

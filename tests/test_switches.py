@@ -1,0 +1,56 @@
+"""Switches of the robust distilling module: decay, a later start, a quiet start."""
+
+import pytest
+import torch
+from helpers import small_detectors as small
+from helpers.synthetic_steps import pair, synthetic_step
+
+from gkd.errors import ConfigError
+from gkd.knowledge import RobustDistillingModule
+
+DECAYING = {'loss_global', 'loss_local_fg', 'loss_local_bg'}
+
+
+def losses_of(progress, **settings):
+    """Losses of one step at a part of the training, of a module that is always the same."""
+    detectors = pair()
+    torch.manual_seed(0)
+    module = RobustDistillingModule(detectors, **settings)
+    step = synthetic_step(bank=small.random_bank(detectors), progress=progress)
+    return module(step), module, step
+
+
+def test_decay_can_be_off():
+    first, later = losses_of(0.0)[0], losses_of(0.75)[0]
+    constant = losses_of(0.75, decay=False)[0]
+    for name, loss in first.items():
+        torch.testing.assert_close(constant[name], loss)
+        torch.testing.assert_close(later[name], loss * (0.25 if name in DECAYING else 1))
+
+
+def test_nothing_is_taught_before_the_start():
+    losses, module, step = losses_of(0.4, start=0.5)
+    assert all(loss == 0 for loss in losses.values())
+    sum(losses.values()).backward()
+    # Distributed training hangs where a parameter has no gradient in some step.
+    assert all(parameter.grad is not None and not parameter.grad.any()
+               for parameter in module.parameters())
+    assert not any(feature.grad.any() for feature in step.student.maps)
+    for (name, loss), usual in zip(losses_of(0.5, start=0.5)[0].items(),
+                                   losses_of(0.5)[0].values()):
+        torch.testing.assert_close(loss, usual, msg=name)
+
+
+@pytest.mark.parametrize('start', [-0.1, 1.0, 12])
+def test_start_is_a_share(start):
+    with pytest.raises(ConfigError, match='start = .*: must be at least 0 and below 1'):
+        RobustDistillingModule(pair(), start=start)
+
+
+def test_adaptation_layers_may_start_quietly():
+    _, usual, _ = losses_of(0.0)
+    _, quiet, _ = losses_of(0.0, local_knowledge=dict(quiet_start=True))
+    for layer in quiet.local_knowledge.adaptation:
+        assert layer.weight.std().item() == pytest.approx(1e-4, rel=0.2)
+    assert all(layer.weight.std() > 1e-2 for layer in usual.local_knowledge.adaptation)
+    assert usual.state_dict().keys() == quiet.state_dict().keys()
