@@ -21,6 +21,7 @@ from mmdet.models.backbones.efficientnet import EfficientNet
 from mmdet.models.detectors import BaseDetector
 from torch import Tensor
 
+from gkd.errors import ConfigError
 from gkd.frameworks.batch import Batch
 
 __all__ = [
@@ -29,8 +30,8 @@ __all__ = [
     'Hook', 'NonLocal2d', 'anchor_inside_flags', 'annotation', 'bbox2roi', 'build_dataset',
     'build_detector', 'classes_of', 'description', 'get_dist_info',
     'image_info', 'is_module_wrapper', 'logger', 'mmdet_configs', 'network_input',
-    'positive_boxes', 'sampled_boxes', 'source_of', 'student_losses', 'synthetic_batch',
-    'test_view', 'to_batch',
+    'positive_boxes', 'prototype_datasets', 'sampled_boxes', 'source_of', 'student_losses',
+    'synthetic_batch', 'test_view', 'to_batch',
 ]
 
 Dataset = CustomDataset
@@ -174,3 +175,13 @@ def test_view(dataset: Dataset, index: int) -> tuple[Tensor, np.ndarray]:
     if isinstance(image, DataContainer):
         image = image.data
     return image, np.asarray(meta['scale_factor'], dtype=np.float32)
+
+
+def prototype_datasets(runner: Any) -> list[ConfigDict]:
+    """Configs of the data sets to choose prototypes from; mmcv's runner does not know them.
+
+    Raises:
+        ConfigError: Always.
+    """
+    raise ConfigError('PrototypeHook needs `datasets`: configs of annotated data sets with the '
+                      'test pipeline (tools/train.py fills them in).')

@@ -11,7 +11,14 @@ from typing import Union
 
 from gkd.bank import PrototypeBank
 from gkd.errors import CheckpointError, ConfigError, NumericalError
-from gkd.frameworks import HOOKS, Dataset, Hook, build_dataset, is_module_wrapper
+from gkd.frameworks import (
+    HOOKS,
+    Dataset,
+    Hook,
+    build_dataset,
+    is_module_wrapper,
+    prototype_datasets,
+)
 
 
 @HOOKS.register_module()
@@ -25,12 +32,19 @@ class PrototypeHook(Hook):
 
     Args:
         datasets: Configs of the data sets to choose prototypes from: annotated, with the test
-            pipeline. ``tools/train.py`` fills this in from ``data.train`` and ``data.test``.
+            pipeline. With MMDetection 2 ``tools/train.py`` fills this in from ``data.train`` and
+            ``data.test``; with MMDetection 3 they are by default the data sets of
+            ``train_dataloader`` with the pipeline of ``test_dataloader``.
     """
 
-    def __init__(self, datasets: Union[dict, list]):
-        configs = datasets if isinstance(datasets, (list, tuple)) else [datasets]
+    def __init__(self, datasets: Union[dict, list, None] = None):
         self.datasets: list[Dataset] = []
+        if datasets is not None:
+            self.build(datasets)
+
+    def build(self, datasets: Union[dict, list]) -> None:
+        """Build the data sets of their configs."""
+        configs = datasets if isinstance(datasets, (list, tuple)) else [datasets]
         for config in configs:
             dataset = build_dataset(config)
             # A list of annotation files makes several data sets.
@@ -48,6 +62,8 @@ class PrototypeHook(Hook):
         if distiller.bank is not None and distiller.bank.metadata.get('epoch') == epoch:
             return  # resumed inside the epoch: its weights are no longer those of the bank
         if runner.epoch % distiller.prototypes.interval == 0:
+            if not self.datasets:
+                self.build(prototype_datasets(runner))
             self.generate(distiller, runner, folder)
         elif distiller.bank is None:
             distiller.bank = reload_bank(folder, runner.epoch, runner.logger).to(device)

@@ -1,0 +1,225 @@
+"""MMDetection 3.x, on MMEngine."""
+
+from __future__ import annotations
+
+import logging
+import os.path as osp
+from typing import Any, Optional
+
+import mmdet
+import numpy as np
+import torch
+from mmcv.cnn import ContextBlock, NonLocal2d
+from mmdet.datasets import VOCDataset
+from mmdet.datasets.base_det_dataset import BaseDetDataset
+from mmdet.models.backbones.efficientnet import EfficientNet
+from mmdet.models.detectors import BaseDetector
+from mmdet.models.task_modules.coders import DeltaXYWHBBoxCoder
+from mmdet.models.task_modules.prior_generators import anchor_inside_flags
+from mmdet.registry import DATASETS, MODELS
+from mmdet.structures import DetDataSample
+from mmdet.structures.bbox import bbox2roi
+from mmdet.structures.mask import BitmapMasks
+from mmengine.config import Config, ConfigDict
+from mmengine.dist import get_dist_info
+from mmengine.hooks import Hook
+from mmengine.logging import MMLogger
+from mmengine.model import is_model_wrapper as is_module_wrapper
+from mmengine.registry import HOOKS, DefaultScope
+from mmengine.structures import InstanceData, PixelData
+from torch import Tensor
+
+from gkd.frameworks.batch import Batch
+
+__all__ = [
+    'BACKBONES', 'DETECTORS', 'HOOKS', 'VOC_CLASSES', 'BaseDetector', 'Batch', 'Config',
+    'ConfigDict', 'ContextBlock', 'Dataset', 'DeltaXYWHBBoxCoder', 'DetectorShell', 'EfficientNet',
+    'Hook', 'NonLocal2d', 'anchor_inside_flags', 'annotation', 'bbox2roi', 'build_dataset',
+    'build_detector', 'classes_of', 'description', 'get_dist_info',
+    'image_info', 'is_module_wrapper', 'logger', 'mmdet_configs', 'network_input',
+    'positive_boxes', 'prototype_datasets', 'sampled_boxes', 'source_of', 'student_losses',
+    'synthetic_batch', 'test_view', 'to_batch',
+]
+
+Dataset = BaseDetDataset
+BACKBONES = DETECTORS = MODELS
+VOC_CLASSES = VOCDataset.METAINFO['classes']
+
+
+def logger() -> logging.Logger:
+    """The runner's logger, or one of MMEngine's where there is no runner."""
+    return MMLogger.get_current_instance()
+
+
+def build_detector(config: dict) -> BaseDetector:
+    """Build a detector; its parts are looked up in MMDetection, inside of a runner or not."""
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        return MODELS.build(config)
+
+
+def build_dataset(config: dict) -> Dataset:
+    """Build a data set, its annotations read."""
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        dataset = DATASETS.build(config)
+    dataset.full_init()
+    return dataset
+
+
+def mmdet_configs() -> str:
+    """Folder of the configs that the installed MMDetection ships."""
+    package = osp.dirname(mmdet.__file__)
+    shipped = osp.join(package, '.mim', 'configs')
+    # A development install keeps them beside the package.
+    return shipped if osp.isdir(shipped) else osp.join(osp.dirname(package), 'configs')
+
+
+class DetectorShell(BaseDetector):
+    """What MMDetection calls of a detector, answered by the one that lies in ``student``."""
+
+    def adopt(self, student: BaseDetector) -> None:
+        """Take over what belongs to a whole detector: how images are normalised and padded."""
+        self.data_preprocessor = student.data_preprocessor
+
+    def losses(self, batch: Batch) -> dict[str, Any]:
+        """Losses of a training step; a subclass defines them."""
+        raise NotImplementedError
+
+    def loss(self, batch_inputs: Tensor, batch_data_samples: list) -> dict[str, Any]:
+        """Losses of a training step, from what the data preprocessor makes."""
+        return self.losses(to_batch(batch_inputs, batch_data_samples))
+
+    def extract_feat(self, batch_inputs: Tensor) -> tuple[Tensor, ...]:
+        """FPN maps of the student."""
+        return self.student.extract_feat(batch_inputs)
+
+    def predict(self, batch_inputs: Tensor, batch_data_samples: list, **kwargs) -> list:
+        """Detections of the student, in MMDetection's format."""
+        return self.student.predict(batch_inputs, batch_data_samples, **kwargs)
+
+    def _forward(self, batch_inputs: Tensor, batch_data_samples: Optional[list] = None) -> tuple:
+        return self.student._forward(batch_inputs, batch_data_samples)
+
+
+def to_batch(inputs: Tensor, data_samples: list) -> Batch:
+    """A batch from the arguments of a detector's ``loss``."""
+    instances = [sample.gt_instances for sample in data_samples]
+    return Batch(inputs, [sample.metainfo for sample in data_samples],
+                 [image.bboxes for image in instances], [image.labels for image in instances],
+                 dict(batch_inputs=inputs, batch_data_samples=data_samples))
+
+
+def synthetic_batch(images: Tensor, boxes: Tensor, labels: Tensor,
+                    gt_masks: Optional[np.ndarray] = None,
+                    gt_semantic_seg: Optional[Tensor] = None,
+                    proposals: Optional[Tensor] = None) -> Batch:
+    """A training batch whose images all have the same ground truth.
+
+    Args:
+        images: ``(B, C, H, W)``.
+        boxes: ``(n, 4)`` in pixels.
+        labels: ``(n,)`` int64.
+        gt_masks: Masks of the boxes, ``(n, H, W)`` uint8.
+        gt_semantic_seg: Classes of the cells of a map, ``(h, w)`` int64.
+        proposals: ``(m, 4)`` in pixels.
+    """
+    height, width = images.shape[-2:]
+    samples = []
+    for _ in images:
+        sample = DetDataSample(metainfo=dict(
+            img_shape=(height, width), ori_shape=(height, width), pad_shape=(height, width),
+            batch_input_shape=(height, width), scale_factor=(1.0, 1.0), flip=False, img_path=''))
+        sample.gt_instances = InstanceData(bboxes=boxes.clone(), labels=labels.clone())
+        sample.ignored_instances = InstanceData(bboxes=boxes[:0].clone(),
+                                                labels=labels[:0].clone())
+        if gt_masks is not None:
+            sample.gt_instances.masks = BitmapMasks(gt_masks.copy(), height, width)
+        if gt_semantic_seg is not None:
+            sample.gt_sem_seg = PixelData(sem_seg=gt_semantic_seg[None].clone())
+        if proposals is not None:
+            sample.proposals = InstanceData(bboxes=proposals.clone(),
+                                            scores=proposals.new_ones(len(proposals)))
+        samples.append(sample)
+    return to_batch(images, samples)
+
+
+def student_losses(student: BaseDetector, batch: Batch) -> dict[str, Any]:
+    """The detection losses of a batch."""
+    return student.loss(**batch.native)
+
+
+def positive_boxes(sampled: Any) -> Tensor:
+    """Positives of a ``SamplingResult``."""
+    return sampled.pos_priors
+
+
+def sampled_boxes(sampled: Any) -> Tensor:
+    """All boxes of a ``SamplingResult``, positives first."""
+    return sampled.priors
+
+
+@torch.no_grad()
+def network_input(detector: BaseDetector, images: Tensor) -> Tensor:
+    """Images of a test pipeline as the detector's layers take them: normalised and padded."""
+    preprocessor = detector.data_preprocessor.to(images.device)
+    return preprocessor(dict(inputs=list(images)), False)['inputs']
+
+
+def classes_of(dataset: Dataset) -> tuple[str, ...]:
+    """Names of a data set's classes."""
+    return tuple(dataset.metainfo['classes'])
+
+
+def source_of(dataset: Dataset) -> str:
+    """Annotation file of a data set, for messages."""
+    return dataset.ann_file
+
+
+def description(dataset: Dataset) -> str:
+    """All that the images of a data set depend on besides their files."""
+    return repr(dataset.pipeline)
+
+
+def image_info(dataset: Dataset, index: int) -> dict[str, Any]:
+    """Of an image: ``folder``, ``filename`` within it, ``width`` and ``height``."""
+    info = dataset.get_data_info(index)
+    folder = dataset.data_prefix.get('img', '')
+    return dict(folder=folder, filename=osp.relpath(info['img_path'], folder or '.'),
+                width=info['width'], height=info['height'])
+
+
+def annotation(dataset: Dataset, index: int) -> tuple[np.ndarray, np.ndarray]:
+    """Boxes ``(n, 4)`` in pixels and labels ``(n,)`` of an image; crowds are left out."""
+    instances = [instance for instance in dataset.get_data_info(index)['instances']
+                 if not instance['ignore_flag']]
+    boxes = np.array([instance['bbox'] for instance in instances], np.float32).reshape(-1, 4)
+    return boxes, np.array([instance['bbox_label'] for instance in instances], np.int64)
+
+
+def test_view(dataset: Dataset, index: int) -> tuple[Tensor, np.ndarray]:
+    """An image ``(3, H, W)`` as the test pipeline makes it, and the factors of its boxes."""
+    data = dataset.prepare_data(index)
+    factors = data['data_samples'].metainfo.get('scale_factor', (1.0, 1.0))
+    return data['inputs'], np.tile(np.asarray(factors, np.float32), 2)
+
+
+def prototype_datasets(runner: Any) -> list[ConfigDict]:
+    """Configs of the data sets to choose prototypes from: the training data, as tests see them.
+
+    What repeats or mixes images is taken off.
+
+    Args:
+        runner: MMEngine's runner.
+    """
+    config = runner.cfg
+    tested = config.get('test_dataloader') or config.get('val_dataloader')
+    pipeline = (tested or config.train_dataloader).dataset.pipeline
+    found, waiting = [], [config.train_dataloader.dataset]
+    while waiting:
+        entry = waiting.pop(0)
+        if 'datasets' in entry:
+            waiting = [*entry.datasets, *waiting]
+        elif 'dataset' in entry:
+            waiting = [entry.dataset, *waiting]
+        else:
+            found.append(ConfigDict({**entry, 'pipeline': pipeline}))
+    return found
