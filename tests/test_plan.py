@@ -17,15 +17,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from gkd.errors import ConfigError
-from gkd.experiments.plan import (
-    Step,
-    TensorMemory,
-    image_size,
-    kept_checkpoints,
-    learning_rates,
-    make_plan,
-    noise,
-)
+from gkd.experiments.cost import MeasuredStep, TensorMemory, noise
+from gkd.experiments.plan import image_size, kept_checkpoints, learning_rates, make_plan
 from gkd.running import load_config
 
 PROBES = ((128, 128), (256, 128))
@@ -61,7 +54,7 @@ def test_parameters_and_operations(planned):
     config, plan = planned
     # Padded to a multiple of 32.
     assert (plan.width, plan.height, plan.images) == (WIDTH, HEIGHT, IMAGES)
-    step = Step(config)
+    step = MeasuredStep(config)
     student, teacher, knowledge = (
         sum(tensor.numel() for tensor in part.parameters())
         for part in (step.model.student, step.model.teacher, step.model.knowledge))
@@ -118,7 +111,7 @@ def test_memory_is_what_a_step_takes(plans):
 
 def test_checkpoints_are_as_large_as_told(planned, tmp_path):
     config, plan = planned
-    step = Step(config)
+    step = MeasuredStep(config)
     step.run(128, 128, 2)
     save_checkpoint(step.model, str(tmp_path / 'epoch_1.pth'), step.optimizer)
     assert os.path.getsize(tmp_path / 'epoch_1.pth') == \

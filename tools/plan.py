@@ -9,8 +9,8 @@ import argparse
 from math import ceil
 
 from gkd.errors import DataError
+from gkd.experiments.generation_plan import plan_generation
 from gkd.experiments.plan import make_plan
-from gkd.experiments.prototype_plan import make_plan as plan_generation
 from gkd.running import load_config
 from gkd.running.cli import DictAction, positive, run, silence
 
@@ -19,7 +19,8 @@ def parse_args():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument('config', help='config of a training')
-    parser.add_argument('--gpus', type=positive, default=1, help='processes, a GPU each')
+    parser.add_argument('--gpus', '--processes', type=positive, default=1,
+                        help='processes, a GPU each')
     parser.add_argument('--size', type=positive, nargs=2, metavar=('WIDTH', 'HEIGHT'),
                         help='largest images (default: what the config scales to)')
     parser.add_argument('--exact', action='store_true',
@@ -28,6 +29,8 @@ def parse_args():
                         help='training images with boxes; with --boxes, bounds prototype '
                              'generation where there are no annotations yet')
     parser.add_argument('--boxes', type=positive, help='boxes in all training images')
+    parser.add_argument('--only-prototypes', action='store_true',
+                        help='tell of the generation of prototypes alone, and run no step')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
                         help='replace settings of the config')
     args = parser.parse_args()
@@ -39,15 +42,18 @@ def parse_args():
 def main():
     args = parse_args()
     config = load_config(args.config, args.cfg_options)
-    plan = make_plan(config, args.gpus, args.size, args.exact)
-    print('\n'.join(plan.lines()))
-    if not plan.generation_images:
-        return
-    print('\nprototypes')
+    if not args.only_prototypes:
+        plan = make_plan(config, args.gpus, args.size, args.exact)
+        print('\n'.join(plan.lines()))
+        if not plan.generation_images:
+            return
+        print('\nprototypes')
     try:
         with silence():  # pycocotools tells how it loads
             generation = plan_generation(config, args.images, args.boxes)
     except DataError as error:
+        if args.only_prototypes:
+            raise
         print(f'  {error}')
         return
     generations = ceil(config.runner.max_epochs / config.model.prototypes.get('interval', 1))

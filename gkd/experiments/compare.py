@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import math
 import os
 import os.path as osp
@@ -53,7 +52,7 @@ from gkd.report.comparison import (
     format_comparison,
     format_csv,
 )
-from gkd.running.config import build_model, load_config
+from gkd.running.config import load_config, untrained_model
 from gkd.running.data import build_checked_dataset, leaf_configs
 from gkd.work_dir import LATEST
 
@@ -234,11 +233,11 @@ def plan(config: Config, title: str, recipes: dict[str, dict], seeds: Sequence[i
         move_to_strip(config, strip)
         fresh = True
     # What is wrong with the detectors is wrong for all methods.
-    family = family_of(build(variant(config, NOTHING)))
+    family = family_of(untrained_model(variant(config, NOTHING)))
     refused, taught = {}, {}
     for method, settings in recipes.items():
         try:
-            uses_prototypes = build(variant(config, settings)).prototypes is not None
+            uses_prototypes = untrained_model(variant(config, settings)).prototypes is not None
         except ConfigError as error:
             refused[method] = f'refused: {error}'
         else:
@@ -369,22 +368,6 @@ def own_config(source: DetectorSource) -> Config:
         raise ConfigError(f'{source.key}.checkpoint: no such file: {source.checkpoint}; and '
                           f'{source.key}.config names no config file to train it with.')
     return load_config(path, {f'model.{key}': value for key, value in source.overrides.items()})
-
-
-def build(config: Config) -> Distiller:
-    """Build a distiller without weights, to learn whether it can be.
-
-    Raises:
-        ConfigError: It cannot.
-    """
-    for role in {'teacher', 'student'} & config.model.keys():
-        config.model[role].checkpoint = None
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)  # of untrained weights
-    try:
-        return build_model(config)
-    finally:
-        logging.disable(before)
 
 
 def validation_data(config: Config) -> Optional[CocoDataset]:

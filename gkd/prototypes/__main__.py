@@ -1,6 +1,11 @@
-"""``python -m gkd.prototypes plan CONFIG``: what the generation of prototypes will take."""
+"""``python -m gkd.prototypes plan CONFIG`` runs ``tools/plan.py --only-prototypes CONFIG``."""
 
+import os.path as osp
 import runpy
+import sys
+
+from gkd.checkpoints import REPOSITORY
 
 if __name__ == '__main__':
-    runpy.run_module('gkd.experiments.prototype_plan', run_name='__main__')
+    sys.argv[1:] = ['--only-prototypes', *(word for word in sys.argv[1:] if word != 'plan')]
+    runpy.run_path(osp.join(REPOSITORY, 'tools', 'plan.py'), run_name='__main__')

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Optional
@@ -76,6 +77,23 @@ def build_model(config: Config) -> BaseDetector:
     except Exception as error:
         raise ConfigError(f'`model` of {config.filename} cannot be built: '
                           f'{type(error).__name__}: {error}') from error
+
+
+def untrained_model(config: Config) -> BaseDetector:
+    """Build ``config.model`` without reading the checkpoints of teacher and student.
+
+    Raises:
+        ConfigError: MMDetection cannot build it.
+    """
+    config = Config(config._cfg_dict.to_dict(), filename=config.filename)
+    for role in {'teacher', 'student'} & config.model.keys():
+        config.model[role].checkpoint = None
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)  # of untrained weights
+    try:
+        return build_model(config)
+    finally:
+        logging.disable(before)
 
 
 @contextmanager

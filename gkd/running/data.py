@@ -324,12 +324,15 @@ def check_num_classes(model: nn.Module, dataset: CustomDataset, key: str) -> Non
         key: Place of the data set in the config, for messages.
     """
     detector = model.student if isinstance(model, Distiller) else model
-    owner = getattr(detector, 'roi_head', None) or detector
-    head = getattr(owner, 'bbox_head', None)
-    head = head[0] if isinstance(head, nn.ModuleList) else head
-    count = getattr(head, 'num_classes', None)
+    count = num_classes_of(detector)
     if count is not None and count != len(dataset.CLASSES):
         raise ConfigError(
             f'{type(detector).__name__} detects {count} classes, {key} has {len(dataset.CLASSES)} '
             f'({shorten(dataset.CLASSES)}); set `num_classes` of the heads or `classes` of the '
             f'data sets so that they agree.')
+
+
+def num_classes_of(detector: nn.Module) -> Optional[int]:
+    """Classes that a detector tells apart; None if its head does not say."""
+    head = getattr(getattr(detector, 'roi_head', None) or detector, 'bbox_head', None)
+    return getattr(head[0] if isinstance(head, nn.ModuleList) else head, 'num_classes', None)

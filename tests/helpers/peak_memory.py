@@ -10,8 +10,9 @@ from pathlib import Path
 
 import torch
 
-from gkd.experiments.plan import Step, noise, num_classes
+from gkd.experiments.cost import MeasuredStep, noise
 from gkd.running import load_config
+from gkd.running.data import num_classes_of
 
 
 def resident(key):
@@ -22,7 +23,7 @@ def resident(key):
 def peak(step, width, height, images):
     """Run a step three times and measure the last."""
     def run():
-        data = noise(width, height, images, num_classes(step.student))
+        data = noise(width, height, images, num_classes_of(step.student))
         loss = step.model.train_step(data, step.optimizer)['loss']
         step.optimizer.zero_grad()
         loss.backward()
@@ -42,4 +43,4 @@ if __name__ == '__main__':
     torch.set_num_threads(1)
     width, height, images = map(int, sys.argv[1:4])
     for path in sys.argv[4:]:
-        print('peak', peak(Step(load_config(path)), width, height, images))
+        print('peak', peak(MeasuredStep(load_config(path)), width, height, images))

@@ -1,22 +1,33 @@
-"""What a prototype generation will take, told before anything is run."""
+"""Estimate what the generation of prototypes needs before it is run.
+
+Only annotations and configs are read; neither images nor checkpoints need to be there.
+"""
 
 from __future__ import annotations
 
+import os.path as osp
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
 from typing import Optional
 
 import numpy as np
+from mmcv import Config
+from mmdet.datasets import CustomDataset
 
-from gkd.prototypes.features import CandidateImage, group_by_size
+from gkd.distiller import Distiller, build_generation
+from gkd.errors import ConfigError, DataError
+from gkd.prototypes.features import CandidateImage, choose_candidates, group_by_size
+from gkd.prototypes.hook import PrototypeHook
+from gkd.running.config import untrained_model
+from gkd.running.data import annotation_files, check_classes, leaf_configs, prototype_datasets
 
 FLOAT32 = 4  # bytes; features and prototypes
 FLOAT64 = 8  # bytes; the search
 
 
 @dataclass(frozen=True)
-class Plan:
+class GenerationPlan:
     """Counts of a prototype generation.
 
     Attributes:
@@ -30,8 +41,9 @@ class Plan:
         exact: Whether images and instances were counted; else they are upper bounds.
 
     Example:
-        >>> plan = Plan(images=20, batches=3, instances=(100, 0, 50), teacher_channels=(256,),
-        ...             student_channels=(256,), num_prototypes=10, max_pairs=2**24, exact=True)
+        >>> plan = GenerationPlan(
+        ...     images=20, batches=3, instances=(100, 0, 50), teacher_channels=(256,),
+        ...     student_channels=(256,), num_prototypes=10, max_pairs=2**24, exact=True)
         >>> plan.feature_bytes == 150 * (256 + 256) * 4
         True
     """
@@ -47,7 +59,7 @@ class Plan:
 
     @classmethod
     def of(cls, candidates: Sequence[CandidateImage], num_classes: int, batch_size: int,
-           **settings) -> Plan:
+           **settings) -> GenerationPlan:
         """Count what has been chosen.
 
         Args:
@@ -63,7 +75,7 @@ class Plan:
 
     @classmethod
     def bound(cls, images: int, boxes: int, num_classes: int, max_images: int,
-              **settings) -> Plan:
+              **settings) -> GenerationPlan:
         """Bound what can be chosen from a data set of which only the totals are known.
 
         Every box may lie in a chosen image, and boxes are taken to spread evenly over classes,
@@ -160,6 +172,55 @@ class Plan:
         if processes == 1:
             rows = [row for row in rows if row[0] != 'a process']
         return [f'{name + ":":16}{text}' for name, text in rows]
+
+
+def plan_generation(config: Config, images: Optional[int] = None,
+                    boxes: Optional[int] = None) -> GenerationPlan:
+    """Plan the generation of a distillation config.
+
+    Args:
+        config: The config.
+        images: Images with boxes; None counts in the annotations.
+        boxes: Boxes in all images; None likewise.
+
+    Raises:
+        ConfigError: The config distils nothing, or without prototypes.
+        DataError: The annotations are missing.
+    """
+    if config.model.type != Distiller.__name__ or not config.model.get('prototypes'):
+        raise ConfigError(f'{config.filename} generates no prototypes: give a config whose '
+                          f'`model` is a Distiller with `prototypes`.')
+    module = build_generation(config.model.prototypes)
+    pair = untrained_model(config).pair
+    settings = dict(teacher_channels=pair.channels(pair.teacher),
+                    student_channels=pair.channels(pair.student),
+                    num_prototypes=module.pursuit['num_prototypes'],
+                    max_pairs=module.pursuit.get('max_pairs', 2 ** 24))
+    if images is not None:
+        return GenerationPlan.bound(images, boxes, pair.num_classes, module.max_images, **settings)
+    candidates = choose_candidates(annotated_datasets(config), module.max_images, module.min_size,
+                                   module.seed)
+    return GenerationPlan.of(candidates, pair.num_classes, module.batch_size, **settings)
+
+
+def annotated_datasets(config: Config) -> list[CustomDataset]:
+    """The data sets that prototypes come from; their images need not be there.
+
+    Raises:
+        DataError: Annotations are missing or do not fit the config.
+    """
+    entries = prototype_datasets(config)
+    for entry in entries:
+        for leaf in leaf_configs(entry):
+            for path in annotation_files(leaf):
+                if not osp.exists(path):
+                    raise DataError(
+                        f'data.train.ann_file: no such file: {path}. Without annotations, give '
+                        f'the totals: --images N --boxes N prints upper bounds.')
+    datasets = PrototypeHook(entries).datasets
+    for dataset in datasets:
+        check_classes(dataset, 'data.train')
+    return datasets
 
 
 def size(count: int) -> str:
