@@ -30,7 +30,7 @@ from gkd.detectors.inspection import isolated_random_numbers, look, probe_batch
 from gkd.detectors.source import DetectorSource, drop_pretrained
 from gkd.distiller import Distiller, build_knowledge
 from gkd.errors import GKDError
-from gkd.experiments.plan import random_bank
+from gkd.experiments.cost import random_bank
 from gkd.files import write_atomically
 from gkd.frameworks import mmdet_configs
 from gkd.registry import KNOWLEDGE
