@@ -36,8 +36,8 @@ def predicted_maps(head: Optional[nn.Module],
         return None
     try:
         outputs = head(maps)
-    except AssertionError:
-        return None  # predicts for one image at a time only, as guided anchors do
+    except (AssertionError, NotImplementedError):
+        return None  # for one image at a time only (guided anchors), or stage by stage
     return outputs if is_dense(head, outputs, maps) else None
 
 

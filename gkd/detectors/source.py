@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import os.path as osp
 import re
 import sys
@@ -21,6 +22,8 @@ from gkd.frameworks import Config, ConfigDict, logger, mmdet_configs
 
 MMDET_SCOPE = 'mmdet::'
 NOT_GIVEN = object()
+# The last releases that go with mmcv 1.x.
+FOR_MMCV_1 = {'mmcls': 'mmcls==0.25.0'}
 
 
 @dataclass
@@ -185,7 +188,7 @@ def read_config(path: str, where: str = '') -> Config:
         return Config.fromfile(path)
     except Exception as error:
         message = (f'{where}cannot read config {path}: {type(error).__name__}: {error}'
-                   f'{moved_base(error)}')
+                   f'{moved_base(error)}{missing_package(path, error)}')
         # mmcv deletes the temporary copy that it reads while it is open: its end would be reported
         # in the terminal as an error. It hangs on the frames of this one.
         hook, sys.unraisablehook = sys.unraisablehook, lambda unraisable: None
@@ -194,6 +197,22 @@ def read_config(path: str, where: str = '') -> Config:
         finally:
             sys.unraisablehook = hook
         raise ConfigError(message) from error
+
+
+def missing_package(path: str, error: Exception) -> str:
+    """What to install if a config's ``custom_imports`` are not there; mmcv does not say."""
+    if not isinstance(error, ImportError):
+        return ''
+    modules = Config.fromfile(path, import_custom_modules=False).get('custom_imports') or {}
+    modules = modules.get('imports') or []
+    names = [modules] if isinstance(modules, str) else modules
+    packages = dict.fromkeys(name.partition('.')[0] for name in names)
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
+    if not missing:
+        return ''
+    wanted = [FOR_MMCV_1.get(name, name) for name in missing]
+    return (f'Its `custom_imports` ({", ".join(names)}) need {", ".join(missing)}, which is not '
+            f'installed: pip install {" ".join(wanted)}')
 
 
 def moved_base(error: Exception) -> str:

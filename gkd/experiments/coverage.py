@@ -11,6 +11,7 @@ import copy
 import json
 import logging
 import multiprocessing
+import operator
 import os
 import os.path as osp
 import re
@@ -18,7 +19,8 @@ import time
 import traceback
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
-from typing import Optional
+from functools import reduce
+from typing import Callable, Optional
 
 import mmcv
 import torch
@@ -28,11 +30,12 @@ from torch import Tensor
 import gkd
 from gkd.detectors.inspection import isolated_random_numbers, look, probe_batch
 from gkd.detectors.source import DetectorSource, drop_pretrained
+from gkd.detectors.step import Needs, Step
 from gkd.distiller import Distiller, build_knowledge
 from gkd.errors import GKDError
 from gkd.experiments.cost import random_bank
 from gkd.files import write_atomically
-from gkd.frameworks import mmdet_configs
+from gkd.frameworks import mmdet_configs, to_batch
 from gkd.registry import KNOWLEDGE
 from gkd.running.console import without_details
 
@@ -43,6 +46,26 @@ NARROWER = 8
 CHANNELS = re.compile(r'(channels?|planes|dims|num_feats|filters)$')
 SECONDS = 900  # until a process is ended
 PROTOTYPES = 2  # a class
+
+
+INTRODUCTION = '''\
+# Detectors
+
+What `python tools/check_detectors.py` found of detectors that MMDetection 2.28 ships a config
+of: each as its own teacher, then pairs of different ones. This page is its
+`work_dirs/check_detectors/detectors.md`. Each pair
+
+- trains its student alone and taught, from the same random numbers: the student's own losses are
+  the same to the last bit,
+- takes two steps of the distilling module with its default settings, and one of each of the nine
+  other methods,
+- tests the student on an image.
+
+Weights are untrained, images are noise of 256 pixels (or what the head is made for), backbones
+have one block a stage and an eighth of the channels where they can: this tells what runs, not
+what is gained. "At" tells where the student is taught: at the positives that it trains on, or at
+the ground truth. Global and local knowledge are taught in every row that has an entry there.
+'''
 
 
 @dataclass
@@ -159,7 +182,8 @@ def try_pair(outcome: Outcome) -> None:
         Exception: Something does not work.
     """
     started = time.time()
-    configs = [small_config(name) for name in (outcome.teacher, outcome.student)]
+    small = {name: small_config(name) for name in {outcome.teacher, outcome.student}}
+    configs = [small[outcome.teacher], small[outcome.student]]
     model = build(distiller(*configs))
     outcome.build_seconds = round(time.time() - started, 1)
     taught = next(iter(model.knowledge))
@@ -175,9 +199,7 @@ def try_pair(outcome: Outcome) -> None:
     outcome.teaches = sorted(losses.keys() - expected.keys())
     train(model, batch)
 
-    for name in sorted(KNOWLEDGE.module_dict):
-        if name != METHOD and KNOWLEDGE.get(name).__module__.startswith('gkd.'):
-            outcome.methods[name] = try_method(model, name, batch)
+    outcome.methods = try_methods(model, batch)
     outcome.detects = detects(model, batch)
     if not outcome.detects:
         raise RuntimeError('a test gives no results')
@@ -221,6 +243,9 @@ def narrower(model: dict) -> dict:
     else:
         in_channels = copy.deepcopy(model.get('neck') or {}).get('in_channels')
         model = divided({**model, 'backbone': {}})
+        if backbone.type == 'HourglassNet':
+            backbone.update(feat_channel=256 // NARROWER, stage_channels=[256 // NARROWER] * 6,
+                            stage_blocks=[1] * 6)
         model['backbone'] = backbone
         if in_channels is not None:
             model['neck']['in_channels'] = in_channels
@@ -315,14 +340,42 @@ def equal(value, expected) -> bool:
     return torch.equal(value, expected) if isinstance(expected, Tensor) else value == expected
 
 
-def try_method(model: Distiller, name: str, batch: dict) -> str:
-    """A step of another method: empty if it works, else its refusal, or FAULT with the error."""
+def try_methods(model: Distiller, batch: dict) -> dict[str, str]:
+    """What each other method says to a step: nothing if it works, its refusal, or a fault."""
+    said, kinds = {}, {}
+    for name in sorted(KNOWLEDGE.module_dict):
+        if name != METHOD and KNOWLEDGE.get(name).__module__.startswith('gkd.'):
+            said[name] = caught(lambda name=name: kinds.update(
+                {name: build_knowledge(dict(type=name), model.pair)}))
+    # One step that holds what all of them want; where that fails, one for each, to know whose.
+    model.needs = reduce(operator.or_, (kind.needs for kind in kinds.values()), Needs())
+    steps = []
+    shared = not caught(lambda: steps.append(observed(model, batch)))
+    for name, kind in kinds.items():
+        if not shared:
+            model.needs = kind.needs
+        said[name] = caught(lambda kind=kind: require_finite(
+            kind(steps[0] if shared else observed(model, batch))))
+    return said
+
+
+def observed(model: Distiller, batch: dict) -> Step:
+    """A step of a distiller as both detectors saw it."""
+    torch.manual_seed(1)
+    return model.observe(to_batch(**copy.deepcopy(batch)))[1]
+
+
+def require_finite(losses: dict[str, Tensor]) -> None:
+    """Raise ArithmeticError if a loss is no finite number."""
+    broken = [name for name, value in losses.items() if not value.isfinite()]
+    if broken:
+        raise ArithmeticError(f'{", ".join(broken)}: no finite number')
+
+
+def caught(call: Callable[[], object]) -> str:
+    """Call; return nothing, the refusal, or FAULT with the exception."""
     try:
-        kind = build_knowledge(dict(type=name), model.pair)
-        model.knowledge, model.needs = torch.nn.ModuleList([kind]), kind.needs
-        losses, _ = model._parse_losses(step(model, batch))
-        if not losses.isfinite():
-            return 'FAULT the loss is no finite number'
+        call()
     except GKDError as error:
         return without_prefix(error)
     except Exception as error:
@@ -341,8 +394,9 @@ def detects(model: torch.nn.Module, batch: dict) -> bool:
 
 
 def without_prefix(error: Exception) -> str:
-    """A message without the class that mmcv's registry puts before it."""
-    return str(error).removeprefix('Distiller: ') if hasattr(str, 'removeprefix') else str(error)
+    """A message without what mmcv's registry puts before it, and without folders of here."""
+    text = str(error).replace(mmdet_configs() + os.sep, 'mmdet::')
+    return text[len('Distiller: '):] if text.startswith('Distiller: ') else text
 
 
 def describe(error: Exception) -> str:
@@ -372,8 +426,8 @@ def write_tables(outcomes: list[Outcome], folder: str) -> str:
 
 
 def markdown(outcomes: list[Outcome]) -> str:
-    """The tables of single detectors and of pairs."""
-    tables = []
+    """The page: tables of single detectors and of pairs."""
+    tables = [INTRODUCTION]
     for title, own in (('Detectors, each with itself', True), ('Pairs', False)):
         chosen = [outcome for outcome in outcomes if (outcome.teacher == outcome.student) == own]
         if not chosen:
@@ -391,7 +445,7 @@ def row(outcome: Outcome) -> str:
     if outcome.verdict != WORKS:
         return f'| {outcome.name} | | | | **{outcome.verdict}**: {cell(outcome.message)} |'
     refused = {name for name, said in outcome.methods.items() if said}
-    notes = [f'soft labels: {outcome.left_out}'] if outcome.left_out else []
+    notes = [f'soft labels: {outcome.left_out.rstrip(".")}'] if outcome.left_out else []
     if refused:
         notes.append(f'refused: {", ".join(sorted(refused))}')
     soft = 'yes' if 'loss_soft' in outcome.teaches else ''

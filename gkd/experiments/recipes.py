@@ -191,7 +191,9 @@ def use_synthetic_data(config: Config, folder: str) -> None:
     for entry in nested(config.data):
         if 'img_scale' in entry:
             entry.img_scale = (IMAGE_SIZE, IMAGE_SIZE)
-    config.data.update(workers_per_gpu=0, samples_per_gpu=2)
+    for part in ('train', 'val', 'test'):
+        config.data[f'{part}_dataloader'].update(workers_per_gpu=0)
+    config.data.train_dataloader.samples_per_gpu = 2
 
 
 def write_leaf(leaf: ConfigDict, folder: str) -> None:

@@ -108,7 +108,7 @@ def synthetic_batch(images: Tensor, boxes: Tensor, labels: Tensor,
     shape = (height, width, 3)
     meta = dict(img_shape=shape, ori_shape=shape, pad_shape=shape, flip=False, filename='',
                 ori_filename='', scale_factor=np.ones(4, np.float32),
-                batch_input_shape=(height, width))
+                batch_input_shape=(height, width), border=np.array([0, height, 0, width]))
     further = {}
     if gt_masks is not None:
         further['gt_masks'] = [BitmapMasks(gt_masks.copy(), height, width) for _ in images]

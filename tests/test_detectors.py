@@ -1,0 +1,118 @@
+"""Detectors of MMDetection's zoo as teachers and students of themselves and of others."""
+
+import pytest
+from mmdet.models import BACKBONES
+
+from gkd.experiments import coverage
+from gkd.experiments.zoo import PAIRS, SELF_PAIRS
+
+POSITIVES, TRUTH = 'positives', 'gt'
+# Config, at what it is taught, whether by soft labels, how many of the nine other methods work.
+SAMPLE = [
+    ('atss/atss_r50_fpn_1x_coco', POSITIVES, True),
+    ('paa/paa_r50_fpn_1x_coco', POSITIVES, True),
+    ('fcos/fcos_r50_caffe_fpn_gn-head_1x_coco', TRUTH, False),
+    ('free_anchor/retinanet_free_anchor_r50_fpn_1x_coco', TRUTH, False),
+    ('yolox/yolox_tiny_8x8_300e_coco', TRUTH, False),
+    ('cascade_rcnn/cascade_rcnn_r50_fpn_1x_coco', POSITIVES, True),
+]
+MORE = [
+    ('faster_rcnn/faster_rcnn_r50_caffe_c4_1x_coco', POSITIVES, True),
+    ('fast_rcnn/fast_rcnn_r50_fpn_1x_coco', POSITIVES, True),
+    ('groie/faster_rcnn_r50_fpn_groie_1x_coco', POSITIVES, True),
+    ('pisa/pisa_faster_rcnn_r50_fpn_1x_coco', POSITIVES, True),
+    ('sabl/sabl_retinanet_r50_fpn_1x_coco', TRUTH, False),
+    ('sparse_rcnn/sparse_rcnn_r50_fpn_1x_coco', TRUTH, False),
+    ('mask_rcnn/mask_rcnn_r50_fpn_1x_coco', POSITIVES, True),
+    ('ld/ld_r18_gflv1_r101_fpn_coco_1x', POSITIVES, True),
+    ('detr/detr_r50_8x2_150e_coco', TRUTH, False),
+    ('yolo/yolov3_mobilenetv2_320_300e_coco', TRUTH, False),
+    ('ssd/ssdlite_mobilenetv2_scratch_600e_coco', POSITIVES, True),
+    # With operators that mmcv-full compiles.
+    ('dcnv2/faster_rcnn_r50_fpn_mdconv_c3-c5_1x_coco', POSITIVES, True),
+    ('tood/tood_r50_fpn_1x_coco', POSITIVES, True),
+    ('reppoints/reppoints_moment_r50_fpn_1x_coco', TRUTH, False),
+]
+
+
+@pytest.fixture(scope='module', autouse=True)
+def short_backbones():
+    settings = {kind: kind.arch_settings for kind in BACKBONES.module_dict.values()
+                if hasattr(kind, 'arch_settings')}
+    coverage.shorten_backbones()
+    yield
+    for kind, value in settings.items():
+        kind.arch_settings = value
+
+
+def check(name, instances, soft):
+    outcome = coverage.check(*coverage.pair_of(name))
+    assert (outcome.verdict, outcome.message) == ('works', '')
+    assert outcome.own_losses_equal and outcome.detects
+    assert (outcome.instances, 'loss_soft' in outcome.teaches) == (instances, soft)
+    assert bool(outcome.left_out) != soft
+    assert {'loss_global', 'loss_local_fg', 'loss_local_bg'} <= set(outcome.teaches)
+    # What compares maps alone works everywhere.
+    assert not any(outcome.methods[method] for method in ('CWD', 'FGD', 'MGD', 'PKD'))
+
+
+@pytest.mark.parametrize('name, instances, soft', SAMPLE)
+def test_detector_teaches_and_is_taught(name, instances, soft):
+    check(name, instances, soft)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name, instances, soft', MORE)
+def test_more_detectors_teach_and_are_taught(name, instances, soft):
+    check(name, instances, soft)
+
+
+def test_teacher_sees_the_batch_that_the_student_has_resized():
+    config = coverage.small_config('yolox/yolox_tiny_8x8_300e_coco')
+    model = coverage.build(coverage.distiller(config, config))
+    batch = coverage.batch_of(model)
+    sizes = set()
+    for _ in range(4):
+        step = coverage.observed(model, batch)
+        sizes.add(step.padded_size)
+        assert step.images.shape[-2:] == step.padded_size == step.image_sizes[0]
+        for own, target in zip(step.student.maps, step.teacher.maps):
+            assert own.shape[-2:] == target.shape[-2:]
+        # Boxes are of the resized images.
+        assert step.gt_boxes[0][1, 2].item() == pytest.approx(0.95 * step.padded_size[1])
+    assert len(sizes) > 1
+
+
+def test_paa_records_what_it_trains():
+    config = coverage.small_config('paa/paa_r50_fpn_1x_coco')
+    model = coverage.build(coverage.distiller(config, config))
+    head, counts = model.student.bbox_head, []
+    reassign = head.paa_reassign
+    head.paa_reassign = lambda *args: counts.append(reassign(*args)) or counts[-1]
+    step = coverage.observed(model, coverage.batch_of(model))
+    trained = [int((labels < head.num_classes).sum()) for labels, *_ in counts]
+    assert [len(boxes) for boxes in step.boxes] == trained and sum(trained) > 0
+
+
+@pytest.mark.parametrize('name, reason', [
+    ('rpn/rpn_r50_fpn_1x_coco', 'an RPN alone is a part of a detector'),
+    ('tridentnet/tridentnet_r50_caffe_1x_coco', 'hold 6 images for 2'),
+    ('convnext/mask_rcnn_convnext-t_p4_w7_fpn_fp16_ms-crop_3x_coco', 'pip install mmcls'),
+])
+def test_refusals_name_the_reason(name, reason):
+    outcome = coverage.check(name, name)
+    assert outcome.verdict == 'refused' and reason in outcome.message
+
+
+def test_lists_are_of_configs_that_there_are():
+    from gkd.detectors.source import find_file
+    names = {*SELF_PAIRS, *(name for pair in PAIRS for name in pair)}
+    assert len(SELF_PAIRS) == 131 and len(PAIRS) == 57
+    assert [name for name in names if not find_file(f'mmdet::{name}.py')] == []
+
+
+def test_a_crash_is_an_outcome(monkeypatch):
+    import os
+    monkeypatch.setattr(coverage, 'check', lambda *names: os._exit(139))
+    outcome = coverage.check_apart('some/teacher', 'some/student')
+    assert outcome.verdict == 'fault' and 'ended with status 139' in outcome.message

@@ -1,0 +1,63 @@
+"""A pair without a config: what is made of it, said about it, and refused."""
+
+import pytest
+from helpers import tiny_data
+from helpers.running import run_tool, succeed
+
+from gkd.experiments.distill import distillation_config
+from gkd.running.config import load_config
+
+
+@pytest.fixture
+def pair(tmp_path):
+    tiny_data.write_pair(tmp_path, 'one_stage')
+    return tmp_path / 'student.py', f'{tmp_path / "teacher.py"}:{tmp_path / "teacher.pth"}'
+
+
+def test_config_is_the_students_own_with_a_distiller(pair, tmp_path):
+    student, teacher = pair
+    path, lines = succeed('distill', student, teacher, '--method', 'gkd+pkd', '--work-dir',
+                          tmp_path / 'work', '--epochs', 1, '--seed', 3)
+    config, own = load_config(path.strip()), load_config(str(student))
+    assert [kind.type for kind in config.model.knowledge] == ['RobustDistillingModule', 'PKD']
+    assert config.model.teacher.checkpoint == str(tmp_path / 'teacher.pth')
+    assert config.data == own.data and config.optimizer == own.optimizer
+    assert (config.runner.max_epochs, own.runner.max_epochs) == (1, 2)
+    assert config.work_dir == str(tmp_path / 'work')
+    for said in ('soft labels at the positives', '16 channels of the student, 24 of the teacher',
+                 'teaches    PKD', '3, to the teacher red, green, blue', 'times the operations'):
+        assert said in lines
+    assert 'leaves out' not in lines
+
+
+def test_what_is_left_out_is_said(pair, tmp_path):
+    tiny_data.write_pair(tmp_path / 'two', 'two_stage')
+    _, lines = succeed('distill', pair[0],
+                       f'{tmp_path}/two/teacher.py:{tmp_path}/two/teacher.pth',
+                       '--work-dir', tmp_path / 'work')
+    assert 'leaves out soft labels: a two-stage teacher' in lines
+
+
+@pytest.mark.slow
+def test_what_was_written_trains(pair, tmp_path):
+    path, _ = succeed('distill', *pair, '--work-dir', tmp_path / 'work', '--epochs', 1)
+    succeed('train', path.strip())
+    assert (tmp_path / 'work' / 'epoch_1.pth').exists()
+
+
+@pytest.mark.parametrize('change, message', [
+    (lambda student, teacher: (student, teacher.partition(':')[0]), 'needs its checkpoint'),
+    (lambda student, teacher: (student.with_suffix('.yaml'), teacher), 'must be CONFIG'),
+    (lambda student, teacher: (student.parent / 'distiller.py', teacher), 'distillation config'),
+    (lambda student, teacher: (student, teacher.replace('.pth', '.pt')), 'no such file'),
+])
+def test_refusals_come_before_anything_is_written(pair, tmp_path, change, message):
+    status, _, error = run_tool('distill', *change(*pair), '--work-dir', tmp_path / 'work')
+    assert status == 2 and message in error
+    assert not (tmp_path / 'work').exists()
+
+
+def test_methods_are_named_as_elsewhere(pair):
+    student, teacher = pair
+    with pytest.raises(Exception, match='telepathy is unknown.*fgd.*gkd'):
+        distillation_config(str(student), teacher, 'gkd+telepathy')
