@@ -17,9 +17,18 @@ from gkd.detectors.inspection import inspect_pair
 from gkd.detectors.pair import DetectorPair
 from gkd.detectors.source import DetectorSource
 from gkd.detectors.step import DetectorOutputs, Needs, Step
+from gkd.detectors.teacher import Teacher, widened
 from gkd.errors import ConfigError
 from gkd.files import checksum
-from gkd.frameworks import DETECTORS, Batch, Dataset, DetectorShell, build_detector, student_losses
+from gkd.frameworks import (
+    DETECTORS,
+    BaseDetector,
+    Batch,
+    Dataset,
+    DetectorShell,
+    build_detector,
+    student_losses,
+)
 from gkd.knowledge.base import Knowledge
 from gkd.prototypes.generation import Generation, PrototypeGenerationModule
 from gkd.registry import KNOWLEDGE
@@ -35,7 +44,8 @@ class Distiller(DetectorShell):
     student.
 
     Args:
-        teacher: ``dict(config=..., checkpoint=...)``; see :class:`DetectorSource`.
+        teacher: ``dict(config=..., checkpoint=..., precision=...)``; see :class:`DetectorSource`
+            and :class:`~gkd.detectors.teacher.Teacher`.
         student: ``dict(config=..., checkpoint=...)``; without a checkpoint the student starts as
             its own config initialises it.
         knowledge: Configs of what is taught, each of a type registered in ``KNOWLEDGE``. Empty:
@@ -84,9 +94,8 @@ class Distiller(DetectorShell):
             teacher_source.load_checkpoint(teacher_model)
             self.pair = inspect_pair(teacher_model, self.student)
             self.knowledge = nn.ModuleList(build_knowledge(cfg, self.pair) for cfg in knowledge)
-        # Hidden from nn.Module, so that no optimiser, checkpoint, DDP or `.train()` finds it.
-        object.__setattr__(self, 'teacher', teacher_model.requires_grad_(False))
-        self.teacher.eval()  # on its own: some detectors return nothing
+        # No nn.Module, so that no optimiser, checkpoint, DDP or `.train()` finds its weights.
+        self.frozen = Teacher(teacher_model, teacher_source.precision)
 
         self.needs = reduce(operator.or_, (kind.needs for kind in self.knowledge), Needs())
         if self.needs.bank and prototypes is None:
@@ -95,6 +104,11 @@ class Distiller(DetectorShell):
         self.prototypes = build_generation(prototypes) if self.needs.bank else None
         self.bank: Optional[PrototypeBank] = None
         self.progress = 0.0
+
+    @property
+    def teacher(self) -> BaseDetector:
+        """The teacher, in the precision that it computes in."""
+        return self.frozen.running
 
     def init_weights(self) -> None:
         """Give the student its initial weights: its checkpoint's, or those its config asks for."""
@@ -135,7 +149,7 @@ class Distiller(DetectorShell):
 
     def _apply(self, fn, *args, **kwargs):
         # `.to()`, `.cuda()` and `.half()` reach the hidden teacher through here.
-        self.teacher._apply(fn, *args, **kwargs)
+        self.frozen.apply(fn)
         return super()._apply(fn, *args, **kwargs)
 
     def losses(self, batch: Batch) -> dict[str, Any]:
@@ -177,7 +191,11 @@ class Distiller(DetectorShell):
     def teacher_step(self, images: Tensor, step: Step) -> DetectorOutputs:
         """The teacher's part of the step."""
         family = two_stage if self.pair.teacher.is_two_stage else one_stage
-        return family.teacher_step(self.teacher, self.pair, self.needs, images, step)
+        part = family.teacher_step(self.teacher, self.pair, self.needs, images, step)
+        if self.frozen.dtype is not None:
+            part.maps = tuple(map(widened, part.maps))
+            self.frozen.check()
+        return part
 
 
 def build_knowledge(config: dict, pair: DetectorPair) -> Knowledge:

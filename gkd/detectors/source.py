@@ -37,19 +37,22 @@ class DetectorSource:
         checkpoint: Path of the weights, or None.
         key: Place in the distillation config, for messages.
         overrides: Settings merged into the detector's config, as ``--cfg-options`` would.
+        precision: Of a teacher, see :class:`~gkd.detectors.teacher.Teacher`.
     """
 
     config: Union[str, dict]
     checkpoint: Optional[str]
     key: str
     overrides: dict
+    precision: Optional[str] = None
 
     @classmethod
     def parse(cls, value: dict, key: str, checkpoint_required: bool = False) -> DetectorSource:
         """Check what the config says.
 
         Args:
-            value: ``dict(config=..., checkpoint=..., overrides=...)``.
+            value: ``dict(config=..., checkpoint=..., overrides=...)``; a teacher's may hold
+                ``precision``.
             key: Place in the distillation config, for messages.
             checkpoint_required: Whether leaving ``checkpoint`` out is an error. An explicit
                 ``checkpoint=None`` asks for untrained weights and is let through.
@@ -71,14 +74,17 @@ class DetectorSource:
         config = value.pop('config')
         checkpoint = value.pop('checkpoint', NOT_GIVEN)
         overrides = value.pop('overrides', {})
+        teaches = key.endswith('teacher')
+        precision = value.pop('precision', None) if teaches else None
         if value:
-            raise ConfigError(f'{key} has unknown keys {sorted(value)}; '
-                              f'it takes `config`, `checkpoint` and `overrides`.')
+            raise ConfigError(f'{key} has unknown keys {sorted(value)}; it takes `config`, '
+                              f'`checkpoint` and `overrides`'
+                              + (' and `precision`.' if teaches else '.'))
         if checkpoint is NOT_GIVEN:
             if checkpoint_required:
                 raise ConfigError(f'{key} needs `checkpoint`: an untrained teacher teaches noise.')
             checkpoint = None
-        return cls(config, checkpoint, key, overrides)
+        return cls(config, checkpoint, key, overrides, precision)
 
     def model_config(self) -> ConfigDict:
         """The detector's ``model`` config, ready for ``build_detector``.

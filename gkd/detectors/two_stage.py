@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from gkd.detectors.dense import dense_predictions
 from gkd.detectors.one_stage import assigned_objects, paired_maps, start_step
 from gkd.detectors.pair import DetectorPair
 from gkd.detectors.step import DetectorOutputs, Needs, Step, recorded
+from gkd.detectors.teacher import widened
 from gkd.frameworks import (
     BaseDetector,
     Batch,
@@ -19,6 +21,7 @@ from gkd.frameworks import (
     sampled_boxes,
     student_losses,
 )
+from gkd.watching import watched
 
 
 def student_step(student: BaseDetector, pair: DetectorPair, needs: Needs,
@@ -136,14 +139,48 @@ def teacher_step(teacher: BaseDetector, pair: DetectorPair, needs: Needs, img: T
     if needs.logits or needs.proposals:
         rois = bbox2roi(step.proposals if needs.proposals else step.boxes)
         # Under fp16 maps are half precision, and RoIAlign wants them in that of the RoIs.
-        features = tuple(feature.to(rois.dtype) for feature in features)
-        outputs = classify(teacher.roi_head, features, rois)
+        features = tuple(map(widened, features))
+        with pooling_without_waiting(teacher.roi_head, rois.is_cuda):
+            outputs = classify(teacher.roi_head, features, rois)
         logits, pooled = outputs['cls_score'], outputs['bbox_feats']
         if needs.proposals:
             part.proposal_logits = logits
             logits, pooled = positive_rows(logits, step), positive_rows(pooled, step)
         part.logits, part.roi_features = logits, pooled
     return part
+
+
+@contextmanager
+def pooling_without_waiting(roi_head: torch.nn.Module, on_gpu: bool) -> Iterator[None]:
+    """Let a RoI head pool without a host sync while the context is open.
+
+    MMDetection's extractor counts the RoIs of every level, for which the host waits. A frozen
+    teacher's few RoIs are pooled on every level instead, and the right one is chosen.
+
+    Args:
+        roi_head: The head, built by MMDetection.
+        on_gpu: Whether it computes on a GPU; elsewhere nothing waits.
+    """
+    extractor = getattr(roi_head, 'bbox_roi_extractor', None)
+    if not on_gpu or type(extractor).__name__ != 'SingleRoIExtractor':
+        yield
+        return
+
+    def pool(_, maps: tuple[Tensor, ...], rois: Tensor, *args, **kwargs) -> Tensor:
+        return pool_on_all_levels(extractor, maps, rois)
+
+    with watched(extractor, 'forward', pool):
+        yield
+
+
+def pool_on_all_levels(extractor: torch.nn.Module, maps: tuple[Tensor, ...],
+                       rois: Tensor) -> Tensor:
+    """RoI features ``(k, C, h, w)``, each from its own level, all computed on all levels."""
+    levels = extractor.map_roi_levels(rois, len(maps))[:, None, None, None]
+    pooled = extractor.roi_layers[0](maps[0], rois)
+    for level, (layer, feature) in enumerate(zip(extractor.roi_layers[1:], maps[1:]), start=1):
+        pooled = torch.where(levels == level, layer(feature, rois), pooled)
+    return pooled
 
 
 def positive_rows(values: Tensor, step: Step) -> Tensor:

@@ -1,0 +1,215 @@
+"""The frozen teacher, in the precision that it computes in."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from typing import Any, Optional
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from gkd.errors import ConfigError
+from gkd.frameworks import BaseDetector, fuse_conv_bn, logger
+
+PRECISIONS = dict(full=None, half=torch.float16, bfloat16=torch.bfloat16)
+ADVICE = "Set model.teacher.precision='full' to compute in full precision from the start."
+# Steps between two looks at whether a map has overflowed.
+INTERVAL = 50
+# Relative difference of maps up to which a rebuilt teacher counts as the same.
+ROUNDING = 1e-3
+
+
+class Teacher:
+    """A detector that is never trained, and its copy for fast inference on a GPU.
+
+    Teaching needs the teacher's maps no more exact than a GPU's convolutions compute them: TF32,
+    the default for float32, rounds to the 10 bits of mantissa that float16 has. On a GPU a copy
+    in half precision, with batch normalisation folded into the convolutions and channels last,
+    takes the detector's place; the exact weights wait on the CPU. Half precision ends at 65,504:
+    should a map have a value beyond, this value counts as 0, and the exact detector takes over
+    within :data:`INTERVAL` steps. Whether one has is looked at without waiting for the device.
+
+    Args:
+        detector: The detector, built by MMDetection, with its weights.
+        precision: ``'half'``, ``'bfloat16'`` or ``'full'``, on any device; None for half on a GPU
+            and full on the CPU.
+
+    Attributes:
+        exact: The detector as it was given.
+        running: What computes: the same, or its copy.
+
+    Raises:
+        ConfigError: ``precision`` is unknown.
+    """
+
+    def __init__(self, detector: BaseDetector, precision: Optional[str] = None):
+        if precision is not None and precision not in PRECISIONS:
+            raise ConfigError(f'model.teacher.precision = {precision!r}: must be one of '
+                              f'{", ".join(map(repr, PRECISIONS))}, or None for half on a GPU and '
+                              f'full on the CPU.')
+        self.exact = self.running = detector.requires_grad_(False)
+        detector.eval()  # on its own: some detectors return nothing
+        self.precision = precision
+        self.sums: Optional[Tensor] = None  # not finite once a map was not
+        self.looked_at: Optional[Tensor] = None  # an earlier value, on its way to the host
+        self.event: Optional[torch.cuda.Event] = None
+        self.steps = 0
+        self.copied_dtype: Optional[torch.dtype] = None
+        self.apply(lambda tensor: tensor)
+
+    @property
+    def dtype(self) -> Optional[torch.dtype]:
+        """What the copy computes in; None if the exact detector computes."""
+        return None if self.running is self.exact else self.copied_dtype
+
+    def apply(self, fn: Callable[[Tensor], Tensor]) -> None:
+        """Move or cast the detector, as ``nn.Module._apply`` does, and choose what computes."""
+        self.exact._apply(fn)
+        device = next(self.exact.parameters()).device
+        default = 'half' if device.type == 'cuda' else 'full'
+        dtype = PRECISIONS[self.precision or default]
+        self.running = self.exact
+        if dtype is None or next(self.exact.parameters()).dtype != torch.float32:
+            return
+        self.copied_dtype = dtype
+        self.sums, self.looked_at, self.steps = torch.zeros((), device=device), None, 0
+        try:
+            self.running = fast_copy(self.exact, dtype, self.watch)
+        except RuntimeError as error:
+            logger().warning(f'Teacher: {type(self.exact).__name__} cannot compute in '
+                             f'{dtype} and stays in full precision: {error}')
+            return
+        if device.type != 'cpu':
+            self.exact.cpu()
+        if self.precision is None:
+            logger().info(f'Teacher: computes in half precision, as its device is a GPU. {ADVICE}')
+
+    def watch(self, maps: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Let values that are not finite count as 0, and remember that there were some."""
+        self.sums += torch.stack([feature.sum(dtype=torch.float) for feature in maps]).sum()
+        return tuple(feature.nan_to_num(0, 0, 0) for feature in maps)
+
+    def check(self) -> None:
+        """Once a step: let the exact detector compute if a map has overflowed."""
+        if self.dtype is None:
+            return
+        if self.looked_at is not None and arrived(self.event):
+            overflow, self.looked_at = not math.isfinite(self.looked_at.item()), None
+            if overflow:
+                self.fall_back()
+                return
+        if self.steps % INTERVAL == 0:
+            self.looked_at = self.sums.to('cpu', non_blocking=True)
+            self.event = None
+            if self.sums.is_cuda:
+                self.event = torch.cuda.Event()
+                self.event.record()
+        self.steps += 1
+
+    def fall_back(self) -> None:
+        """Let the exact detector compute from now on, and say so."""
+        logger().warning(f'Teacher: a feature map left the range of {self.dtype}; it computes in '
+                         f'full precision from now on. {ADVICE}')
+        self.exact.to(self.sums.device)
+        self.running = self.exact
+
+
+def arrived(event: Optional[torch.cuda.Event]) -> bool:
+    """Whether what was asked of the device is there."""
+    return event is None or event.query()
+
+
+@torch.no_grad()
+def fast_copy(detector: BaseDetector, dtype: torch.dtype,
+              watch: Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]]) -> BaseDetector:
+    """A copy of a detector that computes in another precision, channels last.
+
+    Batch normalisation is folded into the convolutions where that changes nothing but rounding;
+    what is left of it keeps its float32 statistics, whose range is wide.
+
+    Args:
+        detector: In eval mode, in float32.
+        dtype: Of the copy.
+        watch: Called with the maps of every image; returns those to use.
+
+    Raises:
+        RuntimeError: A part of the detector does not compute in this precision.
+    """
+    parameter = next(detector.parameters())
+    image = torch.randn(1, 3, 256, 256, generator=torch.Generator().manual_seed(0)).to(parameter)
+    exact = detector.extract_feat(image)
+    fused = fuse_conv_bn(copy.deepcopy(detector))
+    if not all(same(*maps) for maps in zip(fused.extract_feat(image), exact)):
+        fused = copy.deepcopy(detector)
+    for module in fused.modules():
+        if not isinstance(module, _BatchNorm):
+            for name, tensor in (*module._parameters.items(), *module._buffers.items()):
+                if tensor is not None and tensor.is_floating_point():
+                    setattr(module, name, cast(tensor, dtype, module))
+    pyramid = fused.extract_feat
+
+    def extract_feat(images: Tensor, *args, **kwargs) -> tuple[Tensor, ...]:
+        images = images.to(dtype, memory_format=torch.channels_last)
+        with torch.autocast(images.device.type, enabled=False):
+            return watch(pyramid(images, *args, **kwargs))
+
+    fused.extract_feat = extract_feat
+    for head in heads(fused):
+        head.forward = in_precision(head.forward, dtype)
+    maps = fused.extract_feat(image)
+    for name in ('rpn_head', 'bbox_head'):
+        if getattr(fused, name, None) is not None:
+            getattr(fused, name)(maps)
+    return fused
+
+
+def same(feature: Tensor, other: Tensor) -> bool:
+    """Whether two maps differ by rounding only."""
+    return bool((feature - other).norm() <= ROUNDING * other.norm())
+
+
+def cast(tensor: Tensor, dtype: torch.dtype, module: nn.Module) -> Any:
+    """A parameter or buffer in another precision; weights of convolutions channels last."""
+    memory = torch.channels_last if tensor.dim() == 4 else torch.preserve_format
+    values = tensor.detach().to(dtype, memory_format=memory)
+    if isinstance(tensor, nn.Parameter):
+        return nn.Parameter(values, requires_grad=False)
+    return values
+
+
+def heads(detector: BaseDetector) -> list[nn.Module]:
+    """The parts that predict: dense heads and the heads of RoIs."""
+    roi_head = getattr(detector, 'roi_head', None)
+    found = [getattr(detector, 'rpn_head', None), getattr(detector, 'bbox_head', None)]
+    if roi_head is not None:
+        head = roi_head.bbox_head
+        found += head if isinstance(head, nn.ModuleList) else [head]
+    return [head for head in found if head is not None]
+
+
+def in_precision(function: Callable, dtype: torch.dtype) -> Callable:
+    """The function, computed in ``dtype``; what it returns is float32."""
+    def wrapped(*args, **kwargs):
+        with torch.autocast('cuda', enabled=False), torch.autocast('cpu', enabled=False):
+            result = function(*converted(args, dtype), **kwargs)
+        return converted(result, torch.float)
+
+    return wrapped
+
+
+def converted(value: Any, dtype: torch.dtype) -> Any:
+    """A tensor, or all tensors in lists and tuples, in ``dtype``."""
+    if isinstance(value, Tensor):
+        return value.to(dtype) if value.is_floating_point() else value
+    if type(value) in (list, tuple):
+        return type(value)(converted(part, dtype) for part in value)
+    return value
+
+
+def widened(feature: Tensor) -> Tensor:
+    """A map in float32, or float64, the channels before the cells in memory."""
+    dtype = torch.promote_types(feature.dtype, torch.float)
+    return feature.to(dtype, memory_format=torch.contiguous_format)
