@@ -23,8 +23,6 @@ myst_heading_anchors = 3
 
 autodoc_member_order = 'bysource'
 autodoc_typehints = 'signature'
-# MMDetection 3's; the site is built with 2.
-autodoc_mock_imports = ['mmengine']
 napoleon_use_ivar = True
 python_maximum_signature_line_length = 80
 

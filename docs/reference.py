@@ -23,8 +23,10 @@ from gkd.registry import KNOWLEDGE
 from gkd.running.resume import ResumableCheckpointHook
 
 ROOT = Path(__file__).parents[1]
+# These import MMDetection 3; the site is made with 2.
+ELSEWHERE = ('gkd.compat.engine', 'gkd.frameworks.mmdet3')
 for found in pkgutil.walk_packages(gkd.__path__, 'gkd.'):
-    if not found.name.endswith('__main__'):
+    if not found.name.endswith('__main__') and found.name not in ELSEWHERE:
         importlib.import_module(found.name)  # registers what it has
 # Arguments that the project fills in itself.
 FILLED_IN = {'self', 'pair', 'key'}
@@ -346,7 +348,7 @@ def api():
             prefix = f'gkd.{package.name}.'
             pages[f'api_{package.name}.rst'] = page(f'gkd.{package.name}', [
                 module.name[len(prefix):] for module in pkgutil.walk_packages([folder], prefix)
-                if not module.name.endswith('__main__')])
+                if not module.name.endswith('__main__') and module.name not in ELSEWHERE])
     return pages
 
 
