@@ -9,7 +9,7 @@ from typing import Any, Optional
 import mmdet
 import numpy as np
 import torch
-from mmcv.cnn import ContextBlock, NonLocal2d
+from mmcv.cnn import ContextBlock, NonLocal2d, fuse_conv_bn
 from mmdet.datasets import VOCDataset
 from mmdet.datasets.base_det_dataset import BaseDetDataset
 from mmdet.models.backbones.efficientnet import EfficientNet
@@ -35,7 +35,7 @@ __all__ = [
     'BACKBONES', 'DETECTORS', 'HOOKS', 'VOC_CLASSES', 'BaseDetector', 'Batch', 'Config',
     'ConfigDict', 'ContextBlock', 'Dataset', 'DeltaXYWHBBoxCoder', 'DetectorShell', 'EfficientNet',
     'Hook', 'NonLocal2d', 'anchor_inside_flags', 'annotation', 'bbox2roi', 'build_dataset',
-    'build_detector', 'classes_of', 'description', 'get_dist_info',
+    'build_detector', 'classes_of', 'description', 'fuse_conv_bn', 'get_dist_info',
     'image_info', 'is_module_wrapper', 'logger', 'mmdet_configs', 'network_input',
     'positive_boxes', 'prototype_datasets', 'sampled_boxes', 'source_of', 'student_losses',
     'synthetic_batch', 'test_view', 'to_batch',
