@@ -20,10 +20,12 @@ sys.path.insert(0, osp.dirname(osp.dirname(osp.abspath(__file__))))
 from gkd.datasets import prepare_embedded
 from gkd.datasets.tree_crowns import STRIPS, strip_folder
 from gkd.errors import ConfigError
-from gkd.experiments.compare import PLAIN, plan, run_stage
+from gkd.experiments.compare import run_stage
+from gkd.experiments.comparison_plan import plan
 from gkd.experiments.methods import choose_methods
 from gkd.experiments.results import alone, append_result, machine, read_results
 from gkd.experiments.stages import children_end_too, digest
+from gkd.report.comparison import PLAIN
 from gkd.running.cli import DictAction, positive, run
 from gkd.running.config import load_config
 from gkd.running.data import leaf_configs

@@ -22,8 +22,9 @@ from mmcv import Config
 from gkd.datasets.coco_eval import evaluate, metrics_of
 from gkd.datasets.degrees import DIGIT_SCENES_DEGREES
 from gkd.errors import ConfigError, DataError
-from gkd.experiments import compare, stages
-from gkd.experiments.compare import degree_column, shares
+from gkd.experiments import compare, comparison_plan, stages
+from gkd.experiments.compare import shares
+from gkd.experiments.comparison_plan import degree_column
 from gkd.experiments.methods import choose_methods
 from gkd.experiments.results import Result, append_result, read_results
 from gkd.experiments.stages import Detection, Training
@@ -527,7 +528,7 @@ def test_plot_shows_gains_over_the_same_seed():
 
 def test_metrics_are_those_of_mmdetection(tmp_path):
     data = load_config(write_experiment(tmp_path)).data
-    dataset = compare.validation_data(Config(dict(data=data)))
+    dataset = comparison_plan.validation_data(Config(dict(data=data)))
     found = [dict(image_id=a['image_id'], category_id=a['category_id'], bbox=a['bbox'],
                   score=0.9) for a in list(dataset.coco.anns.values())[:4]]
     metrics = metrics_of(evaluate(dataset.coco, found, dataset.cat_ids, dataset.img_ids))
@@ -607,15 +608,16 @@ def test_comparison_lists_what_is_left_and_writes_rows(processes, tmp_path):
 def test_another_strip_has_data_of_its_own():
     path = 'configs/quickstart/gkd_retinanet_efficientnet-lite0_r18-w8_fpn_tree-crowns.py'
     config = load_config(path)
-    assert compare.strip_of(config) == 'right'
-    compare.move_to_strip(config, 'left')
+    assert comparison_plan.strip_of(config) == 'right'
+    comparison_plan.move_to_strip(config, 'left')
     assert config.data.train.ann_file == 'data/tree_crowns_left/train.json'
     assert config.data.val.img_prefix == 'data/tree_crowns_left/images/'
-    assert compare.strip_of(config) == 'left' and compare.data_name(config) == 'tree-crowns'
+    assert comparison_plan.strip_of(config) == 'left'
+    assert comparison_plan.data_name(config) == 'tree-crowns'
     digits = load_config(path.replace('quickstart', 'digits').replace('tree-crowns',
                                                                       'digit-scenes'))
     with pytest.raises(ConfigError, match='only the tree crowns have strips'):
-        compare.move_to_strip(digits, 'left')
+        comparison_plan.move_to_strip(digits, 'left')
 
 
 def test_variants_change_the_configs_own_model():
