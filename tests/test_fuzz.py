@@ -135,6 +135,7 @@ def test_prototypes(n, d_teacher, d_student, number, dtype, seed, same):
         select_prototypes(broken, student, number)
 
 
+@pytest.mark.slow
 @quick
 @given(st.integers(1, 4), st.lists(counts, min_size=1, max_size=4), st.integers(1, 5),
        st.integers(1, 5), dtypes, seeds, st.dictionaries(
@@ -155,6 +156,7 @@ def test_banks_come_back_from_their_files(tmp_path, levels, sizes, d_student, d_
     assert found.metadata == metadata
 
 
+@pytest.mark.slow
 def test_damaged_configs_and_annotations_end_with_a_message(tmp_path):
     counts, complaints = fuzz.run(tmp_path / 'inputs', 12, seed=1)
     assert complaints == [] and sum(counts.values()) == 12 and len(counts) > 2, counts

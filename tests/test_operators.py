@@ -182,6 +182,7 @@ def test_deform_roi_pool_by_hand(sampling_ratio, moving):
             assert torch.allclose(pooled[index, channel], means.double(), atol=1e-6)
 
 
+@pytest.mark.slow
 @stand_in
 def test_deform_roi_pool_gradients():
     x = torch.randn(2, 2, 9, 11, dtype=torch.double, requires_grad=True)
