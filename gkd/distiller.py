@@ -104,11 +104,38 @@ class Distiller(DetectorShell):
         self.prototypes = build_generation(prototypes) if self.needs.bank else None
         self.bank: Optional[PrototypeBank] = None
         self.progress = 0.0
+        # Which of the teacher's logits are of the student's classes, if it has more; they follow
+        # from names, so no checkpoint holds them.
+        self.register_buffer('teacher_columns', None, persistent=False)
 
     @property
     def teacher(self) -> BaseDetector:
         """The teacher, in the precision that it computes in."""
         return self.frozen.running
+
+    def choose_classes(self, names: Sequence[str]) -> None:
+        """Find the student's classes among those of a teacher that has more, by their names.
+
+        Args:
+            names: The student's classes, as the data set numbers them.
+
+        Raises:
+            ConfigError: The teacher does not know one of them.
+        """
+        teacher = self.pair.teacher
+        if teacher.num_classes == self.pair.num_classes:
+            return
+        taught = list(self.teacher.CLASSES)
+        missing = [name for name in names if name not in taught]
+        if missing:
+            raise ConfigError(
+                f'model.teacher.checkpoint: the teacher knows {len(taught)} classes, but not '
+                f'{", ".join(missing)}, which data.train has; take a teacher that knows all '
+                f'classes, or set `num_classes` of its head to them and train it on them.')
+        columns = [taught.index(name) for name in names]
+        if not teacher.sigmoid:
+            columns.append(teacher.num_classes)  # background
+        self.teacher_columns = torch.tensor(columns, device=next(self.parameters()).device)
 
     def init_weights(self) -> None:
         """Give the student its initial weights: its checkpoint's, or those its config asks for."""
@@ -195,7 +222,27 @@ class Distiller(DetectorShell):
         if self.frozen.dtype is not None:
             part.maps = tuple(map(widened, part.maps))
             self.frozen.check()
+        if self.pair.teacher.num_classes != self.pair.num_classes:
+            self.keep_students_classes(part)
         return part
+
+    def keep_students_classes(self, part: DetectorOutputs) -> None:
+        """Leave in a teacher's part the logits of the student's classes, in their order.
+
+        Raises:
+            ConfigError: Nobody has said what the student's classes are called.
+        """
+        wanted = self.needs.logits or self.needs.proposals or self.needs.dense
+        if wanted and self.teacher_columns is None:
+            raise ConfigError(f'the teacher has {self.pair.teacher.num_classes} classes, the '
+                              f'student {self.pair.num_classes}, and it is not known which they '
+                              f'are; tools/train.py takes their names from data.train.')
+        for name in ('logits', 'proposal_logits'):
+            if getattr(part, name) is not None:
+                setattr(part, name, getattr(part, name)[:, self.teacher_columns])
+        # An RPN's only tell objects from background.
+        if part.dense is not None and not self.pair.teacher.is_two_stage:
+            part.dense.logits = part.dense.logits[..., self.teacher_columns]
 
 
 def build_knowledge(config: dict, pair: DetectorPair) -> Knowledge:

@@ -258,3 +258,28 @@ def test_configs_of_mmdetection_are_found_and_overridden():
     assert config.bbox_head.num_classes == 7
     # Replaced by the checkpoint, and would need a network.
     assert config.backbone.init_cfg is None
+
+
+@pytest.mark.parametrize('family', small.FAMILIES)
+def test_teacher_with_more_classes_teaches_those_that_the_student_has(family, tmp_path):
+    detector = small.FAMILIES[family]
+    path = tmp_path / 'teacher.pth'
+    names = ('cat', 'blue', 'dog', 'red', 'green')
+    torch.save(dict(meta=dict(CLASSES=names),
+                    state_dict=build(detector(24, num_classes=5)).state_dict()), path)
+    config = small.distiller(detector(24, num_classes=5), detector())
+    config['teacher']['checkpoint'] = str(path)
+    model = build(config)
+    model.bank = small.random_bank(model.pair)
+    with pytest.raises(ConfigError, match='not known which they are'):
+        losses_of(model, small.batch())
+    with pytest.raises(ConfigError, match='but not violet'):
+        model.choose_classes(('red', 'violet', 'blue'))
+    model.choose_classes(('red', 'green', 'blue'))
+    assert RDM_TERMS < losses_of(model, small.batch()).keys()
+    _, step = model.observe(to_batch(**small.batch()))
+    model.teacher_columns = torch.arange(5 if family == 'one_stage' else 6)
+    whole = model.teacher_step(step.images, step).logits
+    background = [] if family == 'one_stage' else [5]
+    torch.testing.assert_close(step.teacher.logits, whole[:, [3, 4, 1, *background]])
+    assert not any('columns' in name for name in model.state_dict())

@@ -44,11 +44,14 @@ def inspect_pair(teacher: BaseDetector, student: BaseDetector) -> DetectorPair:
     """
     teacher_info = inspect_detector(teacher, 'teacher')
     student_info = inspect_detector(student, 'student')
-    if teacher_info.num_classes != student_info.num_classes:
+    named = len(getattr(teacher, 'CLASSES', None) or ()) == teacher_info.num_classes
+    if teacher_info.num_classes < student_info.num_classes or (
+            teacher_info.num_classes > student_info.num_classes and not named):
         raise ConfigError(
             f'teacher {teacher_info.name} has {teacher_info.num_classes} classes, student '
             f'{student_info.name} has {student_info.num_classes}; set `num_classes` of both '
-            f'heads to the classes of the data set.')
+            f'heads to the classes of the data set. A teacher may have more classes if its '
+            f'checkpoint names them.')
     if teacher_info.image_channels != student_info.image_channels:
         raise ConfigError(
             f'teacher {teacher_info.name} reads images of {teacher_info.image_channels} channels, '

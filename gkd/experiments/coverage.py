@@ -28,7 +28,7 @@ from mmdet.models import BACKBONES, ResNet, build_detector
 from torch import Tensor
 
 import gkd
-from gkd.detectors.inspection import isolated_random_numbers, look, probe_batch
+from gkd.detectors.inspection import PROBE_SIZE, isolated_random_numbers, look, probe_batch
 from gkd.detectors.source import DetectorSource, drop_pretrained
 from gkd.detectors.step import Needs, Step
 from gkd.distiller import Distiller, build_knowledge
@@ -299,11 +299,35 @@ def build(config: dict) -> torch.nn.Module:
     model = build_detector(mmcv.Config(dict(model=copy.deepcopy(config))).model)
     with without_details():
         model.init_weights()
+    for detector in [model.student, model.teacher] if isinstance(model, Distiller) else [model]:
+        calm(detector)
     model.train()
     if isinstance(model, Distiller) and model.needs.bank:
         with isolated_random_numbers():
             model.bank = random_bank(model.pair, PROTOTYPES)
     return model
+
+
+@torch.no_grad()
+def calm(detector: torch.nn.Module) -> None:
+    """Give layers that normalise statistics of noise where untrained ones would let maps explode.
+
+    DetectoRS at its first weights, whose kernels are scaled up, has maps beyond all numbers.
+    """
+    if 'DetectoRS' not in type(detector.backbone).__name__:
+        return
+    norms = [module for module in detector.modules()
+             if isinstance(module, torch.nn.modules.batchnorm._BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    detector.eval()
+    for norm in norms:
+        norm.momentum = 1.0
+        norm.train()
+    generator = torch.Generator().manual_seed(0)
+    detector.extract_feat(torch.randn(2, 3, PROBE_SIZE, PROBE_SIZE, generator=generator))
+    for norm, momentum in zip(norms, momenta):
+        norm.momentum = momentum
+        norm.eval()
 
 
 def batch_of(model: Distiller) -> dict:

@@ -295,7 +295,8 @@ def check_annotations(dataset: CustomDataset, key: str) -> None:
 def check_teacher_classes(model: nn.Module, dataset: CustomDataset, key: str) -> None:
     """Raise ConfigError if the teacher's checkpoint numbers the data set's classes otherwise.
 
-    Classes that the data set does not name are let through: they may have been renamed.
+    Classes that the data set does not name are let through: they may have been renamed. A teacher
+    with more classes than the student must know all of the data set's, in whatever order.
 
     Args:
         model: A detector; only a distiller is looked at.
@@ -306,6 +307,9 @@ def check_teacher_classes(model: nn.Module, dataset: CustomDataset, key: str) ->
         return
     taught = getattr(model.teacher, 'CLASSES', None) or ()
     classes = list(dataset.CLASSES)
+    if model.pair.teacher.num_classes > model.pair.num_classes:
+        model.choose_classes(classes)
+        return
     if any(name in classes and classes.index(name) != number
            for number, name in enumerate(taught)):
         raise ConfigError(
