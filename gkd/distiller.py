@@ -137,6 +137,15 @@ class Distiller(DetectorShell):
             columns.append(teacher.num_classes)  # background
         self.teacher_columns = torch.tensor(columns, device=next(self.parameters()).device)
 
+    def __getattr__(self, name: str) -> Any:
+        """What the distiller itself lacks is its student's: to hooks it is that detector."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name.startswith('__') or 'student' not in self.__dict__.get('_modules', ()):
+                raise
+            return getattr(self.student, name)
+
     def init_weights(self) -> None:
         """Give the student its initial weights: its checkpoint's, or those its config asks for."""
         if self.student_source.checkpoint is None:

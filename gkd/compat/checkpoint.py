@@ -10,7 +10,7 @@ import re
 import types
 import zipfile
 from collections import Counter, OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Union
 
 import numpy as np
@@ -207,6 +207,20 @@ def get_state_dict(checkpoint: dict, source: str) -> OrderedDict:
     return state_dict
 
 
+def ema_copies(names: Iterable[str]) -> set[str]:
+    """Those of a checkpoint's names that an ``EMAHook`` keeps beside the weights.
+
+    Such a hook registers a buffer for every weight, and swaps both before an evaluation.
+
+    Example:
+        >>> ema_copies(['neck.bias', 'ema_neck_bias', 'ema_head.bias'])
+        {'ema_neck_bias'}
+    """
+    names = set(names)
+    flat = {name.replace('.', '_') for name in names}
+    return {name for name in names if name.startswith('ema_') and name[4:] in flat}
+
+
 def load_strictly(model: nn.Module, state_dict: dict, source: str) -> None:
     """Load weights that fit the model exactly, or change nothing and say what does not fit.
 
@@ -225,6 +239,8 @@ def load_strictly(model: nn.Module, state_dict: dict, source: str) -> None:
         model = model.module
     state_dict = get_state_dict(state_dict, source)
     own = model.state_dict()
+    for name in ema_copies(state_dict) - own.keys():
+        del state_dict[name]
     misshaped = {name: (tuple(value.shape), tuple(own[name].shape))
                  for name, value in state_dict.items()
                  if name in own and value.shape != own[name].shape}

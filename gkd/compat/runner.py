@@ -14,9 +14,17 @@ from mmcv.fileio.file_client import HardDiskBackend
 from mmcv.runner import BaseRunner, IterBasedRunner, LoggerHook, checkpoint, epoch_based_runner
 from mmcv.runner.hooks.optimizer import Fp16OptimizerHook
 
-from gkd.compat.checkpoint import load_checkpoint_file, load_strictly, load_url
+from gkd.compat.checkpoint import (
+    ema_copies,
+    get_state_dict,
+    load_checkpoint_file,
+    load_strictly,
+    load_url,
+)
 from gkd.errors import CheckpointError, ConfigError
 from gkd.files import written_whole
+
+EMA = 'ema'  # in a runner's `meta`
 
 
 def read_checkpoints_safely() -> None:
@@ -59,8 +67,9 @@ def resume_without_running_the_config() -> None:
     """Resume without executing the config text in the checkpoint; name files that cannot resume.
 
     Reason: mmcv runs ``meta['config']`` as Python to learn on how many GPUs the run was before; a
-    checkpoint is data. A file without ``meta`` ends in a bare ``KeyError``. And the
-    ``IterBasedRunner`` loads to a GPU even where there is none.
+    checkpoint is data. A file without ``meta`` ends in a bare ``KeyError``. Weights that an
+    ``EMAHook`` keeps fit no model before that hook begins: they are laid aside, in
+    ``runner.meta['ema']``. And the ``IterBasedRunner`` loads to a GPU even where there is none.
     For: mmcv 1.x.
     """
     for runner_type in (BaseRunner, IterBasedRunner):
@@ -91,6 +100,10 @@ def _resume_without_running(resume):
                     'and this is 2. Start from its weights with `load_from`, or go on with the '
                     'MMDetection that began.')
             config = meta.pop('config', None)
+            weights = get_state_dict(loaded, filename)
+            copies = ema_copies(weights)
+            if copies:
+                meta[EMA] = {name: weights[name] for name in copies}
             return loaded
 
         self.load_checkpoint = load_without_config

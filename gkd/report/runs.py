@@ -7,7 +7,7 @@ import os
 import os.path as osp
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Optional
+from typing import Any, Optional, Union
 
 from mmcv import Config
 from mmdet.utils import compat_cfg
@@ -224,8 +224,24 @@ def read_teacher(run: Run) -> Optional[Run]:
 
 def same_validation(config: Config, other: Config) -> bool:
     """Whether two configs validate on the same annotations."""
-    files = [each.data.get('val', {}).get('ann_file') for each in (config, other)]
+    files = [annotation_files(each.data.get('val', {})) for each in (config, other)]
     return files[0] == files[1]
+
+
+def annotation_files(entry: Union[dict, list]) -> list[str]:
+    """The annotation files of a data set's config, of all that it joins or wraps.
+
+    Example:
+        >>> annotation_files(dict(type='ConcatDataset', datasets=[dict(ann_file='a.json')]))
+        ['a.json']
+    """
+    if isinstance(entry, (list, tuple)):
+        return [path for inner in entry for path in annotation_files(inner)]
+    for key in ('datasets', 'dataset'):
+        if key in entry:
+            return annotation_files(entry[key])
+    paths = entry.get('ann_file') or []
+    return list(paths) if isinstance(paths, (list, tuple)) else [paths]
 
 
 def config_text(lines: list[dict], record: dict) -> Optional[str]:

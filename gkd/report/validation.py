@@ -24,6 +24,7 @@ from gkd.datasets.coco_eval import evaluate, metrics_of
 from gkd.detectors.source import find_file
 from gkd.progress import silence
 from gkd.report.detections import match
+from gkd.report.runs import annotation_files
 
 WIDTH = 640  # of embedded images, in pixels
 
@@ -81,10 +82,12 @@ class Validation:
 
     def __init__(self, config: Config):
         self.config = config.data.get('val', {})
-        root = self.config.get('data_root') or ''
-        self.folder = osp.join(root, self.config.get('img_prefix') or '')
-        named = self.config.get('ann_file')
-        is_coco = isinstance(named, str) and named.endswith('.json')
+        files = annotation_files(self.config)
+        named = files[0] if len(files) == 1 else None
+        is_coco = isinstance(self.config, dict) and isinstance(named, str) and \
+            named.endswith('.json') and 'dataset' not in self.config
+        root = (self.config.get('data_root') or '') if is_coco else ''
+        self.folder = osp.join(root, self.config.get('img_prefix') or '') if is_coco else ''
         self.path = find_file(osp.join(root, named)) if is_coco else None
         self.problem = ''
         if not is_coco:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import os.path as osp
 import re
@@ -11,10 +12,18 @@ from typing import Optional
 import numpy as np
 from mmcv import Config, ConfigDict
 from mmcv.utils import get_logger
-from mmdet.datasets import DATASETS, CocoDataset, CustomDataset, XMLDataset, build_dataset
+from mmdet.datasets import (
+    DATASETS,
+    CocoDataset,
+    CustomDataset,
+    XMLDataset,
+    build_dataset,
+    replace_ImageToTensor,
+)
 from mmdet.datasets.pipelines import LoadImageFromFile, LoadMultiChannelImageFromFiles
 from pycocotools.coco import COCO
 from torch import nn
+from torch.utils.data import Dataset
 
 from gkd.compat.coco import InspectedCOCO
 from gkd.datasets import prepare_embedded
@@ -30,6 +39,8 @@ def prototype_datasets(config: Config) -> list[ConfigDict]:
 
     Wrappers that repeat, balance or mix images are taken off: every image counts once.
     """
+    with naming('data.test'):
+        pipeline = leaf_configs(config.data.test)[0].pipeline
     leaves = []
     waiting = [config.data.train]
     while waiting:
@@ -41,7 +52,7 @@ def prototype_datasets(config: Config) -> list[ConfigDict]:
         elif 'dataset' in entry:
             waiting = [entry.dataset, *waiting]
         else:
-            leaves.append(ConfigDict({**entry, 'pipeline': config.data.test.pipeline}))
+            leaves.append(ConfigDict({**entry, 'pipeline': pipeline}))
     return leaves
 
 
@@ -75,6 +86,36 @@ def build_checked_dataset(config: ConfigDict, key: str,
         check_images(leaf, key)
         check_annotations(leaf, key)
     check_boxes(leaf_datasets(dataset), key)
+    return dataset
+
+
+def loader_settings(config: Config, part: str) -> dict:
+    """Settings of the loader of ``data.val`` or ``data.test``, one image at a time by default."""
+    return {'samples_per_gpu': 1, 'workers_per_gpu': 0, 'shuffle': False,
+            **config.data.get(f'{part}_dataloader', {})}
+
+
+def build_evaluated_dataset(config: Config, part: str) -> Dataset:
+    """Build a data set to evaluate on.
+
+    Args:
+        config: A config.
+        part: ``'val'`` or ``'test'``.
+
+    Raises:
+        ConfigError: It cannot be evaluated.
+        DataError: Annotations or images are missing or broken.
+    """
+    entry = copy.deepcopy(config.data[part])
+    with naming(f'data.{part} or data.{part}_dataloader'):
+        if loader_settings(config, part)['samples_per_gpu'] > 1:
+            # As MMDetection does: images of several sizes are padded to the largest.
+            for leaf in leaf_configs(entry):
+                leaf.pipeline = replace_ImageToTensor(leaf.pipeline)
+    dataset = build_checked_dataset(entry, f'data.{part}', dict(test_mode=True))
+    if not hasattr(dataset, 'evaluate'):
+        raise ConfigError(f'data.{part}.type = {type(dataset).__name__} cannot be evaluated; name '
+                          f'the data set inside of it.')
     return dataset
 
 

@@ -23,22 +23,36 @@ from gkd.files import write_atomically
 from gkd.prototypes.generation import all_gather
 from gkd.report.loggers import ImageLoggerHook
 from gkd.running.config import naming
-from gkd.running.data import check_num_classes
+from gkd.running.data import check_num_classes, leaf_datasets, loader_settings
 from gkd.work_dir import EVALUATION
+
+# In the names of metrics of COCO, VOC and proposals.
+METRIC_PARTS = ('AP', 'AR@', 'AR_', 'recall@')
 
 
 def evaluation_hook(config: Config, model: nn.Module, dataset: Dataset) -> EvalHook:
-    """Evaluate on ``dataset``, that of ``data.val``, as the config's ``evaluation`` says."""
+    """Evaluate between epochs as the config's ``evaluation`` says.
+
+    Args:
+        config: The config.
+        model: What is trained.
+        dataset: That of ``data.val``.
+
+    Raises:
+        ConfigError: A setting cannot be right.
+    """
     distributed = torch.distributed.is_initialized()
     check_num_classes(model, dataset, 'data.val')
-    loader_config = dict(samples_per_gpu=1, workers_per_gpu=0, shuffle=False)
-    loader_config.update(config.data.get('val_dataloader', {}))
     with naming('data.val_dataloader'):
-        loader = build_dataloader(dataset, dist=distributed, **loader_config)
+        loader = build_dataloader(dataset, dist=distributed,
+                                  **loader_settings(config, 'val'))
     # With torch's global generator an evaluation would change the random numbers of the training
     # after it, and those of a run that is resumed there.
     loader.generator = torch.Generator()
     settings = {'by_epoch': True, **config.get('evaluation', {})}
+    if settings.get('gpu_collect') and not torch.cuda.is_available():
+        raise ConfigError('evaluation.gpu_collect = True needs a GPU, and none is found. Leave it '
+                          'out: results are then collected in files.')
     if distributed:
         # Collecting through files works without a GPU too.
         settings['tmpdir'] = osp.join(config.work_dir, '.eval_hook')
@@ -48,7 +62,7 @@ def evaluation_hook(config: Config, model: nn.Module, dataset: Dataset) -> EvalH
     metrics = options.pop('metric', 'bbox')
     check_metrics(model, dataset, [metrics] if isinstance(metrics, str) else metrics,
                   'evaluation.metric')
-    check_options(dataset.evaluate, options, 'evaluation:')
+    check_options(leaf_datasets(dataset)[0].evaluate, options, 'evaluation:')
     return hook
 
 
@@ -95,13 +109,24 @@ class EvaluationRecorder(Hook):
             evaluation.best_ckpt_path = path
             runner.meta['hook_msgs'].update(best_score=history[best][key], best_ckpt=path)
 
+    def after_train_iter(self, runner) -> None:
+        """Pick up an evaluation inside an epoch; the last one of an epoch stays."""
+        if not self.evaluation.by_epoch:
+            self.record(runner)
+
     def after_train_epoch(self, runner) -> None:
+        """Pick up an evaluation between epochs."""
+        if self.evaluation.by_epoch:
+            self.record(runner)
+
+    def record(self, runner) -> None:
         """Keep the metrics that the evaluation hook has just computed."""
         if runner.rank > 0 or not self.evaluation._should_evaluate(runner):
             return
         wanted = getattr(self.evaluation, 'key_indicator', None)
         self.metrics = {name: float(value) for name, value in runner.log_buffer.output.items()
-                        if ('mAP' in name or name == wanted) and isinstance(value, (int, float))}
+                        if (any(part in name for part in METRIC_PARTS) or name == wanted)
+                        and isinstance(value, (int, float))}
         if not self.metrics and isinstance(self.evaluation.dataloader.dataset, CocoDataset):
             # MMDetection gives no metrics where nothing at all was detected.
             self.metrics = dict(bbox_mAP=0.0, bbox_mAP_50=0.0, bbox_mAP_75=0.0)
@@ -167,6 +192,7 @@ def check_metrics(model: BaseDetector, dataset: CustomDataset, metrics: Sequence
         metrics: Names of metrics.
         key: Where they were asked for, for messages.
     """
+    dataset = leaf_datasets(dataset)[0]
     if not isinstance(dataset, CocoDataset):
         return
     detector = model.student if isinstance(model, Distiller) else model

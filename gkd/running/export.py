@@ -11,6 +11,7 @@ from torch import Tensor
 
 from gkd.compat.checkpoint import (
     class_names,
+    ema_copies,
     get_state_dict,
     load_checkpoint_file,
     load_strictly,
@@ -38,6 +39,8 @@ def student_weights(checkpoint: dict, source: str) -> dict[str, Tensor]:
         CheckpointError: There are no weights in it.
     """
     weights = get_state_dict(checkpoint, source)
+    for name in ema_copies(weights):
+        del weights[name]
     student = {name[len(STUDENT_PREFIX):]: tensor for name, tensor in weights.items()
                if name.startswith(STUDENT_PREFIX)}
     return student or weights

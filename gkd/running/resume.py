@@ -18,11 +18,14 @@ import mmcv
 import numpy as np
 import torch
 from mmcv import Config
-from mmcv.runner import HOOKS, CheckpointHook, Hook, get_dist_info, save_checkpoint
+from mmcv.runner import HOOKS, CheckpointHook, EMAHook, Hook, get_dist_info, save_checkpoint
+from mmdet.core.hook import YOLOXModeSwitchHook
+from mmdet.core.hook.ema import BaseEMAHook
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from gkd.compat.checkpoint import load_checkpoint_file
+from gkd.compat.runner import EMA
 from gkd.errors import CheckpointError, NumericalError
 from gkd.prototypes import PrototypeBank
 from gkd.prototypes.generation import all_gather
@@ -31,6 +34,8 @@ from gkd.work_dir import INSIDE, LATEST, checkpoints, progress_of
 
 KEY = 'resume'  # in a checkpoint's `meta`
 KEPT_INSIDE = 2
+EMA_HOOKS = (EMAHook, BaseEMAHook)
+EMA_PRIORITY = 49  # before checkpoints and evaluations, which see the averages
 
 
 @HOOKS.register_module()
@@ -129,6 +134,68 @@ class ResumeHook(Hook):
         runner._inner_iter += self.order.skip
 
 
+class HookStates(Hook):
+    """Give hooks back what they kept, once all of them are ready.
+
+    - ``EMAHook`` and its like: the averaged weights.
+    - ``YOLOXModeSwitchHook``: that it has switched, if its epoch is over.
+    - Any hook with ``state_dict()`` and ``load_state_dict(state)``: what it wants.
+
+    Args:
+        resume: The hook that takes the state out of the checkpoint.
+    """
+
+    PRIORITY = 'LOW'  # hooks of the config are ready, loggers come later
+
+    def __init__(self, resume: ResumeHook):
+        self.resume = resume
+
+    def before_run(self, runner) -> None:
+        """Put the states back; nothing of them stays in what a logger or a checkpoint writes."""
+        meta = runner.meta if runner.meta is not None else {}
+        averages = meta.pop(EMA, {})
+        meta.pop(KEY, None)  # an EMAHook with `resume_from` has read the checkpoint once more
+        state = self.resume.state or {}
+        self.restore_averages(runner, averages, inside=state.get('batches', 0) > 0)
+        kept = state.get('hooks', {})
+        for hook in runner.hooks:
+            if type(hook).__name__ in kept:
+                hook.load_state_dict(kept[type(hook).__name__])
+            if isinstance(hook, YOLOXModeSwitchHook):
+                self.switch_again(hook, runner)
+
+    def restore_averages(self, runner, averages: dict[str, torch.Tensor], inside: bool) -> None:
+        """Give averaged weights back.
+
+        Args:
+            runner: The runner.
+            averages: What the hook kept, by its names; in a checkpoint between epochs these are
+                the weights that are trained, and the model has the averages.
+            inside: Whether the checkpoint was written inside an epoch.
+        """
+        hooks = [hook for hook in runner.hooks if isinstance(hook, EMA_HOOKS)]
+        if averages and not hooks:
+            runner.logger.warning(
+                'The checkpoint holds averaged weights of an EMAHook, and `custom_hooks` has no '
+                'such hook: the run goes on without averages.')
+        for hook in hooks:
+            buffers = {name: hook.model_buffers[name]
+                       for name in hook.param_ema_buffer.values() if name in averages}
+            for name, buffer in buffers.items():
+                buffer.copy_(averages[name])
+            if buffers and inside:
+                hook._swap_ema_parameters()  # at the beginning of an epoch it swaps back
+
+    def switch_again(self, hook: YOLOXModeSwitchHook, runner) -> None:
+        """Let YOLOX train without mosaic and with its L1 loss if it did before.
+
+        The hook itself switches in one epoch, and never after it.
+        """
+        if runner.epoch + 1 > runner.max_epochs - hook.num_last_epochs:
+            self.resume.order.dataset.update_skip_type_keys(hook.skip_type_keys)
+            unwrap(runner.model).bbox_head.use_l1 = True
+
+
 class ImageOrder(Sampler):
     """A sampler with which an epoch can be resumed at any batch.
 
@@ -149,6 +216,7 @@ class ImageOrder(Sampler):
 
     def __init__(self, loader: DataLoader, seed: int):
         self.sampler = loader.sampler
+        self.dataset = loader.dataset
         self.batch_size = loader.batch_sampler.batch_size
         self.seed = seed
         self.epoch = 0
@@ -233,6 +301,8 @@ def training_state(runner, batches: int) -> dict:
         bank = vars(bank.to('cpu'))
     sampler = runner.data_loader.batch_sampler.sampler
     return dict(batches=batches, length=len(runner.data_loader), bank=bank,
+                hooks={type(hook).__name__: hook.state_dict() for hook in runner.hooks
+                       if hasattr(hook, 'state_dict')},
                 random=all_gather(random_state()),
                 epoch_start=all_gather(sampler.start if batches else None))
 

@@ -16,12 +16,18 @@ from mmdet.datasets import CocoDataset, build_dataloader
 
 from gkd.errors import CheckpointError, ConfigError
 from gkd.files import written_whole
-from gkd.running.config import student_config
+from gkd.running.config import naming, student_config
 from gkd.running.console import open_logger
-from gkd.running.data import build_checked_dataset, check_num_classes
+from gkd.running.data import (
+    build_evaluated_dataset,
+    check_num_classes,
+    leaf_datasets,
+    loader_settings,
+)
 from gkd.running.device import use_device, wrap
 from gkd.running.evaluation import check_metrics, check_options
 from gkd.running.export import load_detector
+from gkd.running.trial import try_evaluation
 
 
 def test(config: Config, checkpoint: str, metrics: Sequence[str] = (), out: Optional[str] = None,
@@ -57,22 +63,29 @@ def test(config: Config, checkpoint: str, metrics: Sequence[str] = (), out: Opti
     open_logger(config.get('log_level', 'INFO'))
     config = student_config(config)
     model = load_detector(config, checkpoint)
-    dataset = build_checked_dataset(config.data.test, 'data.test', dict(test_mode=True))
+    dataset = build_evaluated_dataset(config, 'test')
+    loader_config = loader_settings(config, 'test')
     check_num_classes(model, dataset, 'data.test')
     model.CLASSES = dataset.CLASSES
     options = dict(eval_options or {})
+    parts = leaf_datasets(dataset)
+    if format_only and not hasattr(dataset, 'format_results'):
+        raise ConfigError(f'--format-only writes one data set, data.test has {len(parts)}; name '
+                          f'one with --cfg-options data.test.ann_file=FILE.')
     if format_only and isinstance(dataset, CocoDataset):
         # Without a prefix MMDetection writes into a folder that it deletes at once.
         options.setdefault('jsonfile_prefix', osp.join(osp.dirname(checkpoint), 'results'))
     check_metrics(model, dataset, metrics, '--eval')
-    check_options(dataset.format_results if format_only else dataset.evaluate, options,
+    check_options(dataset.format_results if format_only else parts[0].evaluate, options,
                   '--eval-options')
     device = use_device()
     if config.get('fp16') is not None and device.type == 'cuda':
         wrap_fp16_model(model)
-    loader_config = dict(samples_per_gpu=1, workers_per_gpu=0, shuffle=False)
-    loader_config.update(config.data.get('test_dataloader', {}))
-    loader = build_dataloader(dataset, dist=distributed, **loader_config)
+    if metrics:
+        try_evaluation(model, device, dataset, loader_config,
+                       dict(metric=list(metrics), **options), 'data.test')
+    with naming('data.test_dataloader'):
+        loader = build_dataloader(dataset, dist=distributed, **loader_config)
     wrapped = wrap(model.to(device), device)
     if distributed:
         results = multi_gpu_test(wrapped, loader, tmpdir=shared_folder(osp.dirname(checkpoint)))

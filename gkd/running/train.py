@@ -45,6 +45,7 @@ from gkd.running.config import build_model, naming
 from gkd.running.console import EpochBar, log_file, open_logger, without_details
 from gkd.running.data import (
     build_checked_dataset,
+    build_evaluated_dataset,
     check_num_classes,
     check_teacher_classes,
     look_at_test_data,
@@ -54,7 +55,16 @@ from gkd.running.device import unwrap, use_device, wrap
 from gkd.running.evaluation import EvaluationRecorder, MissedEvaluation, evaluation_hook
 from gkd.running.explain import explaining
 from gkd.running.finite import FiniteLossHook
-from gkd.running.resume import KEY, ImageOrder, ResumeHook, find_checkpoint
+from gkd.running.resume import (
+    EMA_HOOKS,
+    EMA_PRIORITY,
+    KEY,
+    HookStates,
+    ImageOrder,
+    ResumeHook,
+    find_checkpoint,
+)
+from gkd.running.trial import try_hook
 from gkd.version import __version__
 from gkd.work_dir import PROTOTYPES
 
@@ -84,11 +94,12 @@ def train(config: Config, resume: str = 'auto', validate: bool = True) -> dict[s
     device = use_device()
     logger = open_logger(config.get('log_level', 'INFO'))
     train_set = build_checked_dataset(config.data.train, 'data.train')
-    val_set = build_checked_dataset(config.data.val, 'data.val', dict(test_mode=True)) \
-        if validate else None
+    val_set = build_evaluated_dataset(config, 'val') if validate else None
     look_at_test_data(config)
     model = initial_model(config, train_set)
     evaluation = evaluation_hook(config, model, val_set) if validate else None
+    if evaluation is not None:
+        try_hook(evaluation, config, model, device)
     checkpoint = find_checkpoint(resume, config)
     loader = training_loader(config, train_set)
     if config.get('auto_scale_lr'):
@@ -183,7 +194,8 @@ def register_hooks(runner: BaseRunner, config: Config, loader: DataLoader,
             config.get('momentum_config'), custom_hooks_config=custom_hooks(config))
     ours: list[Hook] = [DistSamplerSeedHook()] if distributed else []
     if isinstance(runner, EpochBasedRunner):
-        ours.append(ResumeHook(ImageOrder(loader, config.seed)))
+        resume = ResumeHook(ImageOrder(loader, config.seed))
+        ours += [resume, HookStates(resume)]
         if runner.rank == 0 and on_terminal():
             ours.append(EpochBar())
     recorder = None
@@ -293,7 +305,10 @@ def custom_hooks(config: Config) -> list[dict]:
     ours = [FiniteLossHook.__name__] + [ImageLoggerHook.__name__] * takes_images(config)
     hooks += [dict(type=name) for name in ours if not any(hook['type'] == name for hook in hooks)]
     for hook in hooks:
-        priority = getattr(HOOKS.get(hook['type']), 'PRIORITY', None)
+        kind = HOOKS.get(hook['type'])
+        priority = getattr(kind, 'PRIORITY', None)
+        if kind is not None and issubclass(kind, EMA_HOOKS):
+            priority = EMA_PRIORITY
         if priority is not None:
             hook.setdefault('priority', priority)
     return hooks

@@ -1,0 +1,127 @@
+"""A trial of the evaluation with two images, before a training starts."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from mmcv import Config
+from mmcv.parallel import MMDataParallel
+from mmdet.apis import single_gpu_test
+from mmdet.core import EvalHook
+from mmdet.datasets import (
+    CocoDataset,
+    ConcatDataset,
+    CustomDataset,
+    VOCDataset,
+    build_dataloader,
+)
+from torch import nn
+from torch.utils.data import Dataset
+
+from gkd.errors import ConfigError, GKDError
+from gkd.progress import silence
+from gkd.prototypes.features import eval_mode
+from gkd.running.config import naming
+from gkd.running.data import leaf_datasets, loader_settings
+from gkd.running.resume import random_state, set_random_state
+
+# These measure any number of images.
+USUAL_EVALUATIONS = [kind.evaluate for kind in (CocoDataset, ConcatDataset, CustomDataset,
+                                                VOCDataset)]
+
+
+def try_hook(evaluation: EvalHook, config: Config, model: nn.Module,
+             device: torch.device) -> None:
+    """Try an evaluation between epochs, and the choice of the best checkpoint.
+
+    Args:
+        evaluation: The hook that evaluates.
+        config: The config.
+        model: What is trained.
+        device: Where.
+
+    Raises:
+        ConfigError: It fails.
+    """
+    metrics = try_evaluation(model, device, evaluation.dataloader.dataset,
+                             loader_settings(config, 'val'), evaluation.eval_kwargs, 'data.val')
+    check_best(evaluation, metrics)
+
+
+def try_evaluation(model: nn.Module, device: torch.device, dataset: Dataset, loader_config: dict,
+                   options: dict, key: str) -> dict[str, float]:
+    """Evaluate two images of every data set, so that no setting fails after an epoch of training.
+
+    Weights, statistics and random states stay as they are. Data sets whose ``evaluate`` is none of
+    MMDetection's usual ones are not measured, only detected on: it may want all images.
+
+    Args:
+        model: A detector.
+        device: Where it runs.
+        dataset: The data set, possibly several in one.
+        loader_config: Settings of its loader.
+        options: Of the data set's ``evaluate``; ``metric`` among them.
+        key: Place of the data set in the config, for messages.
+
+    Returns:
+        The metrics, which mean nothing; empty if they were not computed or nothing was detected.
+
+    Raises:
+        ConfigError: The evaluation fails; with the reason.
+    """
+    before = random_state()
+    try:
+        few = first_images(dataset)
+        settings = {name: value for name, value in loader_config.items()
+                    if name not in ('workers_per_gpu', 'persistent_workers', 'prefetch_factor')}
+        wrapped = MMDataParallel(model.to(device),
+                                 device_ids=[device.index] if device.type == 'cuda' else [])
+        with silence(), eval_mode(model):
+            loader = build_dataloader(few, dist=False, workers_per_gpu=0, **settings)
+            results = single_gpu_test(wrapped, loader)
+            if not all(type(leaf).evaluate in USUAL_EVALUATIONS for leaf in leaf_datasets(few)):
+                return {}
+            options = {name: value for name, value in options.items()
+                       if name not in ('jsonfile_prefix', 'outfile_prefix')}
+            return few.evaluate(results, logger='silent', **options) or {}
+    except GKDError:
+        raise
+    except Exception as error:
+        raise ConfigError(
+            f'{key}: a trial with two images fails, so that the evaluation would: '
+            f'{type(error).__name__}: {error}. Look at {key} (its `pipeline`), {key}_dataloader '
+            f'and `evaluation`; without any evaluation: --no-validate') from error
+    finally:
+        set_random_state(before)
+
+
+def check_best(evaluation: EvalHook, metrics: dict[str, float]) -> None:
+    """Raise ConfigError if the best checkpoint cannot be told by the metrics of an evaluation.
+
+    Args:
+        evaluation: The hook that evaluates.
+        metrics: Metrics of a trial; empty ones tell nothing.
+    """
+    name = evaluation.save_best
+    if name is None or not metrics:
+        return
+    if name != 'auto' and name not in metrics:
+        raise ConfigError(f'evaluation.save_best = {name!r} is no metric of this evaluation; it '
+                          f'has {", ".join(metrics)}.')
+    with naming('evaluation.save_best or evaluation.rule'):
+        copy.copy(evaluation)._init_rule(evaluation.rule,
+                                         next(iter(metrics)) if name == 'auto' else name)
+
+
+def first_images(dataset: Dataset, count: int = 2) -> Dataset:
+    """A data set of the first images of another, of each one in a concatenation."""
+    few = copy.copy(dataset)
+    if hasattr(dataset, 'datasets'):
+        few.datasets = [first_images(leaf, count) for leaf in dataset.datasets]
+        few.cumulative_sizes = few.cumsum(few.datasets)
+        return few
+    for name in ('data_infos', 'img_ids', 'proposals'):
+        if getattr(few, name, None) is not None:
+            setattr(few, name, getattr(few, name)[:count])
+    return few

@@ -1,0 +1,121 @@
+"""Every documented setting of evaluation works, or is refused before the first step."""
+
+import json
+from unittest import mock
+
+import pytest
+import torch
+from helpers import small_detectors as small
+from helpers import tiny_data
+from helpers.refusals import append, refuse, refuse_training, train
+from helpers.running import succeed
+from mmdet.datasets import CocoDataset
+
+TWO = '[data["{0}"], data["{0}"]]'
+CONCATENATED = 'dict(type="ConcatDataset", datasets=[data["{0}"], data["{0}"]])'
+FILES = 'dict(data["{0}"], ann_file=["annotations.json"] * 2, img_prefix=["images"] * 2)'
+
+
+def recorded(folder):
+    return json.loads((folder / 'work' / 'evaluation.json').read_text())
+
+
+def test_a_batch_of_evaluation_gives_what_single_images_give(folder):
+    single = train('--epochs', '1')
+    expected = recorded(folder)
+    (folder / 'work').rename(folder / 'before')
+    append('distiller.py', 'data["val_dataloader"] = dict(samples_per_gpu=2)')
+    train('--epochs', '1')
+    # A smaller image of a batch is padded.
+    assert recorded(folder)['1'] == pytest.approx(expected['1'], abs=0.01)
+    assert 'Epoch [1]' in single
+    append('distiller.py', 'data["test_dataloader"] = dict(samples_per_gpu=3)')
+    out, _ = succeed('test', 'distiller.py', 'work/latest.pth')
+    assert 'bbox' in out
+
+
+@pytest.mark.parametrize('several', [TWO, CONCATENATED, FILES])
+def test_several_data_sets_are_evaluated_one_by_one(folder, several):
+    train('--epochs', '1')
+    expected = recorded(folder)['1']
+    (folder / 'work').rename(folder / 'before')
+    for part in ('val', 'test'):
+        append('distiller.py', f'data["{part}"] = {several.format(part)}')
+    said = train('--epochs', '1', '--cfg-options', 'evaluation.save_best=0_bbox_mAP')
+    found = recorded(folder)['1']
+    for name, value in expected.items():
+        assert found[f'0_{name}'] == found[f'1_{name}'] == value
+    assert (folder / 'work' / 'report.html').exists() and 'could not be' not in said
+    succeed('test', 'distiller.py', 'work/latest.pth')
+    refuse(folder, 'test', 'distiller.py', 'work/latest.pth', '--format-only',
+           says=['--format-only', 'data.test has 2'])
+
+
+def test_data_sets_in_test_alone(folder):
+    append('distiller.py', f'data["test"] = {TWO.format("test")}')
+    assert 'Epoch [1]' in train('--epochs', '1')
+
+
+@pytest.mark.parametrize('option, says', [
+    ('evaluation.save_best=bbox_mAp', ["evaluation.save_best = 'bbox_mAp'", 'bbox_mAP_50']),
+    ('evaluation.gpu_collect=True', ['evaluation.gpu_collect']),
+    ('evaluation.metric_items=mAp', ['data.val', 'mAp', '--no-validate']),
+    ('evaluation.proposal_nums=3', ['data.val', '--no-validate']),
+    ('evaluation.metric=proposal_fast', ['data.val', '--no-validate']),
+    ('data.val.pipeline.1.transforms.4.keys=[image]', ['data.val', 'image', '--no-validate']),
+    ('data.val_dataloader.samples_per_gpu=two', ['data.val', 'two']),
+    ('data.val_dataloader.speed=2', ['data.val_dataloader', 'speed']),
+])
+def test_what_would_fail_after_an_epoch_is_refused(folder, option, says):
+    if option == 'evaluation.gpu_collect=True' and torch.cuda.is_available():
+        pytest.skip('there is a GPU')
+    refuse_training(folder, '--cfg-options', option, says=says)
+
+
+@pytest.mark.parametrize('settings', [
+    dict(metric='proposal'), dict(metric=['bbox', 'proposal']), dict(classwise=True),
+    dict(iou_thrs=[0.5, 0.6]), dict(proposal_nums=(10, 20, 30)), dict(save_best='auto'),
+    dict(by_epoch=False, interval=2), dict(start=2), dict(dynamic_intervals=[(2, 1)], interval=5),
+    dict(jsonfile_prefix='found/results'), dict(metric_items=['mAP', 'mAP_50']),
+])
+def test_documented_settings_work(folder, settings):
+    # As long as nothing is detected there are no metrics.
+    append('distiller.py', f'evaluation.update({settings!r})')
+    said = train('--epochs', '2')
+    assert 'Epoch [2]' in said
+    found = recorded(folder)
+    assert list(found)[-1] == '2' and all(found.values())
+    if settings.get('metric') == 'proposal':
+        assert 'AR@100' in found['2'] and 'bbox_mAP' not in found['2']
+
+
+def test_the_trial_leaves_the_training_as_it_is(folder):
+    train('--epochs', '1', '--no-validate')
+    expected = torch.load('work/latest.pth')['state_dict']
+    train('--epochs', '1', '--resume', 'never')
+    for name, tensor in torch.load('work/latest.pth')['state_dict'].items():
+        assert torch.equal(tensor, expected[name]), name
+
+
+def test_two_images_are_evaluated_first_and_none_without_validation(folder):
+    counts = []
+    evaluate = CocoDataset.evaluate
+
+    def count(self, results, *args, **kwargs):
+        counts.append(len(results))
+        return evaluate(self, results, *args, **kwargs)
+
+    with mock.patch.object(CocoDataset, 'evaluate', count):
+        train('--epochs', '1', '--no-validate')
+        assert counts == []
+    weights = tiny_data.write_weights('student.pth', small.retinanet())
+    with mock.patch.object(CocoDataset, 'evaluate', count), \
+            mock.patch('gkd.running.trial.USUAL_EVALUATIONS', [count]):
+        succeed('test', 'student.py', weights)
+        assert counts == [2, 4]
+
+
+def test_metrics_of_a_test_are_tried_first(folder):
+    weights = tiny_data.write_weights('student.pth', small.retinanet())
+    refuse(folder, 'test', 'student.py', weights, '--eval-options', 'metric_items=mAp',
+           says=['data.test', 'mAp'])
