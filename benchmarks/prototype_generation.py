@@ -55,8 +55,9 @@ class Generation:
     @torch.no_grad()
     def inference(self) -> None:
         """Load the same batches and run the student's backbone and neck."""
-        for images, _ in load_batches(self.module.candidates, self.batches, self.module.workers):
-            self.student.extract_feat(images)
+        for stacks in load_batches(self.module.candidates, self.batches, self.module.workers):
+            for stack in stacks:
+                self.student.extract_feat(stack.images)
 
     def stages(self) -> dict[str, float]:
         """Seconds of the first generation and of the second, which has the teacher's features."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from gkd.bank import PrototypeBank
 from gkd.detectors import one_stage, two_stage
+from gkd.detectors.images import ChannelMap, ImageFormat
 from gkd.detectors.inspection import inspect_pair
 from gkd.detectors.pair import DetectorPair
 from gkd.detectors.source import DetectorSource
@@ -27,6 +28,8 @@ from gkd.frameworks import (
     Dataset,
     DetectorShell,
     build_detector,
+    image_settings,
+    logger,
     student_losses,
 )
 from gkd.knowledge.base import Knowledge
@@ -59,6 +62,8 @@ class Distiller(DetectorShell):
     Attributes:
         bank: The current :class:`PrototypeBank`, set by the :class:`PrototypeHook`.
         progress: Epochs done / epochs in all, set by the :class:`PrototypeHook`.
+        teacher_images: Turns the images of a training step into those that the teacher was trained
+            on; None if they are, set from the config's pipelines.
 
     Raises:
         ConfigError: The two detectors cannot be paired, or a kind of knowledge cannot serve them.
@@ -107,6 +112,8 @@ class Distiller(DetectorShell):
         # Which of the teacher's logits are of the student's classes, if it has more; they follow
         # from names, so no checkpoint holds them.
         self.register_buffer('teacher_columns', None, persistent=False)
+        self.teacher_source = teacher_source
+        self.teacher_images = preprocessing_map(self.student, teacher_model)
 
     @property
     def teacher(self) -> BaseDetector:
@@ -215,7 +222,10 @@ class Distiller(DetectorShell):
     def observe(self, batch: Batch) -> tuple[dict[str, Any], Step]:
         """The student's detection losses, and the step as both detectors saw it."""
         losses, step = self.student_step(batch)
-        step.teacher = self.teacher_step(step.images, step)
+        images = step.images
+        if self.teacher_images is not None:
+            images = self.teacher_images(images, unpadded_sizes(batch, images))
+        step.teacher = self.teacher_step(images, step)
         step.bank, step.progress = self.bank, self.progress
         return losses, step
 
@@ -252,6 +262,38 @@ class Distiller(DetectorShell):
         # An RPN's only tell objects from background.
         if part.dense is not None and not self.pair.teacher.is_two_stage:
             part.dense.logits = part.dense.logits[..., self.teacher_columns]
+
+
+def preprocessing_map(student: BaseDetector, teacher: BaseDetector) -> Optional[ChannelMap]:
+    """The map from images as the student's own preprocessor makes them to the teacher's.
+
+    None if they are alike, or if a pipeline makes them.
+
+    Raises:
+        ConfigError: They cannot be converted.
+    """
+    settings = [image_settings(detector) for detector in (student, teacher)]
+    if None in settings:
+        return None
+    given, wanted = map(ImageFormat.of_preprocessor, settings)
+    found = ChannelMap(given, wanted)
+    if found.is_identity:
+        return None
+    logger().info(f'The teacher was trained on images of {wanted}, the student\'s preprocessor '
+                  f'makes {given}: they are converted for it.')
+    return found
+
+
+def unpadded_sizes(batch: Batch, images: Tensor) -> list[tuple[int, int]]:
+    """Height and width without padding of a batch's images, in pixels of ``images``.
+
+    Args:
+        batch: Images and what is known of them.
+        images: The same as the student took them: it may have resized all of them.
+    """
+    ratios = [new / old for new, old in zip(images.shape[-2:], batch.images.shape[-2:])]
+    return [tuple(round(side * ratio) for side, ratio in zip(meta['img_shape'], ratios))
+            for meta in batch.metas]
 
 
 def build_knowledge(config: dict, pair: DetectorPair) -> Knowledge:

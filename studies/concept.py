@@ -100,8 +100,8 @@ def locate(trained: TrainedPair, bank: PrototypeBank, images: Sequence[Candidate
         DataError: There is no such instance.
     """
     paths, boxes, of_teacher, of_student = [], [], [], []
-    for image, (pixels, scaled) in zip(images, CandidateImages(images)):
-        teacher, student = trained.features(pixels[None], [scaled])
+    for image, (pixels, scaled, size) in zip(images, CandidateImages(images)):
+        teacher, student = trained.features(pixels[None], [scaled], [size])
         levels = map_levels(scaled, bank.num_levels).tolist()
         for row in (image.labels == label).nonzero()[0].tolist():
             level = levels[row]

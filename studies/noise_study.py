@@ -108,12 +108,12 @@ def run_study(trained: TrainedPair, bank: PrototypeBank, images: Sequence[Candid
     values, groups = [], []
     total = sum(len(image.labels) for image in images)
     with progress(None, 'noise study', total, 'instance') as bar:
-        for number, (image, boxes) in enumerate(CandidateImages(images)):
+        for number, (image, boxes, size) in enumerate(CandidateImages(images)):
             for box, label in zip(boxes, torch.from_numpy(images[number].labels)):
                 own = seed + len(values)
                 versions = [image] + [corrupt(image, box, kind, degree, own)
                                       for kind in CORRUPTIONS for degree in degrees]
-                teacher, student = features_of(trained, versions, box, batch_size)
+                teacher, student = features_of(trained, versions, box, size, batch_size)
                 values.append(measure(teacher, student, bank, label, box))
                 groups.append(number)
                 bar.update()
@@ -122,11 +122,12 @@ def run_study(trained: TrainedPair, bank: PrototypeBank, images: Sequence[Candid
 
 
 def features_of(trained: TrainedPair, versions: list[Tensor], box: Tensor,
-                batch_size: int) -> tuple[list[Tensor], list[Tensor]]:
+                size: tuple[int, int], batch_size: int) -> tuple[list[Tensor], list[Tensor]]:
     """The teacher's and the student's features ``(versions, C)`` of a box, one tensor a level."""
-    parts = [trained.features(torch.stack(versions[start:start + batch_size]),
-                              [box[None]] * len(versions[start:start + batch_size]))
-             for start in range(0, len(versions), batch_size)]
+    parts = []
+    for start in range(0, len(versions), batch_size):
+        images = torch.stack(versions[start:start + batch_size])
+        parts.append(trained.features(images, [box[None]] * len(images), [size] * len(images)))
     return tuple([torch.cat(level) for level in zip(*detector)] for detector in zip(*parts))
 
 

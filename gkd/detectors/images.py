@@ -96,11 +96,12 @@ class ImageFormat:
         # It pads after normalising.
         return cls(found.mean, found.std, found.rgb, channels(settings.get('pad_value', 0)))
 
-    def normalised(self, mean: Sequence[float], std: Sequence[float], swap: bool) -> ImageFormat:
+    def normalised(self, mean: Sequence[float], std: Sequence[float], swap: bool,
+                   keep_padding: bool = False) -> ImageFormat:
         """The format after a step ``Normalize``, which swaps channels first."""
         mean, std = channels(mean), channels(std)
         padding = self.padding
-        if padding is not None:
+        if padding is not None and not keep_padding:
             padding = padding[::-1] if swap else padding
             padding = tuple((p - m) / s for p, m, s in zip(padding, mean, std))
         return ImageFormat(mean, std, self.rgb != swap, padding, self.colours)
@@ -119,6 +120,7 @@ class ChannelMap:
 
     Attributes:
         is_identity: Whether both are the same.
+        keeps_numbers: Whether both are the same but for the order of channels and the padding.
 
     Raises:
         ConfigError: Images were read in other colours: what is lost cannot be computed.
@@ -148,9 +150,14 @@ class ChannelMap:
         self.refill = not all(
             close([p * a + b for p, a, b in zip(value, self.scale, self.shift)], self.padding)
             for value in (padding, channels(0)))
-        self.is_identity = (not self.flip and close(self.scale, channels(1))
-                            and close(self.shift, channels(0)) and close(padding, self.padding))
+        self.keeps_numbers = (close(self.scale, (1.0,) * len(mean))
+                              and close(self.shift, (0.0,) * len(mean)))
+        self.is_identity = (not self.flip and self.keeps_numbers
+                            and close(padding, self.padding))
         self.tensors: dict[tuple, tuple[Tensor, ...]] = {}
+
+    def __repr__(self) -> str:
+        return f'ChannelMap({self.given!r}, {self.wanted!r})'
 
     @torch.no_grad()
     def __call__(self, images: Tensor, sizes: Sequence[tuple[int, int]]) -> Tensor:
@@ -181,6 +188,26 @@ class ChannelMap:
                 torch.tensor(values, device=images.device, dtype=images.dtype).reshape(-1, 1, 1)
                 for values in (self.scale, self.shift, self.padding))
         return self.tensors[key]
+
+
+def format_of(entry: Union[dict, Sequence]) -> Optional[ImageFormat]:
+    """The format of a data set's images; of several, of the first one.
+
+    Args:
+        entry: Its config, possibly a list or a wrapper around others.
+    """
+    pipeline = pipeline_of(entry)
+    return ImageFormat.of_pipeline(pipeline) if pipeline else None
+
+
+def pipeline_of(entry: Union[dict, Sequence]) -> list[dict]:
+    """All steps from file to tensor; wrappers that mix images add some."""
+    if isinstance(entry, Sequence):
+        return pipeline_of(entry[0]) if len(entry) else []
+    if 'datasets' in entry:
+        return pipeline_of(entry['datasets'])
+    inner = pipeline_of(entry['dataset']) if 'dataset' in entry else []
+    return [*inner, *(entry.get('pipeline') or ())]
 
 
 def steps_of(pipeline: Sequence[dict]) -> Iterator[dict]:

@@ -17,6 +17,7 @@ from torch import nn
 
 from gkd.checkpoints import REPOSITORY, check_file, how_to_get
 from gkd.compat.checkpoint import class_names, load_checkpoint_file, load_strictly
+from gkd.detectors.images import ImageFormat, format_of
 from gkd.errors import CheckpointError, ConfigError
 from gkd.frameworks import Config, ConfigDict, logger, mmdet_configs
 
@@ -38,6 +39,8 @@ class DetectorSource:
         key: Place in the distillation config, for messages.
         overrides: Settings merged into the detector's config, as ``--cfg-options`` would.
         precision: Of a teacher, see :class:`~gkd.detectors.teacher.Teacher`.
+        img_norm_cfg: How the detector's images were normalised in its training, as MMDetection's
+            ``Normalize`` takes it; by default its config says so in its test pipeline.
     """
 
     config: Union[str, dict]
@@ -45,14 +48,15 @@ class DetectorSource:
     key: str
     overrides: dict
     precision: Optional[str] = None
+    img_norm_cfg: Optional[dict] = None
 
     @classmethod
     def parse(cls, value: dict, key: str, checkpoint_required: bool = False) -> DetectorSource:
         """Check what the config says.
 
         Args:
-            value: ``dict(config=..., checkpoint=..., overrides=...)``; a teacher's may hold
-                ``precision``.
+            value: ``dict(config=..., checkpoint=..., overrides=..., img_norm_cfg=...)``; a
+                teacher's may hold ``precision``.
             key: Place in the distillation config, for messages.
             checkpoint_required: Whether leaving ``checkpoint`` out is an error. An explicit
                 ``checkpoint=None`` asks for untrained weights and is let through.
@@ -74,17 +78,18 @@ class DetectorSource:
         config = value.pop('config')
         checkpoint = value.pop('checkpoint', NOT_GIVEN)
         overrides = value.pop('overrides', {})
+        img_norm_cfg = value.pop('img_norm_cfg', None)
         teaches = key.endswith('teacher')
         precision = value.pop('precision', None) if teaches else None
         if value:
             raise ConfigError(f'{key} has unknown keys {sorted(value)}; it takes `config`, '
-                              f'`checkpoint` and `overrides`'
+                              f'`checkpoint`, `overrides` and `img_norm_cfg`'
                               + (' and `precision`.' if teaches else '.'))
         if checkpoint is NOT_GIVEN:
             if checkpoint_required:
                 raise ConfigError(f'{key} needs `checkpoint`: an untrained teacher teaches noise.')
             checkpoint = None
-        return cls(config, checkpoint, key, overrides, precision)
+        return cls(config, checkpoint, key, overrides, precision, img_norm_cfg)
 
     def model_config(self) -> ConfigDict:
         """The detector's ``model`` config, ready for ``build_detector``.
@@ -107,6 +112,32 @@ class DetectorSource:
         if self.checkpoint is not None:
             drop_pretrained(model)
         return model
+
+    def image_format(self) -> Optional[ImageFormat]:
+        """How the detector wants its images; None if neither config nor settings tell.
+
+        Raises:
+            ConfigError: ``img_norm_cfg`` cannot be understood.
+        """
+        found = None
+        if isinstance(self.config, str):
+            config = self.read_file()
+            preprocessor = config.get('model', {}).get('data_preprocessor')
+            if preprocessor:
+                found = ImageFormat.of_preprocessor(preprocessor)
+            else:
+                data = config.get('data') or {}
+                found = format_of(data.get('test') or data.get('val') or {})
+        if self.img_norm_cfg is None:
+            return found
+        found = found or ImageFormat()
+        try:
+            return ImageFormat(padding=found.padding, colours=found.colours).normalised(
+                self.img_norm_cfg['mean'], self.img_norm_cfg['std'],
+                self.img_norm_cfg.get('to_rgb', True), keep_padding=True)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ConfigError(f'{self.key}.img_norm_cfg = {self.img_norm_cfg}: must be dict(mean='
+                              f'[...], std=[...], to_rgb=...) ({error}).') from None
 
     def read_file(self) -> Config:
         """Read the config file, with errors for people."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os.path as osp
+from collections.abc import Sequence
 from typing import Any, Optional
 
 import mmcv
@@ -28,8 +29,8 @@ __all__ = [
     'BACKBONES', 'DETECTORS', 'HOOKS', 'VOC_CLASSES', 'BaseDetector', 'Batch', 'Config',
     'ConfigDict', 'ContextBlock', 'Dataset', 'DeltaXYWHBBoxCoder', 'DetectorShell', 'EfficientNet',
     'Hook', 'NonLocal2d', 'anchor_inside_flags', 'annotation', 'bbox2roi', 'build_dataset',
-    'build_detector', 'classes_of', 'description', 'fuse_conv_bn', 'get_dist_info',
-    'image_info', 'is_module_wrapper', 'logger', 'mmdet_configs', 'network_input',
+    'build_detector', 'classes_of', 'description', 'fuse_conv_bn', 'get_dist_info', 'image_info',
+    'image_settings', 'is_module_wrapper', 'logger', 'mmdet_configs', 'network_input',
     'positive_boxes', 'prototype_datasets', 'sampled_boxes', 'source_of', 'student_losses',
     'synthetic_batch', 'test_view', 'to_batch',
 ]
@@ -135,9 +136,25 @@ def sampled_boxes(sampled: Any) -> Tensor:
     return sampled.bboxes
 
 
-def network_input(detector: BaseDetector, images: Tensor) -> Tensor:
-    """Images of a test pipeline as the detector's layers take them: they are normalised."""
-    return images
+def network_input(detector: BaseDetector, images: Tensor,
+                  sizes: Optional[Sequence[tuple[int, int]]] = None) -> Tensor:
+    """Images of a test pipeline as the detector's layers take them.
+
+    They are normalised already. A teacher that knows another normalisation has a map for them.
+
+    Args:
+        detector: Teacher or student.
+        images: ``(B, 3, H, W)``.
+        sizes: Height and width of every image without its padding; by default it has none.
+    """
+    change = getattr(detector, 'test_images', None)
+    return images if change is None else change(
+        images, sizes or [tuple(images.shape[-2:])] * len(images))
+
+
+def image_settings(detector: BaseDetector) -> Optional[dict]:
+    """How a detector normalises images: none does, pipelines do."""
+    return None
 
 
 def classes_of(dataset: Dataset) -> tuple[str, ...]:
@@ -168,13 +185,18 @@ def annotation(dataset: Dataset, index: int) -> tuple[np.ndarray, np.ndarray]:
     return found['bboxes'], found['labels']
 
 
-def test_view(dataset: Dataset, index: int) -> tuple[Tensor, np.ndarray]:
-    """An image ``(3, H, W)`` as the test pipeline makes it, and the factors of its boxes."""
+def test_view(dataset: Dataset, index: int) -> tuple[Tensor, np.ndarray, tuple[int, int]]:
+    """An image ``(3, H, W)`` as the test pipeline makes it.
+
+    Returns:
+        The image, the factors of its boxes, and its height and width without padding.
+    """
     views = dataset.prepare_test_img(index)
     image, meta = views['img'][0], views['img_metas'][0].data
     if isinstance(image, DataContainer):
         image = image.data
-    return image, np.asarray(meta['scale_factor'], dtype=np.float32)
+    return (image, np.asarray(meta['scale_factor'], dtype=np.float32),
+            tuple(meta['img_shape'][:2]))
 
 
 def prototype_datasets(runner: Any) -> list[ConfigDict]:

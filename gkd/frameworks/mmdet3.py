@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os.path as osp
+from collections.abc import Sequence
 from typing import Any, Optional
 
 import mmdet
@@ -35,8 +36,8 @@ __all__ = [
     'BACKBONES', 'DETECTORS', 'HOOKS', 'VOC_CLASSES', 'BaseDetector', 'Batch', 'Config',
     'ConfigDict', 'ContextBlock', 'Dataset', 'DeltaXYWHBBoxCoder', 'DetectorShell', 'EfficientNet',
     'Hook', 'NonLocal2d', 'anchor_inside_flags', 'annotation', 'bbox2roi', 'build_dataset',
-    'build_detector', 'classes_of', 'description', 'fuse_conv_bn', 'get_dist_info',
-    'image_info', 'is_module_wrapper', 'logger', 'mmdet_configs', 'network_input',
+    'build_detector', 'classes_of', 'description', 'fuse_conv_bn', 'get_dist_info', 'image_info',
+    'image_settings', 'is_module_wrapper', 'logger', 'mmdet_configs', 'network_input',
     'positive_boxes', 'prototype_datasets', 'sampled_boxes', 'source_of', 'student_losses',
     'synthetic_batch', 'test_view', 'to_batch',
 ]
@@ -158,10 +159,26 @@ def sampled_boxes(sampled: Any) -> Tensor:
 
 
 @torch.no_grad()
-def network_input(detector: BaseDetector, images: Tensor) -> Tensor:
-    """Images of a test pipeline as the detector's layers take them: normalised and padded."""
+def network_input(detector: BaseDetector, images: Tensor,
+                  sizes: Optional[Sequence[tuple[int, int]]] = None) -> Tensor:
+    """Images of a test pipeline as the detector's layers take them: normalised and padded.
+
+    Each detector has its own preprocessor for that, which pads images itself: ``sizes`` is not
+    needed.
+    """
     preprocessor = detector.data_preprocessor.to(images.device)
     return preprocessor(dict(inputs=list(images)), False)['inputs']
+
+
+def image_settings(detector: BaseDetector) -> Optional[dict]:
+    """How a detector normalises and pads images, by the names of its preprocessor's config."""
+    preprocessor = detector.data_preprocessor
+    settings = dict(bgr_to_rgb=preprocessor._channel_conversion,
+                    pad_value=getattr(preprocessor, 'pad_value', 0))
+    if preprocessor._enable_normalize:
+        settings.update(mean=preprocessor.mean.flatten().tolist(),
+                        std=preprocessor.std.flatten().tolist())
+    return settings
 
 
 def classes_of(dataset: Dataset) -> tuple[str, ...]:
@@ -195,11 +212,16 @@ def annotation(dataset: Dataset, index: int) -> tuple[np.ndarray, np.ndarray]:
     return boxes, np.array([instance['bbox_label'] for instance in instances], np.int64)
 
 
-def test_view(dataset: Dataset, index: int) -> tuple[Tensor, np.ndarray]:
-    """An image ``(3, H, W)`` as the test pipeline makes it, and the factors of its boxes."""
+def test_view(dataset: Dataset, index: int) -> tuple[Tensor, np.ndarray, tuple[int, int]]:
+    """An image ``(3, H, W)`` as the test pipeline makes it.
+
+    Returns:
+        The image, the factors of its boxes, and its height and width without padding.
+    """
     data = dataset.prepare_data(index)
-    factors = data['data_samples'].metainfo.get('scale_factor', (1.0, 1.0))
-    return data['inputs'], np.tile(np.asarray(factors, np.float32), 2)
+    known = data['data_samples'].metainfo
+    factors = np.asarray(known.get('scale_factor', (1.0, 1.0)), np.float32)
+    return data['inputs'], np.tile(factors, 2), tuple(known['img_shape'][:2])
 
 
 def prototype_datasets(runner: Any) -> list[ConfigDict]:

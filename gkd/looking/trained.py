@@ -56,18 +56,21 @@ class TrainedPair:
         self.distiller.to(self.device).eval()
         self.generation = build_generation(config.model.prototypes)
 
-    def features(self, images: Tensor, boxes: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    def features(self, images: Tensor, boxes: list[Tensor],
+                 sizes: Optional[list[tuple[int, int]]] = None,
+                 ) -> tuple[list[Tensor], list[Tensor]]:
         """Features of instances on every paired level.
 
         Args:
             images: ``(B, 3, H, W)``.
             boxes: Boxes of every image, ``(n_b, 4)`` in pixels of ``images``.
+            sizes: Height and width of every image without its padding; by default it has none.
 
         Returns:
             The teacher's and the student's, ``(sum n_b, C)`` on the CPU, one tensor a level.
         """
         images, boxes = images.to(self.device), [box.to(self.device) for box in boxes]
-        return tuple(instance_features(detector, self.pair.levels(info), images, boxes)
+        return tuple(instance_features(detector, self.pair.levels(info), images, boxes, sizes)
                      for detector, info in ((self.distiller.teacher, self.pair.teacher),
                                             (self.distiller.student, self.pair.student)))
 

@@ -57,9 +57,9 @@ def judge(trained: TrainedPair, bank: PrototypeBank, images: Sequence[CandidateI
         images: Images with their boxes.
     """
     found = []
-    for number, (image, boxes) in enumerate(CandidateImages(images)):
+    for number, (image, boxes, size) in enumerate(CandidateImages(images)):
         labels = torch.from_numpy(images[number].labels)
-        features = trained.features(image[None], [boxes])
+        features = trained.features(image[None], [boxes], [size])
         own = map_levels(boxes, bank.num_levels)[None]
         levels = [judge_level(bank, level, labels, *parts)
                   for level, parts in enumerate(zip(*features))]

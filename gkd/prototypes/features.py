@@ -6,6 +6,7 @@ import os.path as osp
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Optional
 
 import numpy as np
 import torch
@@ -136,15 +137,18 @@ class CandidateImages(data.Dataset):
     def __len__(self) -> int:
         return len(self.candidates)
 
-    def __getitem__(self, position: int) -> tuple[Tensor, Tensor]:
+    def __getitem__(self, position: int) -> tuple[Tensor, Tensor, tuple[int, int]]:
+        """Image, boxes ``(n, 4)`` in its pixels, and its height and width without padding."""
         candidate = self.candidates[position]
-        image, factors = test_view(candidate.dataset, candidate.index)
-        return image, torch.from_numpy(candidate.boxes * factors)
+        image, factors, size = test_view(candidate.dataset, candidate.index)
+        return image, torch.from_numpy(candidate.boxes * factors), size
 
 
 def load_batches(candidates: Sequence[CandidateImage], batches: list[list[int]],
                  workers: int) -> data.DataLoader:
-    """Load batches of images ``(B, 3, H, W)`` with the boxes of each image.
+    """Load batches of images.
+
+    Yields lists of :class:`Stack`: one, unless annotations are wrong about the size of an image.
 
     Args:
         candidates: The chosen images.
@@ -156,15 +160,46 @@ def load_batches(candidates: Sequence[CandidateImage], batches: list[list[int]],
                       collate_fn=stack_images, generator=torch.Generator())
 
 
-def stack_images(samples: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, list[Tensor]]:
-    """Collate images of one size and their boxes."""
-    images, boxes = zip(*samples)
-    return torch.stack(images), list(boxes)
+@dataclass
+class Stack:
+    """Images of one size, with their boxes.
+
+    Attributes:
+        rows: Their places in the batch.
+        images: ``(B, 3, H, W)``.
+        boxes: Boxes of every image, ``(n_b, 4)`` in pixels of ``images``.
+        sizes: Height and width of every image without its padding.
+    """
+
+    rows: list[int]
+    images: Tensor
+    boxes: list[Tensor]
+    sizes: list[tuple[int, int]]
+
+
+def stack_images(samples: list[tuple[Tensor, Tensor, tuple[int, int]]]) -> list[Stack]:
+    """Collate images by their size: a camera may have turned one, unknown to the annotations.
+
+    Example:
+        >>> samples = [(torch.zeros(3, *size), torch.zeros(1, 4), size)
+        ...            for size in ((32, 64), (64, 32), (32, 64))]
+        >>> [(stack.rows, tuple(stack.images.shape)) for stack in stack_images(samples)]
+        [([0, 2], (2, 3, 32, 64)), ([1], (1, 3, 64, 32))]
+    """
+    rows = defaultdict(list)
+    for row, (image, *_) in enumerate(samples):
+        rows[image.shape].append(row)
+    stacks = []
+    for members in rows.values():
+        images, boxes, sizes = zip(*(samples[row] for row in members))
+        stacks.append(Stack(members, torch.stack(images), list(boxes), list(sizes)))
+    return stacks
 
 
 @torch.no_grad()
 def instance_features(detector: BaseDetector, levels: Sequence[int], images: Tensor,
-                      boxes: list[Tensor]) -> list[Tensor]:
+                      boxes: list[Tensor],
+                      sizes: Optional[list[tuple[int, int]]] = None) -> list[Tensor]:
     """Pool every instance on every level (method section 1.1).
 
     Args:
@@ -172,16 +207,41 @@ def instance_features(detector: BaseDetector, levels: Sequence[int], images: Ten
         levels: Levels of its pyramid to pool on.
         images: ``(B, 3, H, W)``.
         boxes: Boxes of every image, ``(n_b, 4)`` in pixels of ``images``.
+        sizes: Height and width of every image without its padding; by default it has none.
 
     Returns:
         Features of all instances, ``(sum n_b, C)`` float32 on the CPU, one tensor a level.
     """
-    images = network_input(detector, images)
+    images = network_input(detector, images, sizes)
     maps = detector.extract_feat(images)
     height, width = images.shape[-2:]
     return [pool_instances(maps[level], boxes,
                            (maps[level].shape[-1] / width, maps[level].shape[-2] / height)).cpu()
             for level in levels]
+
+
+def batch_features(detector: BaseDetector, levels: Sequence[int], stacks: list[Stack],
+                   device: torch.device) -> list[Tensor]:
+    """Pool every instance of a batch, in the order of its images.
+
+    Args:
+        detector: Teacher or student, in eval mode.
+        levels: Levels of its pyramid to pool on.
+        stacks: The batch.
+        device: Where the detector is.
+
+    Returns:
+        Features of all instances, one tensor a level, as :func:`instance_features` returns them.
+    """
+    by_row: dict[int, list[Tensor]] = {}
+    for stack in stacks:
+        features = instance_features(detector, levels, stack.images.to(device),
+                                     [box.to(device) for box in stack.boxes], stack.sizes)
+        if len(stacks) == 1:
+            return features
+        counts = [len(box) for box in stack.boxes]
+        by_row.update(zip(stack.rows, zip(*(level.split(counts) for level in features))))
+    return join_levels(by_row[row] for row in sorted(by_row))
 
 
 def join_levels(batches: Iterable[list[Tensor]]) -> list[Tensor]:

@@ -31,9 +31,9 @@ from gkd.frameworks import (
 from gkd.progress import progress
 from gkd.prototypes.features import (
     CandidateImage,
+    batch_features,
     choose_candidates,
     group_by_size,
-    instance_features,
     join_levels,
     load_batches,
 )
@@ -192,9 +192,8 @@ class PrototypeGenerationModule:
         share = batches[rank::world_size]
         device = next(detector.parameters()).device
         loader = load_batches(self.candidates, share, self.workers)
-        return [instance_features(detector, levels, images.to(device),
-                                  [box.to(device) for box in boxes])
-                for images, boxes in progress(loader, f'prototypes, {role}', unit='batch')]
+        return [batch_features(detector, levels, stacks, device)
+                for stacks in progress(loader, f'prototypes, {role}', unit='batch')]
 
     def pursue(self, student_features: list[Tensor], images: list[CandidateImage],
                num_classes: int, device: torch.device) -> tuple[list[Tensor], Tensor]:
@@ -228,6 +227,8 @@ class PrototypeGenerationModule:
                     batches: list[list[int]]) -> str:
         """Hash of all that the teacher's features depend on."""
         digest = hashlib.sha256(repr(levels).encode())
+        if getattr(teacher, 'test_images', None) is not None:
+            digest.update(repr(teacher.test_images).encode())
         for name, tensor in teacher.state_dict().items():
             digest.update(name.encode())
             digest.update(tensor.cpu().reshape(-1).view(torch.uint8).numpy())

@@ -15,6 +15,7 @@ from mmdet.utils import compat_cfg, replace_cfg_vals, update_data_root
 from gkd.detectors.source import DetectorSource, find_file, read_config
 from gkd.distiller import Distiller
 from gkd.errors import ConfigError, GKDError
+from gkd.running.images import adapt_images
 
 
 def load_config(path: str, options: Optional[dict] = None) -> Config:
@@ -64,19 +65,23 @@ def student_config(config: Config) -> Config:
 
 
 def build_model(config: Config) -> BaseDetector:
-    """Build ``config.model``.
+    """Build ``config.model``; a teacher gets images as in its own training.
 
     Raises:
         ConfigError: MMDetection cannot build it.
     """
     try:
-        return build_detector(config.model, train_cfg=config.get('train_cfg'),
-                              test_cfg=config.get('test_cfg'))
+        model = build_detector(config.model, train_cfg=config.get('train_cfg'),
+                               test_cfg=config.get('test_cfg'))
     except GKDError:
         raise
     except Exception as error:
         raise ConfigError(f'`model` of {config.filename} cannot be built: '
                           f'{type(error).__name__}: {error}') from error
+    if isinstance(model, Distiller):
+        with naming('model.teacher, model.student or the pipelines of data'):
+            adapt_images(model, config)
+    return model
 
 
 def untrained_model(config: Config) -> BaseDetector:

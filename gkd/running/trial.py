@@ -19,9 +19,9 @@ from mmdet.datasets import (
 from torch import nn
 from torch.utils.data import Dataset
 
+from gkd.detectors.modes import eval_mode
 from gkd.errors import ConfigError, GKDError
 from gkd.progress import silence
-from gkd.prototypes.features import eval_mode
 from gkd.running.config import naming
 from gkd.running.data import leaf_datasets, loader_settings
 from gkd.running.resume import random_state, set_random_state

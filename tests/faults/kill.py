@@ -51,7 +51,7 @@ PLACES = {
     'step': (torch.optim.SGD, 'step'),
     'writing': (gkd.files.os, 'fsync'),
     'renamed': (gkd.files.os, 'replace'),
-    'prototypes': (generation, 'instance_features'),
+    'prototypes': (generation, 'batch_features'),
     'evaluation': (TwoStageDetector, 'simple_test'),
     'evaluated': (CocoDataset, 'evaluate'),
 }
