@@ -183,3 +183,14 @@ for package, name in (
         assert str(error).startswith('mmcv is not installed. The shortest way:'), error
 """)
     assert (ended.returncode, ended.stdout) == (0, ''), ended.stderr
+
+
+def test_both_mmdetections_are_behind_the_same_door():
+    """A name that only one has would break every import beside the other."""
+    offered = []
+    for version in (2, 3):
+        text = FILES[f'gkd.frameworks.mmdet{version}'].read_text(encoding='utf-8')
+        [names] = [ast.literal_eval(node.value) for node in ast.parse(text).body
+                   if isinstance(node, ast.Assign) and node.targets[0].id == '__all__']
+        offered.append(names)
+    assert sorted(offered[0]) == sorted(offered[1])
