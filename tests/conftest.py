@@ -1,6 +1,17 @@
-"""What all tests share."""
+"""What all tests share.
 
+Tests see no GPU, so that they show the same everywhere, but for those marked ``gpu``:
+``pytest -m gpu`` runs these, where there is one.
+"""
+
+# ruff: noqa: E402  (torch must be imported after the GPUs are hidden)
+import os
+import sys
 from pathlib import Path
+
+ON_GPU = '-m' in sys.argv and sys.argv[sys.argv.index('-m') + 1] == 'gpu'
+if not ON_GPU:
+    os.environ['CUDA_VISIBLE_DEVICES'] = ''  # before torch looks
 
 import numpy as np
 import pytest
@@ -22,6 +33,16 @@ torch.set_num_threads(1)
 settings.register_profile('reproducible', deadline=None, derandomize=True,
                           suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile('reproducible')
+
+
+def pytest_collection_modifyitems(items):
+    """Skip what needs a GPU where none is to be seen."""
+    if torch.cuda.is_available():
+        return
+    reason = 'no GPU' if ON_GPU else 'needs a GPU: run with -m gpu'
+    for item in items:
+        if item.get_closest_marker('gpu'):
+            item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.fixture(autouse=True)

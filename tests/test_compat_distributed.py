@@ -1,5 +1,6 @@
 """Several processes on the CPU: gradients, launchers, and defaults that must not ask for CUDA."""
 
+import importlib
 import inspect
 import os
 import subprocess
@@ -13,7 +14,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from helpers.running import in_processes
-from mmcv.parallel import DataContainer, MMDistributedDataParallel
+from mmcv.parallel import DataContainer, MMDataParallel, MMDistributedDataParallel
 from mmdet.core.bbox import AssignResult, IoUBalancedNegSampler
 from mmdet.models.dense_heads import AnchorHead
 from torch import nn
@@ -211,3 +212,11 @@ def test_sampler_that_uses_old_names_of_numpy():
                             labels=torch.zeros(20, dtype=torch.long))
     chosen = sampler._sample_neg(assigned, 6)
     assert len(chosen) == 6 and len(np.unique(chosen)) == 6
+
+
+def test_data_parallel_stays_on_the_cpu_beside_a_gpu(monkeypatch):
+    parallel = importlib.import_module('torch.nn.parallel.data_parallel')
+    monkeypatch.setattr(parallel, '_get_available_device_type', lambda: 'cuda')
+    wrapped = MMDataParallel(torch.nn.Linear(2, 1), device_ids=[])
+    assert wrapped.device_ids == []
+    assert wrapped(torch.ones(1, 2)).shape == (1, 1)

@@ -6,6 +6,7 @@ root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 case "${1:-}" in
   -h | --help)
     echo 'usage: bash tools/run_tests.sh [pytest arguments, paths relative to the repository]'
+    echo 'Without arguments: all tests on the CPU, then those of the GPU (-m gpu) if there is one.'
     exit 0 ;;
 esac
 
@@ -13,4 +14,10 @@ python="$(bash "$root/tools/setup.sh" --print-python)"
 cd "$root"
 # Small tensors: more threads only get into each other's way.
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
-exec "$python" -m pytest "$@"
+if [ $# -gt 0 ]; then exec "$python" -m pytest "$@"; fi
+status=0
+"$python" -m pytest || status=$?
+if "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
+  "$python" -m pytest -m gpu tests || status=$?
+fi
+exit "$status"

@@ -56,6 +56,7 @@ def _mend_mmdet2() -> None:
     images.name_unreadable_images()
     parallel.run_steps_through_torch_ddp()
     parallel.copy_on_cuda_streams()
+    parallel.stay_on_the_cpu_beside_gpus()
     distributed.init_without_gpus()
     progress.draw_bars_on_terminals_only()
     runner.read_checkpoints_safely()

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import importlib
+from unittest import mock
 
 import mmcv.parallel._functions
 import torch
-from mmcv.parallel import MMDistributedDataParallel
+from mmcv.parallel import MMDataParallel, MMDistributedDataParallel
 from torch.nn.parallel import DistributedDataParallel
 
 
@@ -38,6 +41,27 @@ def run_steps_through_torch_ddp() -> None:
     MMDistributedDataParallel._run_ddp_forward = run_ddp_forward
     MMDistributedDataParallel.train_step = functools.partialmethod(step, _method='train_step')
     MMDistributedDataParallel.val_step = functools.partialmethod(step, _method='val_step')
+
+
+def stay_on_the_cpu_beside_gpus() -> None:
+    """Let ``MMDataParallel`` with ``device_ids=[]`` compute on the CPU where there is a GPU, too.
+
+    Reason: mmcv means the CPU by it, but torch, as soon as it sees a GPU, looks for the first of
+    the devices and ends in ``list index out of range``.
+    For: mmcv 1.x.
+    """
+    # The package has a function of the same name.
+    torch_parallel = importlib.import_module('torch.nn.parallel.data_parallel')
+    init = MMDataParallel.__init__
+
+    @functools.wraps(init)
+    def __init__(self, *args, **kwargs):
+        on_cpu = kwargs.get('device_ids') == []
+        with mock.patch.object(torch_parallel, '_get_available_device_type',
+                               lambda: None) if on_cpu else contextlib.nullcontext():
+            init(self, *args, **kwargs)
+
+    MMDataParallel.__init__ = __init__
 
 
 def copy_on_cuda_streams() -> None:
