@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from gkd.bank import PrototypeBank
 from gkd.detectors import one_stage, two_stage
 from gkd.detectors.images import ChannelMap, ImageFormat
+from gkd.detectors.inherit import check_inherited, inherit
 from gkd.detectors.inspection import inspect_pair
 from gkd.detectors.pair import DetectorPair
 from gkd.detectors.source import DetectorSource
@@ -50,7 +51,8 @@ class Distiller(DetectorShell):
         teacher: ``dict(config=..., checkpoint=..., precision=...)``; see :class:`DetectorSource`
             and :class:`~gkd.detectors.teacher.Teacher`.
         student: ``dict(config=..., checkpoint=...)``; without a checkpoint the student starts as
-            its own config initialises it.
+            its own config initialises it. ``inherit=['neck', 'bbox_head']`` names parts that start
+            with the teacher's weights instead.
         knowledge: Configs of what is taught, each of a type registered in ``KNOWLEDGE``. Empty:
             the student trains exactly as without a teacher.
         prototypes: Config of the :class:`PrototypeGenerationModule`; needed by kinds of knowledge
@@ -99,6 +101,7 @@ class Distiller(DetectorShell):
             teacher_source.load_checkpoint(teacher_model)
             self.pair = inspect_pair(teacher_model, self.student)
             self.knowledge = nn.ModuleList(build_knowledge(cfg, self.pair) for cfg in knowledge)
+        check_inherited(self.student, teacher_model, self.student_source.inherit)
         # No nn.Module, so that no optimiser, checkpoint, DDP or `.train()` finds its weights.
         self.frozen = Teacher(teacher_model, teacher_source.precision)
 
@@ -154,11 +157,16 @@ class Distiller(DetectorShell):
             return getattr(self.student, name)
 
     def init_weights(self) -> None:
-        """Give the student its initial weights: its checkpoint's, or those its config asks for."""
+        """Give the student its initial weights.
+
+        They are its checkpoint's, or those its config asks for, and the teacher's in parts that it
+        inherits.
+        """
         if self.student_source.checkpoint is None:
             self.student.init_weights()
         else:
             self.student_source.load_checkpoint(self.student)
+        inherit(self.student, self.frozen.exact, self.student_source.inherit)
 
     @torch.no_grad()
     def generate_bank(self, datasets: Sequence[Dataset], folder: str) -> Generation:

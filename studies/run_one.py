@@ -74,7 +74,9 @@ def main():
     work_dir = osp.abspath(args.work_dir or osp.join(WORK_DIR, '_'.join(filter(None, (
         osp.splitext(osp.basename(path))[0], args.strip)))))
     recipes = {} if args.method == 'plain' else choose_methods(config, [args.method])
-    options = ' '.join(f'{key}={value}' for key, value in sorted(args.cfg_options.items()))
+    # Blanks stand between options only.
+    options = ' '.join(f'{key}={value}'.replace(' ', '')
+                       for key, value in sorted(args.cfg_options.items()))
     planned = plan(config, args.method, recipes, [args.seed], args.epochs, work_dir,
                    args.teacher_seed, args.strip, fresh=True,
                    suffix=f'-{digest([options])[:8]}' if options else '')

@@ -41,6 +41,8 @@ class DetectorSource:
         precision: Of a teacher, see :class:`~gkd.detectors.teacher.Teacher`.
         img_norm_cfg: How the detector's images were normalised in its training, as MMDetection's
             ``Normalize`` takes it; by default its config says so in its test pipeline.
+        inherit: Parts that a student takes over from the teacher; see
+            :func:`gkd.detectors.inherit.inherit`.
     """
 
     config: Union[str, dict]
@@ -49,6 +51,7 @@ class DetectorSource:
     overrides: dict
     precision: Optional[str] = None
     img_norm_cfg: Optional[dict] = None
+    inherit: tuple[str, ...] = ()
 
     @classmethod
     def parse(cls, value: dict, key: str, checkpoint_required: bool = False) -> DetectorSource:
@@ -56,7 +59,7 @@ class DetectorSource:
 
         Args:
             value: ``dict(config=..., checkpoint=..., overrides=..., img_norm_cfg=...)``; a
-                teacher's may hold ``precision``.
+                teacher's may hold ``precision``, a student's ``inherit``.
             key: Place in the distillation config, for messages.
             checkpoint_required: Whether leaving ``checkpoint`` out is an error. An explicit
                 ``checkpoint=None`` asks for untrained weights and is let through.
@@ -81,15 +84,19 @@ class DetectorSource:
         img_norm_cfg = value.pop('img_norm_cfg', None)
         teaches = key.endswith('teacher')
         precision = value.pop('precision', None) if teaches else None
+        inherit = () if teaches else value.pop('inherit', None) or ()
         if value:
             raise ConfigError(f'{key} has unknown keys {sorted(value)}; it takes `config`, '
-                              f'`checkpoint`, `overrides` and `img_norm_cfg`'
-                              + (' and `precision`.' if teaches else '.'))
+                              f'`checkpoint`, `overrides`, `img_norm_cfg` and '
+                              + ('`precision`.' if teaches else '`inherit`.'))
+        if isinstance(inherit, str) or not all(isinstance(part, str) for part in inherit):
+            raise ConfigError(f'{key}.inherit = {inherit!r}: must be a list of names, such as '
+                              f'["neck", "bbox_head"].')
         if checkpoint is NOT_GIVEN:
             if checkpoint_required:
                 raise ConfigError(f'{key} needs `checkpoint`: an untrained teacher teaches noise.')
             checkpoint = None
-        return cls(config, checkpoint, key, overrides, precision, img_norm_cfg)
+        return cls(config, checkpoint, key, overrides, precision, img_norm_cfg, tuple(inherit))
 
     def model_config(self) -> ConfigDict:
         """The detector's ``model`` config, ready for ``build_detector``.

@@ -254,7 +254,9 @@ class Planner:
         name, starts, teacher = f'{method}{self.suffix}', {}, self.other_teacher
         if method == PLAIN:
             name, teacher = f'plain{self.suffix}', ''
-            config.model.teacher.checkpoint = None  # it is the same under all teachers
+            # It is the same under all teachers, and has nothing of them.
+            config.model.teacher.checkpoint = None
+            config.model.student.pop('inherit', None)
         else:
             starts['model.teacher.checkpoint'] = self.teacher_checkpoint
         if student is not None:

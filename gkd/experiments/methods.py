@@ -32,7 +32,7 @@ def choose_methods(config: Config, names: Optional[Sequence[str]] = None) -> dic
         names: Names, possibly combined with ``+``; None for ``gkd`` and each of the methods.
 
     Returns:
-        By name ``dict(knowledge=[...], prototypes={...})``.
+        By name ``dict(knowledge=[...], prototypes={...})``, with all else that a variant changes.
 
     Raises:
         ConfigError: A name is unknown or cannot name a folder, or a variant does not fit the
@@ -55,7 +55,8 @@ def choose_methods(config: Config, names: Optional[Sequence[str]] = None) -> dic
             elif part in known:
                 changed = vary(config, part, variants.get(part, {}))
                 settings['knowledge'] += changed.get('knowledge', [])
-                settings['prototypes'] = changed.get('prototypes')
+                for key in {key.split('.')[0] for key in variants.get(part, {})} - {'knowledge'}:
+                    settings[key] = changed[key]
             else:
                 raise ConfigError(f'--methods {name}: {part!r} unknown; known are '
                                   f'{", ".join(known)}, and their combinations such as '
