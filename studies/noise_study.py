@@ -1,4 +1,4 @@
-"""The noise study: what corrupting an instance does to the trust in it."""
+"""The noise study: how the robust weight of an instance changes when it is corrupted."""
 
 from __future__ import annotations
 

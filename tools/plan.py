@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Tell what a training will take: parameters, operations, memory of a GPU, disk.
+"""Estimate what a training needs: parameters, FLOPs, memory of a GPU, disk space.
 
 Neither data nor checkpoints nor a GPU are needed. The step is run on the CPU with untrained
 weights, on two sizes of small images, and scaled to the pixels of the training's.

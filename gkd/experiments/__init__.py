@@ -1,3 +1,3 @@
-"""Longer experiments: the quickstart, the comparison of methods, and what they will take."""
+"""Longer experiments: quickstart, comparison of methods, plans, checks of recipes and detectors."""
 
 from gkd import compat  # noqa: F401  (says what is missing, if MMDetection is)

@@ -1,4 +1,4 @@
-"""Prove that a recipe runs, at full size but without its data and checkpoints."""
+"""Run a recipe for one step at full size, without its data and checkpoints."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A trained teacher and student with their prototypes, to be looked at."""
+"""A trained teacher and student, and the prototypes that a training would choose for them."""
 
 from __future__ import annotations
 

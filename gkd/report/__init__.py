@@ -1,3 +1,3 @@
-"""Pictures of what detectors find."""
+"""What a training records, and the pages, tables and pictures made of it."""
 
 from gkd import compat  # noqa: F401  (says what is missing, if MMDetection is)

@@ -209,7 +209,7 @@ def cell(values: Sequence[float]) -> str:
 
 
 def cost_cell(row: Row, plain: Row, column: str, digits: str, unit: str) -> str:
-    """Mean of a cost and, in parentheses, what it is more than the plain student's."""
+    """Mean of a cost and, in parentheses, its difference to the plain student's."""
     values = row.values(column)
     if not values:
         return NOTHING
@@ -219,7 +219,7 @@ def cost_cell(row: Row, plain: Row, column: str, digits: str, unit: str) -> str:
 
 
 def format_notes(rows: Sequence[Row]) -> str:
-    """A list of what is to be said of some methods."""
+    """The notes on methods, as a list."""
     notes = [f'- {row.name}: {row.note}\n' for row in rows if row.note]
     return '\n' + ''.join(notes) if notes else ''
 

@@ -1,4 +1,4 @@
-"""What the pictures have in common: matplotlib without a screen, crops, boxes, and files."""
+"""What all pictures share: matplotlib without a screen, crops, boxes, and files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The report's figures, as plotly describes them; the page gives them its colours and draws."""
+"""The report's figures as plotly objects; the page draws them in its own colours."""
 
 from __future__ import annotations
 

@@ -67,8 +67,8 @@ def evaluate(main: Run, runs: Sequence[Run], validation: Validation,
     """Evaluate the saved detections of all runs on the same data.
 
     Returns:
-        Results by name of the run, the images on which they differ most, and what is to be said
-        of runs that have none.
+        Results by name of the run, the images on which they differ most, and notes on runs
+        without results.
     """
     if validation.problem:
         return {}, [], [validation.problem]

@@ -1,4 +1,4 @@
-"""A training in a few lines: how good it is, what it took, and what can be done next."""
+"""Summarise a training in a few lines: metrics, costs, and the commands that come next."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pages that hold all they need: plotly, data and pictures are inside."""
+"""Self-contained HTML pages, with plotly, data and pictures inside."""
 
 from __future__ import annotations
 

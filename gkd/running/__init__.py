@@ -1,4 +1,4 @@
-"""What the tools and a notebook call."""
+"""Train, test, export, resume: what a command does with a config."""
 
 from gkd import compat  # noqa: F401  (says what is missing, if MMDetection is)
 from gkd.running.config import load_config, student_config
