@@ -3,7 +3,7 @@
 from gkd.installed import mmdet_major
 
 OTHERS = {
-    2: ['gkd/compat/engine.py', 'gkd/frameworks/mmdet3.py'],
+    2: ['gkd/compat/engine.py', 'gkd/engine', 'gkd/frameworks/mmdet3.py'],
     3: ['gkd/compat/coco.py', 'gkd/compat/parallel.py', 'gkd/compat/progress.py',
         'gkd/compat/runner.py', 'gkd/frameworks/mmdet2.py'],
 }

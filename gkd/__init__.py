@@ -6,6 +6,7 @@ of tensors can be used all the same: ``gkd.knowledge.losses``, ``gkd.knowledge.i
 """
 
 from gkd.environment import is_there, needing_mmdetection
+from gkd.installed import mmdet_major
 from gkd.registry import KNOWLEDGE
 from gkd.version import __version__
 
@@ -19,5 +20,8 @@ if is_there():
     compat.apply()
 
     from gkd import backbones, detectors, distiller, knowledge, prototypes
+
+    if mmdet_major() == 3:
+        from gkd import engine  # noqa: F401
 else:
     __getattr__ = needing_mmdetection(__all__)

@@ -8,6 +8,8 @@ launch() {
   local tool="$1" gpus="${2:-1}" python
   shift 2
   python="$(bash "$root/tools/setup.sh" --print-python)"
+  # MMDetection 3 has commands of its own.
+  if "$python" "$root/gkd/installed.py" mmdet 3 4; then tool="mmdet3/$tool"; fi
   if [ "$gpus" -eq 1 ] && [ "${NNODES:-1}" -eq 1 ]; then
     exec "$python" "$root/tools/$tool" "$@"
   fi

@@ -15,9 +15,9 @@ from gkd.compat.checkpoint import load_checkpoint_file, load_strictly
 from gkd.errors import CheckpointError, NumericalError
 from gkd.files import written_whole
 from gkd.prototypes import PrototypeBank
+from gkd.randomness import random_state, set_random_state
 from gkd.running.config import build_model
 from gkd.running.device import unwrap
-from gkd.running.resume import random_state, set_random_state
 
 ADVICE = ('Usual causes: a learning rate that is too high, no warm-up, no gradient clipping '
           '(optimizer_config.grad_clip), boxes without area.')

@@ -9,7 +9,6 @@ generated again in its middle.
 from __future__ import annotations
 
 import os.path as osp
-import random
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Optional
@@ -22,13 +21,14 @@ from mmcv.runner import HOOKS, CheckpointHook, EMAHook, Hook, get_dist_info, sav
 from mmdet.core.hook import YOLOXModeSwitchHook
 from mmdet.core.hook.ema import BaseEMAHook
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Sampler
 
 from gkd.compat.checkpoint import load_checkpoint_file
 from gkd.compat.runner import EMA
 from gkd.errors import CheckpointError, NumericalError
 from gkd.prototypes import PrototypeBank
 from gkd.prototypes.generation import all_gather
+from gkd.randomness import SeededIndex, SeededItems, random_state, set_random_state
 from gkd.running.device import unwrap
 from gkd.work_dir import INSIDE, LATEST, checkpoints, progress_of
 
@@ -249,41 +249,6 @@ class ImageOrder(Sampler):
         return iter(order[self.skip * self.batch_size:])
 
 
-class SeededIndex(int):
-    """Index of an image, with the seed of its augmentation."""
-
-    seed: int
-
-    @classmethod
-    def of(cls, index: int, seed: int) -> SeededIndex:
-        """Put both together."""
-        seeded = cls(index)
-        seeded.seed = seed
-        return seeded
-
-
-class SeededItems:
-    """Loads a batch of a data set, each image with random numbers of its own.
-
-    torch's loader calls a data set's ``__getitems__`` where there is one.
-
-    Args:
-        dataset: The data set.
-    """
-
-    def __init__(self, dataset: Dataset):
-        self.dataset = dataset
-
-    def __call__(self, indices: list[SeededIndex]) -> list:
-        items = []
-        for index in indices:
-            random.seed(index.seed)
-            np.random.seed(index.seed)
-            torch.manual_seed(index.seed)
-            items.append(self.dataset[int(index)])
-        return items
-
-
 def training_state(runner, batches: int) -> dict:
     """What the next step depends on, besides what mmcv keeps; all processes call this together.
 
@@ -316,32 +281,6 @@ def check_weights(model: nn.Module) -> None:
             f'{len(broken)} weights are not finite any more, first {broken[0]}; they are not '
             f'saved, and the last checkpoint is kept. Lower the learning rate, or clip gradients '
             f'(optimizer_config.grad_clip).')
-
-
-def random_state() -> dict:
-    """States of all random generators of this process, as tensors and numbers."""
-    version, words, gauss = random.getstate()
-    kind, keys, position, has_gauss, cached = np.random.get_state()
-    return dict(
-        python=(version, torch.tensor(words), gauss),
-        numpy=(kind, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached),
-        torch=torch.get_rng_state(),
-        cuda=torch.cuda.get_rng_state() if torch.cuda.is_available() else None)
-
-
-def set_random_state(state: dict) -> None:
-    """Put all random generators of this process into a state.
-
-    Args:
-        state: What :func:`random_state` returned.
-    """
-    version, words, gauss = state['python']
-    random.setstate((version, tuple(words.tolist()), gauss))
-    kind, keys, *rest = state['numpy']
-    np.random.set_state((kind, keys.cpu().numpy().astype(np.uint32), *rest))
-    torch.set_rng_state(state['torch'].cpu())
-    if state['cuda'] is not None and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state['cuda'].cpu())
 
 
 def find_checkpoint(resume: str, config: Config) -> Optional[str]:

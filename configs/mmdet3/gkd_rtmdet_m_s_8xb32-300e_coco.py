@@ -1,0 +1,15 @@
+# RTMDet: m teaches s.
+# The student starts and trains as its own config says; prototypes are generated every 10 epochs.
+_base_ = 'mmdet::rtmdet/rtmdet_s_8xb32-300e_coco.py'
+custom_imports = dict(imports=['gkd'], allow_failed_imports=False)
+model = dict(
+    _delete_=True,
+    type='Distiller',
+    teacher=dict(
+        config='mmdet::rtmdet/rtmdet_m_8xb32-300e_coco.py',
+        checkpoint='checkpoints/rtmdet_m_8xb32-300e_coco_20220719_112220-229f527c.pth'),
+    student=dict(config='mmdet::rtmdet/rtmdet_s_8xb32-300e_coco.py'),
+    prototypes=dict(type='PrototypeGenerationModule', interval=10),
+    knowledge=[dict(type='RobustDistillingModule')])
+default_hooks = dict(checkpoint=dict(type='ResumableCheckpointHook'))
+custom_hooks = [dict(type='PrototypeHook'), dict(type='FiniteLossHook'), *_base_.custom_hooks]

@@ -1,0 +1,6 @@
+"""What extends MMEngine's runner, which MMDetection 3 trains with."""
+
+from gkd.engine.finite import FiniteLossHook
+from gkd.engine.resume import ResumableCheckpointHook
+
+__all__ = ['FiniteLossHook', 'ResumableCheckpointHook']

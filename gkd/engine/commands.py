@@ -1,0 +1,96 @@
+"""What the commands for MMDetection 3 share."""
+
+from __future__ import annotations
+
+import os
+import os.path as osp
+import sys
+import time
+from typing import Callable, Optional
+
+import torch
+import torch.distributed as dist
+from mmengine.config import Config
+
+from gkd.compat.checkpoint import class_names, get_state_dict, load_checkpoint_file, load_strictly
+from gkd.detectors.source import DetectorSource, find_file, read_config
+from gkd.errors import ConfigError, GKDError
+from gkd.files import written_whole
+from gkd.frameworks import build_detector
+
+STUDENT_PREFIX = 'student.'
+# Seconds in which the launcher ends the other processes after the first one has failed.
+LAUNCHER_REACTS = 5
+
+
+def run(main: Callable[[], None]) -> None:
+    """Run a command; an error that the user can correct is one message and exit status 2."""
+    rank = int(os.environ.get('RANK', 0))
+    try:
+        main()
+        if dist.is_initialized():
+            dist.destroy_process_group()
+    except GKDError as error:
+        # Of several processes the first one reports what all of them meet.
+        time.sleep(LAUNCHER_REACTS if rank else 0)
+        print(f'\nerror: {error}', file=sys.stderr, flush=True)
+        sys.stdout.flush()
+        os._exit(2)  # workers and other processes are not waited for
+
+
+def load_config(path: str, options: Optional[dict] = None) -> Config:
+    """Read a config of MMDetection 3.
+
+    Args:
+        path: The file. A config is Python and is run: take it from people you trust.
+        options: Settings that replace the file's, by dotted name, as from ``--cfg-options``.
+
+    Raises:
+        ConfigError: It cannot be read, or is of MMDetection 2.
+    """
+    found = find_file(path)
+    if found is None:
+        raise ConfigError(f'no such config file: {path}')
+    config = read_config(found)
+    config.merge_from_dict(options or {})
+    if 'data' in config and 'train_dataloader' not in config:
+        raise ConfigError(
+            f'config {path} is one of MMDetection 2 (it has `data`), and MMDetection 3 is '
+            f'installed. Take one from configs/mmdet3/, or use the other MMDetection: '
+            f'bash tools/setup.sh --mmdet 2.')
+    for key in ('model', 'train_dataloader'):
+        if key not in config:
+            raise ConfigError(f'config {path} has no `{key}`; it must describe a detector '
+                              f'(`model`) and its data (`train_dataloader`).')
+    if config.get('work_dir') is None:
+        config.work_dir = osp.join('work_dirs', osp.splitext(osp.basename(path))[0])
+    return config
+
+
+def export_student(config: Config, checkpoint: str, output: str) -> None:
+    """Write a checkpoint that plain MMDetection loads strictly into the student's own config.
+
+    Args:
+        config: The distillation config.
+        checkpoint: A checkpoint of its training.
+        output: File to write; it appears whole or not at all.
+
+    Raises:
+        CheckpointError: The checkpoint cannot be read or does not hold this config's student.
+        ConfigError: ``output`` is the checkpoint itself, or the config distils nothing.
+    """
+    if config.model.type != 'Distiller':
+        raise ConfigError(f'{config.filename} distils nothing: its `model` is a '
+                          f'{config.model.type}.')
+    if osp.exists(output) and osp.samefile(checkpoint, output):
+        raise ConfigError(f'{output} is the checkpoint to export from; name another file.')
+    loaded = load_checkpoint_file(checkpoint)
+    weights = {name[len(STUDENT_PREFIX):]: tensor
+               for name, tensor in get_state_dict(loaded, checkpoint).items()
+               if name.startswith(STUDENT_PREFIX)}
+    source = DetectorSource.parse(config.model.student, 'model.student')
+    load_strictly(build_detector(source.model_config()), weights, checkpoint)
+    classes = class_names(loaded)
+    meta = {} if classes is None else dict(CLASSES=classes, dataset_meta=dict(classes=classes))
+    with written_whole(output) as file:
+        torch.save(dict(meta=meta, state_dict=weights), file)

@@ -1,0 +1,78 @@
+"""Losses that are not finite, under MMEngine: named, and stopped at or skipped."""
+
+from __future__ import annotations
+
+from typing import Any, Callable
+
+import torch
+import torch.distributed as dist
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+from torch import Tensor
+
+from gkd.engine.resume import unwrap
+from gkd.errors import NumericalError
+
+ADVICE = ('Usual causes: a learning rate that is too high, no warm-up, no gradient clipping '
+          '(optim_wrapper.clip_grad), boxes without area.')
+
+
+@HOOKS.register_module()
+class FiniteLossHook(Hook):
+    """End a run whose loss is NaN or infinite before it spoils the weights, or skip such steps.
+
+    MMEngine does not average losses over processes: they tell each other, so that all of them
+    stop or skip together.
+
+    Args:
+        skip: Steps that may be skipped in one run; after that, and by default, the run ends.
+    """
+
+    priority = 'HIGH'
+
+    def __init__(self, skip: int = 0):
+        self.skip = skip
+        self.skipped = 0
+        self.losses: dict[str, Tensor] = {}
+
+    def before_train(self, runner) -> None:
+        """Look at the losses between the forward pass and the step of the optimiser."""
+        model = unwrap(runner.model)
+        model.parse_losses = self.remembering(model.parse_losses)
+        runner.optim_wrapper.update_params = self.guarded(runner,
+                                                          runner.optim_wrapper.update_params)
+
+    def remembering(self, parse: Callable) -> Callable:
+        """``parse_losses`` that keeps what it names."""
+        def parse_losses(losses: dict) -> tuple[Tensor, dict[str, Tensor]]:
+            total, self.losses = parse(losses)
+            return total, self.losses
+        return parse_losses
+
+    def guarded(self, runner, update: Callable) -> Callable:
+        """``update_params`` that a loss which is not finite does not reach."""
+        def update_params(loss: Tensor, *args: Any, **kwargs: Any) -> None:
+            broken = ~loss.detach().isfinite().all()
+            if dist.is_initialized():
+                broken = broken.to(torch.uint8)
+                dist.all_reduce(broken, op=dist.ReduceOp.MAX)
+            if broken:
+                self.refuse(runner)
+            else:
+                update(loss, *args, **kwargs)
+        return update_params
+
+    def refuse(self, runner) -> None:
+        """End the run or, if there may be such steps, leave this one out."""
+        broken = [f'{name} = {float(value)}' for name, value in self.losses.items()
+                  if name != 'loss' and not torch.isfinite(value).all()]
+        done = runner.iter - runner.epoch * len(runner.train_dataloader)
+        message = (f'{", ".join(broken) or "the loss of another process"} is not finite at epoch '
+                   f'{runner.epoch + 1}, iteration {done + 1} (step {runner.iter + 1} of all).')
+        if self.skipped == self.skip:
+            after = f' after {self.skipped} skipped steps' if self.skipped else ''
+            raise NumericalError(
+                f'{message}\nThe run ends{after}; weights are those before this step. {ADVICE} '
+                f'To leave out such steps: custom_hooks = [dict(type="FiniteLossHook", skip=10)].')
+        self.skipped += 1
+        runner.logger.warning(f'{message} Skipped {self.skipped} of at most {self.skip} steps.')

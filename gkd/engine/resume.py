@@ -1,0 +1,218 @@
+"""Exact resume under MMEngine: a run that was killed goes on as if nothing had happened.
+
+A checkpoint holds, besides MMEngine's weights, optimiser and schedules, all else that the next
+step depends on: the random states of every process, the position in the epoch's order of images,
+and the prototypes.
+"""
+
+from __future__ import annotations
+
+import os.path as osp
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Optional
+
+import numpy as np
+import torch
+from mmengine.dist import get_dist_info, is_main_process
+from mmengine.hooks import CheckpointHook
+from mmengine.registry import HOOKS
+from torch.utils.data import DataLoader
+
+from gkd.bank import PrototypeBank
+from gkd.errors import ConfigError, NumericalError
+from gkd.frameworks import is_module_wrapper
+from gkd.prototypes.generation import all_gather
+from gkd.randomness import SeededIndex, SeededItems, random_state, set_random_state
+
+KEY = 'resume'  # in a checkpoint
+INSIDE = 'epoch_{}_iter_{}.pth'  # running epoch, from 1, and how many of its iterations are done
+KEPT_INSIDE = 2
+
+
+@HOOKS.register_module()
+class ResumableCheckpointHook(CheckpointHook):
+    """MMEngine's checkpoints, from which a run goes on exactly, inside an epoch too.
+
+    Inside an epoch ``epoch_N_iter_I.pth`` is written, of which the last two are kept until the
+    epoch's own checkpoint takes their place. ``resume = True`` finds the newest.
+
+    Args:
+        inside_epoch: Iterations between two checkpoints inside an epoch; 0 writes none.
+        **settings: Those of MMEngine's hook.
+
+    Raises:
+        ConfigError: ``by_epoch`` is False.
+    """
+
+    def __init__(self, inside_epoch: int = 500, **settings: Any):
+        super().__init__(**settings)
+        if not self.by_epoch:
+            raise ConfigError('ResumableCheckpointHook counts epochs; set `inside_epoch` for '
+                              'checkpoints inside of one, and leave out `by_epoch`.')
+        self.inside_epoch = inside_epoch
+        self.due = False
+        self.state: Optional[dict] = None
+        self.resumed: Optional[dict] = None
+
+    def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
+        """Take the state out of a checkpoint to resume from; to start from one needs none."""
+        state = checkpoint.pop(KEY, None)
+        self.resumed = state if runner._resume else None
+
+    def before_train(self, runner) -> None:
+        """Let the loader's order be resumed, and put back what the checkpoint holds."""
+        super().before_train(runner)
+        self.order = BatchOrder(runner.train_dataloader, runner.seed or 0)
+        if runner.val_loop is not None:
+            # A loader draws a number when it starts; a resumed run starts others.
+            runner.val_loop.dataloader.generator = torch.Generator()
+        state, self.resumed = self.resumed, None
+        self.order.epoch = runner.epoch
+        if state is None:
+            return
+        model = unwrap(runner.model)
+        if state['bank'] is not None:
+            device = next(model.parameters()).device
+            model.bank = PrototypeBank(**state['bank']).to(device)
+        length = len(runner.train_dataloader)
+        alike = len(state['random']) == runner.world_size and state['length'] == length
+        if not alike:
+            runner.logger.warning(
+                f'The checkpoint is of {len(state["random"])} process(es) with '
+                f'{state["length"]} iterations an epoch, this run has {runner.world_size} with '
+                f'{length}: it goes on from there, with other images in a step.')
+        self.order.skip = state['batches'] * length // state['length']
+        now = state['random'][runner.rank] if alike else None
+        if self.order.skip:
+            self.order.now = now
+        elif now is not None:
+            set_random_state(now)
+
+    def before_train_epoch(self, runner) -> None:
+        """Tell the order which epoch it is."""
+        self.order.epoch = runner.epoch
+
+    def after_train_iter(self, runner, batch_idx: int, data_batch: Any = None,
+                         outputs: Optional[dict] = None) -> None:
+        """Write a checkpoint inside the epoch, at the next step of the optimiser."""
+        done = runner.iter + 1 - runner.epoch * len(runner.train_dataloader)
+        if self.inside_epoch and done % self.inside_epoch == 0:
+            self.due = True
+        if not self.due or done == len(runner.train_dataloader) or \
+                not runner.optim_wrapper.should_update():
+            return
+        self.due = False
+        self.state = training_state(runner, batches=done)
+        name = INSIDE.format(runner.epoch + 1, done)
+        runner.save_checkpoint(
+            self.out_dir, name, save_optimizer=self.save_optimizer,
+            save_param_scheduler=self.save_param_scheduler, by_epoch=False,
+            backend_args=self.backend_args)
+        if is_main_process():
+            Path(runner.work_dir, 'last_checkpoint').write_text(osp.join(self.out_dir, name))
+            self.remove_inside(keep=KEPT_INSIDE)
+
+    def _save_checkpoint(self, runner) -> None:
+        # MMEngine calls this on all processes, and writes with the first one only.
+        self.due = False
+        self.state = training_state(runner, batches=0)
+        super()._save_checkpoint(runner)
+        if is_main_process():
+            self.remove_inside(keep=0)
+
+    def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
+        """Add the state."""
+        state, self.state = self.state, None
+        if state is not None:
+            checkpoint[KEY] = state
+
+    def remove_inside(self, keep: int) -> None:
+        """Remove all but the newest ``keep`` checkpoints inside epochs."""
+        found = sorted(Path(self.out_dir).glob(INSIDE.format('*', '*')),
+                       key=lambda path: path.stat().st_mtime_ns)
+        for path in found[:len(found) - keep]:
+            path.unlink()
+
+
+class BatchOrder:
+    """A batch sampler with which an epoch can be resumed at any batch.
+
+    With worker processes every image gets its own seed for augmentation, so that augmentation
+    depends neither on the number of workers nor on where the epoch was resumed. Without workers
+    it draws from the random generators of the training.
+
+    Args:
+        loader: Loader whose batch sampler gives the order; it is replaced by this one.
+        seed: Seed of the run.
+
+    Attributes:
+        epoch: The current epoch, from 0.
+        skip: Batches of the epoch that are done already.
+        now: For a resumed epoch, the random state to go on with.
+    """
+
+    def __init__(self, loader: DataLoader, seed: int):
+        self.batches = loader.batch_sampler
+        self.seed = seed
+        self.epoch = 0
+        self.skip = 0
+        self.now: Optional[dict] = None
+        self.seeded = loader.num_workers > 0
+        # torch refuses to replace it by assignment; the loader has not started yet.
+        vars(loader)['batch_sampler'] = self
+        # By default a loader draws a number from torch's global generator when it starts, and a
+        # resumed run would draw more of them.
+        loader.generator = torch.Generator()
+        if self.seeded:
+            loader.dataset.__getitems__ = SeededItems(loader.dataset)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getattr__(self, name: str) -> Any:
+        # MMEngine looks for `sampler.set_epoch` in here, too.
+        return getattr(vars(self)['batches'], name)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        batches = list(self.batches)
+        if self.seeded:
+            seeds = iter(np.random.default_rng(
+                [self.seed, get_dist_info()[0], self.epoch]).integers(
+                    2 ** 32, size=sum(map(len, batches))))
+            batches = [[SeededIndex.of(index, int(next(seeds))) for index in batch]
+                       for batch in batches]
+        skip, self.skip = self.skip, 0
+        now, self.now = self.now, None
+        if now is not None:
+            set_random_state(now)
+        return iter(batches[skip:])
+
+
+def unwrap(model: torch.nn.Module) -> torch.nn.Module:
+    """The model without what distributes it."""
+    return model.module if is_module_wrapper(model) else model
+
+
+def training_state(runner, batches: int) -> dict:
+    """What the next step depends on besides what MMEngine keeps; all processes call this.
+
+    Args:
+        runner: The runner.
+        batches: Batches of the running epoch that are done; 0 at the end of an epoch.
+
+    Raises:
+        NumericalError: A weight is not finite.
+    """
+    model = unwrap(runner.model)
+    broken = [name for name, tensor in model.state_dict().items()
+              if tensor.is_floating_point() and not tensor.isfinite().all()]
+    if broken:
+        raise NumericalError(
+            f'{len(broken)} weights are not finite any more, first {broken[0]}; they are not '
+            f'saved, and the last checkpoint is kept. Lower the learning rate, or clip gradients '
+            f'(optim_wrapper.clip_grad).')
+    bank = getattr(model, 'bank', None)
+    return dict(batches=batches, length=len(runner.train_dataloader),
+                bank=None if bank is None else vars(bank.to('cpu')),
+                random=all_gather(random_state()))

@@ -1,0 +1,162 @@
+"""Trainings by MMEngine's own runner: resumed exactly, stopped at losses that are not finite."""
+
+import copy
+import json
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from helpers import small_detectors as small
+from mmengine.config import Config
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS, DefaultScope
+from mmengine.runner import Runner, find_latest_checkpoint
+
+from gkd.bank import PrototypeBank
+from gkd.compat.checkpoint import load_checkpoint_file
+from gkd.engine.commands import export_student, load_config
+from gkd.errors import ConfigError, NumericalError
+from gkd.frameworks import build_detector
+
+CLASSES = ('red', 'green', 'blue')
+COLOURS = ((30, 30, 220), (30, 220, 30), (220, 30, 30))
+IMAGES = 6
+PREPROCESSOR = dict(type='DetDataPreprocessor', mean=[127.0] * 3, std=[60.0] * 3,
+                    bgr_to_rgb=True, pad_size_divisor=32)
+
+
+@pytest.fixture(scope='module')
+def annotations(tmp_path_factory):
+    """A COCO file of images with two coloured rectangles each."""
+    folder = tmp_path_factory.mktemp('data')
+    generator = np.random.default_rng(0)
+    images, boxes = [], []
+    for number in range(IMAGES):
+        width, height = ((128, 96), (96, 128))[number % 2]
+        pixels = generator.integers(90, 160, (height, width, 3), np.uint8)
+        for position in range(2):
+            label = (number + position) % 3
+            w, h = generator.integers(34, 50, 2).tolist()
+            x, y = (int(generator.integers(0, side)) for side in (width - w, height - h))
+            pixels[y:y + h, x:x + w] = COLOURS[label]
+            boxes.append(dict(id=len(boxes) + 1, image_id=number + 1, category_id=label + 1,
+                              iscrowd=0, bbox=[x, y, w, h], area=w * h))
+        cv2.imwrite(str(folder / f'{number}.png'), pixels)
+        images.append(dict(id=number + 1, file_name=f'{number}.png', width=width, height=height))
+    path = folder / 'annotations.json'
+    path.write_text(json.dumps(dict(
+        images=images, annotations=boxes,
+        categories=[dict(id=number + 1, name=name) for number, name in enumerate(CLASSES)])))
+    return path
+
+
+def detector(family, channels=16):
+    return dict(small.FAMILIES[family](channels), data_preprocessor=PREPROCESSOR)
+
+
+def experiment(annotations, work_dir, family='one_stage', workers=0, hooks=(), **settings):
+    """A whole config."""
+    def data(transforms, **others):
+        return dict(type='CocoDataset', metainfo=dict(classes=CLASSES), ann_file=str(annotations),
+                    data_prefix=dict(img=str(annotations.parent)), pipeline=[
+                        dict(type='LoadImageFromFile'),
+                        dict(type='LoadAnnotations', with_bbox=True),
+                        dict(type='Resize', scale=(128, 128), keep_ratio=True), *transforms,
+                        dict(type='PackDetInputs', meta_keys=(
+                            'img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor'))],
+                    **others)
+
+    test = dict(batch_size=1, num_workers=0, persistent_workers=False,
+                sampler=dict(type='DefaultSampler', shuffle=False),
+                dataset=data([], test_mode=True))
+    model = small.distiller(detector(family, 24), detector(family), num_prototypes=3, min_size=20)
+    return Config(dict(
+        default_scope='mmdet', model=model, work_dir=str(work_dir), launcher='none',
+        train_dataloader=dict(
+            batch_size=2, num_workers=workers, persistent_workers=workers > 0,
+            sampler=dict(type='DefaultSampler', shuffle=True),
+            batch_sampler=dict(type='AspectRatioBatchSampler'),
+            dataset=data([dict(type='RandomFlip', prob=0.5)])),
+        val_dataloader=test, val_cfg=dict(type='ValLoop'),
+        val_evaluator=dict(type='CocoMetric', ann_file=str(annotations), metric='bbox'),
+        train_cfg=dict(type='EpochBasedTrainLoop', max_epochs=2, val_interval=1),
+        optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.005, momentum=0.9),
+                           clip_grad=dict(max_norm=10)),
+        param_scheduler=[dict(type='LinearLR', start_factor=0.1, by_epoch=False, begin=0, end=4)],
+        default_hooks=dict(
+            checkpoint=dict(type='ResumableCheckpointHook', interval=1, inside_epoch=2),
+            logger=dict(type='LoggerHook', interval=1)),
+        custom_hooks=[dict(type='PrototypeHook'), dict(type='FiniteLossHook'), *hooks],
+        randomness=dict(seed=0), log_level='WARNING', **settings))
+
+
+def train(config, **settings):
+    config = copy.deepcopy(config)
+    config.update(settings)
+    config.experiment_name = f'{config.work_dir}{np.random.rand()}'
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        runner = Runner.from_cfg(config)
+        runner.train()
+    return runner
+
+
+@HOOKS.register_module()
+class Kill(Hook):
+    """End the run after so many steps."""
+
+    def __init__(self, after):
+        self.after = after
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        if runner.iter + 1 == self.after:
+            raise InterruptedError
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('workers, after', [(0, 3), (0, 5), (2, 5)])
+def test_a_killed_run_goes_on_exactly(annotations, tmp_path, workers, after):
+    whole = train(experiment(annotations, tmp_path / 'whole', workers=workers))
+    config = experiment(annotations, tmp_path / 'killed', workers=workers)
+    with pytest.raises(InterruptedError):
+        train(config, custom_hooks=[*config.custom_hooks, dict(type='Kill', after=after)])
+    assert find_latest_checkpoint(config.work_dir).endswith(
+        'epoch_1_iter_2.pth' if after == 3 else 'epoch_2_iter_2.pth')
+    resumed = train(config, resume=True)
+    for name, tensor in whole.model.state_dict().items():
+        assert torch.equal(tensor, resumed.model.state_dict()[name]), name
+    assert not list((tmp_path / 'killed').glob('epoch_*_iter_*.pth'))
+    bank, other = (PrototypeBank.load(tmp_path / name / 'prototypes' / 'epoch_2.safetensors')
+                   for name in ('whole', 'killed'))
+    assert all(map(torch.equal, bank.student, other.student))
+
+
+@pytest.mark.slow
+def test_two_stage_student_is_exported(annotations, tmp_path):
+    config = experiment(annotations, tmp_path, 'two_stage')
+    runner = train(config, train_cfg=dict(type='EpochBasedTrainLoop', max_epochs=1))
+    assert runner.model.bank.metadata['epoch'] == '1'
+    export_student(config, str(tmp_path / 'epoch_1.pth'), str(tmp_path / 'student.pth'))
+    exported = load_checkpoint_file(str(tmp_path / 'student.pth'))
+    assert tuple(exported['meta']['dataset_meta']['classes']) == CLASSES
+    plain = build_detector(detector('two_stage'))
+    plain.load_state_dict(exported['state_dict'], strict=True)
+
+
+@pytest.mark.slow
+def test_a_loss_that_is_not_finite_ends_the_run_before_it_spoils_the_weights(
+        annotations, tmp_path, monkeypatch):
+    config = experiment(annotations, tmp_path)
+    from gkd.distiller import Distiller
+    losses = Distiller.losses
+    monkeypatch.setattr(Distiller, 'losses', lambda self, batch: {
+        **losses(self, batch), 'loss_global': torch.tensor(float('nan'))})
+    with pytest.raises(NumericalError, match='loss_global = nan is not finite at epoch 1'):
+        train(config)
+
+
+def test_a_config_of_mmdetection_2_is_named(tmp_path):
+    path = tmp_path / 'config.py'
+    path.write_text('model = dict(type="RetinaNet")\ndata = dict(samples_per_gpu=2)\n')
+    with pytest.raises(ConfigError, match='is one of MMDetection 2'):
+        load_config(str(path))

@@ -1,0 +1,43 @@
+#!/usr/bin/env python
+"""Evaluate with MMDetection 3; tools/test.sh runs this where MMDetection 3 is installed."""
+
+import argparse
+
+from mmengine.config import DictAction
+from mmengine.runner import Runner
+
+from gkd.compat.checkpoint import trust_checkpoints
+from gkd.engine.commands import load_config, run
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument('config', help='distillation config, or the detector\'s own')
+    parser.add_argument('checkpoint', help='checkpoint of the training')
+    parser.add_argument('--work-dir', help='where logs and metrics go')
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
+                        help='replace settings of the config')
+    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm'], default='none',
+                        help='who started this process; tools/test.sh sets it')
+    parser.add_argument('--local-rank', '--local_rank', type=int, default=0,
+                        help=argparse.SUPPRESS)
+    parser.add_argument('--trust-checkpoint', action='store_true',
+                        help='read checkpoints that hold code, and run it')
+    return parser.parse_args()
+
+
+def main():
+    args = parse_args()
+    if args.trust_checkpoint:
+        trust_checkpoints()
+    config = load_config(args.config, args.cfg_options)
+    config.launcher = args.launcher
+    if args.work_dir is not None:
+        config.work_dir = args.work_dir
+    config.load_from = args.checkpoint
+    Runner.from_cfg(config).test()
+
+
+if __name__ == '__main__':
+    run(main)
