@@ -3,8 +3,10 @@
 import pytest
 from mmdet.models import BACKBONES
 
+from gkd.errors import ConfigError
 from gkd.experiments import coverage
 from gkd.experiments.zoo import PAIRS, SELF_PAIRS
+from gkd.running.data import check_ground_truth
 
 POSITIVES, TRUTH = 'positives', 'gt'
 # Config, at what it is taught, whether by soft labels, how many of the nine other methods work.
@@ -102,6 +104,17 @@ def test_paa_records_what_it_trains():
 def test_refusals_name_the_reason(name, reason):
     outcome = coverage.check(name, name)
     assert outcome.verdict == 'refused' and reason in outcome.message
+
+
+def test_masks_that_the_pipeline_does_not_collect_are_named():
+    config = coverage.small_config('mask_rcnn/mask_rcnn_r50_fpn_1x_coco')
+    model = coverage.build(coverage.distiller(config, config))
+    keys = ['img', 'gt_bboxes', 'gt_labels']
+    data = dict(type='RepeatDataset', dataset=dict(pipeline=[dict(type='Collect', keys=keys)]))
+    with pytest.raises(ConfigError, match='data.train.pipeline.*`gt_masks`.*with_mask=True'):
+        check_ground_truth(model, data, 'data.train')
+    keys.append('gt_masks')
+    check_ground_truth(model, data, 'data.train')
 
 
 def test_lists_are_of_configs_that_there_are():

@@ -68,7 +68,13 @@ def is_dense(head: nn.Module, outputs: object, maps: tuple[Tensor, ...]) -> bool
 
 
 def class_logits(scores: list[Tensor], info: DetectorInfo) -> list[Tensor]:
-    """A dense head's class scores as logits, which for most they are already."""
+    """A dense head's class scores as logits, which for most they are already.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> class_logits([torch.tensor([0.5])], SimpleNamespace(probabilities=True))  # as TOOD's
+        [tensor([0.])]
+    """
     if not info.probabilities:
         return scores
     return [level.float().logit(eps=1e-6) for level in scores]

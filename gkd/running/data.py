@@ -360,6 +360,35 @@ def check_teacher_classes(model: nn.Module, dataset: CustomDataset, key: str) ->
             f'another teacher.')
 
 
+LOADED_BY = {'gt_masks': 'LoadAnnotations(with_mask=True)',
+             'gt_semantic_seg': 'LoadAnnotations(with_seg=True)',
+             'proposals': 'LoadProposals, and `proposal_file` of the data set'}
+
+
+def check_ground_truth(model: nn.Module, config: ConfigDict, key: str) -> None:
+    """Raise ConfigError if a pipeline does not collect what a distiller's student trains on.
+
+    Args:
+        model: A detector; only a distiller's student is looked at.
+        config: Config of the data set, possibly of a wrapper around others.
+        key: Its place in the config, for messages.
+    """
+    if not isinstance(model, Distiller):
+        return
+    entry = config
+    while 'pipeline' not in entry and ('dataset' in entry or 'datasets' in entry):
+        entry = entry['dataset'] if 'dataset' in entry else entry['datasets'][0]
+    collected = [step.get('keys', ()) for step in entry.get('pipeline') or ()
+                 if step.get('type') == 'Collect']
+    if not collected:
+        return
+    for name in model.pair.student.ground_truth:
+        if name not in collected[-1]:
+            raise ConfigError(
+                f'{key}.pipeline: student {model.pair.student.name} trains on `{name}`, which is '
+                f'not collected: load it by {LOADED_BY[name]}, and list it in `keys` of Collect.')
+
+
 def check_num_classes(model: nn.Module, dataset: CustomDataset, key: str) -> None:
     """Raise ConfigError if a head and the data set count classes differently.
 

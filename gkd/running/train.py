@@ -46,6 +46,7 @@ from gkd.running.console import EpochBar, log_file, open_logger, without_details
 from gkd.running.data import (
     build_checked_dataset,
     build_evaluated_dataset,
+    check_ground_truth,
     check_num_classes,
     check_teacher_classes,
     look_at_test_data,
@@ -134,6 +135,7 @@ def initial_model(config: Config, train_set: CustomDataset) -> BaseDetector:
         model.init_weights()
     check_num_classes(model, train_set, 'data.train')
     check_teacher_classes(model, train_set, 'data.train')
+    check_ground_truth(model, config.data.train, 'data.train')
     model.CLASSES = train_set.CLASSES
     hooks = config.get('custom_hooks') or ()
     if isinstance(model, Distiller) and not any(hook['type'] == 'PrototypeHook' for hook in hooks):
