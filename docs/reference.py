@@ -164,8 +164,10 @@ def parser_of(path):
 
     spec = importlib.util.spec_from_file_location(f'tool_{path.stem}', path)
     module = importlib.util.module_from_spec(spec)
-    original = argparse.ArgumentParser.parse_args
-    argparse.ArgumentParser.parse_args = stop
+    names = ('parse_args', 'parse_known_args')
+    originals = [getattr(argparse.ArgumentParser, name) for name in names]
+    for name in names:
+        setattr(argparse.ArgumentParser, name, stop)
     before = list(sys.path)
     try:
         spec.loader.exec_module(module)
@@ -173,7 +175,8 @@ def parser_of(path):
     except Found as found:
         return found.args[0]
     finally:
-        argparse.ArgumentParser.parse_args = original
+        for name, original in zip(names, originals):
+            setattr(argparse.ArgumentParser, name, original)
         sys.path[:] = before
     raise LookupError(f'{path} parses no arguments')
 

@@ -180,8 +180,8 @@ def test_every_command_is_listed(reference):
     '{path} is damaged: its checksum is missing. Generate the prototypes again or point to the '
     'right file.',
     '{source} does not fit the {model_name} that it is for; nothing was loaded.',
-    '{module} is not installed. The shortest way:',
-    'MMDetection\n2.x needs Python 3.9 to 3.12',
+    '{name} is not installed. The shortest way:',
+    'no Python 3.9 to 3.{…} found. Found:',
 ])
 def test_messages_are_listed(messages, message):
     assert message in messages
@@ -199,7 +199,8 @@ def test_every_module_is_in_the_api_reference(reference):
     modules = {module.replace('.__init__', '') for module in modules
                if not module.endswith('__main__')}
     listed = set(re.findall(r'^\.\. automodule:: (\S+)', pages, re.MULTILINE))
-    assert modules == listed
+    assert modules - set(reference.ELSEWHERE) == listed
+    assert set(reference.ELSEWHERE) < modules
 
 
 def anchors(path):
