@@ -103,7 +103,7 @@ class Distiller(DetectorShell):
             self.knowledge = nn.ModuleList(build_knowledge(cfg, self.pair) for cfg in knowledge)
         check_inherited(self.student, teacher_model, self.student_source.inherit)
         # No nn.Module, so that no optimiser, checkpoint, DDP or `.train()` finds its weights.
-        self.frozen = Teacher(teacher_model, teacher_source.precision)
+        self.frozen = Teacher(teacher_model, teacher_source.precision, teacher_source.graphs)
 
         self.needs = reduce(operator.or_, (kind.needs for kind in self.knowledge), Needs())
         if self.needs.bank and prototypes is None:

@@ -133,6 +133,21 @@ def test_the_teacher_computes_in_half_precision(family, exact_convolutions):
     assert next(model.teacher.parameters()).is_cuda
 
 
+def test_recorded_launches_give_the_same_maps():
+    model = build_distiller(small.retinanet(24), small.retinanet())
+    model.frozen = Teacher(model.frozen.exact, graphs=2)
+    eager = Teacher(copy.deepcopy(model.frozen.exact))
+    for teacher in (model.frozen, eager):
+        teacher.apply(lambda tensor: tensor.cuda())
+    with torch.no_grad():
+        for _ in range(5):
+            for size in (64, 96, 128):
+                images = torch.randn(2, 3, size, size, device='cuda')
+                for mine, theirs in zip(model.teacher.extract_feat(images),
+                                        eager.running.extract_feat(images)):
+                    torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-3)
+
+
 def test_half_precision_leaves_no_second_copy_on_the_gpu():
     torch.cuda.empty_cache()
     before = torch.cuda.memory_allocated()

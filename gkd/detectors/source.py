@@ -39,6 +39,7 @@ class DetectorSource:
         key: Place in the distillation config, for messages.
         overrides: Settings merged into the detector's config, as ``--cfg-options`` would.
         precision: Of a teacher, see :class:`~gkd.detectors.teacher.Teacher`.
+        graphs: Likewise.
         img_norm_cfg: How the detector's images were normalised in its training, as MMDetection's
             ``Normalize`` takes it; by default its config says so in its test pipeline.
         inherit: Parts that a student takes over from the teacher; see
@@ -50,6 +51,7 @@ class DetectorSource:
     key: str
     overrides: dict
     precision: Optional[str] = None
+    graphs: int = 0
     img_norm_cfg: Optional[dict] = None
     inherit: tuple[str, ...] = ()
 
@@ -84,11 +86,12 @@ class DetectorSource:
         img_norm_cfg = value.pop('img_norm_cfg', None)
         teaches = key.endswith('teacher')
         precision = value.pop('precision', None) if teaches else None
+        graphs = value.pop('graphs', 0) if teaches else 0
         inherit = () if teaches else value.pop('inherit', None) or ()
         if value:
             raise ConfigError(f'{key} has unknown keys {sorted(value)}; it takes `config`, '
                               f'`checkpoint`, `overrides`, `img_norm_cfg` and '
-                              + ('`precision`.' if teaches else '`inherit`.'))
+                              + ('`precision`, `graphs`.' if teaches else '`inherit`.'))
         if isinstance(inherit, str) or not all(isinstance(part, str) for part in inherit):
             raise ConfigError(f'{key}.inherit = {inherit!r}: must be a list of names, such as '
                               f'["neck", "bbox_head"].')
@@ -96,7 +99,8 @@ class DetectorSource:
             if checkpoint_required:
                 raise ConfigError(f'{key} needs `checkpoint`: an untrained teacher teaches noise.')
             checkpoint = None
-        return cls(config, checkpoint, key, overrides, precision, img_norm_cfg, tuple(inherit))
+        return cls(config, checkpoint, key, overrides, precision, graphs, img_norm_cfg,
+                   tuple(inherit))
 
     def model_config(self) -> ConfigDict:
         """The detector's ``model`` config, ready for ``build_detector``.

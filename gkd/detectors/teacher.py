@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections import Counter
 from collections.abc import Callable
 from typing import Any, Optional
 
@@ -36,6 +37,7 @@ class Teacher:
         detector: The detector, built by MMDetection, with its weights.
         precision: ``'half'``, ``'bfloat16'`` or ``'full'``, on any device; None for half on a GPU
             and full on the CPU.
+        graphs: For so many shapes of images the copy's pyramid becomes a :class:`Replay`.
 
     Attributes:
         exact: The detector as it was given.
@@ -45,7 +47,7 @@ class Teacher:
         ConfigError: ``precision`` is unknown.
     """
 
-    def __init__(self, detector: BaseDetector, precision: Optional[str] = None):
+    def __init__(self, detector: BaseDetector, precision: Optional[str] = None, graphs: int = 0):
         if precision is not None and precision not in PRECISIONS:
             raise ConfigError(f'model.teacher.precision = {precision!r}: must be one of '
                               f'{", ".join(map(repr, PRECISIONS))}, or None for half on a GPU and '
@@ -53,6 +55,7 @@ class Teacher:
         self.exact = self.running = detector.requires_grad_(False)
         detector.eval()  # on its own: some detectors return nothing
         self.precision = precision
+        self.graphs = graphs
         self.sums: Optional[Tensor] = None  # not finite once a map was not
         self.looked_at: Optional[Tensor] = None  # an earlier value, on its way to the host
         self.event: Optional[torch.cuda.Event] = None
@@ -77,7 +80,7 @@ class Teacher:
         self.copied_dtype = dtype
         self.sums, self.looked_at, self.steps = torch.zeros((), device=device), None, 0
         try:
-            self.running = fast_copy(self.exact, dtype, self.watch)
+            self.running = fast_copy(self.exact, dtype, self.watch, self.graphs)
         except RuntimeError as error:
             logger().warning(f'Teacher: {type(self.exact).__name__} cannot compute in '
                              f'{dtype} and stays in full precision: {error}')
@@ -124,7 +127,8 @@ def arrived(event: Optional[torch.cuda.Event]) -> bool:
 
 @torch.no_grad()
 def fast_copy(detector: BaseDetector, dtype: torch.dtype,
-              watch: Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]]) -> BaseDetector:
+              watch: Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]],
+              graphs: int) -> BaseDetector:
     """A copy of a detector that computes in another precision, channels last.
 
     Batch normalisation is folded into the convolutions where that changes nothing but rounding;
@@ -133,7 +137,8 @@ def fast_copy(detector: BaseDetector, dtype: torch.dtype,
     Args:
         detector: In eval mode, in float32.
         dtype: Of the copy.
-        watch: Called with the maps of every image; returns those to use.
+        watch: Called with the maps of every image; returns copies of them to use.
+        graphs: Shapes of images whose launches are recorded.
 
     Raises:
         RuntimeError: A part of the detector does not compute in this precision.
@@ -149,7 +154,7 @@ def fast_copy(detector: BaseDetector, dtype: torch.dtype,
             for name, tensor in (*module._parameters.items(), *module._buffers.items()):
                 if tensor is not None and tensor.is_floating_point():
                     setattr(module, name, cast(tensor, dtype, module))
-    pyramid = fused.extract_feat
+    pyramid = Replay(fused.extract_feat, graphs) if graphs else fused.extract_feat
 
     def extract_feat(images: Tensor, *args, **kwargs) -> tuple[Tensor, ...]:
         images = images.to(dtype, memory_format=torch.channels_last)
@@ -164,6 +169,50 @@ def fast_copy(detector: BaseDetector, dtype: torch.dtype,
         if getattr(fused, name, None) is not None:
             getattr(fused, name)(maps)
     return fused
+
+
+class Replay:
+    """A function of images whose launches on a GPU are recorded for the shapes that come often.
+
+    A small batch keeps the GPU busy for less time than the host needs to launch a deep network's
+    kernels; a recording (CUDA graph) is launched at once. It costs the memory of the network's
+    maps, which is then its own.
+
+    Args:
+        function: Takes images, returns maps; without gradient.
+        most: Shapes that are recorded, the first ones to come a third time.
+    """
+
+    def __init__(self, function: Callable[[Tensor], tuple[Tensor, ...]], most: int):
+        self.function = function
+        self.most = most
+        self.seen: Counter = Counter()
+        self.recorded: dict[torch.Size, tuple] = {}
+
+    def __call__(self, images: Tensor) -> tuple[Tensor, ...]:
+        """The maps; the next call overwrites them."""
+        if not images.is_cuda or torch.is_grad_enabled():
+            return self.function(images)
+        if images.shape not in self.recorded:
+            self.seen[images.shape] += 1
+            if self.seen[images.shape] < 3 or len(self.recorded) == self.most:
+                return self.function(images)
+            self.recorded[images.shape] = self.record(images)
+        inputs, graph, maps = self.recorded[images.shape]
+        inputs.copy_(images)
+        graph.replay()
+        return maps
+
+    def record(self, images: Tensor) -> tuple[Tensor, torch.cuda.CUDAGraph, tuple[Tensor, ...]]:
+        """Where images go, the recording, and where their maps then are."""
+        inputs, graph = images.clone(), torch.cuda.CUDAGraph()
+        # Recordings never run at the same time, so they may share memory.
+        others = [graph for _, graph, _ in self.recorded.values()]
+        # Other threads, which load data or wait for other processes, may use the GPU meanwhile.
+        with torch.cuda.graph(graph, pool=others[0].pool() if others else None,
+                              capture_error_mode='thread_local'):
+            maps = self.function(inputs)
+        return inputs, graph, maps
 
 
 def same(feature: Tensor, other: Tensor) -> bool:
