@@ -8,8 +8,9 @@ import pytest
 
 from gkd import compat, environment
 from gkd.environment import check_environment
-from gkd.errors import EnvironmentMismatchError
+from gkd.errors import ConfigError, EnvironmentMismatchError
 from gkd.installed import installed_version, numbers
+from gkd.running.config import load_config
 
 
 def installed(monkeypatch, **versions):
@@ -113,3 +114,13 @@ def test_applying_again_changes_nothing():
     before = BaseRunner.resume
     compat.apply()
     assert BaseRunner.resume is before
+
+
+@pytest.mark.parametrize('text, reason', [
+    ('model = dict(type="RetinaNet")\ntrain_dataloader = dict()\n', 'has `train_dataloader`'),
+    ('_base_ = "mmdet::retinanet/retinanet_r50_fpn_1x_coco.py"\n', 'is for MMDetection 3')])
+def test_a_config_of_the_other_mmdetection_is_named(tmp_path, text, reason):
+    path = tmp_path / 'config.py'
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=f'{reason}.*--mmdet 3'):
+        load_config(str(path))

@@ -236,7 +236,8 @@ def read_config(path: str, where: str = '') -> Config:
         return Config.fromfile(path)
     except Exception as error:
         message = (f'{where}cannot read config {path}: {type(error).__name__}: {error}'
-                   f'{moved_base(error)}{missing_package(path, error)}')
+                   f'{moved_base(error)}{missing_package(path, error)}'
+                   f'{other_mmdetection(error)}')
         # mmcv deletes the temporary copy that it reads while it is open: its end would be reported
         # in the terminal as an error. It hangs on the frames of this one.
         hook, sys.unraisablehook = sys.unraisablehook, lambda unraisable: None
@@ -245,6 +246,14 @@ def read_config(path: str, where: str = '') -> Config:
         finally:
             sys.unraisablehook = hook
         raise ConfigError(message) from error
+
+
+def other_mmdetection(error: Exception) -> str:
+    """What to do if a config inherits one of MMDetection 3, which mmcv 1.x looks for as a file."""
+    if not isinstance(error, FileNotFoundError) or MMDET_SCOPE not in str(error):
+        return ''
+    return (f' (`_base_` of `{MMDET_SCOPE}...` is for MMDetection 3, and MMDetection 2 is '
+            f'installed: bash tools/setup.sh --mmdet 3)')
 
 
 def missing_package(path: str, error: Exception) -> str:

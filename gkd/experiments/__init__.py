@@ -1,3 +1,3 @@
 """Longer experiments: quickstart, comparison, plans, checks of recipes and detectors."""
 
-from gkd import compat  # noqa: F401  (says what is missing, if MMDetection is)
+from gkd.compat import of_mmdet2  # noqa: F401

@@ -1,3 +1,3 @@
 """Look inside: the gallery of prototypes, and the trust in instances."""
 
-from gkd import compat  # noqa: F401  (says what is missing, if MMDetection is)
+from gkd.compat import of_mmdet2  # noqa: F401

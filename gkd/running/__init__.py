@@ -1,6 +1,6 @@
 """Train, test, export, resume: what a command does with a config."""
 
-from gkd import compat  # noqa: F401  (says what is missing, if MMDetection is)
+from gkd.compat import of_mmdet2  # noqa: F401
 from gkd.running.config import load_config, student_config
 from gkd.running.export import export_student
 from gkd.running.test import test

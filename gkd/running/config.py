@@ -44,6 +44,11 @@ def load_config(path: str, options: Optional[dict] = None) -> Config:
         config.merge_from_dict(options or {})
     except (KeyError, TypeError, IndexError, AssertionError) as error:
         raise ConfigError(f'--cfg-options {options}: {error}') from None
+    if 'train_dataloader' in config and 'data' not in config:
+        raise ConfigError(
+            f'config {path} is one of MMDetection 3 (it has `train_dataloader`), and MMDetection '
+            f'2 is installed. Take one of the other folders in configs/, or use the other '
+            f'MMDetection: bash tools/setup.sh --mmdet 3.')
     for key in ('model', 'data'):
         if key not in config:
             raise ConfigError(f'config {path} has no `{key}`; it must describe a detector '
