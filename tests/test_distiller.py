@@ -1,15 +1,19 @@
 """The distiller: what it computes, what it leaves alone, what it refuses."""
 
 import copy
+import random
 
+import numpy as np
 import pytest
 import torch
 from helpers import small_detectors as small  # noqa: E402
 from helpers.distillers import RDM_TERMS, build, build_distiller, losses_of, total
+from mmcv import Config
 from mmdet.models import build_detector
 
 import gkd  # noqa: F401
 from gkd.detectors import one_stage  # noqa: E402
+from gkd.detectors.inspection import inspect_detector
 from gkd.detectors.step import recorded  # noqa: E402
 from gkd.errors import CheckpointError, ConfigError  # noqa: E402
 from gkd.frameworks import to_batch
@@ -283,3 +287,45 @@ def test_teacher_with_more_classes_teaches_those_that_the_student_has(family, tm
     background = [] if family == 'one_stage' else [5]
     torch.testing.assert_close(step.teacher.logits, whole[:, [3, 4, 1, *background]])
     assert not any('columns' in name for name in model.state_dict())
+
+
+def test_detectors_of_grey_images_pair_with_each_other_only():
+    grey = small.retinanet()
+    grey['backbone']['in_channels'] = 1
+    model = build_distiller(grey, grey)
+    assert model.pair.student.image_channels == 1 and model.pair.student.samples_positives
+    data = small.batch()
+    data['img'] = data['img'][:, :1]
+    assert RDM_TERMS < losses_of(model, data).keys()
+    with pytest.raises(ConfigError, match='teacher RetinaNet reads images of 1 channels'):
+        build(small.distiller(grey, small.retinanet()))
+
+
+def test_looking_at_a_student_changes_nothing_of_it():
+    torch.manual_seed(3)
+    detector = build_detector(Config(dict(model=small.faster_rcnn())).model)
+    before = {name: tensor.clone() for name, tensor in detector.state_dict().items()}
+    states = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
+    modes = [module.training for module in detector.modules()]
+    info = inspect_detector(detector, 'student')
+    assert info.samples_positives and info.pools_maps and info.ground_truth == ()
+    for name, tensor in detector.state_dict().items():  # such as statistics of batch norm
+        torch.testing.assert_close(tensor, before[name], rtol=0, atol=0)
+    assert torch.equal(torch.get_rng_state(), states[0])
+    assert (np.random.get_state()[1] == states[1]).all() and random.getstate() == states[2]
+    assert [module.training for module in detector.modules()] == modes
+    assert all(parameter.grad is None for parameter in detector.parameters())
+
+
+def test_positives_that_are_not_those_trained_on_are_not_taken(monkeypatch):
+    """A head that samples other boxes than its anchors is taught at the ground truth."""
+    detector = build_detector(Config(dict(model=small.retinanet())).model)
+    assert inspect_detector(detector, 'student').samples_positives
+    grid = detector.bbox_head.prior_generator.grid_priors
+    monkeypatch.setattr(
+        detector.bbox_head, 'get_anchors', lambda sizes, metas, device: (
+            [[level + 3 for level in grid(sizes, device=device)] for _ in metas],
+            [detector.bbox_head.prior_generator.valid_flags(sizes, meta['pad_shape'], device)
+             for meta in metas]))
+    info = inspect_detector(detector, 'student')
+    assert not info.samples_positives and not info.classifies_boxes
