@@ -346,7 +346,7 @@ def api():
     pages = {'api_gkd.rst': page('gkd', [
         module.name for module in pkgutil.iter_modules(gkd.__path__) if not module.ispkg])}
     for package in pkgutil.iter_modules(gkd.__path__):
-        if package.ispkg:
+        if package.ispkg and f'gkd.{package.name}' not in ELSEWHERE:
             folder = str(Path(gkd.__path__[0]) / package.name)
             prefix = f'gkd.{package.name}.'
             pages[f'api_{package.name}.rst'] = page(f'gkd.{package.name}', [
