@@ -34,6 +34,7 @@ from gkd.detectors.step import Needs, Step
 from gkd.distiller import Distiller, build_knowledge
 from gkd.errors import GKDError
 from gkd.experiments.cost import random_bank
+from gkd.experiments.zoo import PAIRS, SELF_PAIRS
 from gkd.files import write_atomically
 from gkd.frameworks import mmdet_configs, to_batch
 from gkd.registry import KNOWLEDGE
@@ -452,13 +453,16 @@ def write_tables(outcomes: list[Outcome], folder: str) -> str:
 def markdown(outcomes: list[Outcome]) -> str:
     """The page: tables of single detectors and of pairs."""
     tables = [INTRODUCTION]
-    for title, own in (('Detectors, each with itself', True), ('Pairs', False)):
+    for title, own, listed in (('Detectors, each with itself', True, len(SELF_PAIRS)),
+                               ('Pairs', False, len(PAIRS))):
         chosen = [outcome for outcome in outcomes if (outcome.teacher == outcome.student) == own]
         if not chosen:
             continue
         works = sum(outcome.verdict == WORKS for outcome in chosen)
+        rest = f' {listed - len(chosen)} more are listed and have not been tried.' \
+            if len(chosen) < listed else ''
         tables.append('\n'.join([
-            f'## {title}\n', f'{works} of {len(chosen)} work.\n',
+            f'## {title}\n', f'{works} of {len(chosen)} work.{rest}\n',
             '| config | soft labels | at | other methods | what is not, and why |',
             '| --- | --- | --- | --- | --- |', *map(row, chosen)]) + '\n')
     return '\n'.join(tables)
