@@ -27,7 +27,8 @@ def parse_args():
                         help='draw detections with at least this score')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
                         help='replace settings of the config')
-    parser.add_argument('--eval-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
+    parser.add_argument('--eval-options', '--options', nargs='+', action=DictAction,
+                        metavar='KEY=VALUE',
                         help='settings for the evaluation or the formatting')
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm'], default='none',
                         help='who started this process; tools/test.sh sets it')

@@ -21,12 +21,23 @@ def parse_args():
     parser.add_argument('--resume', default='auto', metavar='auto|never|CHECKPOINT',
                         help='go on from the last checkpoint in the work dir, start anew, or go '
                              'on from a checkpoint')
+    parser.add_argument('--resume-from', dest='resume', metavar='CHECKPOINT',
+                        default=argparse.SUPPRESS, help='the same as --resume CHECKPOINT')
+    parser.add_argument('--auto-resume', dest='resume', action='store_const', const='auto',
+                        default=argparse.SUPPRESS, help='the same as --resume auto')
+    parser.add_argument('--new-optimizer', action='store_true',
+                        help='when going on, apply the config\'s settings of the optimiser; else '
+                             'those of the checkpoint stay')
+    parser.add_argument('--auto-scale-lr', action='store_true',
+                        help='scale the learning rate to the images of a step, as '
+                             'auto_scale_lr.base_batch_size in the config says')
     parser.add_argument('--no-validate', action='store_true', help='do not evaluate')
     parser.add_argument('--seed', type=int, help='replaces the config\'s seed')
     parser.add_argument('--epochs', type=positive, help='replaces the config\'s number of epochs')
     parser.add_argument('--deterministic', action='store_true',
                         help='use deterministic CUDA kernels only')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
+    parser.add_argument('--cfg-options', '--options', nargs='+', action=DictAction,
+                        metavar='KEY=VALUE',
                         help='replace settings of the config')
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm'], default='none',
                         help='who started this process; tools/train.sh sets it')
@@ -59,7 +70,14 @@ def main():
         config.runner.max_epochs = args.epochs
     if args.deterministic:
         config.deterministic = True
-    train(config, resume=args.resume, validate=not args.no_validate)
+    if args.auto_scale_lr:
+        if not config.get('auto_scale_lr', {}).get('base_batch_size'):
+            raise ConfigError('--auto-scale-lr: the config does not say for how many images a '
+                              'step its learning rate is. Add auto_scale_lr = '
+                              'dict(enable=True, base_batch_size=16).')
+        config.auto_scale_lr.enable = True
+    train(config, resume=args.resume, validate=not args.no_validate,
+          new_optimizer=args.new_optimizer)
 
 
 if __name__ == '__main__':

@@ -40,6 +40,7 @@ from gkd.prototypes.features import (
 from gkd.prototypes.selection import SELECTIONS, choose_instances
 
 ADVICE = 'The teacher\'s features are computed again.'
+MOST_NAMES = 8  # of classes without prototypes
 
 
 @dataclass
@@ -175,7 +176,8 @@ class PrototypeGenerationModule:
         if missing:
             logger().warning(
                 f'{len(missing)} of {len(classes)} classes have no instance larger than '
-                f'{self.min_size} pixels and get no prototype: {", ".join(missing)}')
+                f'{self.min_size} pixels and get no prototype: {", ".join(missing[:MOST_NAMES])}'
+                + (f' and {len(missing) - MOST_NAMES} more' if len(missing) > MOST_NAMES else ''))
         logger().info(f'Prototypes: {sum(len(c.labels) for c in candidates)} instances of '
                       f'{len(seen)} classes in {len(candidates)} images.')
         return candidates

@@ -30,6 +30,16 @@ LAUNCHER_REACTS = 5
 class DictAction(mmcv.DictAction):
     """mmcv's KEY=VALUE; text in double quotes is taken as it is, with commas and blanks."""
 
+    def __call__(self, parser, namespace, values, option_string=None):
+        """Read all KEY=VALUE of an option."""
+        for value in values:
+            if not value.partition('=')[0].strip() or '=' not in value:
+                raise argparse.ArgumentError(self, f'{value!r} is not KEY=VALUE')
+        try:
+            super().__call__(parser, namespace, values, option_string)
+        except (ValueError, AssertionError, IndexError) as error:
+            raise argparse.ArgumentError(self, f'{" ".join(values)}: {error}') from None
+
     @staticmethod
     def _parse_iterable(val: str):
         quoted = len(val) > 2 and val[0] == val[-1] == '"' and val[1] not in '(['

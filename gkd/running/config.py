@@ -42,8 +42,8 @@ def load_config(path: str, options: Optional[dict] = None) -> Config:
         raise ConfigError(f'config {path}: cannot fill in ${{...}}: {error}') from error
     try:
         config.merge_from_dict(options or {})
-    except (KeyError, TypeError, IndexError, AssertionError) as error:
-        raise ConfigError(f'--cfg-options {options}: {error}') from None
+    except Exception as error:  # mmcv walks into lists, dicts and values alike
+        raise ConfigError(f'--cfg-options {options}: {type(error).__name__}: {error}') from None
     if 'train_dataloader' in config and 'data' not in config:
         raise ConfigError(
             f'config {path} is one of MMDetection 3 (it has `train_dataloader`), and MMDetection '
@@ -53,9 +53,14 @@ def load_config(path: str, options: Optional[dict] = None) -> Config:
         if key not in config:
             raise ConfigError(f'config {path} has no `{key}`; it must describe a detector '
                               f'(`model`) and its data sets (`data`).')
+        if not isinstance(config[key], dict):
+            raise ConfigError(f'config {path}: `{key}` = {config[key]!r} must be a dict.')
     update_data_root(config)
     try:
-        return compat_cfg(config)
+        config = compat_cfg(config)
+        # Its value has another name now; with both, a kept config could not be read again.
+        config.data.pop('imgs_per_gpu', None)
+        return config
     except (AttributeError, KeyError, AssertionError) as error:
         raise ConfigError(f'config {path}: {error}') from None
 

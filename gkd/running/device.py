@@ -5,7 +5,9 @@ from __future__ import annotations
 import inspect
 
 import torch
+from mmcv.cnn.utils import revert_sync_batchnorm
 from mmcv.parallel import MMDataParallel, MMDistributedDataParallel, is_module_wrapper
+from mmcv.utils import get_logger
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -18,6 +20,19 @@ def use_device() -> torch.device:
         return torch.device('cuda', torch.cuda.current_device())
     keep_freed_memory()
     return torch.device('cpu')
+
+
+def without_sync_on_cpu(model: nn.Module, device: torch.device) -> nn.Module:
+    """Take synchronised batch normalisation out of a model on the CPU, where torch has none.
+
+    Each process then normalises by its own images, as with plain batch normalisation.
+    """
+    if device.type != 'cpu' or not any(isinstance(module, nn.SyncBatchNorm)
+                                       for module in model.modules()):
+        return model
+    get_logger('mmdet').warning('SyncBN needs GPUs: on the CPU every process normalises by its '
+                                'own images.')
+    return revert_sync_batchnorm(model)
 
 
 def wrap(model: nn.Module, device: torch.device, find_unused: bool = False) -> nn.Module:

@@ -41,6 +41,13 @@ from gkd.files import remove_unfinished, write_atomically
 from gkd.progress import on_terminal
 from gkd.report.loggers import ImageLoggerHook, check_loggers, takes_images
 from gkd.report.recorder import TrainingRecorder
+from gkd.running.changes import (
+    NEW_OPTIMIZER,
+    apply_optimizer,
+    has_other_optimizer,
+    optimizer_settings,
+    tell_changes,
+)
 from gkd.running.config import build_model, naming
 from gkd.running.console import EpochBar, log_file, open_logger, without_details
 from gkd.running.data import (
@@ -52,7 +59,7 @@ from gkd.running.data import (
     look_at_test_data,
     prototype_datasets,
 )
-from gkd.running.device import unwrap, use_device, wrap
+from gkd.running.device import unwrap, use_device, without_sync_on_cpu, wrap
 from gkd.running.evaluation import EvaluationRecorder, MissedEvaluation, evaluation_hook
 from gkd.running.explain import explaining
 from gkd.running.finite import FiniteLossHook
@@ -71,7 +78,8 @@ from gkd.work_dir import PROTOTYPES
 
 
 @explaining()
-def train(config: Config, resume: str = 'auto', validate: bool = True) -> dict[str, float]:
+def train(config: Config, resume: str = 'auto', validate: bool = True,
+          new_optimizer: bool = False) -> dict[str, float]:
     """Train what ``config.model`` describes.
 
     In a process group that is initialised, all processes call this together.
@@ -81,6 +89,8 @@ def train(config: Config, resume: str = 'auto', validate: bool = True) -> dict[s
         resume: ``'auto'`` goes on from the last checkpoint in ``work_dir`` if there is one,
             ``'never'`` starts anew, a path goes on from that checkpoint.
         validate: Evaluate as ``config.evaluation`` says.
+        new_optimizer: Apply the config's settings of the optimiser when going on; else those of
+            the checkpoint stay.
 
     Returns:
         The metrics of the last evaluation, empty without one.
@@ -90,14 +100,14 @@ def train(config: Config, resume: str = 'auto', validate: bool = True) -> dict[s
     """
     # All that can be wrong is looked at before anything is written.
     check_training(config)
-    config.setdefault('seed', 0)
+    check_seed(config)
     config.gpu_ids = range(get_dist_info()[1])
     device = use_device()
     logger = open_logger(config.get('log_level', 'INFO'))
     train_set = build_checked_dataset(config.data.train, 'data.train')
     val_set = build_evaluated_dataset(config, 'val') if validate else None
     look_at_test_data(config)
-    model = initial_model(config, train_set)
+    model = without_sync_on_cpu(initial_model(config, train_set), device)
     evaluation = evaluation_hook(config, model, val_set) if validate else None
     if evaluation is not None:
         try_hook(evaluation, config, model, device)
@@ -116,7 +126,7 @@ def train(config: Config, resume: str = 'auto', validate: bool = True) -> dict[s
             f'gkd {__version__}, torch {torch.__version__}, mmdet {mmdet.__version__}, '
             f'Python {platform.python_version()}, {runner.world_size} process(es) on '
             f'{device.type}')
-        set_start(runner, config, checkpoint, recorder, str(device))
+        set_start(runner, config, checkpoint, recorder, str(device), new_optimizer)
         kept = keep_config(runner, config, text)
         runner.run([loader], [('train', 1)])
         if runner.rank == 0:
@@ -142,6 +152,19 @@ def initial_model(config: Config, train_set: CustomDataset) -> BaseDetector:
         config.custom_hooks = [
             *hooks, dict(type='PrototypeHook', datasets=prototype_datasets(config))]
     return model
+
+
+def check_seed(config: Config) -> None:
+    """Set the seed 0 where a config has none, so that any run can be resumed and repeated.
+
+    Raises:
+        ConfigError: It is no seed.
+    """
+    if config.get('seed') is None:
+        config.seed = 0
+    if type(config.seed) is not int or not 0 <= config.seed < 2 ** 32:
+        raise ConfigError(f'seed = {config.seed!r}: must be an integer from 0 to 2 ** 32 - 1, or '
+                          f'None for 0.')
 
 
 def training_loader(config: Config, train_set: CustomDataset) -> DataLoader:
@@ -219,7 +242,8 @@ def prepare_work_dir(runner: BaseRunner) -> None:
 
 
 def set_start(runner: BaseRunner, config: Config, checkpoint: Optional[str],
-              recorder: Optional[EvaluationRecorder], device: str) -> None:
+              recorder: Optional[EvaluationRecorder], device: str,
+              new_optimizer: bool = False) -> None:
     """Go on from a checkpoint, or start with the weights of ``config.load_from``.
 
     Args:
@@ -228,12 +252,26 @@ def set_start(runner: BaseRunner, config: Config, checkpoint: Optional[str],
         checkpoint: The checkpoint to go on from; None starts anew.
         recorder: Knows whether the checkpoint's epoch was evaluated.
         device: Where tensors go to.
+        new_optimizer: Whether to apply the config's settings of the optimiser.
+
+    Raises:
+        CheckpointError: The checkpoint's optimiser is of another type.
     """
     if checkpoint is None:
         if config.get('load_from'):
             runner.load_checkpoint(config.load_from)
         return
+    text, settings = runner.meta['config'], optimizer_settings(runner)
     runner.resume(checkpoint, map_location=device)
+    before, runner.meta['config'] = runner.meta.get('config'), text
+    other = has_other_optimizer(before, config)
+    if other and not new_optimizer:
+        raise CheckpointError(f'{checkpoint} holds the state of another optimiser than '
+                              f'optimizer.type = {config.optimizer.type}. Begin with the new one, '
+                              f'without state: {NEW_OPTIMIZER}')
+    if new_optimizer:
+        apply_optimizer(runner, settings, keep_state=not other)
+    tell_changes(runner, before, text, new_optimizer)
     at_end = not runner.meta.get(KEY, {}).get('batches')
     if recorder and at_end and osp.dirname(osp.abspath(checkpoint)) == runner.work_dir:
         runner.register_hook(MissedEvaluation(recorder), priority=MissedEvaluation.PRIORITY)

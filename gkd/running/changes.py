@@ -1,0 +1,150 @@
+"""Going on with other settings: what changed since the checkpoint, and what of it takes effect."""
+
+from __future__ import annotations
+
+import ast
+from typing import Any, Optional
+
+from mmcv import Config
+from mmcv.runner import BaseRunner
+
+NEW_OPTIMIZER = '--new-optimizer'
+# The checkpoint has its own; a setting beginning so says nothing to a run that goes on.
+FROM_CHECKPOINT = ('optimizer.', 'load_from', 'seed', 'model.student.checkpoint')
+STARTING_WEIGHTS = ('init_cfg', 'pretrained')
+# They are no settings of the training.
+NO_SETTINGS = ('gpu_ids', 'work_dir', 'resume_from', 'auto_resume', 'dist_params', 'device',
+               'custom_hooks_names')
+MOST = 12  # settings that are listed
+LONG = 60  # characters of a value
+
+
+def tell_changes(runner: BaseRunner, before: Optional[str], text: str,
+                 new_optimizer: bool) -> None:
+    """Log which settings differ from those of the checkpoint, and which of them take effect.
+
+    Args:
+        runner: Whose log it is.
+        before: Text of the config in the checkpoint; None if it has none.
+        text: Text of the config of this run.
+        new_optimizer: Whether the settings of the optimiser are applied.
+    """
+    old, new = (flat(parsed(source)) if source else None for source in (before, text))
+    if old is None or new is None:
+        return
+    changed = [key for key in sorted({*old, *new})
+               if old.get(key) != new.get(key) and not key.startswith(NO_SETTINGS)]
+    without = [key for key in changed if is_from_checkpoint(key)
+               and not (new_optimizer and key.startswith('optimizer.'))]
+    with_effect = [key for key in changed if key not in without]
+    lines = []
+    for keys, what in ((with_effect, 'take effect'), (without, 'take no effect, the checkpoint '
+                                                               'has its own')):
+        if keys:
+            lines.append(f'{len(keys)} settings differ from the checkpoint\'s and {what}:')
+            lines += [f'  {key} = {short(new.get(key, GONE))} (was {short(old.get(key, GONE))})'
+                      for key in keys[:MOST]]
+            lines += [f'  and {len(keys) - MOST} more'] if len(keys) > MOST else []
+    if any(key.startswith('optimizer.') for key in without):
+        lines.append(f'The new settings of the optimiser are applied with {NEW_OPTIMIZER}.')
+    if lines:
+        runner.logger.warning('\n'.join(lines))
+
+
+GONE = 'not set'
+
+
+def is_from_checkpoint(key: str) -> bool:
+    """Whether a setting only matters to a run that starts."""
+    return key.startswith(FROM_CHECKPOINT) or (
+        key.startswith('model.') and any(part in STARTING_WEIGHTS for part in key.split('.')))
+
+
+def apply_optimizer(runner: BaseRunner, settings: list[dict], keep_state: bool) -> None:
+    """Give the optimiser new settings.
+
+    Args:
+        runner: A runner that was resumed.
+        settings: Those of every group of parameters, as :func:`optimizer_settings` returns them.
+        keep_state: Whether its state, such as momentum, stays; that of another type means nothing.
+    """
+    if not keep_state:
+        runner.optimizer.state.clear()
+    for group, own in zip(runner.optimizer.param_groups, settings):
+        for name in group.keys() - own.keys() - {'params'}:
+            del group[name]
+        group.update(own)
+        group['initial_lr'] = own['lr']  # schedules start from it
+
+
+def optimizer_settings(runner: BaseRunner) -> list[dict]:
+    """Settings of every group of the optimiser's parameters."""
+    return [{name: value for name, value in group.items() if name != 'params'}
+            for group in runner.optimizer.param_groups]
+
+
+def parsed(text: str) -> Optional[dict]:
+    """The settings of a config's text, which is not run; None if it holds more than settings.
+
+    Example:
+        >>> parsed('a = dict(b=[1, -2.5], c=range(0, 2))')
+        {'a': {'b': [1, -2.5], 'c': [0, 1]}}
+    """
+    try:
+        return {target.id: value_of(statement.value) for statement in ast.parse(text).body
+                for target in statement.targets}
+    except (SyntaxError, AttributeError, ValueError, TypeError):
+        return None
+
+
+def value_of(node: ast.expr) -> Any:
+    """The value of an expression of constants, lists and dicts.
+
+    Raises:
+        ValueError: It is something else.
+    """
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+        if node.func.id == 'dict' and not node.args:
+            return {keyword.arg: value_of(keyword.value) for keyword in node.keywords}
+        if node.func.id == 'range':
+            return list(range(*map(value_of, node.args)))
+        if node.func.id == 'float' and len(node.args) == 1:
+            return float(value_of(node.args[0]))
+    if isinstance(node, ast.Dict):
+        return {value_of(key): value_of(value) for key, value in zip(node.keys, node.values)}
+    if isinstance(node, (ast.List, ast.Tuple)):
+        return [value_of(element) for element in node.elts]
+    return ast.literal_eval(node)
+
+
+def flat(value: Any, key: str = '') -> Optional[dict[str, Any]]:
+    """Settings by dotted name.
+
+    Example:
+        >>> flat(dict(a=dict(b=1, c=[dict(d=2), 3])))
+        {'a.b': 1, 'a.c.0.d': 2, 'a.c.1': 3}
+    """
+    if value is None and not key:
+        return None
+    items = value.items() if isinstance(value, dict) else \
+        enumerate(value) if isinstance(value, list) and any(
+            isinstance(element, dict) for element in value) else None
+    if not items:
+        return {key: value}
+    found: dict[str, Any] = {}
+    for name, inner in items:
+        found.update(flat(inner, f'{key}.{name}' if key else str(name)) or {})
+    return found
+
+
+def short(value: Any) -> str:
+    """A value in few characters."""
+    text = value if value is GONE else repr(value)
+    return text if len(text) <= LONG else f'{text[:LONG]}...'
+
+
+def has_other_optimizer(before: Optional[str], config: Config) -> bool:
+    """Whether the checkpoint was written with an optimiser of another type."""
+    old = parsed(before) if before else None
+    kind = (old or {}).get('optimizer', {})
+    return isinstance(kind, dict) and kind.get('type') not in (None, config.optimizer.get('type'))

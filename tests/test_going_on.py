@@ -1,0 +1,159 @@
+"""Going on with other settings, and what else can be typed at the command line."""
+
+import pytest
+import torch
+from helpers import small_detectors as small
+from helpers import tiny_data
+from helpers.refusals import append, refuse_training, train
+from helpers.running import run_tool, succeed
+from mmcv import Config
+
+from gkd.running import load_config
+from gkd.running.changes import flat, is_from_checkpoint, parsed
+
+
+def rate(path='work/latest.pth'):
+    return torch.load(path)['optimizer']['param_groups'][0]
+
+
+def test_what_takes_effect_and_what_does_not_is_told(folder):
+    train('--epochs', '1', '--no-validate')
+    options = ('--epochs', '2', '--no-validate', '--cfg-options', 'optimizer.lr=0.0001',
+               'lr_config.gamma=0.5', 'optimizer.momentum=0.5')
+    said = train(*options)
+    effect, _, none = said.partition('take no effect')
+    assert 'runner.max_epochs = 2 (was 1)' in effect and 'lr_config.gamma = 0.5' in effect
+    assert 'optimizer.lr = 0.0001 (was 0.01)' in none and 'optimizer.momentum = 0.5' in none
+    assert '--new-optimizer' in none and 'model.' not in said.partition('settings differ')[2][:900]
+    assert rate()['initial_lr'] == 0.01 and rate()['momentum'] == 0.9
+    # The checkpoint has the settings of this run, so that nothing is told twice.
+    assert 'differ' not in train('--epochs', '2', '--no-validate', *options[3:])
+
+
+def test_new_settings_of_the_optimiser_are_applied_if_asked_for(folder):
+    train('--epochs', '1', '--no-validate')
+    buffers = torch.load('work/latest.pth')['optimizer']['state']
+    said = train('--epochs', '2', '--no-validate', '--new-optimizer', '--cfg-options',
+                 'optimizer.lr=0.0001', 'optimizer.momentum=0.5')
+    assert 'take no effect' not in said and 'lr: 1.000e-04' in said
+    assert rate()['initial_lr'] == 0.0001 and rate()['momentum'] == 0.5
+    assert torch.load('work/latest.pth')['optimizer']['state'].keys() == buffers.keys()
+
+
+def test_another_optimiser_is_refused_or_begins_anew(folder):
+    train('--epochs', '1', '--no-validate')
+    args = '--epochs', '2', '--no-validate', '--cfg-options', \
+        "optimizer={'type':'AdamW','lr':0.001,'_delete_':True}"
+    append('distiller.py', 'optimizer = dict(type="AdamW", lr=0.001)')
+    status, _, stderr = run_tool('train', 'distiller.py', '--work-dir', 'work', *args[:3])
+    assert status == 2 and 'another optimiser than optimizer.type = AdamW' in stderr
+    assert '--new-optimizer' in stderr
+    assert 'Epoch [2]' in train(*args[:3], '--new-optimizer')
+    assert 'betas' in rate() and rate()['initial_lr'] == 0.001
+
+
+def test_config_texts_are_read_and_not_run(tmp_path):
+    config = Config(dict(model=dict(a=[1, -2.5, None], b={'x.y': dict(c=('t', True))}),
+                         gpu_ids=range(0, 2), list=[dict(type='A'), dict(type='B')]))
+    text = config.pretty_text
+    assert flat(parsed(text)) == {
+        'model.a': [1, -2.5, None], 'model.b.x.y.c': ['t', True], 'gpu_ids': [0, 1],
+        'list.0.type': 'A', 'list.1.type': 'B'}
+    assert parsed('import os\nos.mkdir("x")') is None and parsed('a = print(1)') is None
+    assert is_from_checkpoint('model.backbone.init_cfg.checkpoint')
+    assert not is_from_checkpoint('model.knowledge.0.alpha')
+
+
+@pytest.mark.parametrize('options, says', [
+    (['a=[1]', 'a.0.b=1'], ['--cfg-options']),
+    (['model.knowledge.a.b=1'], ['--cfg-options']),
+    (['optimizer.lr.value=1'], ['--cfg-options']),
+    (['model=3'], ['`model` = 3', 'dict']),
+    (['data=[1]'], ['`data`', 'dict']),
+    (['seed=abc'], ["seed = 'abc'", 'integer']),
+    (['seed=-1'], ['seed = -1']),
+    (['seed=1.5'], ['seed = 1.5']),
+])
+def test_options_end_in_messages(folder, options, says):
+    refuse_training(folder, '--cfg-options', *options, says=says)
+
+
+@pytest.mark.parametrize('option', ['lr', '=3', 'a=[1,(2]', 'a=[1'])
+def test_what_is_no_option_is_named(folder, option):
+    status, _, stderr = run_tool('train', 'distiller.py', '--cfg-options', option)
+    assert status == 2 and 'Traceback' not in stderr and 'cfg-options' in stderr
+
+
+def test_no_seed_is_seed_0(folder):
+    append('distiller.py', 'seed = None')
+    train('--epochs', '1', '--no-validate')
+    assert torch.load('work/latest.pth')['meta']['seed'] == 0
+
+
+def test_old_name_of_the_batch_size(folder):
+    append('distiller.py', 'del data["samples_per_gpu"]\ndata["imgs_per_gpu"] = 1')
+    said = train('--epochs', '1')
+    assert 'Epoch [1][4/4]' in said and 'could not be' not in said
+    assert (folder / 'work' / 'report.html').exists()
+    kept = load_config('work/distiller.py') if (folder / 'work' / 'distiller.py').exists() else \
+        load_config('distiller.py')
+    assert kept.data.train_dataloader.samples_per_gpu == 1 and 'imgs_per_gpu' not in kept.data
+
+
+def test_habits_of_mmdetections_tools(folder):
+    train('--epochs', '1', '--no-validate', '--options', 'optimizer.lr=0.02')
+    assert rate()['initial_lr'] == 0.02
+    said = succeed('train', 'distiller.py', '--work-dir', 'next', '--resume-from',
+                   'work/latest.pth', '--epochs', '2', '--no-validate')[1]
+    assert 'Epoch [2]' in said and 'Epoch [1]' not in said
+    refuse_training(folder, '--auto-scale-lr', says=['--auto-scale-lr', 'base_batch_size'])
+    append('distiller.py', 'auto_scale_lr = dict(enable=False, base_batch_size=4)')
+    train('--epochs', '1', '--no-validate', '--resume', 'never', '--auto-scale-lr')
+    assert rate()['initial_lr'] == 0.005  # two images a step
+
+
+def test_synchronised_normalisation_on_the_cpu(folder):
+    student = small.retinanet()
+    student['backbone']['norm_cfg'] = dict(type='SyncBN', requires_grad=True)
+    append('distiller.py', f'model["student"] = dict(config={student!r})')
+    if torch.cuda.is_available():
+        pytest.skip('there is a GPU')
+    assert 'SyncBN needs GPUs' in train('--epochs', '1', '--no-validate')
+    weights = torch.load('work/latest.pth')['state_dict']
+    assert 'student.backbone.bn1.running_mean' in weights
+
+
+def test_the_gallery_copes_with_a_class_without_prototypes(folder):
+    import json
+    path = folder / 'annotations.json'
+    content = json.loads(path.read_text())
+    content['annotations'] = [entry for entry in content['annotations']
+                              if entry['category_id'] != 2]
+    path.write_text(json.dumps(content))
+    weights = tiny_data.write_weights('student.pth', small.retinanet())
+    status, _, stderr = run_tool('gallery', 'distiller.py', weights, '--out', 'gallery')
+    assert status == 0, stderr
+    assert list((folder / 'gallery').glob('*.html'))
+
+
+def test_many_classes_without_prototypes_are_a_short_line(folder):
+    names = [*tiny_data.CLASSES, *(f'class {number}' for number in range(1200))]
+    path = folder / 'annotations.json'
+    import json
+    content = json.loads(path.read_text())
+    content['categories'] = [dict(id=number, name=name)
+                             for number, name in enumerate(names, start=1)]
+    path.write_text(json.dumps(content))
+    for role, detector in (('student', small.retinanet(num_classes=len(names))),
+                           ('teacher', small.retinanet(24, num_classes=len(names)))):
+        weights = tiny_data.write_weights(f'{role}.pth', detector)
+        append('distiller.py', f'model["{role}"] = dict(config={detector!r}, '
+                               f'checkpoint={weights!r})')
+    checkpoint = torch.load('teacher.pth')
+    checkpoint['meta']['CLASSES'] = names
+    torch.save(checkpoint, 'teacher.pth')
+    append('distiller.py', f'for part in ("train", "val", "test"):\n'
+                           f'    data[part]["classes"] = {names!r}')
+    said = train('--epochs', '1', '--no-validate')
+    line = next(line for line in said.splitlines() if 'get no prototype' in line)
+    assert '1200 of 1203 classes' in line and 'and 1192 more' in line and len(line) < 400
