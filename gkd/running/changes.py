@@ -60,16 +60,33 @@ def is_from_checkpoint(key: str) -> bool:
         key.startswith('model.') and any(part in STARTING_WEIGHTS for part in key.split('.')))
 
 
-def apply_optimizer(runner: BaseRunner, settings: list[dict], keep_state: bool) -> None:
-    """Give the optimiser new settings.
+def resume_without_optimizer(runner: BaseRunner, checkpoint: str, device: str) -> dict:
+    """Resume all but the optimiser: a state of another type breaks it while it is loaded.
+
+    Args:
+        runner: The runner.
+        checkpoint: The file.
+        device: Where tensors go to.
+
+    Returns:
+        The state of the checkpoint's optimiser, empty if it holds none.
+    """
+    state: dict = {}
+    runner.optimizer.load_state_dict = state.update
+    try:
+        runner.resume(checkpoint, map_location=device)
+    finally:
+        del runner.optimizer.load_state_dict
+    return state
+
+
+def apply_optimizer(runner: BaseRunner, settings: list[dict]) -> None:
+    """Give the optimiser new settings; its state, such as momentum, stays.
 
     Args:
         runner: A runner that was resumed.
         settings: Those of every group of parameters, as :func:`optimizer_settings` returns them.
-        keep_state: Whether its state, such as momentum, stays; that of another type means nothing.
     """
-    if not keep_state:
-        runner.optimizer.state.clear()
     for group, own in zip(runner.optimizer.param_groups, settings):
         for name in group.keys() - own.keys() - {'params'}:
             del group[name]
@@ -104,8 +121,10 @@ def value_of(node: ast.expr) -> Any:
         ValueError: It is something else.
     """
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
-        if node.func.id == 'dict' and not node.args:
-            return {keyword.arg: value_of(keyword.value) for keyword in node.keywords}
+        if node.func.id == 'dict':
+            return {**{key: value for argument in node.args
+                       for key, value in value_of(argument).items()},
+                    **{keyword.arg: value_of(keyword.value) for keyword in node.keywords}}
         if node.func.id == 'range':
             return list(range(*map(value_of, node.args)))
         if node.func.id == 'float' and len(node.args) == 1:

@@ -46,6 +46,7 @@ from gkd.running.changes import (
     apply_optimizer,
     has_other_optimizer,
     optimizer_settings,
+    resume_without_optimizer,
     tell_changes,
 )
 from gkd.running.config import build_model, naming
@@ -262,15 +263,17 @@ def set_start(runner: BaseRunner, config: Config, checkpoint: Optional[str],
             runner.load_checkpoint(config.load_from)
         return
     text, settings = runner.meta['config'], optimizer_settings(runner)
-    runner.resume(checkpoint, map_location=device)
+    state = resume_without_optimizer(runner, checkpoint, device)
     before, runner.meta['config'] = runner.meta.get('config'), text
     other = has_other_optimizer(before, config)
     if other and not new_optimizer:
         raise CheckpointError(f'{checkpoint} holds the state of another optimiser than '
                               f'optimizer.type = {config.optimizer.type}. Begin with the new one, '
                               f'without state: {NEW_OPTIMIZER}')
+    if state and not other:
+        runner.optimizer.load_state_dict(state)
     if new_optimizer:
-        apply_optimizer(runner, settings, keep_state=not other)
+        apply_optimizer(runner, settings)
     tell_changes(runner, before, text, new_optimizer)
     at_end = not runner.meta.get(KEY, {}).get('batches')
     if recorder and at_end and osp.dirname(osp.abspath(checkpoint)) == runner.work_dir:
