@@ -470,3 +470,21 @@ def test_hook_takes_lists_of_annotation_files(distiller, annotations, tmp_path):
     hook = PrototypeHook(config)
     hook.before_train_epoch(runner_of(distiller, tmp_path, 0))
     assert len(distiller.prototypes.candidates) == 16
+
+
+def test_loads_with_the_training_loaders_workers():
+    class Distiller:
+        prototypes = generation()
+
+        def generate_bank(self, datasets, folder):
+            return SimpleNamespace(bank=self.bank)
+
+    distiller = Distiller()
+    distiller.bank = PrototypeBank([torch.ones(1, 2)], [torch.ones(1, 2)], [torch.tensor([0, 1])])
+    runner = SimpleNamespace(data_loader=SimpleNamespace(num_workers=3), epoch=0, rank=1,
+                             logger=logging.getLogger('tests'))
+    PrototypeHook().generate(distiller, runner, '')
+    assert distiller.prototypes.workers == 3
+    distiller.prototypes = generation(workers=1)
+    PrototypeHook().generate(distiller, runner, '')
+    assert distiller.prototypes.workers == 1

@@ -79,7 +79,8 @@ class PrototypeGenerationModule:
         density_quantile: Instances below this quantile of density are no candidates.
         seed: Seed of the choice of images.
         batch_size: Images a forward pass.
-        workers: Processes that load images ahead; 0 loads in the main process.
+        workers: Processes that load images ahead; 0 loads in the main process. By default as many
+            as the training's loader has.
         selection: How prototypes are chosen. ``'joint'`` is the method's; ``'random'``,
             ``'kmeans'``, ``'teacher'`` and ``'student'`` are controls to measure it against
             (:func:`~gkd.prototypes.selection.choose_instances`).
@@ -98,7 +99,7 @@ class PrototypeGenerationModule:
     def __init__(self, num_prototypes: int = 10, alpha: float = 10.0, max_images: int = 800,
                  min_size: float = 30, interval: int = 1, bandwidth: float = 0.1,
                  density_quantile: float = 0.4, seed: int = 0, batch_size: int = 8,
-                 workers: int = 0, selection: str = 'joint'):
+                 workers: Optional[int] = None, selection: str = 'joint'):
         if selection not in SELECTIONS:
             raise ConfigError(f'model.prototypes.selection = {selection!r}: must be one of '
                               f'{", ".join(SELECTIONS)}.')
@@ -193,7 +194,7 @@ class PrototypeGenerationModule:
         rank, world_size = get_dist_info()
         share = batches[rank::world_size]
         device = next(detector.parameters()).device
-        loader = load_batches(self.candidates, share, self.workers)
+        loader = load_batches(self.candidates, share, self.workers or 0)
         return [batch_features(detector, levels, stacks, device)
                 for stacks in progress(loader, f'prototypes, {role}', unit='batch')]
 

@@ -71,6 +71,9 @@ class PrototypeHook(Hook):
     def generate(self, distiller, runner, folder: str) -> None:
         """Have the distiller generate its bank, and save it."""
         started = time.monotonic()
+        if distiller.prototypes.workers is None:
+            loader = getattr(runner, 'data_loader', None) or runner.train_dataloader
+            distiller.prototypes.workers = loader.num_workers
         try:
             bank = distiller.generate_bank(self.datasets, folder).bank
         except ValueError as error:
