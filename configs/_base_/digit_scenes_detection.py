@@ -1,5 +1,9 @@
 # 1600 training and 200 validation scenes of 256x256 pixels,
 # made by gkd.datasets.prepare_digit_scenes().
+import os
+
+import torch
+
 dataset_type = 'CocoDataset'
 data_root = 'data/digit_scenes/'
 classes = ('0', '1', '2', '3', '4', '5', '6', '7', '8', '9')
@@ -28,9 +32,11 @@ test_pipeline = [
             dict(type='Collect', keys=['img']),
         ])
 ]
+# A GPU must not wait for images; on the CPU more processes would only share its cores.
+workers = min(4, len(os.sched_getaffinity(0)) - 1) if torch.cuda.is_available() else 0
 data = dict(
     samples_per_gpu=8,
-    workers_per_gpu=0,
+    workers_per_gpu=workers,
     train=dict(
         type=dataset_type,
         classes=classes,

@@ -31,6 +31,7 @@ from mmdet.apis import set_random_seed
 from mmdet.apis.train import auto_scale_lr
 from mmdet.datasets import CustomDataset, build_dataloader
 from mmdet.models.detectors import BaseDetector
+from mmdet.utils import setup_multi_processes
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -102,6 +103,8 @@ def train(config: Config, resume: str = 'auto', validate: bool = True,
     # All that can be wrong is looked at before anything is written.
     check_training(config)
     check_seed(config)
+    # OpenCV's threads and those of the loader's workers would get into each other's way.
+    setup_multi_processes(config)
     config.gpu_ids = range(get_dist_info()[1])
     device = use_device()
     logger = open_logger(config.get('log_level', 'INFO'))
