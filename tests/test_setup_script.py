@@ -43,6 +43,7 @@ def stamp():
 def environment(tmp_path, stamp):
     """A complete environment whose Python only says what it is called with."""
     executable(tmp_path / 'venv/bin/python',
+               'case "$1" in *installed.py) exit 1 ;; esac  # no MMDetection 3\n'
                'echo "threads ${OMP_NUM_THREADS:-unset}"; printf "%s\\n" "$@"')
     (tmp_path / 'venv/.gkd-setup').write_text(stamp)
     return tmp_path / 'venv'
@@ -169,6 +170,14 @@ def started(script, *args, environment, **variables):
 def test_train_in_one_process(environment, given):
     _, arguments = started('tools/train.sh', *given, environment=environment)
     assert arguments == [f'{ROOT}/tools/train.py', *given]
+
+
+def test_mmdetection_3_has_commands_of_its_own(environment):
+    executable(environment / 'bin/python',
+               'case "$*" in *"installed.py mmdet 3 4") exit 0 ;; esac; printf "%s\\n" . "$@"')
+    for tool in ('train', 'test'):
+        _, arguments = started(f'tools/{tool}.sh', 'c.py', 'a.pth', environment=environment)
+        assert arguments == [f'{ROOT}/tools/mmdet3/{tool}.py', 'c.py', 'a.pth']
 
 
 def test_one_gpu_is_one_process(environment):

@@ -9,7 +9,9 @@ launch() {
   shift 2
   python="$(bash "$root/tools/setup.sh" --print-python)"
   # MMDetection 3 has commands of its own.
-  if "$python" "$root/gkd/installed.py" mmdet 3 4; then tool="mmdet3/$tool"; fi
+  local installed="$root/gkd/installed.py"
+  if [ ! -f "$installed" ]; then installed="$root/../installed.py"; fi  # installed with pip
+  if "$python" "$installed" mmdet 3 4; then tool="mmdet3/$tool"; fi
   if [ "$gpus" -eq 1 ] && [ "${NNODES:-1}" -eq 1 ]; then
     exec "$python" "$root/tools/$tool" "$@"
   fi
