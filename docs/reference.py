@@ -32,7 +32,8 @@ for found in pkgutil.walk_packages(gkd.__path__, 'gkd.'):
 FILLED_IN = {'self', 'pair', 'key'}
 # They are the parser's, not the constructor's.
 SOURCE_DEFAULTS = {'config': 'required', 'checkpoint': '`None`; required for the teacher',
-                   'overrides': '`{}`', 'precision': '`None`', 'img_norm_cfg': '`None`'}
+                   'overrides': '`{}`', 'precision': '`None`', 'graphs': '`0`',
+                   'img_norm_cfg': '`None`', 'inherit': '`()`'}
 # Which class takes the settings of which part of a config.
 PLACES = {
     '`model`': Distiller,
