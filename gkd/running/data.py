@@ -119,24 +119,24 @@ def build_evaluated_dataset(config: Config, part: str) -> Dataset:
     return dataset
 
 
-def check_settings(config: ConfigDict, key: str) -> None:
+def check_settings(entry: ConfigDict, key: str) -> None:
     """Raise DataError if the files or classes that a data set names cannot be right.
 
     Embedded data sets are made. Files on other things than a disk are not looked at.
 
     Args:
-        config: Of a data set without wrappers.
+        entry: Config of a data set without wrappers.
         key: Place in the config, for messages.
     """
-    paths = config.get('ann_file')
+    paths = entry.get('ann_file')
     for path in paths if isinstance(paths, (list, tuple)) else [paths]:
         if not isinstance(path, str):
             continue
         prepare_embedded(path)
-        if on_disk(config.get('file_client_args')) and not osp.exists(
-                osp.join(config.get('data_root') or '', path)):
+        if on_disk(entry.get('file_client_args')) and not osp.exists(
+                osp.join(entry.get('data_root') or '', path)):
             raise DataError(f'{key}.ann_file: no such file: {path}')
-    classes = config.get('classes')
+    classes = entry.get('classes')
     if isinstance(classes, str):  # a file with a name in every line
         if '://' not in classes and not osp.isfile(classes):
             raise DataError(f'{key}.classes = {classes!r} is text, which names a file with a '
