@@ -217,11 +217,13 @@ def small_config(name: str) -> dict:
     drop_pretrained(model)
     if 'teacher_ckpt' in model:  # distils by itself, from a config beside this one
         model.teacher_ckpt = None
+    if 'teacher_config' in model:
         path = osp.join(osp.dirname(mmdet_configs()), model.teacher_config)
         model.teacher_config = mmcv.Config.fromfile(path)
         drop_pretrained(model.teacher_config.model)
     if model.type == 'YOLOX':  # it resizes its batches now and then: here each
         model.update(random_size_interval=1, random_size_range=(5, 9), input_size=(256, 256))
+    without_other_processes(model)
     slim = narrower(model)
     try:
         with isolated_random_numbers(), without_details():
@@ -229,6 +231,17 @@ def small_config(name: str) -> dict:
     except Exception:
         return model
     return slim
+
+
+def without_other_processes(entry) -> None:
+    """Let layers that normalise over several processes, at every depth, do so in one."""
+    if isinstance(entry, dict):
+        if entry.get('type') in ('SyncBN', 'MMSyncBN', 'NaiveSyncBN'):
+            entry['type'] = 'BN'
+        entry = list(entry.values())
+    if isinstance(entry, (list, tuple)):
+        for value in entry:
+            without_other_processes(value)
 
 
 def narrower(model: dict) -> dict:
@@ -300,6 +313,10 @@ def build(config: dict) -> torch.nn.Module:
     model = build_detector(mmcv.Config(dict(model=copy.deepcopy(config))).model)
     with without_details():
         model.init_weights()
+    if isinstance(model, Distiller):
+        # Without a checkpoint nothing has filled it: SSD's scales would be whatever memory holds.
+        with isolated_random_numbers(), without_details():
+            model.teacher.init_weights()
     for detector in [model.student, model.teacher] if isinstance(model, Distiller) else [model]:
         calm(detector)
     model.train()
