@@ -126,6 +126,7 @@ class Training:
                    '--epochs', self.last_epoch]
         if options:
             command += ['--cfg-options', *(setting(*option) for option in options.items())]
+        used = version()  # now, as a clone may move on meanwhile
         status, memory = run_tool(command, environment, log)
         if status:
             raise StageFailed(f'training {self.config} failed, see {log or "above"}. The same '
@@ -133,7 +134,7 @@ class Training:
         path = osp.join(self.work_dir, PROCESS)
         before = json.loads(read(path) or '{}').get('peak_memory', 0)
         write_atomically(path, json.dumps(dict(
-            peak_memory=max(memory, before), machine=machine(), version=version())))
+            peak_memory=max(memory, before), machine=machine(), version=used)))
         self.metrics()
 
     def history(self) -> dict[str, dict[str, float]]:
