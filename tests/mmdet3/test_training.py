@@ -139,7 +139,7 @@ def test_two_stage_student_is_exported(annotations, tmp_path):
     export_student(config, str(tmp_path / 'epoch_1.pth'), str(tmp_path / 'student.pth'))
     exported = load_checkpoint_file(str(tmp_path / 'student.pth'))
     assert tuple(exported['meta']['dataset_meta']['classes']) == CLASSES
-    plain = build_detector(detector('two_stage'))
+    plain = build_detector(Config(detector('two_stage')))
     plain.load_state_dict(exported['state_dict'], strict=True)
 
 
