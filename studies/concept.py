@@ -13,7 +13,7 @@ from torch import Tensor
 from gkd.errors import DataError
 from gkd.knowledge.instances import map_levels
 from gkd.looking.agreement import coordinates
-from gkd.looking.trained import Basis, TrainedPair
+from gkd.looking.trained import ChosenInstances, TrainedPair
 from gkd.prototypes import PrototypeBank
 from gkd.prototypes.contributions import align, principal_plane
 from gkd.prototypes.features import CandidateImage, CandidateImages
@@ -25,7 +25,7 @@ COLOURS = {'teacher': SHADES[TEACHER][0], 'student': SHADES[PLAIN][0],
 MARKED = '#c2402e'
 
 
-def draw_spaces(basis: Basis, label: int, level: int, path: str) -> None:
+def draw_spaces(basis: ChosenInstances, label: int, level: int, path: str) -> None:
     """Draw a class's instances and prototypes in both feature spaces, and the prototypes' crops.
 
     Args:
@@ -115,7 +115,7 @@ def locate(trained: TrainedPair, bank: PrototypeBank, images: Sequence[Candidate
     return Located(paths, np.stack(boxes), of_teacher, of_student)
 
 
-def same_prototypes(basis: Basis, later: Basis) -> PrototypeBank:
+def same_prototypes(basis: ChosenInstances, later: ChosenInstances) -> PrototypeBank:
     """A basis's prototypes as another student sees the same instances.
 
     Args:

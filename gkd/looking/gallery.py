@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gkd.looking.trained import Basis
+from gkd.looking.trained import ChosenInstances
 from gkd.prototypes.contributions import align, contributions, principal_plane
 from gkd.report.drawing import crop
 from gkd.report.templates import write_page
@@ -20,7 +20,7 @@ CROP = 64  # longer side of embedded crops, in pixels
 LISTED = 24  # instances listed of those that lean on a prototype
 
 
-def write_gallery(basis: Basis, alpha: float, title: str, path: str, most: int = 1000,
+def write_gallery(basis: ChosenInstances, alpha: float, title: str, path: str, most: int = 1000,
                   seed: int = 0) -> None:
     """Write the gallery.
 
@@ -63,13 +63,13 @@ def choose_shown(prototypes: Tensor, total: int, most: int, seed: int) -> Tensor
     return torch.cat([kept, torch.from_numpy(filled)]).sort().values
 
 
-def embed(basis: Basis, row: int) -> str:
+def embed(basis: ChosenInstances, row: int) -> str:
     """Crop of an instance as a data URI."""
     pixels = crop(basis.paths[row], basis.boxes[row].tolist())
     return data_uri(mmcv.rgb2bgr(mmcv.imrescale(pixels, (CROP, CROP))))
 
 
-def describe_level(basis: Basis, level: int, chosen: list[Tensor], shown: Tensor,
+def describe_level(basis: ChosenInstances, level: int, chosen: list[Tensor], shown: Tensor,
                    alpha: float) -> dict[str, Any]:
     """What the page says of a level.
 
@@ -129,7 +129,7 @@ def as_map(places: Tensor, shares: Tensor) -> dict[str, list[float]]:
                 shares=[round(share, 4) for share in shares.tolist()])
 
 
-def summary(basis: Basis, alpha: float) -> list[dict[str, Any]]:
+def summary(basis: ChosenInstances, alpha: float) -> list[dict[str, Any]]:
     """How much of the instances the prototypes explain, level by level.
 
     Returns:

@@ -74,7 +74,7 @@ class TrainedPair:
                      for detector, info in ((self.distiller.teacher, self.pair.teacher),
                                             (self.distiller.student, self.pair.student)))
 
-    def generate(self, cache_dir: str) -> Basis:
+    def generate(self, cache_dir: str) -> ChosenInstances:
         """Choose prototypes with these very weights, as the training does at an epoch's start.
 
         Args:
@@ -87,11 +87,11 @@ class TrainedPair:
                     for leaf in leaf_datasets(build_checked_dataset(
                         entry, f'data.train[{number}]', dict(test_mode=True)))]
         levels = [self.pair.levels(info) for info in (self.pair.teacher, self.pair.student)]
-        return Basis(self.generation.generate(self.distiller.teacher, self.distiller.student,
-                                              *levels, datasets, cache_dir))
+        return ChosenInstances(self.generation.generate(
+            self.distiller.teacher, self.distiller.student, *levels, datasets, cache_dir))
 
 
-class Basis:
+class ChosenInstances:
     """Prototypes, and the instances that they were chosen from.
 
     Attributes:
