@@ -249,7 +249,7 @@ def narrower(model: dict) -> dict:
     model = copy.deepcopy(model)
     backbone = model.get('backbone', {})
     kind = BACKBONES.get(backbone.get('type'))
-    if kind is None or 'shared_head' in model.get('roi_head', {}):
+    if kind is None or 'shared_head' in model.get('roi_head', {}) or 'teacher_backbone' in model:
         return model
     if issubclass(kind, ResNet) and 'arch' not in backbone:
         backbone.update(base_channels=64 // NARROWER)
