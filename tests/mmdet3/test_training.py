@@ -114,7 +114,7 @@ class Kill(Hook):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('workers, after', [(0, 3), (0, 5), (2, 5)])
+@pytest.mark.parametrize('workers, after', [(0, 3), (0, 6), (2, 6)])
 def test_a_killed_run_goes_on_exactly(annotations, tmp_path, workers, after):
     whole = train(experiment(annotations, tmp_path / 'whole', workers=workers))
     config = experiment(annotations, tmp_path / 'killed', workers=workers)
