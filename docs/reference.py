@@ -361,7 +361,9 @@ def page(package, modules):
     parts = [heading(package, '='), f'.. automodule:: {package}\n']
     for name in modules:
         full = f'{package}.{name}'
-        parts += [heading(full, '-'), f'.. automodule:: {full}\n   :members:\n']
+        # What a file only hands on is described where it is written.
+        options = '   :members:\n   :ignore-module-all:\n'
+        parts += [heading(full, '-'), f'.. automodule:: {full}\n{options}']
     return '\n'.join(parts)
 
 
