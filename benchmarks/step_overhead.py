@@ -124,19 +124,24 @@ def quickstart_step(family: str) -> Step:
     return Step(build_distiller(config.model), inputs.first_batch(config))
 
 
-def coco_step(family: str, size: tuple[int, int] = (800, 1344), images: int = 2) -> Step:
+def coco_step(family: str) -> Step:
     """A step of ResNet-101 teaching ResNet-50 on COCO's 80 classes, on random images."""
+    return Step(build_distiller(inputs.coco_model(family)), random_batch(family))
+
+
+def random_batch(family: str, size: tuple[int, int] = (800, 1344), images: int = 2) -> dict:
+    """A training batch of random images with boxes of COCO's 80 classes."""
     height, width = size
     # Anchors match many to a box; of the RPN, which is not trained here, few proposals match any.
     boxes = 8 if family == 'retinanet' else 64
     meta = dict(img_shape=(height, width, 3), ori_shape=(height, width, 3),
                 pad_shape=(height, width, 3), scale_factor=1.0, flip=False, filename='random')
     generator = torch.Generator().manual_seed(0)
-    return Step(build_distiller(inputs.coco_model(family)), dict(
+    return dict(
         img=torch.randn(images, 3, height, width, generator=generator),
         img_metas=[dict(meta) for _ in range(images)],
         gt_bboxes=[inputs.random_boxes(boxes, size, generator) for _ in range(images)],
-        gt_labels=[torch.randint(80, (boxes,), generator=generator) for _ in range(images)]))
+        gt_labels=[torch.randint(80, (boxes,), generator=generator) for _ in range(images)])
 
 
 SETTINGS = dict(quickstart=quickstart_step, coco=coco_step)
