@@ -345,9 +345,6 @@ def test_likely_cause_of_another_kind_of_file():
         if name.startswith('backbone.'))
     assert 'bare backbone' in refusal(model, dict(backbone, **{'fc.weight': torch.ones(2, 2)}))
 
-    averaged = {'ema_' + name.replace('.', '_'): value for name, value in weights.items()}
-    assert 'EMA' in refusal(model, dict(weights, **averaged))
-
     wrapped = {f'model.{name}': value for name, value in weights.items()}
     assert "'model....': saved from a wrapper" in refusal(model, wrapped)
 

@@ -63,7 +63,7 @@ def test_data_sets_in_test_alone(folder):
     ('evaluation.proposal_nums=3', ['data.val', '--no-validate']),
     ('evaluation.metric=proposal_fast', ['data.val', '--no-validate']),
     ('data.val.pipeline.1.transforms.4.keys=[image]', ['data.val', 'image', '--no-validate']),
-    ('data.val_dataloader.samples_per_gpu=two', ['data.val', 'two']),
+    ('data.val_dataloader.samples_per_gpu=two', ['data.val_dataloader.samples_per_gpu', 'two']),
     ('data.val_dataloader.speed=2', ['data.val_dataloader', 'speed']),
 ])
 def test_what_would_fail_after_an_epoch_is_refused(folder, option, says):

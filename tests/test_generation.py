@@ -393,7 +393,8 @@ def distiller(tmp_path):
 
 def runner_of(distiller, work_dir, epoch):
     return SimpleNamespace(model=distiller, work_dir=str(work_dir), epoch=epoch, max_epochs=5,
-                           rank=0, logger=logging.getLogger('mmdet'))
+                           rank=0, logger=logging.getLogger('mmdet'),
+                           data_loader=SimpleNamespace(num_workers=0))
 
 
 def test_hook_generates_at_its_interval(distiller, annotations, tmp_path):

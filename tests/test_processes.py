@@ -41,6 +41,7 @@ def test_bank_is_that_of_one_process(world_size, tmp_path):
             small.retinanet(24), small.retinanet(), num_prototypes=2, batch_size=2))).model)
         distiller.student.backbone.bn1.running_mean += rank
         PrototypeHook(dataset).before_train_epoch(SimpleNamespace(
+        data_loader=SimpleNamespace(num_workers=0),
             model=distiller, work_dir=str(tmp_path / f'{dist.get_world_size()}'), epoch=0,
             max_epochs=2, rank=rank, logger=get_logger('mmdet')))
         return vars(distiller.bank)

@@ -1,9 +1,10 @@
-"""A mend of how annotations are read."""
+"""Mends of how annotations are read, and detections evaluated."""
 
 from __future__ import annotations
 
 import mmdet.datasets.coco
-from mmdet.datasets.api_wrappers import COCO
+import numpy as np
+from mmdet.datasets.api_wrappers import COCO, COCOeval
 
 from gkd.datasets.coco_json import load_coco
 from gkd.datasets.inspection import Finding
@@ -17,6 +18,24 @@ def look_at_annotations() -> None:
     For: mmdet 2.x and pycocotools 2.x.
     """
     mmdet.datasets.coco.COCO = InspectedCOCO
+
+
+def evaluate_any_thresholds() -> None:
+    """Let ``evaluation.iou_thrs`` be a list, as MMDetection documents it.
+
+    Reason: pycocotools searches the thresholds as an array; of a list numpy 2 refuses that.
+    For: mmdet 2.x with numpy 2.
+    """
+    mmdet.datasets.coco.COCOeval = ArrayCOCOeval
+
+
+class ArrayCOCOeval(COCOeval):
+    """pycocotools' evaluation, with the thresholds as an array."""
+
+    def evaluate(self):
+        """Match detections and ground truth."""
+        self.params.iouThrs = np.asarray(self.params.iouThrs)
+        super().evaluate()
 
 
 class InspectedCOCO(COCO):

@@ -56,10 +56,6 @@ def likely_cause(missing: list[str], unexpected: list[str], misshaped: dict,
         return ('this is the checkpoint of a plain detector, and the model is a Distiller. Name '
                 'it as `model.student.checkpoint` (or `model.teacher.checkpoint`) instead of '
                 '`load_from` or `resume_from`.')
-    if any(name.startswith('ema_') for name in unexpected):
-        return ("it also holds the averaged weights of an EMA hook ('ema_...'). To resume, name "
-                'it as `resume_from` of that hook; as a teacher, use the file without them that '
-                "MMDetection's tools/model_converters/publish_model.py writes.")
     for prefix in _WRAPPERS:
         inside = {name[len(prefix):] for name in in_file if name.startswith(prefix)}
         if len(inside & set(in_model)) > len(in_model) // 2:

@@ -90,9 +90,18 @@ def build_checked_dataset(config: ConfigDict, key: str,
 
 
 def loader_settings(config: Config, part: str) -> dict:
-    """Settings of the loader of ``data.val`` or ``data.test``, one image at a time by default."""
-    return {'samples_per_gpu': 1, 'workers_per_gpu': 0, 'shuffle': False,
-            **config.data.get(f'{part}_dataloader', {})}
+    """Settings of the loader of ``data.val`` or ``data.test``, one image at a time by default.
+
+    Raises:
+        ConfigError: The number of images a batch is none.
+    """
+    settings = {'samples_per_gpu': 1, 'workers_per_gpu': 0, 'shuffle': False,
+                **config.data.get(f'{part}_dataloader', {})}
+    images = settings['samples_per_gpu']
+    if not isinstance(images, int) or images < 1:
+        raise ConfigError(f'data.{part}_dataloader.samples_per_gpu = {images!r}: must be a whole '
+                          f'number from 1 on.')
+    return settings
 
 
 def build_evaluated_dataset(config: Config, part: str) -> Dataset:
