@@ -20,7 +20,8 @@ from mmengine.registry import HOOKS
 from torch.utils.data import DataLoader
 
 from gkd.bank import PrototypeBank
-from gkd.errors import ConfigError, NumericalError
+from gkd.errors import ConfigError
+from gkd.finite import check_weights
 from gkd.frameworks import is_module_wrapper
 from gkd.prototypes.generation import all_gather
 from gkd.randomness import SeededIndex, SeededItems, random_state, set_random_state
@@ -205,13 +206,7 @@ def training_state(runner, batches: int) -> dict:
         NumericalError: A weight is not finite.
     """
     model = unwrap(runner.model)
-    broken = [name for name, tensor in model.state_dict().items()
-              if tensor.is_floating_point() and not tensor.isfinite().all()]
-    if broken:
-        raise NumericalError(
-            f'{len(broken)} weights are not finite any more, first {broken[0]}; they are not '
-            f'saved, and the last checkpoint is kept. Lower the learning rate, or clip gradients '
-            f'(optim_wrapper.clip_grad).')
+    check_weights(model, 'optim_wrapper.clip_grad')
     bank = getattr(model, 'bank', None)
     return dict(batches=batches, length=len(runner.train_dataloader),
                 bank=None if bank is None else vars(bank.to('cpu')),

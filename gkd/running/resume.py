@@ -20,12 +20,12 @@ from mmcv import Config
 from mmcv.runner import HOOKS, CheckpointHook, EMAHook, Hook, get_dist_info, save_checkpoint
 from mmdet.core.hook import YOLOXModeSwitchHook
 from mmdet.core.hook.ema import BaseEMAHook
-from torch import nn
 from torch.utils.data import DataLoader, Sampler
 
 from gkd.compat.checkpoint import load_checkpoint_file
 from gkd.compat.runner import EMA
-from gkd.errors import CheckpointError, NumericalError
+from gkd.errors import CheckpointError
+from gkd.finite import check_weights
 from gkd.prototypes import PrototypeBank
 from gkd.prototypes.generation import all_gather
 from gkd.randomness import SeededIndex, SeededItems, random_state, set_random_state
@@ -260,7 +260,7 @@ def training_state(runner, batches: int) -> dict:
         NumericalError: A weight is not finite.
     """
     model = unwrap(runner.model)
-    check_weights(model)
+    check_weights(model, 'optimizer_config.grad_clip')
     bank = getattr(model, 'bank', None)
     if bank is not None:
         bank = vars(bank.to('cpu'))
@@ -270,17 +270,6 @@ def training_state(runner, batches: int) -> dict:
                        if hasattr(hook, 'state_dict')},
                 random=all_gather(random_state()),
                 epoch_start=all_gather(sampler.start if batches else None))
-
-
-def check_weights(model: nn.Module) -> None:
-    """Raise NumericalError if a weight or a statistic is not finite."""
-    broken = [name for name, tensor in model.state_dict().items()
-              if tensor.is_floating_point() and not tensor.isfinite().all()]
-    if broken:
-        raise NumericalError(
-            f'{len(broken)} weights are not finite any more, first {broken[0]}; they are not '
-            f'saved, and the last checkpoint is kept. Lower the learning rate, or clip gradients '
-            f'(optimizer_config.grad_clip).')
 
 
 def find_checkpoint(resume: str, config: Config) -> Optional[str]:

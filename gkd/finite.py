@@ -1,0 +1,23 @@
+"""Weights that are not finite are never saved."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from gkd.errors import NumericalError
+
+
+def check_weights(model: nn.Module, clipping: str) -> None:
+    """Raise NumericalError if a weight or a statistic is not finite.
+
+    Args:
+        model: What is trained.
+        clipping: Setting that clips gradients, for the message.
+    """
+    broken = [name for name, tensor in model.state_dict().items()
+              if tensor.is_floating_point() and not tensor.isfinite().all()]
+    if broken:
+        raise NumericalError(
+            f'{len(broken)} weights are not finite any more, first {broken[0]}; they are not '
+            f'saved, and the last checkpoint is kept. Lower the learning rate, or clip gradients '
+            f'({clipping}).')
