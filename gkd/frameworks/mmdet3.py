@@ -171,11 +171,14 @@ def network_input(detector: BaseDetector, images: Tensor,
 
 
 def image_settings(detector: BaseDetector) -> Optional[dict]:
-    """How a detector normalises and pads images, by the names of its preprocessor's config."""
+    """How a detector normalises and pads images, by the names of its preprocessor's config.
+
+    A preprocessor that only moves a batch to the device leaves images as they are.
+    """
     preprocessor = detector.data_preprocessor
-    settings = dict(bgr_to_rgb=preprocessor._channel_conversion,
+    settings = dict(bgr_to_rgb=getattr(preprocessor, '_channel_conversion', False),
                     pad_value=getattr(preprocessor, 'pad_value', 0))
-    if preprocessor._enable_normalize:
+    if getattr(preprocessor, '_enable_normalize', False):
         settings.update(mean=preprocessor.mean.flatten().tolist(),
                         std=preprocessor.std.flatten().tolist())
     return settings
