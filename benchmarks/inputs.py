@@ -1,4 +1,4 @@
-"""What the benchmarks run on: the quickstart's configs, COCO's detectors, random boxes."""
+"""What the benchmarks run on: the tree crowns' configs, COCO's detectors, random boxes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mmcv.parallel import collate, scatter
 
 import gkd  # noqa: F401  (mends mmdet, so that scripts that import this file first can import it)
 from gkd.datasets import prepare_tree_crowns
-from gkd.experiments.quickstart import DISTILLER, FAMILIES
+from gkd.experiments.quickstart import CONFIGS, FAMILIES
 from gkd.running import load_config
 from gkd.running.data import build_checked_dataset
 
@@ -24,10 +24,10 @@ for name in ('mmcv', 'mmdet'):
 
 
 def quickstart_config(family: str) -> Config:
-    """The quickstart's distillation config, with untrained detectors; makes its data set."""
+    """The tree crowns' distillation config, with untrained detectors; makes its data set."""
     os.chdir(measure.REPOSITORY)
     prepare_tree_crowns()
-    config = load_config(DISTILLER.format(family))
+    config = load_config(CONFIGS['tree-crowns'].format(family))
     for role in ('teacher', 'student'):
         config.model[role].checkpoint = None
     return config

@@ -23,6 +23,7 @@ from gkd.errors import ConfigError
 from gkd.experiments.compare import run_stage
 from gkd.experiments.comparison_plan import plan
 from gkd.experiments.methods import choose_methods
+from gkd.experiments.quickstart import CONFIGS
 from gkd.experiments.results import alone, append_result, machine, read_results
 from gkd.experiments.stages import children_end_too, digest
 from gkd.report.comparison import PLAIN
@@ -30,9 +31,6 @@ from gkd.running.cli import DictAction, positive, run
 from gkd.running.config import load_config
 from gkd.running.data import leaf_configs
 
-CONFIGS = {
-    'digit-scenes': 'configs/digits/gkd_{}_efficientnet-lite0_r18-w8_fpn_digit-scenes.py',
-    'tree-crowns': 'configs/quickstart/gkd_{}_efficientnet-lite0_r18-w8_fpn_tree-crowns.py'}
 ACROSS = 'configs/digits/gkd_faster_rcnn_efficientnet-lite0_retinanet_r18-w8_fpn_digit-scenes.py'
 WORK_DIR = 'work_dirs/studies'
 

@@ -53,7 +53,8 @@ def main():
     if args.trust_checkpoint:
         trust_checkpoints()
     if args.config is None:
-        quickstart(args.family, args.seeds, args.epochs, args.work_dir)
+        quickstart(args.data, args.family, args.seeds, args.teacher_seed, args.epochs,
+                   args.work_dir)
         return
     config = load_config(args.config, args.cfg_options)
     if args.launcher != 'none':

@@ -1,3 +1,3 @@
-# 12 epochs of 200 steps with 8 images
+# 8 epochs of 200 steps with 8 images
 _base_ = './schedule_quickstart.py'
-runner = dict(max_epochs=12)
+runner = dict(max_epochs=8)

@@ -11,8 +11,8 @@ model = dict(
     student=dict(
         config='configs/digits/retinanet_r18-w8_fpn_digit-scenes.py',
         checkpoint='work_dirs/digits/retinanet/student_seed0/latest.pth'),
-    # candidates are 660 digits; half of all digits are narrower than COCO's 30 pixels
-    prototypes=dict(type='PrototypeGenerationModule', min_size=12, max_images=50),
+    # candidates are 660 digits; most digits are narrower than COCO's 30 pixels
+    prototypes=dict(type='PrototypeGenerationModule', min_size=9, max_images=50),
     knowledge=[dict(type='RobustDistillingModule')])
 optimizer = dict(lr=0.001)
 runner = dict(max_epochs=2)

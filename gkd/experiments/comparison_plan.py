@@ -109,7 +109,8 @@ class Comparison:
 
 def plan(config: Config, title: str, recipes: dict[str, dict], seeds: Sequence[int],
          epochs: Optional[int], work_dir: str, teacher_seed: int = 0,
-         strip: Optional[str] = None, fresh: bool = False, suffix: str = '') -> Comparison:
+         strip: Optional[str] = None, fresh: bool = False, suffix: str = '',
+         detect: bool = True) -> Comparison:
     """Write the config of every stage, and list the stages.
 
     Args:
@@ -124,6 +125,7 @@ def plan(config: Config, title: str, recipes: dict[str, dict], seeds: Sequence[i
             trained on the rest, and checkpoints that the config names are not used.
         fresh: Never use the checkpoints that the config names.
         suffix: Added to the names of the runs, to tell them from others in the work dir.
+        detect: Plan detections, too.
 
     Raises:
         ConfigError: Teacher and student cannot be paired, or cannot be trained.
@@ -137,7 +139,7 @@ def plan(config: Config, title: str, recipes: dict[str, dict], seeds: Sequence[i
     family = family_of(untrained_model(variant(config, NOTHING)))
     taught, refused = check_methods(config, recipes)
     dataset = validation_data(config)
-    columns = degree_columns(dataset)
+    columns = degree_columns(dataset) if detect else []
 
     planner = Planner(config, work_dir, epochs, strip, fresh or bool(strip), suffix)
     teacher = planner.teacher(teacher_seed)
@@ -146,7 +148,7 @@ def plan(config: Config, title: str, recipes: dict[str, dict], seeds: Sequence[i
                      for seed in seeds}
             for method, settings in {PLAIN: NOTHING, **recipes}.items() if method not in refused}
     detections = {}
-    if dataset is not None:
+    if detect and dataset is not None:
         detections[teacher] = planner.detection('teacher', teacher)
     if columns:
         for training in (each for trainings in runs.values() for each in trainings.values()):

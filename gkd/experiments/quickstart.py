@@ -1,4 +1,4 @@
-"""The quickstart: from nothing to a distilled detector and a table, on real images."""
+"""The quickstart: from nothing to a distilled detector and a table."""
 
 from __future__ import annotations
 
@@ -9,52 +9,60 @@ import time
 from collections.abc import Sequence
 from typing import Optional
 
+import torch
+
 from gkd.backbones.efficientnet_lite import prepare_efficientnet_lite0
 from gkd.checkpoints import WORKPLACE, tool
-from gkd.datasets import prepare_tree_crowns
+from gkd.datasets import prepare_embedded
 from gkd.datasets.coco_eval import METRICS
-from gkd.experiments.stages import Schedule, Training, children_end_too
+from gkd.experiments.compare import run_all
+from gkd.experiments.comparison_plan import Comparison, plan
+from gkd.experiments.stages import StageFailed, Training
 from gkd.files import write_atomically
 from gkd.looking.detections import draw_detections
-from gkd.progress import say
 from gkd.prototypes import PrototypeBank
 from gkd.prototypes.hook import latest_bank
-from gkd.report.comparison import cell, gain_text
+from gkd.report.comparison import PLAIN, cell, gain_text
 from gkd.report.page import write_report
 from gkd.report.prototypes import draw_prototypes
 from gkd.running.config import load_config
-from gkd.work_dir import LATEST, PROTOTYPES, REPORT
+from gkd.work_dir import PROTOTYPES, REPORT
 
-CONFIGS = 'configs/quickstart'
-TEACHER = CONFIGS + '/{}_efficientnet-lite0_fpn_tree-crowns.py'
-STUDENT = CONFIGS + '/{}_r18-w8_fpn_tree-crowns.py'
-CONTINUED = CONFIGS + '/{}_r18-w8_fpn_continued_tree-crowns.py'
-DISTILLER = CONFIGS + '/gkd_{}_efficientnet-lite0_r18-w8_fpn_tree-crowns.py'
+CONFIGS = {
+    'digit-scenes': 'configs/digits/gkd_{}_efficientnet-lite0_r18-w8_fpn_digit-scenes.py',
+    'tree-crowns': 'configs/quickstart/gkd_{}_efficientnet-lite0_r18-w8_fpn_tree-crowns.py'}
 FAMILIES = ('retinanet', 'faster_rcnn')
-LOG_INTERVAL = 10  # steps; a line every few seconds on two cores
+DISTILLED = 'gkd'
 SHOWN = ('AP', 'AP50')
 
 
 def add_arguments(group: argparse._ArgumentGroup) -> None:
     """Add the quickstart's own command-line options."""
+    group.add_argument('--data', choices=CONFIGS, default='digit-scenes',
+                       help='handwritten digits on photographs, or trees on aerial photographs')
     group.add_argument('--family', choices=FAMILIES, default='retinanet',
                        help='detector of teacher and student')
     group.add_argument('--seeds', type=int, nargs='+', default=[0],
                        help='train both students once with each seed')
+    group.add_argument('--teacher-seed', type=int, default=0, help='train the teacher with it')
 
 
-def quickstart(family: str = 'retinanet', seeds: Sequence[int] = (0,),
-               epochs: Optional[int] = None, work_dir: Optional[str] = None) -> None:
+def quickstart(data: str = 'digit-scenes', family: str = 'retinanet', seeds: Sequence[int] = (0,),
+               teacher_seed: int = 0, epochs: Optional[int] = None,
+               work_dir: Optional[str] = None) -> None:
     """Prepare data, train teacher and student, distil the student, and print a table.
 
     As in the paper, the student is trained before it is distilled; the yardstick is the same
-    student trained on for as long without a teacher.
+    student trained on for as long without a teacher. It is a comparison of one method: without a
+    GPU, two stages run at once, because small networks use one core each best.
 
     A stage that is finished is not run again; one that was interrupted goes on.
 
     Args:
+        data: ``'digit-scenes'`` or ``'tree-crowns'``.
         family: ``'retinanet'`` or ``'faster_rcnn'``.
         seeds: Both students are trained once a seed, from the same start and equally long.
+        teacher_seed: Seed of the teacher.
         epochs: Replaces the configs' number of epochs.
         work_dir: Where everything but the data goes (default: ``work_dirs/quickstart``).
 
@@ -62,40 +70,29 @@ def quickstart(family: str = 'retinanet', seeds: Sequence[int] = (0,),
         GKDError: A stage failed.
     """
     started = time.time()
-    work_dir = osp.join(osp.abspath(work_dir or osp.join(WORKPLACE, 'work_dirs/quickstart')),
-                        family)
+    name = f'{family}_{data}'
+    work_dir = osp.join(osp.abspath(work_dir or osp.join(WORKPLACE, 'work_dirs/quickstart')), name)
     os.chdir(WORKPLACE or os.curdir)
-    schedule = Schedule(['data'] + ['training'] * (1 + 3 * len(seeds)))
-    schedule.begin('data: aerial photographs of tree crowns')
-    prepare_tree_crowns()
+    path = CONFIGS[data].format(family)
+    config = load_config(path)
+    prepare_embedded(config.data.train.ann_file)
     prepare_efficientnet_lite0()
-    schedule.end('data')
+    comparison = plan(config, name, {DISTILLED: dict(knowledge=config.model.knowledge)}, seeds,
+                      epochs, work_dir, teacher_seed, fresh=True, detect=False)
+    jobs = 1 if torch.cuda.is_available() else min(2, os.cpu_count() or 1)
+    run_all(comparison, jobs, osp.join(work_dir, 'results.csv'))
+    if comparison.failed:
+        raise StageFailed('A stage failed, see above. The same command goes on from there.')
 
-    schedule.begin(f'teacher: {family} on EfficientNet-Lite0, pretrained on ImageNet')
-    teacher = osp.join(work_dir, 'teacher', LATEST)
-    results = {'teacher': [run_stage(schedule, TEACHER.format(family), teacher, epochs)]}
-    for seed in seeds:
-        student, plain, distilled = (osp.join(work_dir, f'{name}_seed{seed}', LATEST)
-                                     for name in ('student', 'plain', 'gkd'))
-        schedule.begin(f'student: {family} on a thin ResNet-18 from scratch, seed {seed}')
-        results.setdefault('student', []).append(
-            run_stage(schedule, STUDENT.format(family), student, epochs, seed))
-        schedule.begin(f'the student goes on alone, seed {seed}')
-        results.setdefault('student, continued', []).append(
-            run_stage(schedule, CONTINUED.format(family), plain, epochs, seed,
-                      {'load_from': student}))
-        schedule.begin(f'the student goes on with the teacher, seed {seed}')
-        results.setdefault('student, distilled', []).append(
-            run_stage(schedule, DISTILLER.format(family), distilled, epochs, seed,
-                      {'model.teacher.checkpoint': teacher, 'model.student.checkpoint': student}))
-
-    table = format_table(results)
+    table = format_table(metrics_by_row(comparison))
     write_atomically(osp.join(work_dir, 'table.md'), table)
-    draw_pictures(family, work_dir, teacher, plain, distilled, epochs)
+    teacher = comparison.preparation[0]
+    plain, distilled = (comparison.runs[method][seeds[-1]] for method in (PLAIN, DISTILLED))
+    draw_pictures(teacher, plain, distilled, work_dir)
     report = osp.join(work_dir, REPORT)
-    write_report(osp.dirname(distilled), [osp.dirname(plain)], report)
-    command = f'{DISTILLER.format(family)} {osp.relpath(distilled)}'
-    print(f'\n{family} on tree crowns, validation, seeds {" ".join(map(str, seeds))}, '
+    write_report(distilled.work_dir, [plain.work_dir], report)
+    command = f'{path} {osp.relpath(distilled.checkpoint)}'
+    print(f'\n{family} on {data}, validation, seeds {" ".join(map(str, seeds))}, '
           f'{(time.time() - started) / 60:.1f} min:\n\n{table}\n'
           f'report:    {osp.relpath(report)}\n'
           f'pictures:  {osp.relpath(work_dir)}/detections.png, prototypes.png\n'
@@ -103,34 +100,25 @@ def quickstart(family: str = 'retinanet', seeds: Sequence[int] = (0,),
           f'export:    python {tool("export_student.py")} {command}')
 
 
-def draw_pictures(family: str, work_dir: str, teacher: str, plain: str, distilled: str,
-                  epochs: Optional[int]) -> None:
-    """Draw the detections of the three checkpoints, and the prototypes of the last generation."""
-    config = load_config(DISTILLER.format(family))
-    draw_detections([('teacher', load_config(TEACHER.format(family)), teacher),
-                     ('student, continued', load_config(CONTINUED.format(family)), plain),
-                     ('student, distilled', config, distilled)],
+def metrics_by_row(comparison: Comparison) -> dict[str, list[dict[str, float]]]:
+    """Metrics of all runs, by the name of their row in the table."""
+    teacher, *students = comparison.preparation
+    rows = {'teacher': [teacher], 'student': students,
+            'student, continued': comparison.runs[PLAIN].values(),
+            'student, distilled': comparison.runs[DISTILLED].values()}
+    return {name: [training.metrics() for training in trainings]
+            for name, trainings in rows.items()}
+
+
+def draw_pictures(teacher: Training, plain: Training, distilled: Training, work_dir: str) -> None:
+    """Draw the detections of the three, and the prototypes of the last generation."""
+    draw_detections([(title, training.settings, training.checkpoint) for title, training in (
+        ('teacher', teacher), ('student, continued', plain), ('student, distilled', distilled))],
                     osp.join(work_dir, 'detections.png'))
-    folder = osp.join(osp.dirname(distilled), PROTOTYPES)
-    last = epochs or config.runner.max_epochs
-    draw_prototypes(PrototypeBank.load(latest_bank(folder, last)),
-                    config.data.train.img_prefix, config.data.train.classes, 0,
-                    osp.join(work_dir, 'prototypes.png'))
-
-
-def run_stage(schedule: Schedule, config: str, checkpoint: str, epochs: Optional[int],
-              seed: int = 0, options: Optional[dict] = None) -> dict[str, float]:
-    """Train one detector, unless that is done; returns the metrics of the last epoch."""
-    stage = Training(config, checkpoint, epochs, seed, options or {}, LOG_INTERVAL)
-    if stage.prepare():
-        say(f'finished before: {osp.relpath(stage.work_dir)}')
-        schedule.end('training')
-    else:
-        started = time.time()
-        with children_end_too():
-            stage.run()
-        schedule.end('training', time.time() - started)
-    return stage.metrics()
+    folder = osp.join(distilled.work_dir, PROTOTYPES)
+    data = distilled.settings.data.train
+    draw_prototypes(PrototypeBank.load(latest_bank(folder, int(distilled.last_epoch))),
+                    data.img_prefix, data.classes, 0, osp.join(work_dir, 'prototypes.png'))
 
 
 def format_table(results: dict[str, list[dict[str, float]]]) -> str:

@@ -55,7 +55,6 @@ class Training:
         epochs: Replaces the config's number of epochs.
         seed: Seed of weights and data order.
         options: Checkpoints to start from, by the dotted name of the setting that they replace.
-        log_interval: Steps between two lines of the log, if not as the config says.
     """
 
     config: str
@@ -63,7 +62,6 @@ class Training:
     epochs: Optional[int] = None
     seed: int = 0
     options: dict[str, str] = field(default_factory=dict)
-    log_interval: Optional[int] = None
 
     @property
     def output(self) -> str:
@@ -119,13 +117,10 @@ class Training:
         Raises:
             StageFailed: The training ended with an error, or without a last evaluation.
         """
-        options = dict(self.options)
-        if self.log_interval is not None:
-            options['log_config.interval'] = self.log_interval
         command = ['train.py', self.config, '--work-dir', self.work_dir, '--seed', str(self.seed),
                    '--epochs', self.last_epoch]
-        if options:
-            command += ['--cfg-options', *(setting(*option) for option in options.items())]
+        if self.options:
+            command += ['--cfg-options', *(setting(*option) for option in self.options.items())]
         used = version()  # now, as a clone may move on meanwhile
         status, memory = run_tool(command, environment, log)
         if status:
