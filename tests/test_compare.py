@@ -22,7 +22,7 @@ from mmcv import Config
 from gkd.datasets.coco_eval import evaluate, metrics_of
 from gkd.datasets.degrees import DIGIT_SCENES_DEGREES
 from gkd.errors import ConfigError, DataError
-from gkd.experiments import compare, comparison_plan, stages
+from gkd.experiments import compare, comparison_plan, quickstart, stages
 from gkd.experiments.compare import shares
 from gkd.experiments.comparison_plan import degree_column
 from gkd.experiments.methods import choose_methods
@@ -654,3 +654,31 @@ def test_rows_of_several_processes_and_of_a_repeated_run(tmp_path):
     Path(path).write_text('a,b\n')
     with pytest.raises(DataError, match='the first line must be data,family'):
         append_result(path, row)
+
+
+def test_quickstart_pairs_the_students_of_every_seed(processes, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(quickstart, 'CONFIGS', {'tiny': str(write_experiment(tmp_path))})
+    drawn = []
+    for name in ('prepare_efficientnet_lite0', 'write_report'):
+        monkeypatch.setattr(quickstart, name, lambda *_: None)
+    monkeypatch.setattr(quickstart, 'draw_pictures', lambda *args: drawn.append(args))
+    aps = {'train teacher': 0.5, 'train student_seed0': 0.1, 'train student_seed1': 0.2,
+           'train plain_seed0': 0.2, 'train plain_seed1': 0.3,
+           'train gkd_seed0': 0.3, 'train gkd_seed1': 0.45}
+    processes.outcome = lambda name: dict.fromkeys(METRICS, aps[name])
+    quickstart.quickstart('tiny', 'retinanet', [0, 1], work_dir=tmp_path / 'work')
+    assert sorted(name for name, *_ in processes.commands) == sorted(aps)
+    teacher, plain, distilled, _ = drawn[0]
+    assert [Path(training.work_dir).name for training in (teacher, plain, distilled)] \
+        == ['teacher', 'plain_seed1', 'gkd_seed1']
+    table = (tmp_path / 'work/retinanet_tiny/table.md').read_text()
+    assert table in capsys.readouterr().out
+    rows = {cells[1].strip(): cells[2].strip() for cells in map(
+        lambda line: line.split('|'), table.splitlines())}
+    assert rows['teacher'] == '50.0' and rows['gain'].startswith('+12.5')
+    assert rows['student, continued'].startswith('25.0')
+    assert len(read_results(str(tmp_path / 'work/retinanet_tiny/results.csv'))) == len(aps)
+
+    processes.outcome = lambda name: None if 'gkd' in name else dict.fromkeys(METRICS, 0.1)
+    with pytest.raises(stages.StageFailed, match='goes on from there'):
+        quickstart.quickstart('tiny', 'retinanet', [2], work_dir=tmp_path / 'work')

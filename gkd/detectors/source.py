@@ -7,6 +7,7 @@ import importlib.util
 import os.path as osp
 import re
 import sys
+import threading
 import traceback
 from dataclasses import dataclass
 from glob import escape as glob_escape
@@ -22,6 +23,7 @@ from gkd.errors import CheckpointError, ConfigError
 from gkd.frameworks import Config, ConfigDict, logger, mmdet_configs
 
 MMDET_SCOPE = 'mmdet::'
+reading = threading.RLock()  # held while a config is read: mmcv changes sys.path for it
 NOT_GIVEN = object()
 # The last releases that go with mmcv 1.x.
 FOR_MMCV_1 = {'mmcls': 'mmcls==0.25.0'}
@@ -233,7 +235,8 @@ def read_config(path: str, where: str = '') -> Config:
         ConfigError: The file cannot be read.
     """
     try:
-        return Config.fromfile(path)
+        with reading:
+            return Config.fromfile(path)
     except Exception as error:
         message = (f'{where}cannot read config {path}: {type(error).__name__}: {error}'
                    f'{moved_base(error)}{missing_package(path, error)}'
@@ -260,8 +263,9 @@ def missing_package(path: str, error: Exception) -> str:
     """What to install if a config's ``custom_imports`` are not there; mmcv does not say."""
     if not isinstance(error, ImportError):
         return ''
-    modules = Config.fromfile(path, import_custom_modules=False).get('custom_imports') or {}
-    modules = modules.get('imports') or []
+    with reading:
+        config = Config.fromfile(path, import_custom_modules=False)
+    modules = (config.get('custom_imports') or {}).get('imports') or []
     names = [modules] if isinstance(modules, str) else modules
     packages = dict.fromkeys(name.partition('.')[0] for name in names)
     missing = [name for name in packages if importlib.util.find_spec(name) is None]
