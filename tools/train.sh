@@ -6,7 +6,7 @@ usage() {
   cat <<'TEXT'
 usage: bash tools/train.sh [CONFIG [GPUS]] [options of tools/train.py]
 
-  no CONFIG    run the quickstart: real data, teacher, student, distilled student, a table
+  no CONFIG    run the quickstart: data, teacher, student, distilled student, a table
   CONFIG       train this config in one process, on a GPU if there is one
   CONFIG GPUS  train it in so many processes of this node, a GPU each; without GPUs, on the CPU
 

@@ -12,7 +12,7 @@ img_norm_cfg = dict(mean=[127, 127, 127], std=[128, 128, 128], to_rgb=True)
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations', with_bbox=True),
-    dict(type='Resize', img_scale=(192, 192), keep_ratio=True),  # less than 12 minutes on two cores
+    dict(type='Resize', img_scale=(192, 192), keep_ratio=True),  # for speed
     dict(type='RandomFlip', flip_ratio=0.0),  # off: a mirrored digit is none
     dict(type='Normalize', **img_norm_cfg),
     dict(type='DefaultFormatBundle'),

@@ -1,4 +1,4 @@
-# The quickstart's data: 480 training and 40 validation tiles of 256x256 pixels,
+# Tree crowns: 480 training and 40 validation tiles of 256x256 pixels,
 # made by gkd.datasets.prepare_tree_crowns().
 import os
 

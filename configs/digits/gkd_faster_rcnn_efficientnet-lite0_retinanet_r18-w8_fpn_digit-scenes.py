@@ -4,5 +4,5 @@ _base_ = './gkd_retinanet_efficientnet-lite0_r18-w8_fpn_digit-scenes.py'
 model = dict(
     teacher=dict(
         config='configs/digits/faster_rcnn_efficientnet-lite0_fpn_digit-scenes.py',
-        checkpoint='work_dirs/digits/faster_rcnn/teacher/latest.pth'),
+        checkpoint='work_dirs/quickstart/faster_rcnn_digit-scenes/teacher/latest.pth'),
     knowledge=[dict(type='RobustDistillingModule', soft_label=None)])

@@ -6,11 +6,11 @@ model = dict(
     type='Distiller',
     teacher=dict(
         config='configs/digits/retinanet_efficientnet-lite0_fpn_digit-scenes.py',
-        checkpoint='work_dirs/digits/retinanet/teacher/latest.pth'),
+        checkpoint='work_dirs/quickstart/retinanet_digit-scenes/teacher/latest.pth'),
     # As in the paper, the student has been trained before it is distilled.
     student=dict(
         config='configs/digits/retinanet_r18-w8_fpn_digit-scenes.py',
-        checkpoint='work_dirs/digits/retinanet/student_seed0/latest.pth'),
+        checkpoint='work_dirs/quickstart/retinanet_digit-scenes/student_seed0/latest.pth'),
     # candidates are 660 digits; most digits are narrower than COCO's 30 pixels
     prototypes=dict(type='PrototypeGenerationModule', min_size=9, max_images=50),
     knowledge=[dict(type='RobustDistillingModule')])

@@ -1,4 +1,4 @@
-"""The quickstart's data set: tree crowns on two aerial photographs."""
+"""Tree crowns on two aerial photographs."""
 
 import json
 from collections.abc import Sequence

@@ -71,7 +71,7 @@ def add_pair_options(parser: argparse.ArgumentParser, folder: str,
         default: The config that it looks at if none is given; None makes the config required.
     """
     parser.add_argument('config', nargs='?' if default else None, default=default,
-                        help='distillation config' + (' (default: RetinaNet of the quickstart)'
+                        help='distillation config' + (' (default: RetinaNet on tree crowns)'
                                                       if default else ''))
     parser.add_argument('checkpoint', nargs='?', help='checkpoint of its training (default: the '
                         'student that the config starts from)')
