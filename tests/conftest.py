@@ -7,7 +7,9 @@ Tests see no GPU, so that they show the same everywhere, but for those marked ``
 # ruff: noqa: E402  (torch must be imported after the GPUs are hidden)
 import os
 import sys
+from collections import Counter
 from pathlib import Path
+from unittest import mock
 
 ON_GPU = '-m' in sys.argv and sys.argv[sys.argv.index('-m') + 1] == 'gpu'
 if not ON_GPU:
@@ -36,7 +38,11 @@ settings.load_profile('reproducible')
 
 
 def pytest_collection_modifyitems(items):
-    """Skip what needs a GPU where none is to be seen."""
+    """Put files with long tests first, and skip what needs a GPU where none is to be seen."""
+    if 'PYTEST_XDIST_WORKER' in os.environ:
+        # Then the short ones fill up what time the processes have left in the end.
+        long = Counter(item.path for item in items if item.get_closest_marker('slow'))
+        items.sort(key=lambda item: -long[item.path])
     if torch.cuda.is_available():
         return
     reason = 'no GPU' if ON_GPU else 'needs a GPU: run with -m gpu'
@@ -50,6 +56,14 @@ def seeded():
     """Let every test draw the same random numbers, alone or among others."""
     torch.manual_seed(0)
     np.random.seed(0)
+
+
+@pytest.fixture(scope='module', autouse=True)
+def plain_configs():
+    """Leave the layout of configs out: it takes longer than training a small detector."""
+    module = {2: 'mmcv.utils.config', 3: 'mmengine.config.config'}[mmdet_major()]
+    with mock.patch(f'{module}.FormatCode', lambda text, **settings: (text, False)):
+        yield
 
 
 @pytest.fixture(scope='module')

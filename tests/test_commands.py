@@ -19,6 +19,11 @@ from gkd import running as apis
 from gkd.running import load_config, student_config, train
 
 
+@pytest.fixture(scope='module', autouse=True)
+def plain_configs():
+    """In this file configs are laid out as users get them."""
+
+
 @pytest.fixture(scope='module', params=small.FAMILIES)
 def trained(request, tmp_path_factory):
     """A folder with configs and a distiller trained in ``work``; and what was printed."""

@@ -52,15 +52,6 @@ class MeanOfMaps(Knowledge):
 METRICS = ('bbox_mAP', 'bbox_mAP_50', 'bbox_mAP_75', 'bbox_mAP_s', 'bbox_mAP_m', 'bbox_mAP_l')
 
 
-@pytest.fixture(scope='module', autouse=True)
-def plain_text():
-    """Write configs as they are: laying them out nicely takes longer than all the rest."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Config, 'pretty_text', property(lambda config: ''.join(
-            f'{name} = {value!r}\n' for name, value in config._cfg_dict.to_dict().items())))
-        yield
-
-
 def write_experiment(folder, methods=None):
     """A distillation config whose teacher and student are still to be trained."""
     # One step an epoch: what is logged are the losses of untouched weights.
@@ -313,7 +304,7 @@ def test_training_without_a_last_evaluation_has_failed(processes, tmp_path):
 
 def test_jobs_run_at_once_and_wait_for_what_they_need(processes, tmp_path, monkeypatch):
     config = write_experiment(tmp_path)
-    monkeypatch.delenv('OMP_NUM_THREADS')
+    monkeypatch.delenv('OMP_NUM_THREADS', raising=False)
     monkeypatch.setattr(os, 'cpu_count', lambda: 6)
     together = threading.Barrier(2, timeout=600)
 
