@@ -63,6 +63,10 @@ class Teacher:
         self.copied_dtype: Optional[torch.dtype] = None
         self.apply(lambda tensor: tensor)
 
+    def __deepcopy__(self, memo: dict) -> Teacher:
+        """Itself: a copy of a distiller, such as an average of its weights, shares the teacher."""
+        return self
+
     @property
     def dtype(self) -> Optional[torch.dtype]:
         """What the copy computes in; None if the exact detector computes."""

@@ -14,8 +14,9 @@ from typing import Any, Optional
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from mmengine.dist import get_dist_info, is_main_process
-from mmengine.hooks import CheckpointHook
+from mmengine.hooks import CheckpointHook, EMAHook
 from mmengine.registry import HOOKS
 from torch.utils.data import DataLoader
 
@@ -176,6 +177,8 @@ class BatchOrder:
         return getattr(vars(self)['batches'], name)
 
     def __iter__(self) -> Iterator[list[int]]:
+        # A generator, which does nothing before it is asked for a batch: with worker processes
+        # torch makes two iterators and uses the second one.
         batches = list(self.batches)
         if self.seeded:
             seeds = iter(np.random.default_rng(
@@ -187,12 +190,25 @@ class BatchOrder:
         now, self.now = self.now, None
         if now is not None:
             set_random_state(now)
-        return iter(batches[skip:])
+        yield from batches[skip:]
 
 
 def unwrap(model: torch.nn.Module) -> torch.nn.Module:
     """The model without what distributes it."""
     return model.module if is_module_wrapper(model) else model
+
+
+def share_buffers(runner) -> None:
+    """Give all processes the first one's statistics of batch normalisation: a file holds those.
+
+    MMEngine leaves every process its own, and evaluates with them.
+    """
+    if not dist.is_initialized():
+        return
+    averaged = [hook.ema_model for hook in runner.hooks if isinstance(hook, EMAHook)]
+    for model in (unwrap(runner.model), *averaged):
+        for buffer in model.buffers():
+            dist.broadcast(buffer, 0)
 
 
 def training_state(runner, batches: int) -> dict:
@@ -207,6 +223,7 @@ def training_state(runner, batches: int) -> dict:
     """
     model = unwrap(runner.model)
     check_weights(model, 'optim_wrapper.clip_grad')
+    share_buffers(runner)
     bank = getattr(model, 'bank', None)
     return dict(batches=batches, length=len(runner.train_dataloader),
                 bank=None if bank is None else vars(bank.to('cpu')),

@@ -150,12 +150,8 @@ def train_in_processes(rank, port, folder):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason='for machines without a GPU')
-def test_processes_without_gpus(tmp_path):
-    import socket
-    with socket.socket() as free:
-        free.bind(('127.0.0.1', 0))
-        port = free.getsockname()[1]
-    torch.multiprocessing.start_processes(train_in_processes, (port, str(tmp_path)), nprocs=2,
+def test_processes_without_gpus(tmp_path, free_port):
+    torch.multiprocessing.start_processes(train_in_processes, (free_port, str(tmp_path)), nprocs=2,
                                           start_method='fork')
     gradients = [torch.load(tmp_path / f'{rank}.pth') for rank in range(2)]
     assert torch.equal(*gradients) and gradients[0].any()

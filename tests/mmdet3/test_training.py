@@ -2,11 +2,14 @@
 
 import copy
 import json
+import os
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
+import torch.multiprocessing
 from helpers import small_detectors as small
 from mmengine.config import Config
 from mmengine.hooks import Hook
@@ -55,7 +58,8 @@ def detector(family, channels=16):
     return dict(small.FAMILIES[family](channels), data_preprocessor=PREPROCESSOR)
 
 
-def experiment(annotations, work_dir, family='one_stage', workers=0, hooks=(), **settings):
+def experiment(annotations, work_dir, family='one_stage', workers=0, hooks=(),
+               inside_epoch=2, launcher='none', **settings):
     """A whole config."""
     def data(transforms, **others):
         return dict(type='CocoDataset', metainfo=dict(classes=CLASSES), ann_file=str(annotations),
@@ -72,7 +76,7 @@ def experiment(annotations, work_dir, family='one_stage', workers=0, hooks=(), *
                 dataset=data([], test_mode=True))
     model = small.distiller(detector(family, 24), detector(family), num_prototypes=3, min_size=20)
     return Config(dict(
-        default_scope='mmdet', model=model, work_dir=str(work_dir), launcher='none',
+        default_scope='mmdet', model=model, work_dir=str(work_dir), launcher=launcher,
         train_dataloader=dict(
             batch_size=2, num_workers=workers, persistent_workers=workers > 0,
             sampler=dict(type='DefaultSampler', shuffle=True),
@@ -85,7 +89,8 @@ def experiment(annotations, work_dir, family='one_stage', workers=0, hooks=(), *
                            clip_grad=dict(max_norm=10)),
         param_scheduler=[dict(type='LinearLR', start_factor=0.1, by_epoch=False, begin=0, end=4)],
         default_hooks=dict(
-            checkpoint=dict(type='ResumableCheckpointHook', interval=1, inside_epoch=2),
+            checkpoint=dict(type='ResumableCheckpointHook', interval=1,
+                            inside_epoch=inside_epoch),
             logger=dict(type='LoggerHook', interval=1)),
         custom_hooks=[dict(type='PrototypeHook'), dict(type='FiniteLossHook'), *hooks],
         randomness=dict(seed=0), log_level='WARNING', **settings))
@@ -113,26 +118,41 @@ class Kill(Hook):
             raise InterruptedError
 
 
-LATER = pytest.mark.xfail(reason='inside a later epoch the resumed run differs; cause unknown')
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize('workers, after', [
-    (0, 3), pytest.param(0, 6, marks=LATER), pytest.param(2, 6, marks=LATER)])
-def test_a_killed_run_goes_on_exactly(annotations, tmp_path, workers, after):
-    whole = train(experiment(annotations, tmp_path / 'whole', workers=workers))
-    config = experiment(annotations, tmp_path / 'killed', workers=workers)
+def goes_on_exactly(annotations, folder, killed_at, left, **settings):
+    """Train at once; train, be killed after a step, and go on; compare."""
+    whole = train(experiment(annotations, folder / 'whole', **settings))
+    config = experiment(annotations, folder / 'killed', **settings)
     with pytest.raises(InterruptedError):
-        train(config, custom_hooks=[*config.custom_hooks, dict(type='Kill', after=after)])
-    assert find_latest_checkpoint(config.work_dir).endswith(
-        'epoch_1_iter_2.pth' if after == 3 else 'epoch_2_iter_2.pth')
+        train(config, custom_hooks=[*config.custom_hooks, dict(type='Kill', after=killed_at)])
+    assert Path(find_latest_checkpoint(config.work_dir)).name == left
     resumed = train(config, resume=True)
     for name, tensor in whole.model.state_dict().items():
         assert torch.equal(tensor, resumed.model.state_dict()[name]), name
-    assert not list((tmp_path / 'killed').glob('epoch_*_iter_*.pth'))
-    bank, other = (PrototypeBank.load(tmp_path / name / 'prototypes' / 'epoch_2.safetensors')
+    assert not list((folder / 'killed').glob('epoch_*_iter_*.pth'))
+    bank, other = (PrototypeBank.load(folder / name / 'prototypes' / 'epoch_2.safetensors')
                    for name in ('whole', 'killed'))
     assert all(map(torch.equal, bank.student, other.student))
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_exactly(annotations, tmp_path):
+    goes_on_exactly(annotations, tmp_path, killed_at=6, left='epoch_2_iter_2.pth')
+
+
+def go_on_in_process(rank, port, annotations, folder):
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE='2',
+                      MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))
+    cv2.setNumThreads(0)  # thread pools do not survive a fork
+    goes_on_exactly(annotations, folder, killed_at=4, left='epoch_2_iter_1.pth',
+                    workers=2, inside_epoch=1, launcher='pytorch')
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason='for machines without a GPU')
+def test_killed_processes_with_loader_workers_go_on_exactly(annotations, tmp_path, free_port):
+    torch.multiprocessing.start_processes(
+        go_on_in_process, (free_port, annotations, tmp_path), nprocs=2, start_method='fork')
 
 
 @pytest.mark.slow
