@@ -1,5 +1,8 @@
 """Going on with other settings, and what else can be typed at the command line."""
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from helpers import small_detectors as small
@@ -8,7 +11,7 @@ from helpers.refusals import append, refuse_training, train
 from helpers.running import run_tool, succeed
 from mmcv import Config
 
-from gkd.running import load_config
+from gkd.running import cli, load_config
 from gkd.running.changes import flat, is_from_checkpoint, parsed
 
 
@@ -156,3 +159,17 @@ def test_many_classes_without_prototypes_are_a_short_line(folder):
     said = train('--epochs', '1', '--no-validate')
     line = next(line for line in said.splitlines() if 'get no prototype' in line)
     assert '1200 of 1203 classes' in line and 'and 1192 more' in line and len(line) < 400
+
+
+def test_what_no_tool_foresaw_is_a_message_and_a_file(capsys):
+    def main():
+        {}['gone']
+
+    with pytest.raises(SystemExit) as end:
+        cli.run(main)
+    printed = capsys.readouterr().err
+    assert end.value.code == 1 and "error: KeyError: 'gone'" in printed
+    assert 'Traceback' not in printed and 'test_going_on.py' in printed
+    kept = Path(re.search(r'traceback is in (\S+\.log)', printed)[1])
+    assert kept.read_text().startswith('Traceback') and "KeyError: 'gone'" in kept.read_text()
+    kept.unlink()

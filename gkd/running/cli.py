@@ -7,7 +7,9 @@ import contextlib
 import os
 import os.path as osp
 import sys
+import tempfile
 import time
+import traceback
 from typing import Callable, Optional
 
 import mmcv
@@ -19,6 +21,7 @@ from gkd.compat.checkpoint import trust_checkpoints
 from gkd.errors import GKDError
 from gkd.progress import silence
 from gkd.running.config import load_config
+from gkd.running.explain import describe, lost_another_process
 
 __all__ = ['DictAction', 'add_pair_options', 'add_trust_option', 'positive', 'read_pair_options',
            'run']
@@ -102,6 +105,8 @@ def read_pair_options(args: argparse.Namespace) -> tuple[Config, str, str]:
 def run(main: Callable[[], None]) -> None:
     """Run a tool; an error that the user can correct is one message and exit status 2.
 
+    What nobody has foreseen is one message, too, with exit status 1; a file keeps its traceback.
+
     Of several processes only the first one prints. It also reports the errors that all of them
     meet: the others wait before they report theirs, and meanwhile the launcher ends them.
 
@@ -119,23 +124,23 @@ def run(main: Callable[[], None]) -> None:
         time.sleep(LAUNCHER_REACTS if rank else 0)
         print(f'\n{name}: {error}', file=sys.stderr, flush=True)
         leave(2)
-    except RuntimeError as error:
-        if not lost_another_process(error):
-            raise
-        time.sleep(LAUNCHER_REACTS)
-        print(f'\n{name}: another process has ended or does not answer ({error})',
-              file=sys.stderr, flush=True)
+    except Exception as error:
+        time.sleep(LAUNCHER_REACTS if rank or lost_another_process(error) else 0)
+        what = (f'another process has ended or does not answer ({error})'
+                if lost_another_process(error) else
+                f'{describe(error)} The whole traceback is in {keep_traceback()}')
+        print(f'\n{name}: {what}', file=sys.stderr, flush=True)
         leave(1)
     except KeyboardInterrupt:
         print('\nstopped; the same command goes on from the last checkpoint.', file=sys.stderr)
         sys.exit(130)
 
 
-def lost_another_process(error: RuntimeError) -> bool:
-    """Whether an operation failed because the process at its other end is gone."""
-    signs = ('Connection closed by peer', 'Connection reset by peer', 'Timed out waiting')
-    return dist.is_available() and dist.is_initialized() and (
-        isinstance(error, dist.DistError) or any(sign in str(error) for sign in signs))
+def keep_traceback() -> str:
+    """Write the traceback of the exception that is being handled to a file; returns its path."""
+    with tempfile.NamedTemporaryFile('w', prefix='gkd_', suffix='.log', delete=False) as file:
+        traceback.print_exc(file=file)
+    return file.name
 
 
 def leave(status: int) -> None:

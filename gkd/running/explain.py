@@ -6,8 +6,9 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch.distributed as dist
+
 from gkd.errors import GKDError, RunError
-from gkd.running.cli import lost_another_process
 
 
 @contextmanager
@@ -25,9 +26,10 @@ def explaining() -> Iterator[None]:
     except GKDError:
         raise
     except Exception as error:
-        if isinstance(error, RuntimeError) and lost_another_process(error):
+        if lost_another_process(error):
             raise
-        raise RunError(describe(error)) from error
+        raise RunError(f'{describe(error)} The log in the work dir has the whole traceback.'
+                       ) from error
 
 
 def describe(error: Exception) -> str:
@@ -46,5 +48,11 @@ def describe(error: Exception) -> str:
     last = traceback.extract_tb(error.__traceback__)[-1]
     return (f'{type(error).__name__}: {" ... ".join(shown)[:600]}\n'
             f'It happened in {last.filename}:{last.lineno}, {last.name}. Check the settings and '
-            f'the data that are used there; if both are right, this is a defect. The log in the '
-            f'work dir has the whole traceback.')
+            f'the data that are used there; if both are right, this is a defect.')
+
+
+def lost_another_process(error: Exception) -> bool:
+    """Whether an operation failed because the process at its other end is gone."""
+    signs = ('Connection closed by peer', 'Connection reset by peer', 'Timed out waiting')
+    return dist.is_available() and dist.is_initialized() and isinstance(error, RuntimeError) and (
+        isinstance(error, dist.DistError) or any(sign in str(error) for sign in signs))
