@@ -6,10 +6,15 @@ import sys
 
 import pytest
 
+from gkd.running import allocator
+
+# The file alone: all of gkd.running would take seconds to import.
 COUNT_FAULTS = '''
+import runpy
+import sys
 from resource import RUSAGE_SELF, getrusage
 import torch
-from gkd.running.allocator import keep_freed_memory
+keep_freed_memory = runpy.run_path(sys.argv[1])['keep_freed_memory']
 
 def faults_of_last_step():
     # Where the heap happens to begin decides in which step it has room for three neighbours.
@@ -25,8 +30,8 @@ print(faults_of_last_step(), keep_freed_memory(), faults_of_last_step())
 
 @pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason='mallopt is a function of glibc')
 def test_later_steps_use_the_memory_of_earlier_ones():
-    printed = subprocess.run([sys.executable, '-c', COUNT_FAULTS], check=True,
-                             capture_output=True, text=True).stdout
+    printed = subprocess.run([sys.executable, '-c', COUNT_FAULTS, allocator.__file__],
+                             check=True, capture_output=True, text=True).stdout
     before, kept, after = printed.split()
     assert kept == 'True'
     assert int(after) < int(before) / 4

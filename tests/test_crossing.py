@@ -46,7 +46,9 @@ def test_training_of_mmdetection_2_loads_under_3(tmp_path):
     (tmp_path / 'config.py').write_text(f'model = {small.retinanet()!r}')
     export_student(Config.fromfile(str(tmp_path / 'config.py')), str(tmp_path / 'epoch_1.pth'),
                    str(tmp_path / 'student.pth'))
-    for name in ('epoch_1.pth', 'student.pth'):
-        printed = run_mmdet3('tiny_retinanet.py', 'load', tmp_path / name, tmp_path / 'maps.pth')
-        assert printed.split()[-3:] == list(tiny_data.CLASSES)
-        assert_equal(maps_of(detector), torch.load(tmp_path / 'maps.pth'))
+    names = 'epoch_1', 'student'
+    paths = [tmp_path / f'{name}.{kind}' for name in names for kind in ('pth', 'maps')]
+    printed = run_mmdet3('tiny_retinanet.py', 'load', *paths)
+    assert printed.splitlines().count(' '.join(tiny_data.CLASSES)) == len(names)
+    for name in names:
+        assert_equal(maps_of(detector), torch.load(tmp_path / f'{name}.maps'))

@@ -7,7 +7,7 @@ case "${1:-}" in
   -h | --help)
     echo 'usage: bash tools/run_tests.sh [pytest arguments, paths relative to the repository]'
     echo 'Without arguments: all tests on the CPU, then those of the GPU (-m gpu) if there is one.'
-    echo 'The CPU runs them in as many processes as it has cores, at most 8; -n 0: in this one.'
+    echo 'The CPU runs them in as many processes as it has cores, at most 4; -n 0: in this one.'
     exit 0 ;;
 esac
 
@@ -16,7 +16,7 @@ cd "$root"
 # Small tensors: more threads only get into each other's way.
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 # A file's tests stay together: they share what is costly to make.
-processes=(-n logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder)
+processes=(-n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder)
 if [ $# -gt 0 ]; then
   case " $* " in *' -m gpu '*) processes=(-n 0) ;; esac
   exec "$python" -m pytest "${processes[@]}" "$@"

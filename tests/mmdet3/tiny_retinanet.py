@@ -1,7 +1,8 @@
 """Train the tests' RetinaNet for an epoch, or load it, and write what it makes of some images.
 
 tiny_retinanet.py train DATA WORK_DIR: through MMEngine's runner; leaves epoch_1.pth, maps.pth
-tiny_retinanet.py load CHECKPOINT MAPS: with MMDetection's own ``init_detector``; prints classes
+tiny_retinanet.py load CHECKPOINT MAPS [CHECKPOINT MAPS ...]: with MMDetection's own
+``init_detector``; prints each one's classes on a line
 """
 
 import sys
@@ -44,19 +45,25 @@ def write_maps(detector, path):
         torch.save(detector.eval()(torch.randn(1, 3, 64, 96)), path)
 
 
+def train(data, work_dir):
+    runner = Runner.from_cfg(config(data, work_dir))
+    runner.train()
+    write_maps(runner.model, Path(work_dir) / 'maps.pth')
+
+
+def load(path, maps):
+    plain = config()
+    # MMDetection looks there for colours.
+    plain.test_dataloader = dict(dataset=plain.train_dataloader.dataset)
+    detector = init_detector(plain, path, device='cpu')
+    checkpoint = gkd.compat.checkpoint.load_checkpoint_file(path)
+    gkd.compat.checkpoint.load_strictly(detector, checkpoint, path)
+    print(*detector.dataset_meta['classes'])
+    write_maps(detector, maps)
+
+
 if __name__ == '__main__':
     torch.set_num_threads(1)
-    action, first, second = sys.argv[1:]
-    if action == 'train':
-        runner = Runner.from_cfg(config(first, second))
-        runner.train()
-        write_maps(runner.model, Path(second) / 'maps.pth')
-    else:
-        plain = config()
-        # MMDetection looks there for colours.
-        plain.test_dataloader = dict(dataset=plain.train_dataloader.dataset)
-        detector = init_detector(plain, first, device='cpu')
-        checkpoint = gkd.compat.checkpoint.load_checkpoint_file(first)
-        gkd.compat.checkpoint.load_strictly(detector, checkpoint, first)
-        print(*detector.dataset_meta['classes'])
-        write_maps(detector, second)
+    action, *paths = sys.argv[1:]
+    for first, second in zip(paths[::2], paths[1::2]):
+        (train if action == 'train' else load)(first, second)
