@@ -8,7 +8,8 @@ A page asks for them by a pair of comments:
 
 What stands between the two is replaced: a table of these methods, of ``teacher``, ``student`` and
 ``plain``, and the plot. Without ``methods``, all that were measured are shown; ``options`` may
-name settings that the runs replaced, with ``;`` between them, and ``strip`` one strip.
+name settings that the runs replaced, with ``;`` between them, and ``strip`` one strip. Gains are
+over ``plain``, or over the method that ``against`` names, under the same teacher.
 """
 
 import argparse
@@ -35,7 +36,7 @@ BLOCK = re.compile(r'(<!-- results:(.*?)-->\n)(.*?)(<!-- end of results -->)', r
 COLUMNS = ('AP', 'AP50', 'AP75', 'APs', 'APm', 'APl')
 GAINS = ('AP', 'AP50')
 NAMES = {TEACHER: 'teacher', STUDENT: 'student, before', PLAIN: 'student alone'}
-KEYS = ('data', 'family', 'methods', 'options', 'strip', 'plot')
+KEYS = ('data', 'family', 'methods', 'options', 'strip', 'against', 'plot')
 NOT_YET = 'Not measured yet.\n'
 
 
@@ -98,10 +99,11 @@ def section(query, page, results):
                if name in measured]
     if not methods:
         return NOT_YET
+    against = query.get('against', PLAIN)
     gains = {name: grouped_gains([row for row in rows if row.method == name
-                                  and row.options == options], rows) for name in methods}
+                                  and row.options == options], rows, against) for name in methods}
     runs = [row for row in rows if row.method in methods and row.options == options]
-    text = f'{table(methods, gains, rows, options)}\n{legend(runs)}\n'
+    text = f'{table(methods, gains, rows, options)}\n{legend(runs, against)}\n'
     if 'plot' in query:
         title = f'{query["family"]} on {query["data"].replace("-", " ")}'
         drawn = {name: list(groups['AP'].values()) for name, groups in gains.items()
@@ -111,22 +113,26 @@ def section(query, page, results):
     return text
 
 
-def partner(row: Result):
-    """What a run and the student that went on alone have in common; no teacher is among it."""
+def partner(row: Result, against):
+    """What a run and the one that it is compared with have in common.
+
+    The teacher is not among it if that is the student that went on alone.
+    """
     shared = ' '.join(option for option in row.options.split() if not option.startswith('model.'))
-    return row.data, row.family, row.student_seed, row.strip, row.machine, shared
+    return (row.data, row.family, row.student_seed, row.strip, row.machine, shared,
+            None if against == PLAIN else row.teacher_seed)
 
 
-def grouped_gains(runs, rows):
-    """Gains over the student alone, by column and by teacher (its seed, strip and machine)."""
-    alone = {partner(row): row for row in rows if row.method == PLAIN}
+def grouped_gains(runs, rows, against):
+    """Gains over a method, by column and by teacher (its seed, strip and machine)."""
+    others = {partner(row, against): row for row in rows if row.method == against}
     gains = {column: defaultdict(list) for column in GAINS}
     for row in runs:
-        plain = alone.get(partner(row))
+        other = others.get(partner(row, against))
         for column in GAINS:
-            if plain and getattr(row, column) and getattr(plain, column):
+            if other and getattr(row, column) and getattr(other, column):
                 gains[column][row.teacher_seed, row.strip, row.machine].append(
-                    float(getattr(row, column)) - float(getattr(plain, column)))
+                    float(getattr(row, column)) - float(getattr(other, column)))
     return gains
 
 
@@ -153,7 +159,7 @@ def table(methods, gains, rows, options):
     return markdown(cells)
 
 
-def legend(runs):
+def legend(runs, against):
     """What the figures are, and where they come from."""
     def listed(values):
         return ', '.join(sorted(set(filter(None, values))))
@@ -162,8 +168,10 @@ def legend(runs):
     how = ('a hierarchical bootstrap over teachers, strips and seeds' if several
            else 'Student\'s t over seeds')
     strips = listed(row.strip for row in runs)
-    return (f'Means in percent. Gains are differences to the student that trained on alone, from '
-            f'the same start, on the same images, on the same machine; in brackets the 95 % '
+    other = ('the student that trained on alone' if against == PLAIN
+             else f'`{against}` under the same teacher')
+    return (f'Means in percent. Gains are differences to {other}, from the same start, '
+            f'on the same images, on the same machine; in brackets the 95 % '
             f'confidence interval of the mean, by {how}. Teacher seeds: '
             f'{listed(row.teacher_seed for row in runs)}; student seeds: '
             f'{listed(row.student_seed for row in runs)}'

@@ -93,6 +93,11 @@ def test_a_page_chooses_methods_options_and_says_what_is_missing(results, tmp_pa
     assert '| fgd ' in text and 'gkd' not in text and 'mgd |' not in text
     text = fill('data=digit-scenes family=RetinaNet options=model.knowledge.0.robust=False')
     assert '| gkd           | 1    | 15.0 |' in text and '+5.0' in text
+    # Under the first teacher 11 against 10.5, with the same seed; fgd has no other teacher.
+    text = fill('data=digit-scenes family=RetinaNet methods=gkd against=fgd')
+    line = next(line for line in text.splitlines() if line.startswith('| gkd '))
+    assert [cell.strip() for cell in line.split('|')[-4:-1]] == ['+0.5', '+0.0', '1']
+    assert 'differences to `fgd` under the same teacher' in text
     assert results.NOT_YET in fill('data=digit-scenes family=FasterRCNN')
     for query in ('data=digit-scenes', 'data=a family=b method=c'):
         with pytest.raises(DataError, match='page.md: .* must say data and family'):
