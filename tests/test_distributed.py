@@ -12,7 +12,7 @@ import torch
 from helpers import small_detectors as small
 from helpers import tiny_data
 from helpers.parallel_steps import CPU, build, gradients, part_of
-from helpers.running import REPOSITORY, in_processes, run_tool
+from helpers.running import REPOSITORY, in_processes, run_tool, torchrun
 
 from gkd.running.device import wrap
 
@@ -98,19 +98,16 @@ def test_process_without_boxes_does_not_stall_the_others(family, settings, tmp_p
         torch.testing.assert_close(first[name], second[name], rtol=0, atol=0)
 
 
-def launch(*arguments):
-    """Run a tool in two processes, as tools/train.sh does."""
-    command = [sys.executable, str(REPOSITORY / 'tools' / 'torchrun.py'), '--standalone',
-               '--nproc_per_node', '2', *map(str, arguments), '--launcher', 'pytorch']
-    return subprocess.run(command, capture_output=True, text=True, timeout=900,
-                          env={**os.environ, 'OMP_NUM_THREADS': '1'})
-
-
 @pytest.mark.slow
 def test_training_and_testing_in_two_processes(tmp_path):
     _, config = tiny_data.write_pair(tmp_path, 'one_stage', epochs=1)
     work_dir = tmp_path / 'work'
-    trained = launch(REPOSITORY / 'tools' / 'train.py', config, '--work-dir', work_dir)
+    # As tools/train.sh does it: tests of other things fork processes instead.
+    command = [sys.executable, REPOSITORY / 'tools' / 'torchrun.py', '--standalone',
+               '--nproc_per_node', '2', REPOSITORY / 'tools' / 'train.py', config,
+               '--work-dir', work_dir, '--launcher', 'pytorch']
+    trained = subprocess.run(command, capture_output=True, text=True, timeout=900,
+                             env={**os.environ, 'OMP_NUM_THREADS': '1'})
     assert trained.returncode == 0, trained.stderr
     assert trained.stderr.count('2 process(es) on') == 1
     # One line of losses, not one a process.
@@ -152,8 +149,10 @@ def test_error_of_one_process_ends_all_with_its_message(tmp_path):
         file.write('import os\n'
                    'if os.environ["RANK"] == "1":\n'
                    '    model["teacher"]["checkpoint"] = "gone.pth"\n')
-    ended = launch(REPOSITORY / 'tools' / 'train.py', config, '--work-dir', tmp_path / 'work')
-    assert ended.returncode == 2
-    assert 'error in process 1' in ended.stderr and 'gone.pth' in ended.stderr
-    assert 'Traceback' not in ended.stderr
+    status, output = torchrun(
+        tmp_path, '--standalone', '--nproc_per_node', 2, REPOSITORY / 'tools' / 'train.py',
+        config, '--work-dir', tmp_path / 'work', '--launcher', 'pytorch')
+    assert status == 2
+    assert 'error in process 1' in output and 'gone.pth' in output
+    assert 'Traceback' not in output
     assert not (tmp_path / 'work').exists()

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from datetime import timedelta
@@ -15,7 +14,7 @@ import torch.distributed as dist
 from helpers import small_detectors as small
 from helpers import tiny_data
 from helpers.parallel_steps import CPU, build, gradients, part_of
-from helpers.running import REPOSITORY, in_processes, run_tool
+from helpers.running import REPOSITORY, in_processes, run_tool, torchrun
 from mmcv import Config
 from mmcv.utils import get_logger
 from mmdet.models import build_detector
@@ -126,13 +125,10 @@ def test_elastic_restart_goes_on_exactly(tmp_path):
     failing.write_text(f'_base_ = [{config!r}]\ncustom_imports = dict(imports=["kill"])\n'
                        'custom_hooks = [dict(type="Witness", priority="ABOVE_NORMAL"), '
                        'dict(type="FailOnce", rank=1, step=5)]\n')
-    ended = subprocess.run(
-        [sys.executable, str(REPOSITORY / 'tools' / 'torchrun.py'), '--standalone',
-         '--nproc_per_node', '2', '--max_restarts', '1', str(REPOSITORY / 'tools' / 'train.py'),
-         str(failing), '--work-dir', str(work_dir), '--launcher', 'pytorch'],
-        capture_output=True, text=True, timeout=900,
-        env={**os.environ, 'OMP_NUM_THREADS': '1',
-             'PYTHONPATH': str(REPOSITORY / 'tests' / 'faults')})
-    assert ended.returncode == 0, ended.stderr
-    assert (work_dir / 'failed').exists() and 'resumed epoch 1, iter 5' in ended.stderr
+    status, output = torchrun(
+        tmp_path, '--standalone', '--nproc_per_node', 2, '--max_restarts', 1,
+        REPOSITORY / 'tools' / 'train.py', failing, '--work-dir', work_dir,
+        '--launcher', 'pytorch')
+    assert status == 0, output
+    assert (work_dir / 'failed').exists() and 'resumed epoch 1, iter 5' in output
     assert kill.differences(reference, work_dir, processes=2) == []

@@ -4,7 +4,11 @@ import contextlib
 import importlib.util
 import io
 import logging
+import os
+import runpy
+import signal
 import sys
+import traceback
 from datetime import timedelta
 from pathlib import Path
 from unittest import mock
@@ -68,6 +72,44 @@ def in_processes(folder, function, world_size=2):
     torch.multiprocessing.start_processes(
         run_process, (function, world_size, folder), nprocs=world_size, start_method='fork')
     return [torch.load(folder / f'{rank}.pt', weights_only=False) for rank in range(world_size)]
+
+
+def torchrun(folder, *args):
+    """Run ``tools/torchrun.py ARGS`` in forked processes, whose workers are forked in turn.
+
+    Returns:
+        Exit status, and what all processes wrote.
+    """
+    output = Path(folder) / 'output.txt'
+    process = os.fork()
+    if process == 0:
+        status = 1
+        try:
+            start_torchrun(output, '--run-path', '--start-method', 'fork', *map(str, args))
+            status = 0
+        except SystemExit as end:
+            status = end.code or 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(status)
+    _, status = os.waitpid(process, 0)
+    return os.waitstatus_to_exitcode(status), output.read_text()
+
+
+def start_torchrun(output, *args):
+    """Be ``tools/torchrun.py`` from here on, and write to a file."""
+    with open(output, 'w') as file:
+        for descriptor in (1, 2):
+            os.dup2(file.fileno(), descriptor)
+    sys.stdout = sys.stderr = os.fdopen(2, 'w', buffering=1)
+    torch.set_num_threads(1)
+    cv2.setNumThreads(0)
+    forget_loggers()
+    # Workers would inherit what the launcher does when it is told to end.
+    os.register_at_fork(after_in_child=lambda: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+    sys.argv = [str(REPOSITORY / 'tools' / 'torchrun.py'), *args]
+    runpy.run_path(sys.argv[0], run_name='__main__')
 
 
 def run_process(rank, function, world_size, folder):
