@@ -90,7 +90,7 @@ def match(detections: Tensor, boxes: Tensor, labels: Tensor) -> tuple[list[bool]
 
 def draw_image(axis: plt.Axes, dataset: CustomDataset, index: int, detections: Tensor,
                title: str) -> None:
-    """Draw one image with one detector's boxes."""
+    """Draw one image with one detector's boxes, and their classes if there are several."""
     annotation = dataset.get_ann_info(index)
     boxes = torch.from_numpy(annotation['bboxes'])
     detections = detections[:len(boxes)]
@@ -101,6 +101,12 @@ def draw_image(axis: plt.Axes, dataset: CustomDataset, index: int, detections: T
         if not taken:
             axis.add_patch(rectangle(box, MISSED, linestyle='--'))
     for detection, good in zip(detections, right):
-        axis.add_patch(rectangle(detection[:4], FOUND if good else WRONG))
+        colour = FOUND if good else WRONG
+        axis.add_patch(rectangle(detection[:4], colour))
+        if len(dataset.CLASSES) > 1:
+            left, top = detection[:2].tolist()
+            axis.text(left, top, dataset.CLASSES[int(detection[5])], color='white', fontsize=7,
+                      va='bottom', clip_on=True,
+                      bbox=dict(facecolor=colour, edgecolor='none', pad=0.8))
     axis.set_title(f'{title}: {sum(right)} of {len(boxes)} found', fontsize=11)
     axis.axis('off')
