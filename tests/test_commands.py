@@ -4,6 +4,7 @@ import json
 import logging
 import shutil
 from pathlib import Path
+from unittest import mock
 
 import mmcv
 import numpy as np
@@ -14,14 +15,10 @@ from helpers import tiny_data
 from helpers.running import succeed
 from mmcv import Config
 from mmdet.models import build_detector
+from yapf.yapflib.yapf_api import FormatCode
 
 from gkd import running as apis
 from gkd.running import load_config, student_config, train
-
-
-@pytest.fixture(scope='module', autouse=True)
-def plain_configs():
-    """In this file configs are laid out as users get them."""
 
 
 @pytest.fixture(scope='module', params=small.FAMILIES)
@@ -29,7 +26,10 @@ def trained(request, tmp_path_factory):
     """A folder with configs and a distiller trained in ``work``; and what was printed."""
     folder = tmp_path_factory.mktemp(request.param)
     tiny_data.write_pair(folder, request.param)
-    printed = succeed('train', folder / 'distiller.py', '--work-dir', folder / 'work')
+    # Here configs are laid out, as users get them.
+    with mock.patch('mmcv.utils.config.FormatCode', FormatCode):
+        printed = succeed('train', folder / 'distiller.py', '--work-dir', folder / 'work')
+    assert '\n        ' in (folder / 'work' / 'distiller.py').read_text()
     return folder, printed
 
 
