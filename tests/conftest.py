@@ -62,7 +62,7 @@ def seeded():
 def plain_configs():
     """Leave the layout of configs out: it takes longer than training a small detector."""
     module = {2: 'mmcv.utils.config', 3: 'mmengine.config.config'}[mmdet_major()]
-    with mock.patch(f'{module}.FormatCode', lambda text, **settings: (text, False)):
+    with mock.patch(f'{module}.FormatCode', lambda text, **settings: (f'{text}\n', False)):
         yield
 
 

@@ -278,6 +278,7 @@ def test_options_of_the_tools(folder):
     assert status == 2 and '--epochs' in stderr and 'at least 1' in stderr
 
 
+@pytest.mark.slow
 def test_real_processes_end_with_the_message_alone(folder):
     (folder / 'images').rename('moved')
     before = files(folder)

@@ -164,7 +164,6 @@ def test_results_are_formatted_and_drawn(trained):
     assert (abs(after - before) > 40).mean() > 0.01
 
 
-@pytest.mark.slow
 def test_same_command_goes_on_after_an_interruption(pair):
     work = pair / 'work'
     succeed('train', pair / 'distiller.py', '--work-dir', work, '--epochs', 1)
@@ -191,7 +190,6 @@ def test_same_command_goes_on_after_an_interruption(pair):
     assert list(json.loads(evaluations.read_text())) == ['1']
 
 
-@pytest.mark.slow
 def test_resuming_from_a_named_checkpoint(pair):
     succeed('train', pair / 'distiller.py', '--work-dir', pair / 'one', '--epochs', 1)
     _, stderr = succeed('train', pair / 'distiller.py', '--work-dir', pair / 'two', '--resume',
@@ -224,7 +222,6 @@ def test_plain_detector_trains_with_the_same_command(pair):
             torch.testing.assert_close(started[f'student.{name}'], tensor, rtol=0, atol=0)
 
 
-@pytest.mark.slow
 def test_load_from_starts_from_given_weights(pair):
     weights = tiny_data.write_weights(pair / 'start.pth', small.retinanet(), seed=5)
     succeed('train', pair / 'student.py', '--work-dir', pair / 'work', '--no-validate', '--epochs',

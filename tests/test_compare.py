@@ -151,6 +151,7 @@ def table_of(path):
     return {row['method']: row for row in csv.DictReader(path.read_text().splitlines())}
 
 
+@pytest.mark.slow
 def test_goes_on_where_it_was_interrupted_one_seed_after_the_other(compared):
     _, commands, _ = compared
     stop = commands.index('interrupted')
@@ -165,6 +166,7 @@ def test_goes_on_where_it_was_interrupted_one_seed_after_the_other(compared):
     assert runs == by_seed[0][1:] + by_seed[1]
 
 
+@pytest.mark.slow
 def test_all_runs_of_a_seed_have_the_same_start_and_data(compared):
     folder, _, _ = compared
 
@@ -193,6 +195,7 @@ def test_all_runs_of_a_seed_have_the_same_start_and_data(compared):
     assert 'bbox_head.retina_cls.weight' in start
 
 
+@pytest.mark.slow
 def test_table_holds_what_was_measured(compared):
     folder, _, printed = compared
     text = (folder / 'work' / 'comparison.md').read_text()
@@ -217,6 +220,7 @@ def test_table_holds_what_was_measured(compared):
     assert (folder / 'work' / 'comparison.png').read_bytes().startswith(b'\x89PNG')
 
 
+@pytest.mark.slow
 def test_average_precision_by_degree(compared):
     folder, _, _ = compared
     overall = table_of(folder / 'work' / 'comparison.csv')
@@ -230,6 +234,7 @@ def test_average_precision_by_degree(compared):
     assert '| size from ' in (folder / 'work' / 'degrees.md').read_text()
 
 
+@pytest.mark.slow
 def test_finished_stages_are_reused_and_others_redone(compared, processes, tmp_path):
     folder, _, _ = compared
     config = load_config(str(folder / 'distiller.py'))
@@ -451,6 +456,7 @@ def test_settings_arrive_as_they_were(value, read):
         assert args.cfg_options == {'key': [1, 2]}
 
 
+@pytest.mark.slow
 def test_stages_are_announced_with_the_time_that_is_left(compared):
     _, _, printed = compared
     lines = re.findall(r'=== (\d+)/(\d+)  (\S+)(?:   \((\S+) so far, about (\S+) to go\))?',

@@ -94,6 +94,7 @@ def test_version_comes_from_what_would_be_imported(monkeypatch, tmp_path):
     assert numbers('0.10.0rc4') == (0, 10, 0) < numbers('0.10.9') and numbers('') == ()
 
 
+@pytest.mark.slow
 def test_what_python_3_14_lacks_or_changed():
     """It dropped ``pkgutil.find_loader``, and starts workers afresh unless told otherwise."""
     code = """

@@ -85,7 +85,6 @@ def test_another_student_sees_the_same_instances(folder, config, basis):
         assert not torch.equal(bank.student[level], basis.bank.student[level])
 
 
-@pytest.mark.slow
 def test_figures_are_drawn(folder, config, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     student = str(folder / 'student_1.pth')

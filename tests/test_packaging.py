@@ -53,6 +53,7 @@ def test_wheel_holds_the_package_its_configs_and_its_tools(wheel):
     assert not [name for name in wheel if '__pycache__' in name or name.startswith('gkd/tests')]
 
 
+@pytest.mark.slow
 def test_installed_tools_look_into_the_current_folder(wheel, tmp_path):
     """Not into the package: for configs there, too, but for weights and results here only."""
     environment, here = tmp_path / 'environment', tmp_path / 'here'

@@ -30,7 +30,6 @@ def experiment(tmp_path):
     forget_loggers()
 
 
-@pytest.mark.slow
 def test_training_on_a_terminal(experiment, capfd):
     with terminal() as sent:
         train(experiment)
@@ -52,7 +51,6 @@ def test_training_on_a_terminal(experiment, capfd):
         assert '\r' not in file.read()
 
 
-@pytest.mark.slow
 def test_logs_are_quiet(experiment, tmp_path, capfd):
     status, out, err = run_tool('train', tmp_path / 'distiller.py', '--work-dir', tmp_path / 'w')
     assert status == 0, err
