@@ -160,8 +160,13 @@ class Distiller(DetectorShell):
         """Give the student its initial weights.
 
         They are its checkpoint's, or those its config asks for, and the teacher's in parts that it
-        inherits.
+        inherits. A teacher without a checkpoint gets those that its config asks for, too: until
+        then some parts hold whatever memory held, such as SSD's scales.
         """
+        if self.teacher_source.checkpoint is None:
+            with torch.random.fork_rng(devices=[]):
+                self.frozen.exact.init_weights()
+            self.frozen.apply(lambda tensor: tensor)
         if self.student_source.checkpoint is None:
             self.student.init_weights()
         else:

@@ -1,6 +1,7 @@
 """The distiller: what it computes, what it leaves alone, what it refuses."""
 
 import copy
+import logging
 import random
 
 import numpy as np
@@ -329,3 +330,42 @@ def test_positives_that_are_not_those_trained_on_are_not_taken(monkeypatch):
              for meta in metas]))
     info = inspect_detector(detector, 'student')
     assert not info.samples_positives and not info.classifies_boxes
+
+
+def test_students_that_normalise_over_processes_are_observed_without_a_gpu(caplog):
+    config = small.retinanet()
+    config['backbone']['norm_cfg'] = dict(type='SyncBN', requires_grad=True)
+    detector = build_detector(Config(dict(model=config)).model)
+    info = inspect_detector(detector, 'student')
+    assert info.samples_positives
+    assert type(detector.backbone.bn1).__name__ == 'SyncBatchNorm' and not caplog.text
+
+
+def test_why_a_trial_step_failed_is_said(caplog):
+    detector = build_detector(Config(dict(model=small.retinanet())).model)
+
+    def fail(*args, **kwargs):
+        raise RuntimeError('no depth maps')
+
+    detector.bbox_head.loss = fail
+    with caplog.at_level('WARNING', 'mmdet'):
+        logging.getLogger('mmdet').addHandler(caplog.handler)
+        info = inspect_detector(detector, 'student')
+        logging.getLogger('mmdet').removeHandler(caplog.handler)
+    assert not info.samples_positives
+    assert 'trial of a training step failed' in caplog.text and 'no depth maps' in caplog.text
+
+
+def test_a_teacher_without_checkpoint_gets_its_initial_weights():
+    teacher = small.retinanet()
+    teacher['backbone']['init_cfg'] = dict(type='Pretrained', checkpoint='no/such.pth')
+    teacher['bbox_head']['init_cfg'] = dict(type='Constant', layer='Conv2d', val=0.5)
+    model = build(small.distiller(teacher, small.retinanet()))
+    state = torch.get_rng_state()
+    model.init_weights()
+    assert (model.teacher.bbox_head.retina_cls.weight == 0.5).all()
+    plain = build(small.retinanet())
+    torch.set_rng_state(state)
+    plain.init_weights()
+    for name, tensor in plain.state_dict().items():  # the student's random numbers stay the same
+        assert torch.equal(model.student.state_dict()[name], tensor)

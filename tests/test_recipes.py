@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 
 import pytest
+from helpers import small_detectors as small
 from helpers.running import REPOSITORY, run_tool
 from mmcv import Config
 
@@ -13,7 +14,13 @@ from gkd.checkpoints import find_recipe, published
 from gkd.compat.checkpoint import load_checkpoint_file
 from gkd.detectors.source import DetectorSource, find_file, sources_of
 from gkd.errors import ConfigError
-from gkd.experiments.recipes import RecipeError, check_losses, random_checkpoint, recipes
+from gkd.experiments.recipes import (
+    RecipeError,
+    check_losses,
+    check_recipe,
+    random_checkpoint,
+    recipes,
+)
 from gkd.registry import KNOWLEDGE
 from gkd.running import load_config
 
@@ -116,6 +123,23 @@ def test_a_config_that_has_moved_is_found_and_named(tmp_path, caplog):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / 'twice.py').touch()
     assert find_file(str(tmp_path / 'twice.py')) is None
+
+
+def test_a_small_recipe_is_checked_the_whole_way(tmp_path):
+    detector = small.retinanet()
+    distiller = dict(small.distiller(detector, detector), _delete_=True)
+    for role in ('teacher', 'student'):
+        distiller[role]['checkpoint'] = 'checkpoints/none_is_needed.pth'
+    recipe = tmp_path / 'small.py'
+    recipe.write_text(f"_base_ = '{REPOSITORY}/configs/coco/gkd/"
+                      f"gkd_retinanet_r101_r50_fpn_2x_coco.py'\nmodel = {distiller!r}\n"
+                      f"classes = ('person', 'bicycle', 'car')\n"
+                      f"data = dict(train=dict(classes=classes), val=dict(classes=classes), "
+                      f"test=dict(classes=classes))\n")
+    report = check_recipe(str(recipe), str(tmp_path))
+    assert report.distillation.keys() == {'loss_global', 'loss_local_fg', 'loss_local_bg',
+                                          'loss_soft'}
+    assert report.detections > 0 and 'bbox_mAP' in report.metrics
 
 
 # The whole way at full size; `python tools/check_recipes.py` takes every recipe.

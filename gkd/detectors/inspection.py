@@ -24,6 +24,8 @@ from gkd.frameworks import (
     Batch,
     DeltaXYWHBBoxCoder,
     bbox2roi,
+    logger,
+    revert_sync_batchnorm,
     student_losses,
     synthetic_batch,
 )
@@ -260,7 +262,8 @@ def observe_training(student: BaseDetector, info: DetectorInfo, view: View) -> D
         return probe_batch(student, view, info.num_classes)
 
     with isolated_random_numbers(), torch.no_grad():
-        trained = copy.deepcopy(student)
+        # Layers that normalise over several processes compute on GPUs only.
+        trained = revert_sync_batchnorm(copy.deepcopy(student))
         trained.train()
         if info.samples_positives:
             try:
@@ -272,8 +275,13 @@ def observe_training(student: BaseDetector, info: DetectorInfo, view: View) -> D
         try:
             with recorded(trained, 'extract_feat') as features:
                 student_losses(trained, batch())
-        except Exception:
-            return info  # it wants other ground truth than this; its training will tell
+        except Exception as error:
+            # It may want other ground truth than this; its training will tell.
+            logger().warning(
+                f'student {info.name}: a trial of a training step failed, so it is not known '
+                f'which boxes it trains on, and they cannot be taught '
+                f'({type(error).__name__}: {error}).')
+            return info
     maps = tuple(features[-1].result)
     if any(len(level) != PROBE_IMAGES for level in maps):
         raise ConfigError(

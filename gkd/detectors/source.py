@@ -122,8 +122,8 @@ class DetectorSource:
         for name in ('train_cfg', 'test_cfg'):
             if name in config and name not in model:
                 model[name] = config[name]
-        if self.checkpoint is not None:
-            drop_pretrained(model)
+        if self.checkpoint is not None or self.key.endswith('teacher'):
+            drop_pretrained(model)  # an untrained teacher has untrained weights
         return model
 
     def image_format(self) -> Optional[ImageFormat]:
@@ -340,8 +340,10 @@ def drop_pretrained(config: Union[dict, list]) -> None:
         for entry in config:
             drop_pretrained(entry)
     elif isinstance(config, dict):
-        if isinstance(config.get('init_cfg'), dict) and \
-                config['init_cfg'].get('type') == 'Pretrained':
+        start = config.get('init_cfg')
+        # PVT's names no type.
+        if isinstance(start, dict) and (start.get('type') == 'Pretrained'
+                                        or 'checkpoint' in start):
             config['init_cfg'] = None
         config.pop('pretrained', None)
         for entry in config.values():

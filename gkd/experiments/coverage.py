@@ -24,7 +24,7 @@ from typing import Callable, Optional
 
 import mmcv
 import torch
-from mmdet.models import BACKBONES, ResNet, build_detector
+from mmdet.models import BACKBONES, SSDVGG, ResNet, build_detector
 from torch import Tensor
 
 import gkd
@@ -47,6 +47,7 @@ NARROWER = 8
 CHANNELS = re.compile(r'(channels?|planes|dims|num_feats|filters)$')
 SECONDS = 900  # until a process is ended
 PROTOTYPES = 2  # a class
+PROPOSALS = 64  # an image
 
 
 INTRODUCTION = '''\
@@ -224,6 +225,8 @@ def small_config(name: str) -> dict:
     if model.type == 'YOLOX':  # it resizes its batches now and then: here each
         model.update(random_size_interval=1, random_size_range=(5, 9), input_size=(256, 256))
     without_other_processes(model)
+    with_few_proposals(model)
+    with_few_blocks(model.get('backbone', {}))
     slim = narrower(model)
     try:
         with isolated_random_numbers(), without_details():
@@ -244,6 +247,38 @@ def without_other_processes(entry) -> None:
             without_other_processes(value)
 
 
+def with_few_proposals(entry) -> None:
+    """Let heads, at every depth, sample and keep few proposals: most of the time goes there."""
+    if isinstance(entry, dict):
+        for name in ('nms_pre', 'max_per_img', 'num'):
+            if type(entry.get(name)) is int and (name != 'num' or 'pos_fraction' in entry):
+                entry[name] = min(entry[name], PROPOSALS)
+        entry = list(entry.values())
+    if isinstance(entry, (list, tuple)):
+        for value in entry:
+            with_few_proposals(value)
+
+
+def with_few_blocks(backbone: dict) -> None:
+    """Set a backbone up with one block a stage, where its settings count them."""
+    kind = backbone.get('type')
+    if kind == 'SwinTransformer':
+        backbone.update(depths=[1] * 4)
+    elif kind in ('PyramidVisionTransformer', 'PyramidVisionTransformerV2'):
+        backbone.update(num_layers=[1] * 4)
+    elif kind == 'CSPDarknet':
+        backbone.update(deepen_factor=0.1)
+    elif kind == 'HourglassNet':
+        backbone.update(stage_blocks=[1] * 6)
+    elif kind == 'HRNet':
+        for stage in backbone.extra.values():
+            stage.update(num_modules=1, num_blocks=[1] * len(stage.num_blocks))
+    elif kind == 'SSDVGG':
+        # It returns what the fourth stage's last layer makes, and the last layer of all.
+        layers = [2 * blocks + 1 for blocks in SSDVGG.arch_settings[backbone.depth]]
+        backbone.update(out_feature_indices=(sum(layers[:4]) - 2, sum(layers) + 3))
+
+
 def narrower(model: dict) -> dict:
     """A config with an eighth of the channels, where the backbone is one that can be so."""
     model = copy.deepcopy(model)
@@ -251,18 +286,23 @@ def narrower(model: dict) -> dict:
     kind = BACKBONES.get(backbone.get('type'))
     if kind is None or 'shared_head' in model.get('roi_head', {}) or 'teacher_backbone' in model:
         return model
+    in_channels = copy.deepcopy(model.get('neck') or {}).get('in_channels')
+    model = divided({**model, 'backbone': {}})
+    if 'rfp_backbone' in (model.get('neck') or {}):
+        model['neck']['rfp_backbone'].update(base_channels=64 // NARROWER)
     if issubclass(kind, ResNet) and 'arch' not in backbone:
         backbone.update(base_channels=64 // NARROWER)
-        model = divided(model)
+        backbone = divided(backbone)
+    elif backbone.type in ('SwinTransformer', 'PyramidVisionTransformer'):
+        backbone.update(embed_dims=backbone.get('embed_dims', 64) // NARROWER)
+    elif backbone.type == 'CSPDarknet':
+        backbone.update(widen_factor=backbone.widen_factor / NARROWER)
     else:
-        in_channels = copy.deepcopy(model.get('neck') or {}).get('in_channels')
-        model = divided({**model, 'backbone': {}})
         if backbone.type == 'HourglassNet':
-            backbone.update(feat_channel=256 // NARROWER, stage_channels=[256 // NARROWER] * 6,
-                            stage_blocks=[1] * 6)
-        model['backbone'] = backbone
+            backbone.update(feat_channel=256 // NARROWER, stage_channels=[256 // NARROWER] * 6)
         if in_channels is not None:
             model['neck']['in_channels'] = in_channels
+    model['backbone'] = backbone
     return mmcv.ConfigDict(model)
 
 
@@ -291,7 +331,9 @@ def shorten_backbones() -> None:
 
 
 def one_block_a_stage(setting):
-    """A backbone's entry ``(block, counts)``, or ``(counts, channels)``, with counts of 1."""
+    """A backbone's entry ``(block, counts)``, ``(counts, channels)`` or counts, with 1 each."""
+    if isinstance(setting, tuple) and all(type(count) is int for count in setting):
+        return (1,) * len(setting)
     if isinstance(setting, tuple) and len(setting) == 2:
         counts = [isinstance(part, tuple) and all(type(count) is int for count in part)
                   for part in setting]
@@ -313,10 +355,6 @@ def build(config: dict) -> torch.nn.Module:
     model = build_detector(mmcv.Config(dict(model=copy.deepcopy(config))).model)
     with without_details():
         model.init_weights()
-    if isinstance(model, Distiller):
-        # Without a checkpoint nothing has filled it: SSD's scales would be whatever memory holds.
-        with isolated_random_numbers(), without_details():
-            model.teacher.init_weights()
     for detector in [model.student, model.teacher] if isinstance(model, Distiller) else [model]:
         calm(detector)
     model.train()
