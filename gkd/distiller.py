@@ -255,11 +255,11 @@ class Distiller(DetectorShell):
             part.maps = tuple(map(widened, part.maps))
             self.frozen.check()
         if self.pair.teacher.num_classes != self.pair.num_classes:
-            self.keep_students_classes(part)
+            self.keep_students_classes(part, step)
         return part
 
-    def keep_students_classes(self, part: DetectorOutputs) -> None:
-        """Leave in a teacher's part the logits of the student's classes, in their order.
+    def keep_students_classes(self, part: DetectorOutputs, step: Step) -> None:
+        """Leave in a teacher's part of a step the logits of the student's classes, in their order.
 
         Raises:
             ConfigError: Nobody has said what the student's classes are called.
@@ -272,6 +272,8 @@ class Distiller(DetectorShell):
         for name in ('logits', 'proposal_logits'):
             if getattr(part, name) is not None:
                 setattr(part, name, getattr(part, name)[:, self.teacher_columns])
+        for stage in step.stages:
+            stage.teacher = stage.teacher[:, self.teacher_columns]
         # An RPN's only tell objects from background.
         if part.dense is not None and not self.pair.teacher.is_two_stage:
             part.dense.logits = part.dense.logits[..., self.teacher_columns]

@@ -67,6 +67,20 @@ def plain_configs():
 
 
 @pytest.fixture(scope='module')
+def short_backbones():
+    """Let backbones have one block a stage."""
+    from mmdet.models import BACKBONES
+
+    from gkd.experiments import coverage
+    settings = {kind: kind.arch_settings for kind in BACKBONES.module_dict.values()
+                if hasattr(kind, 'arch_settings')}
+    coverage.shorten_backbones()
+    yield
+    for kind, value in settings.items():
+        kind.arch_settings = value
+
+
+@pytest.fixture(scope='module')
 def original(tmp_path_factory):
     """A folder with a pair that trains; kept as it is."""
     from helpers import tiny_data

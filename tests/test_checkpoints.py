@@ -6,6 +6,7 @@ import threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 import torch
@@ -208,7 +209,7 @@ def test_manifest_holds_together():
     assert len(published()) == 12
     for name, checkpoint in published().items():
         assert checkpoint.url.startswith('https://download.openmmlab.com/mmdetection/v2.0/')
-        assert checkpoint.url.endswith(f'/{name}')
+        assert unquote(checkpoint.url).endswith(f'/{name}')
         assert re.fullmatch(r'[0-9a-f]{8}', checkpoint.sha256)
         assert name.endswith(f'-{checkpoint.sha256}.pth')
         assert find_file(checkpoint.config)

@@ -3,11 +3,12 @@
 import random
 
 import pytest
-from mmdet.models import BACKBONES
+import torch
 
 from gkd.errors import ConfigError
 from gkd.experiments import coverage
 from gkd.experiments.zoo import PAIRS, SELF_PAIRS
+from gkd.knowledge.instances import Instances
 from gkd.running.data import check_ground_truth
 
 POSITIVES, TRUTH = 'positives', 'gt'
@@ -15,9 +16,9 @@ POSITIVES, TRUTH = 'positives', 'gt'
 SAMPLE = [
     ('atss/atss_r50_fpn_1x_coco', POSITIVES, True),
     ('paa/paa_r50_fpn_1x_coco', POSITIVES, True),
-    ('fcos/fcos_r50_caffe_fpn_gn-head_1x_coco', TRUTH, False),
+    ('fcos/fcos_r50_caffe_fpn_gn-head_1x_coco', TRUTH, True),
     ('free_anchor/retinanet_free_anchor_r50_fpn_1x_coco', TRUTH, False),
-    ('yolox/yolox_tiny_8x8_300e_coco', TRUTH, False),
+    ('yolox/yolox_tiny_8x8_300e_coco', TRUTH, True),
     ('cascade_rcnn/cascade_rcnn_r50_fpn_1x_coco', POSITIVES, True),
 ]
 MORE = [
@@ -35,18 +36,11 @@ MORE = [
     # With operators that mmcv-full compiles.
     ('dcnv2/faster_rcnn_r50_fpn_mdconv_c3-c5_1x_coco', POSITIVES, True),
     ('tood/tood_r50_fpn_1x_coco', POSITIVES, True),
-    ('reppoints/reppoints_moment_r50_fpn_1x_coco', TRUTH, False),
+    ('reppoints/reppoints_moment_r50_fpn_1x_coco', TRUTH, True),
 ]
 
 
-@pytest.fixture(scope='module', autouse=True)
-def short_backbones():
-    settings = {kind: kind.arch_settings for kind in BACKBONES.module_dict.values()
-                if hasattr(kind, 'arch_settings')}
-    coverage.shorten_backbones()
-    yield
-    for kind, value in settings.items():
-        kind.arch_settings = value
+pytestmark = pytest.mark.usefixtures('short_backbones')
 
 
 def check(name, instances, soft):
@@ -86,6 +80,69 @@ def test_teacher_sees_the_batch_that_the_student_has_resized():
         # Boxes are of the resized images.
         assert step.gt_boxes[0][1, 2].item() == pytest.approx(0.95 * step.padded_size[1])
     assert len(sizes) > 1
+
+
+@pytest.mark.parametrize('name', ['fcos/fcos_r50_caffe_fpn_gn-head_1x_coco',
+                                  'yolox/yolox_tiny_8x8_300e_coco'])
+def test_places_are_those_that_the_head_trains_as_objects(name):
+    config = coverage.small_config(name)
+    model = coverage.build(coverage.distiller(config, config))
+    head, calls = model.student.bbox_head, []
+    loss_cls = head.loss_cls.forward
+    head.loss_cls.forward = lambda *args, **kwargs: calls.append(args) or loss_cls(*args, **kwargs)
+    step = coverage.observed(model, coverage.batch_of(model))
+    objects = step.place_labels < model.pair.num_classes
+    logits, labels = step.student.dense.logits[objects], step.place_labels[objects]
+    trained, targets = calls[-1][:2]
+    if targets.dim() == 2:  # YOLOX: of each place that is an object as many numbers as classes
+        classes, kept = targets.argmax(dim=1), targets.sum(dim=1) > 0
+    else:
+        classes, kept = targets, targets < model.pair.num_classes
+    trained, classes = trained[kept], classes[kept]
+    assert len(trained) == len(logits) > 0
+    rows = [sorted(torch.cat([scores, classes[:, None]], dim=1).tolist())
+            for scores, classes in ((trained, classes), (logits, labels))]
+    assert rows[0] == rows[1]
+
+    # Their mean divergence, each weighed as the smallest box of its class around it.
+    kind = model.knowledge[0]
+    plain = kind.soft_label(logits, step.teacher.dense.logits[objects], torch.ones(len(logits)))
+    kind.robust = False
+    ones = torch.ones(sum(map(len, step.gt_boxes)))
+    given = Instances.of(step.gt_boxes), torch.cat(step.gt_labels)
+    taught = kind.teach_places(step, *given, ones)
+    torch.testing.assert_close(taught, plain)
+    halved = kind.teach_places(step, *given, torch.where(given[1] == 0, 0.0, 1.0))
+    weights = torch.where(labels == 0, 0.0, 1.0)
+    torch.testing.assert_close(halved, kind.soft_label(
+        logits, step.teacher.dense.logits[objects], weights), rtol=0.3, atol=0)
+
+
+def test_each_stage_of_a_cascade_is_taught_by_the_same_stage():
+    config = coverage.small_config('cascade_rcnn/cascade_rcnn_r50_fpn_1x_coco')
+    model = coverage.build(coverage.distiller(config, config))
+    kind = model.knowledge[0]
+    kind.robust = False
+    heads, seen = model.teacher.roi_head.bbox_head, []
+    for number, head in enumerate(heads):
+        torch.nn.init.normal_(head.fc_cls.weight)  # untrained heads score everything alike
+        head.register_forward_hook(lambda _, inputs, output, number=number:
+                                   seen.append((number, output[0])))
+    losses = coverage.step(model, coverage.batch_of(model))
+    step = coverage.observed(model, coverage.batch_of(model))
+    assert [number for number, _ in seen] == [0, 1, 2] * 2
+    for (_, logits), stage in zip(seen[-2:], step.stages):
+        assert torch.equal(logits, stage.teacher)
+        assert len(logits) == len(stage.student) == len(stage.labels) == sum(map(len, stage.boxes))
+
+    def loss(student, teacher):
+        return kind.soft_label(student, teacher, torch.ones(len(student)))['loss_soft']
+
+    first, second, third = [loss(step.student.logits, step.teacher.logits),
+                            *(loss(stage.student, stage.teacher) for stage in step.stages)]
+    taught = kind(step)['loss_soft']
+    torch.testing.assert_close(taught, first + 0.5 * second + 0.25 * third)
+    assert min(first, second, third) > 1e-3 and 'loss_soft' in losses
 
 
 def test_paa_records_what_it_trains():

@@ -14,6 +14,7 @@ from gkd.checkpoints import find_recipe, published
 from gkd.compat.checkpoint import load_checkpoint_file
 from gkd.detectors.source import DetectorSource, find_file, sources_of
 from gkd.errors import ConfigError
+from gkd.experiments import coverage
 from gkd.experiments.recipes import (
     RecipeError,
     check_losses,
@@ -46,11 +47,15 @@ def test_every_method_has_recipes_for_both_families():
 @pytest.mark.parametrize('name', NAMES)
 def test_a_recipe_names_what_there_is(name):
     config = load_config(path_of(name))
-    assert config.auto_scale_lr.enable and config.auto_scale_lr.base_batch_size == 16
+    images = 64 if 'yolox' in name else 16  # that the learning rate is for
+    assert config.auto_scale_lr.enable and config.auto_scale_lr.base_batch_size == images
     sources = sources_of(config.model)
     assert len(sources) == 2 * (config.model.type == 'Distiller')
     for source in sources:
         assert find_file(source.config)
+        if source.checkpoint is None:  # starts as its own config says
+            assert source.key == 'model.student'
+            continue
         checkpoint = Path(source.checkpoint)
         if checkpoint.name in published():
             assert checkpoint.parent.name == 'checkpoints'
@@ -140,6 +145,41 @@ def test_a_small_recipe_is_checked_the_whole_way(tmp_path):
     assert report.distillation.keys() == {'loss_global', 'loss_local_fg', 'loss_local_bg',
                                           'loss_soft'}
     assert report.detections > 0 and 'bbox_mAP' in report.metrics
+
+
+# Student, and whether it is taught by soft labels.
+PAIRS = [('gkd_mask_rcnn_swin-t_faster_rcnn_r18_fpn_1x_coco', True),
+         ('gkd_cascade_rcnn_r101_retinanet_r18_fpn_1x_coco', False),
+         ('gkd_cascade_rcnn_r101_faster_rcnn_r18_fpn_1x_coco', True),
+         ('gkd_gfl_r101_r18_fpn_1x_coco', True),
+         ('gkd_tood_r101_gfl_r18_fpn_1x_coco', True),
+         ('gkd_vfnet_r101_atss_r18_fpn_1x_coco', True),
+         ('gkd_paa_r101_atss_r50_fpn_1x_coco', True),
+         ('gkd_reppoints_r101_r50_fpn_gn-neck+head_2x_coco', True),
+         ('gkd_yolox_l_tiny_8x8_300e_coco', True),
+         ('gkd_deformable_detr_r50_retinanet_r18_fpn_1x_coco', False),
+         ('gkd_htc_x101_64x4d_mask_rcnn_r18_fpn_1x_coco', True)]
+
+
+@pytest.mark.parametrize('name, soft', PAIRS)
+def test_a_pair_of_two_kinds_takes_a_small_step(name, soft, short_backbones):
+    config = load_config(path_of(name))
+    for role in ('teacher', 'student'):
+        source = DetectorSource.parse(config.model[role], f'model.{role}')
+        config.model[role] = dict(config=coverage.made_small(source.model_config()),
+                                  checkpoint=None)
+    plain = coverage.build(config.model.student.config)
+    model = coverage.build(config.model)
+    losses = coverage.step(model, coverage.batch_of(model))
+    taught = {'loss_global', 'loss_local_fg', 'loss_local_bg'} | ({'loss_soft'} if soft else set())
+    assert taught <= losses.keys() and ('loss_soft' in losses) == soft
+    assert all(losses[term].isfinite() for term in taught)
+    model._parse_losses(losses)[0].backward()
+    unreached = [name for name, parameter in model.knowledge.named_parameters()
+                 if parameter.grad is None]
+    assert not unreached
+    own = coverage.step(plain, coverage.batch_of(model))
+    assert all(coverage.equal(losses[term], value) for term, value in own.items())
 
 
 # The whole way at full size; `python tools/check_recipes.py` takes every recipe.

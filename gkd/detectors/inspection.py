@@ -17,6 +17,7 @@ from gkd.detectors import one_stage, two_stage
 from gkd.detectors.dense import dense_head, main_head, predicted_maps
 from gkd.detectors.modes import eval_mode
 from gkd.detectors.pair import ONE_STAGE, TWO_STAGE, DetectorInfo, DetectorPair
+from gkd.detectors.places import centres, place_labels, recorded_targets, smallest_object
 from gkd.detectors.step import Needs, recorded
 from gkd.errors import ConfigError
 from gkd.frameworks import (
@@ -189,7 +190,7 @@ def classified_boxes(detector: BaseDetector, maps: tuple[Tensor, ...],
         raise
     except Exception:
         return None
-    fits = isinstance(outputs, dict) and {'cls_score', 'bbox_feats'} <= outputs.keys()
+    fits = isinstance(outputs, dict) and 'cls_score' in outputs
     return outputs if fits and len(outputs['cls_score']) == PROBE_IMAGES else None
 
 
@@ -201,9 +202,10 @@ def two_stage_traits(detector: BaseDetector, view: View) -> dict:
     classifies = pools_maps = False
     if view.rois is not None:
         classifies = view.rois['cls_score'].shape[1] == classes + (not sigmoid)
-        # A shared head (C4) pools features that lie in no map's space.
+        # A shared head (C4) pools features that lie in no map's space; HTC shows none.
         widths = {level.shape[1] for level in view.maps}
-        pools_maps = widths == {view.rois['bbox_feats'].shape[1]} and \
+        pools_maps = 'bbox_feats' in view.rois and \
+            widths == {view.rois['bbox_feats'].shape[1]} and \
             hasattr(two_stage.first(detector.roi_head.bbox_roi_extractor), 'map_roi_levels')
     return dict(num_classes=classes, sigmoid=sigmoid, samples_positives=classifies,
                 classifies_boxes=classifies, pools_maps=pools_maps,
@@ -273,8 +275,12 @@ def observe_training(student: BaseDetector, info: DetectorInfo, view: View) -> D
                 pass  # not observed as other heads are; its own training may be sound
         info = replace(info, samples_positives=False, classifies_boxes=False)
         try:
-            with recorded(trained, 'extract_feat') as features:
-                student_losses(trained, batch())
+            head = dense_head(trained)
+            head = trained if head is None else head
+            with recorded(trained, 'extract_feat') as features, \
+                    recorded(head, 'forward') as forwards, recorded_targets(head) as targets:
+                probed = batch()
+                student_losses(trained, probed)
         except Exception as error:
             # It may want other ground truth than this; its training will tell.
             logger().warning(
@@ -288,7 +294,30 @@ def observe_training(student: BaseDetector, info: DetectorInfo, view: View) -> D
             f'student {info.name} trains on maps that hold {len(maps[0])} images for '
             f'{PROBE_IMAGES}, one for each of its branches; a teacher has one map an image. '
             f'It can be a teacher, but no student.')
-    return info
+    if info.is_two_stage or not info.predicts_densely or set(info.places) != {1}:
+        return info
+    labels = place_labels(targets, forwards[-1].result[0], info.num_classes)
+    return replace(info, trains_places=labels is not None
+                   and places_are_true(labels, maps, info.strides, probed))
+
+
+def places_are_true(labels: Tensor, maps: tuple[Tensor, ...], strides: tuple[int, ...],
+                    batch: Batch) -> bool:
+    """Whether places that a step trained as objects lie on objects of their class.
+
+    A few may lie beside: heads take places around a small object's centre, too.
+
+    Args:
+        labels: Class of every place, ``(B, N)``.
+        maps: The maps that they are places of.
+        strides: Of the maps.
+        batch: What the step trained on.
+    """
+    points = centres([level.shape[-2:] for level in maps], strides, labels.device)
+    _, held = smallest_object(labels, points, torch.stack(list(batch.gt_boxes)),
+                              torch.stack(list(batch.gt_labels)))
+    objects = (labels >= 0) & (labels < batch.gt_labels[0].max() + 1)
+    return bool(objects.any()) and bool(held[objects].float().mean() > 0.5)
 
 
 def positives_are_true(student: BaseDetector, info: DetectorInfo, batch: Batch) -> bool:

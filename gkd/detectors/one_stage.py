@@ -10,6 +10,7 @@ from torch import Tensor
 
 from gkd.detectors.dense import class_logits, dense_predictions, main_head, positive_places
 from gkd.detectors.pair import DetectorInfo, DetectorPair
+from gkd.detectors.places import place_labels, recorded_targets
 from gkd.detectors.step import Call, DetectorOutputs, Needs, Step, recorded
 from gkd.frameworks import BaseDetector, Batch, anchor_inside_flags, positive_boxes, student_losses
 
@@ -37,12 +38,16 @@ def student_step(student: BaseDetector, pair: DetectorPair, needs: Needs,
             samples = stack.enter_context(recorded(head.sampler, 'sample'))
             reassigned = stack.enter_context(recorded(head, 'paa_reassign')) \
                 if hasattr(head, 'paa_reassign') else []
+        elif info.trains_places and needs.dense:
+            targets = stack.enter_context(recorded_targets(head))
         losses = student_losses(student, batch)
 
     step = start_step(pair, features[-1], batch)
     outputs = forwards[-1].result
     if needs.dense:
         step.student.dense = dense_predictions(head, outputs, features[-1].result, pair, info)
+        if info.trains_places:
+            step.place_labels = place_labels(targets, outputs[0], head.num_classes)
     if info.samples_positives:
         # Heads that assign boxes apart from classes sample for classes first.
         sampled = [call.result for call in samples[:len(batch.metas)]]

@@ -26,6 +26,8 @@ class DetectorInfo:
         sigmoid: Whether classes are scored by independent sigmoids.
         samples_positives: Whether a training step chooses positive proposals or anchors that can
             be recorded.
+        trains_places: Whether a training step that samples nothing shows which places of the maps
+            it trains as objects.
         classifies_boxes: Whether class logits can be had for given positives.
         box_coding: Means and standard deviations of the offsets of anchors that the dense head
             regresses, four each; empty for other heads.
@@ -52,6 +54,12 @@ class DetectorInfo:
     pools_maps: bool = True
     image_channels: int = 3
     ground_truth: tuple[str, ...] = ()
+    trains_places: bool = False
+
+    @property
+    def places(self) -> tuple[int, ...]:
+        """Places of a cell at which the dense head predicts, on every level."""
+        return tuple(map(len, self.anchors)) or (1,) * len(self.strides)
 
     @property
     def is_two_stage(self) -> bool:
@@ -114,6 +122,21 @@ class DetectorPair:
             raise ConfigError(f'{key}: teacher and student have different anchors (of the first '
                               f'level: {teacher[:1]} and {student[:1]}); use one '
                               f'`anchor_generator` for both, or {advice}')
+
+    def require_same_places(self, key: str, advice: str) -> None:
+        """Raise ConfigError unless the dense heads predict at the same places.
+
+        These are the same anchors, or one a cell on maps of the same strides, with whatever
+        anchors. Arguments as above.
+        """
+        teacher, student = self.teacher, self.student
+        if teacher.anchors == student.anchors != ():
+            return
+        if {*teacher.places, *student.places} != {1}:
+            self.require_same_anchors(key, advice)
+        if teacher.strides != student.strides:
+            raise ConfigError(f'{key}: teacher and student predict on maps of different strides '
+                              f'({teacher.strides} and {student.strides}); {advice}')
 
     @property
     def num_levels(self) -> int:

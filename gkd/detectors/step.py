@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, field
 from typing import Any, Optional
 
 from torch import Tensor
@@ -89,6 +89,26 @@ class DetectorOutputs:
 
 
 @dataclass
+class Stage:
+    """A later stage of a cascade student, at the ``n`` positives that it trained on.
+
+    Attributes:
+        boxes: The positives of every image, ``(n_b, 4)`` as ``x1, y1, x2, y2`` in pixels.
+        labels: Class of the ground truth that each was assigned to, ``(n,)``, int64.
+        loss_weight: Factor of the stage's own losses.
+        student: The student's class logits, ``(n, num_logits)``.
+        teacher: The teacher's, of the same stage if it is a cascade; only if a kind of knowledge
+            needs ``logits``.
+    """
+
+    boxes: list[Tensor]
+    labels: Tensor
+    loss_weight: float
+    student: Tensor
+    teacher: Optional[Tensor] = None
+
+
+@dataclass
 class Step:
     """A training step as both detectors saw it: all that a kind of knowledge reads.
 
@@ -117,6 +137,11 @@ class Step:
             image and anchor; one-stage students only.
         dense_positives: Which places of ``student.dense`` are positives, ``(B, N)`` bool; only of
             anchor-based one-stage students, and if a kind of knowledge needs ``dense``.
+        place_labels: Class that each place of ``student.dense`` was trained as, ``(B, N)`` int64,
+            the number of classes for background; only of one-stage students that sample nothing
+            but show it, and if a kind of knowledge needs ``dense``.
+        stages: The stages after the first of a cascade student; only if a kind of knowledge needs
+            ``logits``.
         proposals: All proposals that the student sampled, of every image its positives first, then
             its negatives, ``(m_b, 4)``; two-stage students only. ``m`` is the sum of all ``m_b``.
         proposal_positives: Which of these are positives, ``(m,)`` bool.
@@ -138,6 +163,8 @@ class Step:
     roi_levels: Optional[Tensor] = None
     positions: Optional[Tensor] = None
     dense_positives: Optional[Tensor] = None
+    place_labels: Optional[Tensor] = None
+    stages: list[Stage] = field(default_factory=list)
     proposals: Optional[list[Tensor]] = None
     proposal_positives: Optional[Tensor] = None
     images: Optional[Tensor] = None

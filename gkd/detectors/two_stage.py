@@ -11,7 +11,7 @@ from torch import Tensor
 from gkd.detectors.dense import dense_predictions
 from gkd.detectors.one_stage import assigned_objects, paired_maps, start_step
 from gkd.detectors.pair import DetectorPair
-from gkd.detectors.step import DetectorOutputs, Needs, Step, recorded
+from gkd.detectors.step import DetectorOutputs, Needs, Stage, Step, recorded
 from gkd.detectors.teacher import widened
 from gkd.frameworks import (
     BaseDetector,
@@ -43,7 +43,9 @@ def student_step(student: BaseDetector, pair: DetectorPair, needs: Needs,
             proposing = stack.enter_context(recorded(student.rpn_head, 'forward'))
         if pair.student.samples_positives:
             roi_head = student.roi_head
-            samples = stack.enter_context(recorded(first(roi_head.bbox_sampler), 'sample'))
+            stages = roi_head.bbox_sampler if is_cascade(roi_head) and needs.logits \
+                else [first(roi_head.bbox_sampler)]
+            samples = [stack.enter_context(recorded(sampler, 'sample')) for sampler in stages]
             forwards = stack.enter_context(recorded(roi_head, '_bbox_forward'))
         losses = student_losses(student, batch)
 
@@ -52,11 +54,17 @@ def student_step(student: BaseDetector, pair: DetectorPair, needs: Needs,
         step.student.dense = dense_predictions(student.rpn_head, proposing[-1].result,
                                                features[-1].result, pair, pair.student)
     if pair.student.samples_positives:
-        if is_cascade(roi_head):
-            forwards = [call for call in forwards if call.args[0] == 0]
+        # HTC samples a stage's boxes once more, for masks.
+        samples = [[sampling_result(call.result) for call in calls[:len(batch.metas)]]
+                   for calls in samples]
         # Samplers that look at losses (OHEM) run the head too: the last call is the loss's own.
-        add_positives(step, [sampling_result(call.result) for call in samples],
-                      forwards[-1].result)
+        outputs = [[call for call in forwards if call.args[0] == stage][-1].result
+                   for stage in range(len(samples))] if is_cascade(roi_head) \
+            else [forwards[-1].result]
+        add_positives(step, samples[0], outputs[0])
+        step.stages = [later_stage(sampled, result, weight) for sampled, result, weight in
+                       zip(samples[1:], outputs[1:], roi_head.stage_loss_weights[1:])] \
+            if is_cascade(roi_head) else []
         extractor = first(roi_head.bbox_roi_extractor)
         if pair.student.pools_maps:
             step.roi_levels = roi_levels(extractor, bbox2roi(step.boxes), pair)
@@ -73,19 +81,24 @@ def is_cascade(roi_head: torch.nn.Module) -> bool:
     return isinstance(roi_head.bbox_head, torch.nn.ModuleList)
 
 
-def classify(roi_head: torch.nn.Module, maps: tuple[Tensor, ...], rois: Tensor) -> dict:
-    """Run a RoI head, a cascade's first, on boxes.
+def classify(roi_head: torch.nn.Module, maps: tuple[Tensor, ...], rois: Tensor,
+             stage: int = 0) -> dict:
+    """Run a RoI head, or a stage of a cascade, on boxes.
 
     Args:
         roi_head: The head, built by MMDetection.
         maps: All maps of its detector, ``(B, C, H_l, W_l)``.
         rois: ``(k, 5)`` as image, x1, y1, x2, y2 in pixels.
+        stage: Which of a cascade's heads; its last one if it has fewer.
 
     Returns:
-        MMDetection's results, with ``cls_score`` ``(k, num_logits)`` and ``bbox_feats``.
+        MMDetection's results, with ``cls_score`` ``(k, num_logits)`` and mostly ``bbox_feats``.
     """
-    stage = (0,) if is_cascade(roi_head) else ()
-    return roi_head._bbox_forward(*stage, maps, rois)
+    further = {}
+    if getattr(roi_head, 'with_semantic', False):  # HTC adds what it sees of the whole image
+        further['semantic_feat'] = roi_head.semantic_head(maps)[1]
+    stages = (min(stage, len(roi_head.bbox_head) - 1),) if is_cascade(roi_head) else ()
+    return roi_head._bbox_forward(*stages, maps, rois, **further)
 
 
 def sampling_result(result: object) -> object:
@@ -110,7 +123,18 @@ def add_positives(step: Step, sampled: list, outputs: dict) -> None:
         for proposals, boxes in zip(step.proposals, step.boxes)])
     step.student.proposal_logits = outputs['cls_score']
     step.student.logits = positive_rows(outputs['cls_score'], step)
-    step.student.roi_features = positive_rows(outputs['bbox_feats'], step)
+    if 'bbox_feats' in outputs:
+        step.student.roi_features = positive_rows(outputs['bbox_feats'], step)
+
+
+def later_stage(sampled: list, outputs: dict, loss_weight: float) -> Stage:
+    """What a stage after the first classified; arguments as above, and its losses' factor."""
+    counts = [len(sampled_boxes(result)) for result in sampled]
+    boxes = [positive_boxes(result) for result in sampled]
+    logits = torch.cat([rows[:len(positives)] for rows, positives in
+                        zip(outputs['cls_score'].split(counts), boxes)])
+    return Stage(boxes, torch.cat([result.pos_gt_labels for result in sampled]), loss_weight,
+                 logits)
 
 
 @torch.no_grad()
@@ -142,10 +166,14 @@ def teacher_step(teacher: BaseDetector, pair: DetectorPair, needs: Needs, img: T
         features = tuple(map(widened, features))
         with pooling_without_waiting(teacher.roi_head, rois.is_cuda):
             outputs = classify(teacher.roi_head, features, rois)
-        logits, pooled = outputs['cls_score'], outputs['bbox_feats']
+            for number, stage in enumerate(step.stages, start=1):
+                stage.teacher = classify(teacher.roi_head, features, bbox2roi(stage.boxes),
+                                         number)['cls_score']
+        logits, pooled = outputs['cls_score'], outputs.get('bbox_feats')
         if needs.proposals:
             part.proposal_logits = logits
-            logits, pooled = positive_rows(logits, step), positive_rows(pooled, step)
+            logits = positive_rows(logits, step)
+            pooled = None if pooled is None else positive_rows(pooled, step)
         part.logits, part.roi_features = logits, pooled
     return part
 

@@ -213,8 +213,13 @@ def try_pair(outcome: Outcome) -> None:
 
 
 def small_config(name: str) -> dict:
+    """The small `model` config of a detector of MMDetection."""
+    source = DetectorSource.parse(dict(config=f'mmdet::{name}.py'), 'config')
+    return made_small(source.model_config())
+
+
+def made_small(model: mmcv.ConfigDict) -> dict:
     """A detector's `model` config with nothing to download, narrower if it can be."""
-    model = DetectorSource.parse(dict(config=f'mmdet::{name}.py'), 'config').model_config()
     drop_pretrained(model)
     if 'teacher_ckpt' in model:  # distils by itself, from a config beside this one
         model.teacher_ckpt = None

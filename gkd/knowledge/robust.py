@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Optional, Union
 import torch
 from torch import Tensor, nn
 
+from gkd.detectors.places import centres, smallest_object
 from gkd.detectors.step import Needs
 from gkd.errors import ConfigError
 from gkd.frameworks import logger
@@ -242,7 +243,9 @@ class RobustDistillingModule(Knowledge):
                               'soft_label are all None; nothing is left to teach.')
         self.left_out = re.sub(r'[;,] (or )?set soft_label=None.*$', '.', left_out)
         say_what_is_taught(self)
-        self.needs = Needs(logits=self.soft_label is not None,
+        at_places = pair.student.trains_places
+        self.needs = Needs(logits=self.soft_label is not None and not at_places,
+                           dense=self.soft_label is not None and at_places,
                            bank=robust or self.global_knowledge is not None)
         self.arranged: tuple[Optional[PrototypeBank], list[Basis]] = (None, [])
 
@@ -267,11 +270,15 @@ class RobustDistillingModule(Knowledge):
                                step.strides)
             losses.update(self.local_knowledge(maps, step.teacher.maps, masks, decay))
         if self.soft_label is not None:
-            if of_positives is not None:
-                own = own_level(of_positives, step.roi_levels)
-            elif self.instances == 'gt':
-                own = self.weigh_positives(step)
-            losses.update(self.soft_label(step.student.logits, step.teacher.logits, own))
+            if self.pair.student.trains_places:
+                losses.update(self.teach_places(step, instances, labels, own))
+            else:
+                if of_positives is not None:
+                    own = own_level(of_positives, step.roi_levels)
+                elif self.instances == 'gt':
+                    own = self.weigh_boxes(step, step.boxes, step.labels)
+                losses.update(self.soft_label(step.student.logits, step.teacher.logits, own))
+                self.teach_stages(step, losses)
         if step.progress < self.start:
             # Not left out: distributed training waits for the gradient of every layer.
             losses = {name: 0 * loss for name, loss in losses.items()}
@@ -290,11 +297,12 @@ class RobustDistillingModule(Knowledge):
         return self.robust and self.soft_label is not None and self.pair.student.is_two_stage \
             and all(info.pools_maps for info in infos)
 
-    def compare(self, step: Step, instances: Instances) -> list[Compared]:
+    def compare(self, step: Step, instances: Instances,
+                with_pooled: bool = True) -> list[Compared]:
         """Similarities of instances on every level, levels that are alike together.
 
         They are followed by those of the positives as a RoI head has pooled them, if these are to
-        be weighed.
+        be weighed and ``with_pooled`` does not leave them out.
         """
         if not self.needs.bank:
             return []
@@ -306,32 +314,66 @@ class RobustDistillingModule(Knowledge):
             compared.append([])
             for part, prototypes in ((step.student, basis.student), (step.teacher, basis.teacher)):
                 features = pool_maps(part.maps[alike], windows[alike], instances)
-                if self.weighs_pooled:
+                if self.weighs_pooled and with_pooled:
                     pooled = part.roi_features.detach().mean(dim=(-2, -1), dtype=torch.float)
                     features = torch.cat([features, pooled.expand(len(features), -1, -1)], dim=1)
                 compared[-1].append(similarities(features, prototypes))
         return compared
 
-    def weigh(self, step: Step, compared: list[Compared],
-              labels: Tensor) -> tuple[Tensor, Optional[Tensor]]:
+    def weigh(self, step: Step, compared: list[Compared], labels: Tensor,
+              with_pooled: bool = True) -> tuple[Tensor, Optional[Tensor]]:
         """Robust weights ``(L, n)`` of instances, and of what a RoI head has pooled, if compared.
 
         The latter are of use on a positive's own level only.
         """
         if not self.robust:
             return torch.ones(len(step.strides), len(labels), device=labels.device), None
-        rows = torch.cat([labels, step.labels]) if self.weighs_pooled else labels
+        pooled = self.weighs_pooled and with_pooled
+        rows = torch.cat([labels, step.labels]) if pooled else labels
         weights = torch.cat([trust(*both, rows, basis.classes)
                              for both, basis in zip(compared, self.bases(step.bank))])
-        of_positives = weights[:, len(labels):] if self.weighs_pooled else None
+        of_positives = weights[:, len(labels):] if pooled else None
         return weights[:, :len(labels)], of_positives
 
     @torch.no_grad()
-    def weigh_positives(self, step: Step) -> Tensor:
-        """Robust weight ``(n,)`` of every positive anchor on its own level."""
-        instances = Instances.of(step.boxes)
-        weights, _ = self.weigh(step, self.compare(step, instances), step.labels)
+    def weigh_boxes(self, step: Step, boxes: list[Tensor], labels: Tensor) -> Tensor:
+        """Robust weight ``(n,)`` of every box on its own level, as it is pooled from the maps."""
+        instances = Instances.of(boxes)
+        compared = self.compare(step, instances, with_pooled=False)
+        weights, _ = self.weigh(step, compared, labels, with_pooled=False)
         return own_level(weights, map_levels(instances.boxes, len(step.strides)))
+
+    def teach_stages(self, step: Step, losses: dict[str, Tensor]) -> None:
+        """Add the soft labels of a cascade's later stages, as far as their own losses count."""
+        for stage in step.stages:
+            weights = self.weigh_boxes(step, stage.boxes, stage.labels)
+            taught = self.soft_label(stage.student, stage.teacher, weights)
+            losses['loss_soft'] = losses['loss_soft'] + stage.loss_weight * taught['loss_soft']
+
+    def teach_places(self, step: Step, instances: Instances, labels: Tensor,
+                     weights: Tensor) -> dict[str, Tensor]:
+        """Soft labels at the places that a head without samples trains as objects.
+
+        All places are compared and the others count nothing: how many are objects, the host need
+        not know.
+
+        Args:
+            step: The step.
+            instances: Ground truth.
+            labels: Its classes, ``(n,)``.
+            weights: Its robust weights, each on its own level, ``(n,)``.
+        """
+        points = centres([feature.shape[2:] for feature in step.student.maps], step.strides,
+                         labels.device)
+        classes = torch.where(instances.numbers > 0, instances.pad(labels), -1)
+        number, held = smallest_object(step.place_labels, points, instances.padded, classes)
+        trust_of_places = torch.where(held, instances.pad(weights).gather(1, number), 1.0)
+        objects = (step.place_labels >= 0) & (step.place_labels < self.pair.num_classes)
+        # The loss is the mean over all places; that over objects is meant.
+        share = objects.numel() / objects.sum().clamp(min=1)
+        student, teacher = (part.dense.logits.flatten(0, 1) for part in (step.student,
+                                                                         step.teacher))
+        return self.soft_label(student, teacher, (trust_of_places * objects * share).flatten())
 
 
 def own_level(weights: Tensor, levels: Tensor) -> Tensor:
@@ -350,6 +392,8 @@ def say_what_is_taught(module: RobustDistillingModule) -> None:
                                      ('local knowledge', module.local_knowledge),
                                      ('soft labels', module.soft_label)) if part is not None]
     student = module.pair.student.name
+    if module.soft_label is not None and module.pair.student.trains_places:
+        parts[-1] += f' (at the places that {student} trains as objects)'
     boxes = {'positives': f'the positives that {student} trains on',
              'gt': 'the ground-truth boxes'}[module.instances]
     logger().info(f'{type(module).__name__} teaches {", ".join(parts)} at {boxes}.')
@@ -376,8 +420,11 @@ def build(kind: type, settings: Optional[Mapping], key: str, *args) -> Optional[
 def refuse_soft_labels(pair: DetectorPair) -> None:
     """Raise ConfigError where teacher and student cannot classify the same boxes."""
     where = 'soft_label', 'set soft_label=None to distil without soft labels.'
-    pair.require_class_logits(*where)
+    if pair.student.trains_places:
+        pair.require_dense_predictions(*where)
+    else:
+        pair.require_class_logits(*where)
     pair.require_same_family(*where)
     pair.require_same_scores(*where)
     if not pair.student.is_two_stage:
-        pair.require_same_anchors(*where)
+        pair.require_same_places(*where)
