@@ -25,6 +25,7 @@ def test_config_is_the_students_own_with_a_distiller(pair, tmp_path):
     assert (config.runner.max_epochs, own.runner.max_epochs) == (1, 2)
     assert config.work_dir == str(tmp_path / 'work')
     for said in ('soft labels at the positives', '16 channels of the student, 24 of the teacher',
+                 'images     RGB, mean 127, 127, 127, std 60, 60, 60, as of the teacher',
                  'teaches    PKD', '3, to the teacher red, green, blue', 'times the operations'):
         assert said in lines
     assert 'leaves out' not in lines
@@ -32,10 +33,13 @@ def test_config_is_the_students_own_with_a_distiller(pair, tmp_path):
 
 def test_what_is_left_out_is_said(pair, tmp_path):
     tiny_data.write_pair(tmp_path / 'two', 'two_stage')
+    teacher = tmp_path / 'two' / 'teacher.py'
+    teacher.write_text(teacher.read_text().replace('127.0', '100.0'))
     _, lines = succeed('distill', pair[0],
                        f'{tmp_path}/two/teacher.py:{tmp_path}/two/teacher.pth',
                        '--work-dir', tmp_path / 'work')
     assert 'leaves out soft labels: a two-stage teacher' in lines
+    assert 'converted for the teacher, which was trained on RGB, mean 100' in lines
 
 
 @pytest.mark.slow

@@ -95,8 +95,11 @@ def classify(roi_head: torch.nn.Module, maps: tuple[Tensor, ...], rois: Tensor,
         MMDetection's results, with ``cls_score`` ``(k, num_logits)`` and mostly ``bbox_feats``.
     """
     further = {}
-    if getattr(roi_head, 'with_semantic', False):  # HTC adds what it sees of the whole image
+    # HTC and SCNet add what they see of the whole image.
+    if getattr(roi_head, 'with_semantic', False):
         further['semantic_feat'] = roi_head.semantic_head(maps)[1]
+    if getattr(roi_head, 'with_glbctx', False):
+        further['glbctx_feat'] = roi_head.glbctx_head(maps)[1]
     stages = (min(stage, len(roi_head.bbox_head) - 1),) if is_cascade(roi_head) else ()
     return roi_head._bbox_forward(*stages, maps, rois, **further)
 

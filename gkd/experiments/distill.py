@@ -13,6 +13,7 @@ import mmcv
 import torch
 from mmcv import Config, ConfigDict
 
+from gkd.detectors.images import format_of
 from gkd.detectors.inspection import isolated_random_numbers
 from gkd.distiller import Distiller
 from gkd.errors import ConfigError
@@ -21,6 +22,7 @@ from gkd.files import write_atomically
 from gkd.registry import KNOWLEDGE
 from gkd.running.config import build_model, load_config
 from gkd.running.console import without_details
+from gkd.running.images import channel_map
 from gkd.running.train import check_training
 
 GKD = 'RobustDistillingModule'
@@ -159,6 +161,7 @@ def summary(config: Config, model: Distiller, plan: Union[TrainingPlan, str]) ->
         if getattr(kind, 'left_out', '') and kind.soft_label is None:
             rows.append(('leaves out', f'soft labels: {kind.left_out}'))
     rows.append(('classes', classes(model)))
+    rows.append(('images', images(model, config)))
     if isinstance(plan, str):
         rows.append(('costs', f'not known: {plan}'))
         return [f'{name:10} {text}' for name, text in rows]
@@ -190,6 +193,20 @@ def describe(model: Distiller, config: Config, role: str) -> str:
     detector, source = getattr(model, role), config.model[role]
     weights = source.checkpoint or 'weights as its config says'
     return f'{type(detector).__name__} of {source.config}, {weights}'
+
+
+def images(model: Distiller, config: Config) -> str:
+    """What images the student trains on, and whether they are converted for the teacher."""
+    given = format_of(config.data.get('train') or {})
+    wanted = model.teacher_source.image_format()
+    if given is None:
+        return ('read by a step of their own and not converted; see that the teacher was trained '
+                'on the same')
+    if wanted is None:
+        return f'{given}; what the teacher was trained on is not known: not converted'
+    if channel_map(given, wanted, 'data.train') is None:
+        return f'{given}, as of the teacher'
+    return f'{given}; converted for the teacher, which was trained on {wanted}'
 
 
 def classes(model: Distiller) -> str:
