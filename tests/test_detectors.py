@@ -83,6 +83,8 @@ def test_teacher_sees_the_batch_that_the_student_has_resized():
 
 
 @pytest.mark.parametrize('name', ['fcos/fcos_r50_caffe_fpn_gn-head_1x_coco',
+                                  'foveabox/fovea_r50_fpn_4x4_1x_coco',
+                                  'reppoints/reppoints_moment_r50_fpn_1x_coco',
                                   'yolox/yolox_tiny_8x8_300e_coco'])
 def test_places_are_those_that_the_head_trains_as_objects(name):
     config = coverage.small_config(name)
@@ -93,7 +95,7 @@ def test_places_are_those_that_the_head_trains_as_objects(name):
     step = coverage.observed(model, coverage.batch_of(model))
     objects = step.place_labels < model.pair.num_classes
     logits, labels = step.student.dense.logits[objects], step.place_labels[objects]
-    trained, targets = calls[-1][:2]
+    trained, targets = (torch.cat(part) for part in list(zip(*calls))[:2])  # RepPoints: by level
     if targets.dim() == 2:  # YOLOX: of each place that is an object as many numbers as classes
         classes, kept = targets.argmax(dim=1), targets.sum(dim=1) > 0
     else:

@@ -23,8 +23,12 @@ both_families = pytest.mark.parametrize('family', small.FAMILIES)
 def build(method, family, teacher_channels=24):
     """A distiller that teaches by one method."""
     detector = small.FAMILIES[family]
-    return build_distiller(detector(teacher_channels), detector(),
-                           knowledge=[dict(type=method)])
+    model = build_distiller(detector(teacher_channels), detector(),
+                            knowledge=[dict(type=method)])
+    for name, parameter in model.teacher.named_parameters():
+        if 'cls' in name and parameter.dim() > 1:  # an untrained head scores everything alike
+            torch.nn.init.kaiming_normal_(parameter)
+    return model
 
 
 def own_losses(model, data):

@@ -163,14 +163,14 @@ PAIRS = [('gkd_mask_rcnn_swin-t_faster_rcnn_r18_fpn_1x_coco', True),
 
 @pytest.mark.parametrize('name, soft', PAIRS)
 def test_a_pair_of_two_kinds_takes_a_small_step(name, soft, short_backbones):
-    config = load_config(path_of(name))
+    config = load_config(path_of(name)).model
     for role in ('teacher', 'student'):
-        source = DetectorSource.parse(config.model[role], f'model.{role}')
-        config.model[role] = dict(config=coverage.made_small(source.model_config()),
-                                  checkpoint=None)
-    plain = coverage.build(config.model.student.config)
-    model = coverage.build(config.model)
-    losses = coverage.step(model, coverage.batch_of(model))
+        source = DetectorSource.parse(config[role], f'model.{role}')
+        config[role] = dict(config=coverage.made_small(source.model_config()), checkpoint=None)
+    plain = coverage.build(config['student']['config'])
+    model = coverage.build(config)
+    batch = coverage.batch_of(model)
+    own, losses = (coverage.step(detector, batch) for detector in (plain, model))
     taught = {'loss_global', 'loss_local_fg', 'loss_local_bg'} | ({'loss_soft'} if soft else set())
     assert taught <= losses.keys() and ('loss_soft' in losses) == soft
     assert all(losses[term].isfinite() for term in taught)
@@ -178,7 +178,6 @@ def test_a_pair_of_two_kinds_takes_a_small_step(name, soft, short_backbones):
     unreached = [name for name, parameter in model.knowledge.named_parameters()
                  if parameter.grad is None]
     assert not unreached
-    own = coverage.step(plain, coverage.batch_of(model))
     assert all(coverage.equal(losses[term], value) for term, value in own.items())
 
 

@@ -17,7 +17,7 @@ from gkd.detectors import one_stage, two_stage
 from gkd.detectors.dense import dense_head, main_head, predicted_maps
 from gkd.detectors.modes import eval_mode
 from gkd.detectors.pair import ONE_STAGE, TWO_STAGE, DetectorInfo, DetectorPair
-from gkd.detectors.places import centres, place_labels, recorded_targets, smallest_object
+from gkd.detectors.places import place_labels, recorded_targets
 from gkd.detectors.step import Needs, recorded
 from gkd.errors import ConfigError
 from gkd.frameworks import (
@@ -298,26 +298,19 @@ def observe_training(student: BaseDetector, info: DetectorInfo, view: View) -> D
         return info
     labels = place_labels(targets, forwards[-1].result[0], info.num_classes)
     return replace(info, trains_places=labels is not None
-                   and places_are_true(labels, maps, info.strides, probed))
+                   and places_are_true(labels, probed))
 
 
-def places_are_true(labels: Tensor, maps: tuple[Tensor, ...], strides: tuple[int, ...],
-                    batch: Batch) -> bool:
-    """Whether places that a step trained as objects lie on objects of their class.
-
-    A few may lie beside: heads take places around a small object's centre, too.
+def places_are_true(labels: Tensor, batch: Batch) -> bool:
+    """Whether a step trained some places as objects, all of classes that the batch has.
 
     Args:
-        labels: Class of every place, ``(B, N)``.
-        maps: The maps that they are places of.
-        strides: Of the maps.
+        labels: Class of every place, ``(B, N)``; background is a class that it has not.
         batch: What the step trained on.
     """
-    points = centres([level.shape[-2:] for level in maps], strides, labels.device)
-    _, held = smallest_object(labels, points, torch.stack(list(batch.gt_boxes)),
-                              torch.stack(list(batch.gt_labels)))
-    objects = (labels >= 0) & (labels < batch.gt_labels[0].max() + 1)
-    return bool(objects.any()) and bool(held[objects].float().mean() > 0.5)
+    known = torch.cat(list(batch.gt_labels))
+    objects = labels[(labels >= 0) & (labels <= known.max())]
+    return len(objects) > 0 and bool(torch.isin(objects, known).all())
 
 
 def positives_are_true(student: BaseDetector, info: DetectorInfo, batch: Batch) -> bool:

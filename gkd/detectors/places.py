@@ -127,5 +127,4 @@ def smallest_object(labels: Tensor, points: Tensor, boxes: Tensor,
     inside = ((points[None, :, None] >= low) & (points[None, :, None] <= high)).all(dim=-1)
     holds = inside & (labels[..., None] == classes[:, None])
     areas = (boxes[..., 2:] - boxes[..., :2]).prod(dim=-1)
-    return areas[:, None].where(holds, areas.new_tensor(torch.inf)).argmin(dim=-1), \
-        holds.any(dim=-1)
+    return torch.where(holds, areas[:, None], torch.inf).argmin(dim=-1), holds.any(dim=-1)

@@ -1,5 +1,4 @@
-# Cascade Mask R-CNN X101 teaches Faster R-CNN R50. A cascade gives no class scores for the
-# student's boxes: no soft labels.
+# Cascade Mask R-CNN X101 teaches Faster R-CNN R50 by its maps alone, without soft labels.
 _base_ = './gkd_faster_rcnn_r101_r50_fpn_2x_coco.py'
 model = dict(
     teacher=dict(
