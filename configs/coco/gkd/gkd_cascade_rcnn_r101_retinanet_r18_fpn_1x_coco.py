@@ -3,7 +3,9 @@ import os.path as osp
 
 import mmdet
 
-_base_ = osp.join(osp.dirname(mmdet.__file__), '.mim/configs/retinanet/retinanet_r18_fpn_1x_coco.py')
+_base_ = osp.join(
+    osp.dirname(mmdet.__file__),
+    '.mim/configs/retinanet/retinanet_r18_fpn_1x_coco.py')
 model = dict(
     _delete_=True,
     type='Distiller',

@@ -4,7 +4,9 @@ import os.path as osp
 
 import mmdet
 
-_base_ = osp.join(osp.dirname(mmdet.__file__), '.mim/configs/reppoints/reppoints_moment_r50_fpn_gn-neck+head_2x_coco.py')
+_base_ = osp.join(
+    osp.dirname(mmdet.__file__),
+    '.mim/configs/reppoints/reppoints_moment_r50_fpn_gn-neck+head_2x_coco.py')
 model = dict(
     _delete_=True,
     type='Distiller',
