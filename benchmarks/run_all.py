@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 BENCHMARKS = ('step_overhead', 'distilling_module', 'prototype_search', 'prototype_generation',
-              'data_path', 'methods')
+              'data_path', 'methods', 'operations')
 
 
 def main() -> None:

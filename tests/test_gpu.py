@@ -14,8 +14,8 @@ from helpers import tiny_data
 from helpers.distillers import build_distiller, losses_of, total
 from helpers.running import REPOSITORY, succeed
 from mmcv import Config
+from operations import STRIDES, records
 from test_every_method import METHODS
-from test_launches import STRIDES, records
 from torch.profiler import ProfilerActivity, profile
 
 from gkd.detectors.teacher import Teacher

@@ -10,7 +10,8 @@ from torch._subclasses import FakeTensorMode
 
 from gkd.detectors import DetectorPair
 from gkd.errors import ConfigError
-from gkd.knowledge.methods.fbkd import FBKD, NonLocal, feature_mask, relate
+from gkd.knowledge.attention import attention
+from gkd.knowledge.methods.fbkd import FBKD, NonLocal, feature_masks, relate
 from gkd.registry import KNOWLEDGE
 
 TERMS = {'loss_fbkd_attention', 'loss_fbkd_feature', 'loss_fbkd_relation'}
@@ -227,7 +228,7 @@ def test_defaults_are_the_authors():
     one_stage, two_stage = (KNOWLEDGE.build(dict(type='FBKD', pair=pair(family)))
                             for family in ('one-stage', 'two-stage'))
     found = [(module.attention_weight, module.feature_weight, module.relation_weight,
-              module.levels[0].temperature) for module in (one_stage, two_stage)]
+              module.temperature) for module in (one_stage, two_stage)]
     assert found == [(2.4e-2, 4.2e-4, 4.2e-4, 0.1), (4e-3, 7e-5, 7e-5, 0.5)]
 
 
@@ -243,7 +244,11 @@ def test_refuses_a_temperature_that_divides_by_nothing():
 def test_relations_and_masks_are_computed_in_float32_under_autocast():
     maps = [torch.randn(2, 4, 5, 6).bfloat16() for _ in range(3)]
     wide = [feature.float() for feature in maps]
+
+    def masks_of(maps):
+        return feature_masks(*(attention([feature]) for feature in maps[:2]), 0.5)
+
     with torch.autocast('cpu', dtype=torch.bfloat16):
-        related, mask = relate(*maps), feature_mask(*maps[:2], 0.5)
+        related, masks = relate(*maps), masks_of(maps)
     torch.testing.assert_close(related, relate(*wide))
-    torch.testing.assert_close(mask, feature_mask(*wide[:2], 0.5))
+    torch.testing.assert_close(masks, masks_of(wide))

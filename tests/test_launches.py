@@ -4,16 +4,13 @@ On a GPU the time of small operations is that of starting them, so their number 
 is the same on any machine.
 """
 
-from collections import Counter
-
 import pytest
 import torch
 import torch.nn.functional as F
 from helpers import synthetic_steps as synthetic
-from torch.utils._python_dispatch import TorchDispatchMode
+from operations import METHODS, STRIDES, Operations, count_operations, records
 
-from gkd.detectors import DetectorInfo, DetectorOutputs, DetectorPair, Step
-from gkd.detectors.step import DensePredictions
+from gkd.detectors import DetectorInfo, DetectorPair
 from gkd.knowledge import (
     RobustDistillingModule,
     global_knowledge_loss,
@@ -26,86 +23,6 @@ from gkd.knowledge import (
 )
 from gkd.prototypes import PrototypeBank
 from gkd.registry import KNOWLEDGE
-
-CLASSES = 80
-STRIDES = {'one-stage': (8, 16, 32, 64, 128), 'two-stage': (4, 8, 16, 32, 64)}
-
-
-class Operations(TorchDispatchMode):
-    """Count the operations that are dispatched, but for those that only look at memory anew."""
-
-    def __init__(self):
-        super().__init__()
-        self.counts = Counter()
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **(kwargs or {}))
-        returns = function._schema.returns
-        view = returns and returns[0].alias_info is not None and not returns[0].alias_info.is_write
-        if not view and function is not torch.ops.aten._unsafe_view.default:
-            self.counts[function._schema.name] += 1
-        return result
-
-
-def dense_predictions(family, images, sides):
-    """Random predictions at one anchor a cell."""
-    strides = STRIDES[family]
-    anchors = torch.cat([torch.cartesian_prod(torch.arange(side), torch.arange(side)) * stride
-                         for side, stride in zip(sides, strides)]).float()
-    anchors = torch.cat([anchors, anchors + 40], dim=1)
-    count = len(anchors)
-    return DensePredictions(
-        torch.randn(images, count, CLASSES if family == 'one-stage' else 1, requires_grad=True),
-        tuple(side**2 for side in sides), anchors, anchors + torch.rand(images, count, 4),
-        torch.randn(images, count, 4, requires_grad=True))
-
-
-def records(family, images, channels=16, positives=5):
-    """Pair and step of five levels, every field filled."""
-    strides = STRIDES[family]
-    one_stage = family == 'one-stage'
-    side = 2 * strides[-1]
-    sides = [side // stride for stride in strides]
-    info = DetectorInfo('any', family, (channels,) * 5, strides, CLASSES,
-                        anchors=(((0.0, 0.0, 40.0, 40.0),),) * 5, sigmoid=one_stage,
-                        samples_positives=True, classifies_boxes=True,
-                        box_coding=((0.0,) * 4, (1.0,) * 4))
-    boxes = [(torch.rand(positives + image, 2, 2) * side).sort(dim=1).values.flatten(1)
-             for image in range(images)]
-    labels = [torch.randint(CLASSES, (len(image),)) for image in boxes]
-    count = sum(map(len, boxes))
-    proposals = [torch.cat([image, image]) for image in boxes]
-
-    def outputs():
-        return DetectorOutputs(
-            maps=tuple(torch.randn(images, channels, size, size, requires_grad=True)
-                       for size in sides),
-            logits=torch.randn(count, CLASSES + (not one_stage), requires_grad=True),
-            roi_features=None if one_stage else torch.randn(count, channels, 7, 7),
-            proposal_logits=(None if one_stage
-                             else torch.randn(2 * count, CLASSES + 1, requires_grad=True)),
-            dense=dense_predictions(family, images, sides))
-
-    bank = PrototypeBank(*([torch.rand(10 * CLASSES, channels) for _ in strides] for _ in '12'),
-                         offsets=[torch.arange(0, 10 * CLASSES + 1, 10)] * 5)
-    return DetectorPair(info, info, strides), Step(
-        (side, side), [(side, side)] * images, strides, boxes, labels, outputs(), outputs(), bank,
-        boxes=boxes, labels=torch.cat(labels), objects=torch.arange(count),
-        dense_positives=torch.rand(images, sum(size**2 for size in sides)) > 0.9,
-        proposals=proposals, roi_levels=torch.arange(count) % 4,
-        proposal_positives=torch.cat([torch.arange(len(image)) < len(image) // 2
-                                      for image in proposals]))
-
-
-def count_operations(module, step):
-    """Operations forward and backward; what is done once a bank has been done."""
-    module(step)
-    with Operations() as forward:
-        losses = module(step)
-    total = sum(losses.values())
-    with Operations() as backward:
-        total.backward()
-    return forward.counts, backward.counts
 
 
 @pytest.mark.parametrize('family', STRIDES)
@@ -203,12 +120,18 @@ def test_pooling_in_float32_is_as_exact_as_a_mean():
 
 
 @pytest.mark.parametrize('family', STRIDES)
-@pytest.mark.parametrize('method', ['CWD', 'FGFI', 'MGD', 'PFI', 'PKD'])
+@pytest.mark.parametrize('method', METHODS)
 def test_no_method_starts_more_than_400_operations(method, family):
-    pair, step = records(family, images=2)
+    pair, step = records(family, images=4)
     module = KNOWLEDGE.build(dict(type=method), default_args=dict(pair=pair))
     forward, backward = count_operations(module, step)
     assert forward.total() + backward.total() <= 400, (forward + backward).most_common()
+
+
+def test_all_methods_are_counted():
+    registered = {name for name, kind in KNOWLEDGE.module_dict.items()
+                  if kind.__module__.startswith('gkd.')}
+    assert registered == {*METHODS}
 
 
 def test_a_unit_vector_has_the_gradient_of_a_quotient():

@@ -1,53 +1,103 @@
-"""Where the activations of a map are: attention over its cells and over its channels."""
+"""Where the activations of maps are: attention over cells and over channels, of all levels."""
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from collections.abc import Sequence
+from typing import NamedTuple
 
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from gkd.knowledge.instances import on_device
 from gkd.knowledge.precision import full_precision
 
 
+class Attention(NamedTuple):
+    """Mean absolute activations of every level's map.
+
+    Attributes:
+        cells: Of every cell, ``(B, H_l * W_l)`` a level.
+        channels: Of every channel, ``(B, C_l)`` a level.
+    """
+
+    cells: list[Tensor]
+    channels: list[Tensor]
+
+
 @full_precision
-def spatial_attention(feature: Tensor) -> Tensor:
-    """Mean absolute activation of every cell: ``(B, C, H, W)`` to ``(B, H, W)``.
+def attention(maps: Sequence[Tensor]) -> Attention:
+    """Attention of every level's map ``(B, C_l, H_l, W_l)``.
 
     Example:
-        >>> spatial_attention(torch.tensor([[[[1.0, 2.0]], [[-3.0, 0.0]]]]))
-        tensor([[[2., 1.]]])
+        >>> attention([torch.tensor([[[[1.0, 2.0]], [[-3.0, 0.0]]]])])
+        Attention(cells=[tensor([[2., 1.]])], channels=[tensor([[1.5000, 1.5000]])])
     """
-    return feature.abs().mean(dim=1)
+    return Attention(*map(list, zip(*(MeanMagnitude.apply(feature) for feature in maps))))
+
+
+class MeanMagnitude(torch.autograd.Function):
+    """Mean absolute values of cells and of channels, with a gradient of few operations."""
+
+    @staticmethod
+    def forward(ctx, feature: Tensor) -> tuple[Tensor, Tensor]:
+        """Reduce a map ``(B, C, H, W)`` to ``(B, H * W)`` and ``(B, C)``."""
+        ctx.save_for_backward(feature)
+        magnitudes = feature.abs()
+        return magnitudes.mean(dim=1).flatten(1), magnitudes.mean(dim=(2, 3))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, cells: Tensor, channels: Tensor) -> Tensor:
+        """Spread both gradients over the map."""
+        feature, = ctx.saved_tensors
+        count, size = feature.shape[1], feature.shape[2:]
+        channels = channels[:, :, None, None] / size.numel()
+        return feature.sign().mul_(torch.add(channels, cells.unflatten(1, size)[:, None],
+                                             alpha=1 / count))
 
 
 @full_precision
-def channel_attention(feature: Tensor) -> Tensor:
-    """Mean absolute activation of every channel: ``(B, C, H, W)`` to ``(B, C)``.
+def attention_masks(attention: Attention, temperature: float) -> tuple[Tensor, Tensor]:
+    """Share of each image's attention on every level, with a mean of 1.
 
-    Example:
-        >>> channel_attention(torch.tensor([[[[1.0, 2.0]], [[-3.0, 0.0]]]]))
-        tensor([[1.5000, 1.5000]])
-    """
-    return feature.abs().mean(dim=(2, 3))
-
-
-@full_precision
-def attention_mask(attention: Tensor, temperature: float) -> Tensor:
-    """Share of each image's attention, with a mean of 1.
-
-    The softmax of ``attention / temperature`` over everything but the images, times the number
-    of values. The smaller the temperature, the sharper the mask.
+    The softmax of ``attention / temperature`` over the cells, or over the channels, times their
+    number. The smaller the temperature, the sharper the mask.
 
     Args:
-        attention: Attention over cells ``(B, H, W)`` or channels ``(B, C)``.
+        attention: Of all levels.
         temperature: Positive.
 
     Returns:
-        Tensor of the shape of ``attention``.
+        Masks of cells ``(L, B, S)`` and of channels ``(L, B, C)``, with as many places as the
+        largest level has; a smaller one is followed by zeros.
 
     Example:
-        >>> attention_mask(torch.tensor([[0.0, 0.0, 0.0]]), temperature=0.5)
-        tensor([[1., 1., 1.]])
+        >>> cells, channels = attention_masks(
+        ...     Attention([torch.zeros(1, 3), torch.zeros(1, 2)], [torch.zeros(1, 2)] * 2), 0.5)
+        >>> cells
+        tensor([[[1., 1., 1.]],
+        <BLANKLINE>
+                [[1., 1., 0.]]])
     """
-    values = attention.flatten(1)
-    mask = torch.softmax(values / temperature, dim=1) * values.shape[1]
-    return mask.view_as(attention)
+    masks = []
+    for values in attention:
+        padded = stack_padded(values, filling=-torch.inf)
+        counts = on_device([level.shape[1] for level in values], padded.device, padded.dtype)
+        masks.append(torch.softmax(padded / temperature, dim=2) * counts[:, None, None])
+    return tuple(masks)
+
+
+def stack_padded(rows: Sequence[Tensor], filling: float) -> Tensor:
+    """Stack ``(B, N_l)`` of every level to ``(L, B, N)``, shorter rows filled up at their end.
+
+    Example:
+        >>> stack_padded([torch.ones(1, 3), torch.ones(1, 2)], filling=0)
+        tensor([[[1., 1., 1.]],
+        <BLANKLINE>
+                [[1., 1., 0.]]])
+    """
+    missing = [max(row.shape[1] for row in rows) - row.shape[1] for row in rows]
+    return torch.stack([F.pad(row, (0, count), value=filling) if count else row
+                        for row, count in zip(rows, missing)])

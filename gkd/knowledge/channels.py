@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import groupby
 from typing import TYPE_CHECKING, Optional
 
 from torch import nn
@@ -52,6 +53,22 @@ def channels_of(pair: DetectorPair, levels: Sequence[int]) -> tuple[list[int], l
     """Channels of the student's and of the teacher's maps on some of the paired levels."""
     return tuple([pair.channels(info)[level] for level in levels]
                  for info in (pair.student, pair.teacher))
+
+
+def alike_levels(student: Sequence[int], teacher: Sequence[int]) -> list[range]:
+    """Neighbouring levels that have as many channels as each other, and so are computed at once.
+
+    Args:
+        student: Channels of the student's levels.
+        teacher: Channels of the teacher's, likewise.
+
+    Example:
+        >>> alike_levels([8, 8, 8], [8, 16, 16])
+        [range(0, 1), range(1, 3)]
+    """
+    groups = groupby(range(len(student)), key=lambda level: (student[level], teacher[level]))
+    ranges = [[*levels] for _, levels in groups]
+    return [range(levels[0], levels[-1] + 1) for levels in ranges]
 
 
 def match_channels(student: Sequence[int], teacher: Sequence[int]) -> nn.ModuleList:

@@ -15,8 +15,8 @@ from gkd.detectors.step import Needs
 from gkd.errors import ConfigError
 from gkd.knowledge.adaptation import quiet_adaptation
 from gkd.knowledge.base import Knowledge
-from gkd.knowledge.instances import instance_mask
-from gkd.knowledge.losses import local_knowledge_loss
+from gkd.knowledge.instances import Instances, draw_masks, map_levels
+from gkd.knowledge.losses import local_knowledge_losses
 from gkd.knowledge.precision import full_precision
 from gkd.registry import KNOWLEDGE
 
@@ -135,14 +135,12 @@ class DeFeat(Knowledge):
 
     def compare_maps(self, step: Step) -> dict[str, Tensor]:
         """Compare the maps inside and outside the ground-truth boxes."""
-        ones = [boxes.new_ones(len(boxes)) for boxes in step.gt_boxes]
-        levels = []
-        for level, (adapt, own, target) in enumerate(zip(self.adaptation, step.student.maps,
-                                                         step.teacher.maps)):
-            mask = instance_mask(step.gt_boxes, ones, level, len(step.strides),
-                                 step.strides[level], own.shape[-2:])
-            levels.append(torch.stack(local_knowledge_loss(adapt(own), target, mask)))
-        objects, background = torch.stack(levels).mean(dim=0)
+        instances = Instances.of(step.gt_boxes)
+        levels = map_levels(instances.boxes, len(step.strides))
+        masks = draw_masks(instances, levels, torch.ones_like(levels),
+                           [feature.shape[-2:] for feature in step.teacher.maps], step.strides)
+        adapted = [adapt(own) for adapt, own in zip(self.adaptation, step.student.maps)]
+        objects, background = local_knowledge_losses(adapted, step.teacher.maps, masks).mean(dim=0)
         return dict(loss_defeat_object=self.object_weight * objects,
                     loss_defeat_background=self.background_weight * background)
 

@@ -6,16 +6,19 @@ Accurate and Efficient Detectors*, ICLR 2021, https://openreview.net/forum?id=uK
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Optional
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from gkd.errors import ConfigError
-from gkd.knowledge.attention import attention_mask, channel_attention, spatial_attention
+from gkd.knowledge.attention import Attention, attention, attention_masks, stack_padded
 from gkd.knowledge.base import Knowledge
+from gkd.knowledge.channels import alike_levels
 from gkd.knowledge.precision import full_precision
 from gkd.registry import KNOWLEDGE
 
@@ -83,37 +86,79 @@ class FBKD(Knowledge):
         self.attention_weight = chosen(attention_weight, 'attention_weight')
         self.feature_weight = chosen(feature_weight, 'feature_weight')
         self.relation_weight = chosen(relation_weight, 'relation_weight')
-        temperature = chosen(temperature, 'temperature')
-        if temperature <= 0:
+        self.temperature = chosen(temperature, 'temperature')
+        if self.temperature <= 0:
             raise ConfigError(f'FBKD.temperature = {temperature!r}: must be positive.')
-        self.levels = nn.ModuleList(
-            FBKDLevel(student, teacher, level, temperature) for level, (student, teacher) in
-            enumerate(zip(pair.channels(pair.student), pair.channels(pair.teacher))))
+        channels = pair.channels(pair.student), pair.channels(pair.teacher)
+        self.alike = alike_levels(*channels)
+        self.levels = nn.ModuleList(FBKDLevel(student, teacher, level) for
+                                    level, (student, teacher) in enumerate(zip(*channels)))
 
     def forward(self, step: Step) -> dict[str, Tensor]:
         """Compute the losses of one step; see :class:`Knowledge`."""
-        losses = [level(own, target.detach()) for level, own, target in
-                  zip(self.levels, step.student.maps, step.teacher.maps)]
-        attention, feature, relation = map(sum, zip(*losses))
-        return dict(loss_fbkd_attention=self.attention_weight * attention,
+        own = step.student.maps
+        target = [feature.detach() for feature in step.teacher.maps]
+        adapted, own_relations, target_relations = self.convolve(own, target)
+        own_attention, target_attention = attention(own), attention(target)
+        masks = feature_masks(attention([feature.detach() for feature in adapted]),
+                              target_attention, self.temperature)
+        losses = torch.cat([
+            squared_distances([*self.adapt_cells(own_attention.cells, own),
+                               *self.adapt_channels(own_attention.channels), *own_relations],
+                              [*target_attention.cells, *target_attention.channels,
+                               *target_relations]),
+            masked_squared_distances(adapted, target, *masks)])
+        # Where maps are equal, the gradient of the root is 0 instead of undefined.
+        losses = F.threshold(losses, 0, torch.finfo(losses.dtype).tiny).sqrt()
+        cells, channels, relation, feature = losses.unflatten(0, (4, -1)).sum(dim=1).unbind()
+        return dict(loss_fbkd_attention=self.attention_weight * (cells + channels),
                     loss_fbkd_feature=self.feature_weight * feature,
                     loss_fbkd_relation=self.relation_weight * relation)
 
+    def adapt_cells(self, cells: Sequence[Tensor], maps: Sequence[Tensor]) -> list[Tensor]:
+        """Adapt the attention of the cells of maps, ``(B, H_l * W_l)`` a level."""
+        return [level.spatial_adaptation(values.view_as(feature[:, :1])).flatten(1)
+                for level, values, feature in zip(self.levels, cells, maps)]
+
+    def adapt_channels(self, channels: Sequence[Tensor]) -> list[Tensor]:
+        """Adapt the attention of channels, ``(B, C_l)`` a level; levels that are alike at once."""
+        layers = [level.channel_adaptation for level in self.levels]
+        adapted = []
+        for alike in self.alike:
+            some = slice(alike.start, alike.stop)
+            weight = torch.stack([layer.weight for layer in layers[some]])
+            bias = torch.stack([layer.bias for layer in layers[some]])
+            adapted += torch.baddbmm(bias[..., None], weight, torch.stack(channels[some]).mT).mT
+        return adapted
+
+    def convolve(self, own: Sequence[Tensor], target: Sequence[Tensor]
+                 ) -> tuple[Sequence[Tensor], ...]:
+        """The student's adapted maps, its adapted relations and the teacher's relations."""
+        blocks = [(level.student_relation, level.teacher_relation) for level in self.levels]
+        joint = iter(join([layers for level, (student, teacher) in zip(self.levels, blocks)
+                           for layers in ((level.feature_adaptation, *student.projections),
+                                          teacher.projections)]))
+        levels = []
+        for level, (student, teacher), one, other in zip(self.levels, blocks, own, target):
+            adapted, *projected = F.conv2d(one, *next(joint)).split(
+                [level.feature_adaptation.out_channels, *student.sizes], dim=1)
+            relation = level.relation_adaptation(student.relate(one, *projected))
+            projected = F.conv2d(other, *next(joint)).split(teacher.sizes, dim=1)
+            levels.append((adapted, relation, teacher.relate(other, *projected)))
+        return tuple(zip(*levels))
+
 
 class FBKDLevel(nn.Module):
-    """The layers and losses of one level.
+    """The layers of one level.
 
     Args:
         student_channels: Channels of the student's map, ``C_S``.
         teacher_channels: Channels of the teacher's map, ``C_T``.
         level: Number of the level, 0 for the finest.
-        temperature: Of the masks.
     """
 
-    def __init__(self, student_channels: int, teacher_channels: int, level: int,
-                 temperature: float):
+    def __init__(self, student_channels: int, teacher_channels: int, level: int):
         super().__init__()
-        self.temperature = temperature
         self.feature_adaptation = nn.Conv2d(student_channels, teacher_channels, kernel_size=1)
         self.channel_adaptation = nn.Linear(student_channels, teacher_channels)
         self.spatial_adaptation = nn.Conv2d(1, 1, kernel_size=3, padding=1)
@@ -122,18 +167,6 @@ class FBKDLevel(nn.Module):
             NonLocal(channels, inner_channels(channels, level),
                      POOLING[min(level, len(POOLING) - 1)])
             for channels in (student_channels, teacher_channels))
-
-    def forward(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Compare maps ``(B, C_S, H, W)`` and ``(B, C_T, H, W)``: attention, feature, relation."""
-        adapted = self.feature_adaptation(student)
-        mask = feature_mask(adapted, teacher, self.temperature)
-        cells = self.spatial_adaptation(spatial_attention(student)[:, None]).squeeze(1)
-        channels = self.channel_adaptation(channel_attention(student))
-        relation = self.relation_adaptation(self.student_relation(student))
-        attention = (distance(cells, spatial_attention(teacher))
-                     + distance(channels, channel_attention(teacher)))
-        return (attention, distance(adapted, teacher, mask),
-                distance(relation, self.teacher_relation(teacher)))
 
 
 def inner_channels(channels: int, level: int) -> int:
@@ -174,12 +207,37 @@ class NonLocal(nn.Module):
                                  nn.BatchNorm2d(channels))
         nn.init.zeros_(self.out[1].weight)
         self.pooling = pooling
+        self.sizes = inner, 2 * inner
+
+    @property
+    def projections(self) -> tuple[nn.Conv2d, ...]:
+        """The layers of queries, keys and values."""
+        return self.queries, self.keys, self.values
 
     def forward(self, x: Tensor) -> Tensor:
         """Relate all cells of every map ``(B, C, H, W)``; the result has the same shape."""
+        [joint] = join([self.projections])
+        return self.relate(x, *F.conv2d(x, *joint).split(self.sizes, dim=1))
+
+    def relate(self, x: Tensor, queries: Tensor, others: Tensor) -> Tensor:
+        """Relate the cells of maps by their queries, and by their keys and values."""
         window = [min(self.pooling, length) for length in x.shape[2:]]
-        keys, values = (F.max_pool2d(layer(x), window) for layer in (self.keys, self.values))
-        return x + self.out(relate(self.queries(x), keys, values))
+        keys, values = F.max_pool2d(others, window).chunk(2, dim=1)
+        return x + self.out(relate(queries, keys, values))
+
+
+def join(groups: Sequence[Sequence[nn.Conv2d]]) -> list[tuple[Tensor, Tensor]]:
+    """Weight and bias of one 1x1 convolution in place of several of the same map, per group.
+
+    All groups are joined at once: a GPU takes longer to start copying a few numbers than to copy
+    many.
+    """
+    parts = [[getattr(layer, name) for layer in layers] for layers in groups
+             for name in ('weight', 'bias')]
+    joint = torch.cat([part.flatten() for group in parts for part in group])
+    joint = joint.split([sum(map(torch.numel, group)) for group in parts])
+    return [(weight.unflatten(0, (-1, layers[0].in_channels, 1, 1)), bias)
+            for layers, weight, bias in zip(groups, joint[::2], joint[1::2])]
 
 
 @full_precision
@@ -199,39 +257,81 @@ def relate(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         >>> relate(one, one, one)[0, :, 0, 0]
         tensor([2., 2.])
     """
-    context = values.flatten(2) @ keys.flatten(2).mT / keys.shape[2:].numel()
-    return (context @ queries.flatten(2)).unflatten(2, queries.shape[2:])
+    related = Relate.apply(*(part.flatten(2) for part in (queries, keys, values)))
+    return related.unflatten(2, queries.shape[2:])
+
+
+class Relate(torch.autograd.Function):
+    """:func:`relate` of cells in one row, with a gradient of few operations."""
+
+    @staticmethod
+    def forward(ctx, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """Relate queries ``(B, C, N)`` by keys ``(B, C, J)`` and values ``(B, D, J)``."""
+        context = mean_product(values, keys.mT, keys.shape[2])
+        ctx.save_for_backward(queries, keys, values, context)
+        return context @ queries
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Gradients of queries, keys and values."""
+        queries, keys, values, context = ctx.saved_tensors
+        of_context = mean_product(gradient, queries.mT, keys.shape[2])
+        return context.mT @ gradient, of_context.mT @ values, of_context @ keys
+
+
+def mean_product(first: Tensor, second: Tensor, count: int) -> Tensor:
+    """Matrix product of a batch divided by a count."""
+    ignored = first[:1, :1, :1]  # nothing is added
+    return torch.baddbmm(ignored, first, second, beta=0, alpha=1 / count)
 
 
 @torch.no_grad()
-def feature_mask(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """Product of the mean spatial and the mean channel mask of two maps.
+def feature_masks(student: Attention, teacher: Attention,
+                  temperature: float) -> tuple[Tensor, Tensor]:
+    """Mean masks of both detectors.
 
     Args:
-        student: The student's adapted map ``(B, C, H, W)``.
-        teacher: The teacher's map ``(B, C, H, W)``.
+        student: Attention of the student's adapted maps.
+        teacher: Attention of the teacher's maps.
         temperature: Of the masks.
 
     Returns:
-        Tensor of shape ``(B, C, H, W)``, without gradient.
+        Of cells ``(L, B, S)`` and of channels ``(L, B, C)``, without gradient, see
+        :func:`~gkd.knowledge.attention.attention_masks`.
     """
-    cells, channels = (
-        sum(attention_mask(attention(feature), temperature) for feature in (student, teacher)) / 2
-        for attention in (spatial_attention, channel_attention))
-    return cells[:, None] * channels[:, :, None, None]
+    both = Attention(*([*own, *target] for own, target in zip(student, teacher)))
+    return tuple(mask.unflatten(0, (2, -1)).mean(dim=0)
+                 for mask in attention_masks(both, temperature))
 
 
 @full_precision
-def distance(student: Tensor, teacher: Tensor, mask: Optional[Tensor] = None) -> Tensor:
-    """L2 norm of the difference of two tensors, each squared difference times its mask.
+def masked_squared_distances(student: Sequence[Tensor], teacher: Sequence[Tensor], cells: Tensor,
+                             channels: Tensor) -> Tensor:
+    """Sum of the squared differences of every level's maps, each times its masks.
 
-    Its gradient is 0, not undefined, where the tensors are equal.
+    Args:
+        student: The student's adapted maps ``(B, C_l, H_l, W_l)``.
+        teacher: The teacher's maps, likewise.
+        cells: Masks of cells, ``(L, B, S)``.
+        channels: Masks of channels, ``(L, B, C)``.
+
+    Returns:
+        Tensor of shape ``(L,)``.
+    """
+    squared = [torch.einsum('bchw,bc->bhw', F.mse_loss(own, target, reduction='none'),
+                            weights[:, :target.shape[1]]).flatten(1)
+               for own, target, weights in zip(student, teacher, channels)]
+    return (stack_padded(squared, filling=0) * cells).sum(dim=(1, 2))
+
+
+@full_precision
+def squared_distances(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
+    """Sum of the squared differences of two tensors, for every pair of them.
 
     Example:
-        >>> distance(torch.tensor([3.0, 4.0]), torch.zeros(2))
-        tensor(5.)
+        >>> squared_distances([torch.tensor([3.0, 4.0])], [torch.zeros(2)])
+        tensor([25.])
     """
-    difference = student - teacher
-    if mask is not None:
-        difference = difference * mask.sqrt()
-    return torch.linalg.vector_norm(difference)
+    return torch.stack([F.mse_loss(own, target, reduction='sum')
+                        for own, target in zip(student, teacher)])

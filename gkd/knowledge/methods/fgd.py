@@ -11,14 +11,15 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Optional
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 
 from gkd.errors import ConfigError
 from gkd.frameworks import ContextBlock
-from gkd.knowledge.attention import attention_mask, channel_attention, spatial_attention
+from gkd.knowledge.attention import attention, attention_masks, stack_padded
 from gkd.knowledge.base import Knowledge
 from gkd.knowledge.channels import channels_of, match_channels, taught_levels
+from gkd.knowledge.instances import Instances, on_device
 from gkd.knowledge.precision import full_precision
 from gkd.registry import KNOWLEDGE
 
@@ -100,19 +101,21 @@ class FGD(Knowledge):
 
     def forward(self, step: Step) -> dict[str, Tensor]:
         """Compute the losses of one step; see :class:`Knowledge`."""
-        losses = []
-        for level, adapt, *contexts in zip(self.levels, self.adaptation, self.student_context,
-                                           self.teacher_context):
-            own, target = adapt(step.student.maps[level]), step.teacher.maps[level].detach()
-            masks = scale_masks(step.gt_boxes, step.strides[level], target.shape[-2:])
-            context = squared_difference(*(block(feature) for block, feature in
-                                           zip(contexts, (own, target))))
-            losses.append((*focal_losses(own, target, *masks, self.temperature),
-                           attention_loss(own, target, self.temperature), context))
-        foreground, background, attention, context = map(sum, zip(*losses))
+        own = [adapt(step.student.maps[level]) for level, adapt in
+               zip(self.levels, self.adaptation)]
+        target = [step.teacher.maps[level].detach() for level in self.levels]
+        own_masks, target_masks = (attention_masks(attention(maps), self.temperature)
+                                   for maps in (own, target))
+        objects = object_masks(step.gt_boxes, [step.strides[level] for level in self.levels],
+                               [feature.shape[-2:] for feature in target])
+        foreground, background = focal_losses(own, target, target_masks, objects)
+        attended = attention_loss(own_masks, target_masks)
+        context = squared_difference(*(
+            [block(feature) for block, feature in zip(blocks, maps)] for blocks, maps in
+            ((self.student_context, own), (self.teacher_context, target))))
         return dict(loss_fgd_fg=self.foreground_weight * foreground,
                     loss_fgd_bg=self.background_weight * background,
-                    loss_fgd_attention=self.attention_weight * attention,
+                    loss_fgd_attention=self.attention_weight * attended,
                     loss_fgd_global=self.global_weight * context)
 
 
@@ -144,71 +147,82 @@ def scale_masks(boxes: list[Tensor], stride: float,
          tensor([[[0.2500, 0.0000, 0.0000, 0.2500],
                   [0.2500, 0.0000, 0.0000, 0.2500]]]))
     """
-    height, width = size
-    # Images with fewer boxes than others are filled up with boxes outside of the map.
-    padded = pad_sequence(boxes, batch_first=True, padding_value=-2 * stride)
-    images, count, _ = padded.shape
-    foreground = padded.new_zeros(images, height, width)
-    if count:
-        first, last = (padded[..., :2] / stride).floor(), (padded[..., 2:] / stride).ceil()
-        weights = 1 / (last - first + 1).prod(dim=2)
-        x = torch.arange(width, device=padded.device)
-        y = torch.arange(height, device=padded.device)
-        columns = (x >= first[..., :1]) & (x <= last[..., :1])
-        rows = (y >= first[..., 1:]) & (y <= last[..., 1:])
-        rows = rows * weights[..., None]
-        foreground = (rows[..., None] * columns[..., None, :]).amax(dim=1)
-    background = (foreground == 0).to(foreground.dtype)
-    return foreground, background / background.sum(dim=(1, 2), keepdim=True).clamp(min=1)
+    [objects] = object_masks(boxes, [stride], [size])
+    return objects, background_mask(objects.flatten(1)).view_as(objects)
+
+
+@torch.no_grad()
+def object_masks(boxes: list[Tensor], strides: Sequence[float],
+                 sizes: Sequence[tuple[int, int]]) -> list[Tensor]:
+    """Weights of the objects' cells ``(B, H_l, W_l)`` on every level, see :func:`scale_masks`."""
+    instances = Instances.of(boxes)
+    padded = instances.padded
+    scale = on_device(strides, padded.device, padded.dtype)[:, None, None, None]
+    first, last = (padded[..., :2] / scale).floor(), (padded[..., 2:] / scale).ceil()
+    # What fills images up weighs nothing.
+    weights = (instances.numbers > 0) / (last - first + 1).prod(dim=3)
+    cells = torch.arange(max(map(max, sizes)), device=padded.device)
+    covered = (cells >= first[..., None]) & (cells <= last[..., None])
+    columns, rows = covered.unbind(dim=3)
+    rows = rows * weights[..., None]
+    return [(down[..., :height, None] * along[..., None, :width]).amax(dim=1)
+            for down, along, (height, width) in zip(rows, columns, sizes)]
+
+
+def background_mask(objects: Tensor) -> Tensor:
+    """1 / the number of cells ``(..., N)`` of no object, in these cells."""
+    free = (objects == 0).to(objects.dtype)
+    return free / free.sum(dim=-1, keepdim=True).clamp(min=1)
 
 
 @full_precision
-def focal_losses(student: Tensor, teacher: Tensor, foreground: Tensor, background: Tensor,
-                 temperature: float) -> tuple[Tensor, Tensor]:
-    """Squared difference of two maps, weighed by the teacher's attention, per image.
+def focal_losses(student: list[Tensor], teacher: list[Tensor], masks: tuple[Tensor, Tensor],
+                 objects: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Squared difference of maps, weighed by the teacher's attention, per image.
 
     Args:
-        student: The student's adapted map ``(B, C, H, W)``.
-        teacher: The teacher's map ``(B, C, H, W)``.
-        foreground: Weights of the cells of objects ``(B, H, W)``.
-        background: Weights of all other cells ``(B, H, W)``.
-        temperature: Of the attention.
+        student: The student's adapted maps ``(B, C_l, H_l, W_l)``.
+        teacher: The teacher's maps, likewise.
+        masks: The teacher's :func:`~gkd.knowledge.attention.attention_masks`.
+        objects: Weights of the cells of objects ``(B, H_l, W_l)``.
 
     Returns:
-        Losses of objects and of background, scalars.
+        Losses of objects and of background, summed over levels, scalars.
     """
-    channels = attention_mask(channel_attention(teacher), temperature)
-    cells = attention_mask(spatial_attention(teacher), temperature)
-    squared = torch.einsum('bchw,bc->bhw', (student - teacher).square(), channels) * cells
-    return tuple((squared * mask).sum() / len(squared) for mask in (foreground, background))
+    cells, channels = masks
+    squared = [torch.einsum('bchw,bc->bhw', F.mse_loss(own, target, reduction='none'),
+                            weights[:, :target.shape[1]]).flatten(1)
+               for own, target, weights in zip(student, teacher, channels)]
+    squared = stack_padded(squared, filling=0) * cells
+    # What fills levels up is no background.
+    foreground = stack_padded([level.flatten(1) for level in objects], filling=1)
+    return tuple((squared * mask).sum() / squared.shape[1]
+                 for mask in (foreground, background_mask(foreground)))
 
 
 @full_precision
-def attention_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """Absolute difference of two maps' attention over cells and channels, per image.
+def attention_loss(student: tuple[Tensor, Tensor], teacher: tuple[Tensor, Tensor]) -> Tensor:
+    """Absolute difference of the attention over cells and channels, per image.
 
     Args:
-        student: The student's adapted map ``(B, C, H, W)``.
-        teacher: The teacher's map ``(B, C, H, W)``.
-        temperature: Of the attention.
+        student: :func:`~gkd.knowledge.attention.attention_masks` of the student's adapted maps.
+        teacher: Those of the teacher's maps.
 
     Returns:
-        Scalar.
+        Scalar, the sum over levels.
     """
-    def difference(attention) -> Tensor:
-        own, target = (attention_mask(attention(feature), temperature)
-                       for feature in (student, teacher))
-        return (own - target).abs().sum()
-
-    return (difference(spatial_attention) + difference(channel_attention)) / len(student)
+    cells, channels = (F.l1_loss(own, target, reduction='sum')
+                       for own, target in zip(student, teacher))
+    return (cells + channels) / student[0].shape[1]
 
 
 @full_precision
-def squared_difference(student: Tensor, teacher: Tensor) -> Tensor:
-    """Sum of the squared differences of two maps ``(B, C, H, W)``, per image.
+def squared_difference(student: list[Tensor], teacher: list[Tensor]) -> Tensor:
+    """Sum of the squared differences of maps ``(B, C_l, H_l, W_l)``, per image.
 
     Example:
-        >>> squared_difference(torch.zeros(2, 3, 4, 4), torch.ones(2, 3, 4, 4))
+        >>> squared_difference([torch.zeros(2, 3, 4, 4)], [torch.ones(2, 3, 4, 4)])
         tensor(48.)
     """
-    return (student - teacher).square().sum() / len(student)
+    levels = [F.mse_loss(own, target, reduction='sum') for own, target in zip(student, teacher)]
+    return torch.stack(levels).sum() / len(student[0])

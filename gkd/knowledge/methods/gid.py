@@ -16,13 +16,15 @@ from torchvision.ops import roi_align
 from gkd.detectors.step import Needs
 from gkd.errors import ConfigError
 from gkd.knowledge.base import Knowledge
-from gkd.knowledge.instances import map_levels
+from gkd.knowledge.instances import map_levels, on_device
 from gkd.knowledge.precision import full_precision
 from gkd.registry import KNOWLEDGE
 
 if TYPE_CHECKING:
     from gkd.detectors import DetectorInfo, DetectorPair
     from gkd.detectors.step import Step
+
+AT_ONCE = 2  # instances an image that are compared with all anchors together
 
 # The authors' settings that this file has no argument for.
 CANDIDATES = 3000  # places with the largest difference that instances are chosen from
@@ -31,19 +33,20 @@ ROI_SIZE = 10  # cells
 SAMPLES = 2  # of RoIAlign, a cell and axis
 
 
-def overlaps(boxes: Tensor, others: Tensor) -> Tensor:
-    """IoU of boxes ``(..., 4)`` with others ``(..., 4)``, pair by pair; shapes may broadcast."""
+def areas(boxes: Tensor) -> Tensor:
+    """Areas ``(...)`` of boxes ``(..., 4)``."""
+    return (boxes[..., 2:] - boxes[..., :2]).prod(dim=-1)
+
+
+def overlaps(boxes: Tensor, others: Tensor, total: Tensor) -> Tensor:
+    """IoU of boxes ``(..., 4)`` with others ``(..., 4)``, pair by pair; shapes may broadcast.
+
+    The sum of both areas is asked for, as areas are the same throughout a loop.
+    """
     low = torch.maximum(boxes[..., :2], others[..., :2])
     high = torch.minimum(boxes[..., 2:], others[..., 2:])
     shared = (high - low).clamp(min=0).prod(dim=-1)
-    area, other_area = ((box[..., 2:] - box[..., :2]).prod(dim=-1) for box in (boxes, others))
-    return shared / (area + other_area - shared)
-
-
-def clip(boxes: Tensor, height: int, width: int) -> Tensor:
-    """Clip boxes ``(N, 4)`` to an image."""
-    return torch.stack([boxes[:, axis].clamp(0, (width, height)[axis % 2]) for axis in range(4)],
-                       dim=1)
+    return shared / (total - shared)
 
 
 @torch.no_grad()
@@ -95,22 +98,26 @@ def select_instances(
     """
     difference = teacher_scores - student_scores
     boxes = torch.where(difference[..., None] > 0, teacher_boxes, student_boxes)
-    boxes = torch.stack([clip(image_boxes, *size) for image_boxes, size in zip(boxes, sizes)])
+    limits = on_device([[[width, height] * 2] for height, width in sizes], boxes.device,
+                       boxes.dtype)
+    boxes = torch.minimum(boxes.clamp(min=0), limits)
     fits = ((boxes[..., 2:] - boxes[..., :2]) > MIN_SIDE).all(dim=-1)
     # Of a fixed size throughout, as counting what is left would wait for the device.
     used = -1
     scores = difference.abs().masked_fill(~fits, used)
     scores, places = scores.topk(min(CANDIDATES, scores.shape[1]), dim=1)
     boxes = boxes.gather(1, places[..., None].expand(-1, -1, 4))
-    chosen, valid = [], []
+    boxes_areas = areas(boxes)
+    chosen, bests = [], []
     for _ in range(num_instances):
         best, place = scores.max(dim=1, keepdim=True)
         box = boxes.gather(1, place[..., None].expand(-1, -1, 4))
+        total = boxes_areas + boxes_areas.gather(1, place)
         # The box overlaps itself entirely and so is not selected again.
-        scores = scores.masked_fill(overlaps(box, boxes) > iou_threshold, used)
+        scores = scores.masked_fill(overlaps(box, boxes, total) > iou_threshold, used)
         chosen.append(box)
-        valid.append(best > used)
-    return torch.cat(chosen, dim=1), torch.cat(valid, dim=1)
+        bests.append(best)
+    return torch.cat(chosen, dim=1), torch.cat(bests, dim=1) > used
 
 
 @torch.no_grad()
@@ -138,11 +145,14 @@ def responsible_anchors(anchors: Tensor, boxes: Tensor, valid: Tensor, threshold
         tensor([[ True,  True, False]])
     """
     found = torch.zeros(len(boxes), len(anchors), dtype=torch.bool, device=boxes.device)
-    # One instance an image at a time: with all of them the overlaps would take gigabytes.
-    for box, counts in zip(boxes.unbind(dim=1), valid.unbind(dim=1)):
-        iou = overlaps(anchors, box[:, None]) * counts[:, None]
-        best = iou.amax(dim=1, keepdim=True)
-        found |= (iou > 0) & ((iou >= threshold) | (iou == best))
+    boxes = (boxes * valid[..., None]).unsqueeze(2)  # a box of no size overlaps nothing
+    boxes_areas, anchors_areas = areas(boxes), areas(anchors)
+    least = torch.finfo(boxes.dtype).tiny
+    # A few instances an image at a time: with all of them the overlaps would take gigabytes.
+    for some, some_areas in zip(boxes.split(AT_ONCE, dim=1), boxes_areas.split(AT_ONCE, dim=1)):
+        iou = overlaps(some, anchors, some_areas + anchors_areas)
+        best = iou.amax(dim=2, keepdim=True)
+        found |= (iou >= best.clamp(least, max(threshold, least))).any(dim=1)
     return found
 
 
@@ -189,18 +199,15 @@ def relation_loss(student: Tensor, teacher: Tensor, valid: Tensor) -> Tensor:
     pairs = valid[:, None] & valid & ~torch.eye(len(valid), dtype=torch.bool, device=valid.device)
     count = pairs.sum().clamp(min=1)
 
-    def relations(features: Tensor) -> Tensor:
-        # Of all pairs at once by products, which are exact where vectors are not far from 0.
-        vectors = features.flatten(1)
-        vectors = vectors - vectors.mean(dim=0)
-        squared = vectors.square().sum(dim=1)
-        squared = squared[:, None] + squared - 2 * vectors @ vectors.T
-        distances = squared.masked_fill(~pairs, 1).clamp(min=1e-12).sqrt() * pairs
-        return distances / (distances.sum() / count).clamp(min=1e-12)
-
-    difference = F.smooth_l1_loss(relations(student), relations(teacher.detach()),
-                                  reduction='sum')
-    return difference / count
+    # Of all pairs at once by products, which are exact where vectors are not far from 0.
+    vectors = torch.stack([student, teacher.detach()]).flatten(2)
+    vectors = vectors - vectors.mean(dim=1, keepdim=True)
+    squared = vectors.square().sum(dim=2)
+    squared = squared[:, :, None] + squared[:, None] - 2 * vectors @ vectors.mT
+    distances = squared.masked_fill(~pairs, 1).clamp(min=1e-12).sqrt() * pairs
+    mean = distances.sum(dim=(1, 2), keepdim=True) / count
+    own, target = (distances / mean.clamp(min=1e-12)).unbind()
+    return F.smooth_l1_loss(own, target, reduction='sum') / count
 
 
 @full_precision
@@ -320,6 +327,7 @@ class GID(Knowledge):
             loss_gid_bbox=self.box_weight * box_response_loss(own.deltas, target.deltas, anchors))
 
 
+@full_precision
 def pool_rois(maps: tuple[Tensor, ...], strides: tuple[int, ...], boxes: Tensor) -> Tensor:
     """RoI features ``(B * K, C, 10, 10)`` of boxes ``(B, K, 4)``, each from its own level.
 
@@ -329,16 +337,12 @@ def pool_rois(maps: tuple[Tensor, ...], strides: tuple[int, ...], boxes: Tensor)
     images = torch.arange(len(boxes), device=boxes.device).repeat_interleave(boxes.shape[1])
     boxes = boxes.flatten(0, 1)
     levels = map_levels(boxes, len(maps), finest_scale=14 * strides[0])
+    rois = torch.cat([images[:, None], boxes], dim=1).to(maps[0].dtype)
     # A few boxes on every level cost less than finding out which belong to which.
-    return sum(pool_level(feature, boxes, images, stride) * (levels == level)[:, None, None, None]
-               for level, (feature, stride) in enumerate(zip(maps, strides)))
-
-
-@full_precision
-def pool_level(feature: Tensor, boxes: Tensor, images: Tensor, stride: int) -> Tensor:
-    """RoI features ``(n, C, 10, 10)`` of boxes ``(n, 4)`` of given images, on one level."""
-    rois = torch.cat([images[:, None], boxes], dim=1).to(feature.dtype)
-    return roi_align(feature, rois, ROI_SIZE, 1 / stride, SAMPLES, aligned=True)
+    pooled = torch.stack([roi_align(feature, rois, ROI_SIZE, 1 / stride, SAMPLES, aligned=True)
+                          for feature, stride in zip(maps, strides)])
+    own = levels == torch.arange(len(maps), device=boxes.device)[:, None]
+    return (pooled * own[..., None, None, None]).sum(dim=0)
 
 
 def common_channels(pair: DetectorPair, info: DetectorInfo) -> int:

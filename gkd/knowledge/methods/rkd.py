@@ -7,6 +7,9 @@ in which the published code of global knowledge offers it as its alternative.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import reduce
+from operator import add
 from typing import TYPE_CHECKING, Optional
 
 import torch
@@ -15,8 +18,8 @@ from torch import Tensor
 
 from gkd.errors import ConfigError
 from gkd.knowledge.base import Knowledge
-from gkd.knowledge.channels import taught_levels
-from gkd.knowledge.instances import pool_instances
+from gkd.knowledge.channels import alike_levels, channels_of, taught_levels
+from gkd.knowledge.instances import Instances, mean_windows, pool_maps
 from gkd.knowledge.precision import full_precision
 from gkd.registry import KNOWLEDGE
 
@@ -33,14 +36,15 @@ def distance_loss(student: Tensor, teacher: Tensor) -> Tensor:
     """Teach the student the distances between the instances in the teacher's space.
 
     Smooth L1 (beta 1) between the Euclidean distances of all pairs, divided by their mean in
-    either space; mean over all ``n * n`` pairs, those of an instance with itself too.
+    either space; mean over all ``n * n`` pairs, those of an instance with itself too. Of several
+    levels the sum.
 
     Source: the paper's distance-wise loss. The two spaces may have different dimensions.
 
     Args:
-        student: the student's features of n instances, float of shape ``(n, D_S)``. The only
-            argument that receives a gradient.
-        teacher: the teacher's, float of shape ``(n, D_T)``.
+        student: the student's features of n instances, float of shape ``(n, D_S)``, or
+            ``(L, n, D_S)`` on L levels. The only argument that receives a gradient.
+        teacher: the teacher's, float of shape ``(n, D_T)`` or ``(L, n, D_T)``.
 
     Returns:
         Scalar; 0, with a gradient of 0, for less than two instances.
@@ -52,12 +56,12 @@ def distance_loss(student: Tensor, teacher: Tensor) -> Tensor:
         >>> distance_loss(student, torch.tensor([[0.0], [1.0], [3.0]])) > 0
         tensor(True)
     """
-    count = len(student)
+    count = student.shape[-2]
 
     def relations(features: Tensor) -> Tensor:
         distances = torch.cdist(features, features,
                                 compute_mode='donot_use_mm_for_euclid_dist')
-        mean = distances.sum() / max(count * (count - 1), 1)
+        mean = distances.sum(dim=(-2, -1), keepdim=True) / max(count * (count - 1), 1)
         return distances / mean.clamp(min=SAME)
 
     difference = F.smooth_l1_loss(relations(student), relations(teacher.detach()),
@@ -71,14 +75,14 @@ def angle_loss(student: Tensor, teacher: Tensor) -> Tensor:
 
     Smooth L1 (beta 1) between the cosines of the angle at every instance to every two others;
     mean over all ``n * n * n`` triples. Where two of a triple are the same, or lie at the same
-    place, its cosine is 0.
+    place, its cosine is 0. Of several levels the sum.
 
     Source: the paper's angle-wise loss.
 
     Args:
-        student: the student's features of n instances, float of shape ``(n, D_S)``. The only
-            argument that receives a gradient.
-        teacher: the teacher's, float of shape ``(n, D_T)``.
+        student: the student's features of n instances, float of shape ``(n, D_S)``, or
+            ``(L, n, D_S)`` on L levels. The only argument that receives a gradient.
+        teacher: the teacher's, float of shape ``(n, D_T)`` or ``(L, n, D_T)``.
 
     Returns:
         Scalar; 0, with a gradient of 0, for less than two instances.
@@ -91,14 +95,14 @@ def angle_loss(student: Tensor, teacher: Tensor) -> Tensor:
         tensor(True)
     """
     def cosines(features: Tensor) -> Tensor:
-        directions = features[None] - features[:, None]
-        lengths = torch.linalg.vector_norm(directions, dim=2, keepdim=True)
+        directions = features.unsqueeze(-3) - features.unsqueeze(-2)
+        lengths = torch.linalg.vector_norm(directions, dim=-1, keepdim=True)
         # Divided by infinity, what has no direction becomes 0 and passes no gradient on.
         directions = directions / lengths.masked_fill(lengths < SAME, torch.inf)
         return directions @ directions.mT
 
     difference = F.smooth_l1_loss(cosines(student), cosines(teacher.detach()), reduction='sum')
-    return difference / max(len(student) ** 3, 1)
+    return difference / max(student.shape[-2] ** 3, 1)
 
 
 @KNOWLEDGE.register_module()
@@ -146,21 +150,27 @@ class RKD(Knowledge):
         self.max_instances = max_instances
         self.decay = decay
         self.levels = taught_levels(pair, levels, 'RKD')
+        self.alike = alike_levels(*channels_of(pair, self.levels))
 
     def forward(self, step: Step) -> dict[str, Tensor]:
         """Compute the losses of one step; see :class:`Knowledge`."""
         boxes = step.gt_boxes if self.instances == 'gt' else step.boxes
-        count = sum(map(len, boxes))
-        drawn = slice(None)
-        if count > self.max_instances:
-            drawn = torch.randperm(count, device=boxes[0].device)[:self.max_instances]
+        instances = Instances.of(boxes)
+        rows = instances.rows
+        if len(rows) > self.max_instances:
+            drawn = torch.randperm(len(rows), device=rows.device)[:self.max_instances]
+            instances = replace(instances, rows=rows[drawn])
+        windows = mean_windows(instances, [step.student.maps[level].shape[2:] for level in
+                                           self.levels],
+                               [(1 / step.strides[level],) * 2 for level in self.levels])
         distances, angles = [], []
-        for level in self.levels:
+        for alike in self.alike:
             student, teacher = (
-                pool_instances(part.maps[level], boxes, 1 / step.strides[level])[drawn]
+                pool_maps([part.maps[self.levels[place]] for place in alike],
+                          windows[alike[0]:alike[-1] + 1], instances)
                 for part in (step.student, step.teacher))
             distances.append(distance_loss(student, teacher))
             angles.append(angle_loss(student, teacher))
         decay = 1 - step.progress if self.decay else 1.0
-        return dict(loss_rkd_distance=self.distance_weight * decay * sum(distances),
-                    loss_rkd_angle=self.angle_weight * decay * sum(angles))
+        return dict(loss_rkd_distance=self.distance_weight * decay * reduce(add, distances),
+                    loss_rkd_angle=self.angle_weight * decay * reduce(add, angles))

@@ -1,0 +1,135 @@
+"""How many operations a step of every method starts, forward and backward.
+
+On a GPU the time of small operations is that of starting them. Their number is counted on the CPU,
+on random records of two detectors with five levels, and is the same on any machine; torch's
+version may change it a little. The convolutions that adapt the student's maps are counted too.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from collections.abc import Sequence
+
+import measure
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from gkd.detectors import DetectorInfo, DetectorOutputs, DetectorPair, Step
+from gkd.detectors.step import DensePredictions
+from gkd.prototypes import PrototypeBank
+from gkd.registry import KNOWLEDGE
+
+METHODS = ('RobustDistillingModule', 'CWD', 'DeFeat', 'FBKD', 'FGD', 'FGFI', 'GID', 'MGD', 'PFI',
+           'PKD', 'RKD')
+CLASSES = 80
+STRIDES = {'one-stage': (8, 16, 32, 64, 128), 'two-stage': (4, 8, 16, 32, 64)}
+
+
+class Operations(TorchDispatchMode):
+    """Count the operations that are dispatched, but for those that only look at memory anew."""
+
+    def __init__(self):
+        super().__init__()
+        self.counts = Counter()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        returns = function._schema.returns
+        view = returns and returns[0].alias_info is not None and not returns[0].alias_info.is_write
+        if not view and function is not torch.ops.aten._unsafe_view.default:
+            self.counts[function._schema.name] += 1
+        return result
+
+
+def dense_predictions(family: str, images: int, sides: Sequence[int]) -> DensePredictions:
+    """Random predictions at one anchor a cell."""
+    strides = STRIDES[family]
+    anchors = torch.cat([torch.cartesian_prod(torch.arange(side), torch.arange(side)) * stride
+                         for side, stride in zip(sides, strides)]).float()
+    anchors = torch.cat([anchors, anchors + 40], dim=1)
+    count = len(anchors)
+    return DensePredictions(
+        torch.randn(images, count, CLASSES if family == 'one-stage' else 1, requires_grad=True),
+        tuple(side**2 for side in sides), anchors, anchors + torch.rand(images, count, 4),
+        torch.randn(images, count, 4, requires_grad=True))
+
+
+def records(family: str, images: int, channels: int = 16,
+            positives: int = 5) -> tuple[DetectorPair, Step]:
+    """Pair and step of five levels, every field filled."""
+    strides = STRIDES[family]
+    one_stage = family == 'one-stage'
+    side = 2 * strides[-1]
+    sides = [side // stride for stride in strides]
+    info = DetectorInfo('any', family, (channels,) * 5, strides, CLASSES,
+                        anchors=(((0.0, 0.0, 40.0, 40.0),),) * 5, sigmoid=one_stage,
+                        samples_positives=True, classifies_boxes=True,
+                        box_coding=((0.0,) * 4, (1.0,) * 4))
+    boxes = [(torch.rand(positives + image, 2, 2) * side).sort(dim=1).values.flatten(1)
+             for image in range(images)]
+    labels = [torch.randint(CLASSES, (len(image),)) for image in boxes]
+    count = sum(map(len, boxes))
+    proposals = [torch.cat([image, image]) for image in boxes]
+
+    def outputs():
+        return DetectorOutputs(
+            maps=tuple(torch.randn(images, channels, size, size, requires_grad=True)
+                       for size in sides),
+            logits=torch.randn(count, CLASSES + (not one_stage), requires_grad=True),
+            roi_features=None if one_stage else torch.randn(count, channels, 7, 7),
+            proposal_logits=(None if one_stage
+                             else torch.randn(2 * count, CLASSES + 1, requires_grad=True)),
+            dense=dense_predictions(family, images, sides))
+
+    bank = PrototypeBank(*([torch.rand(10 * CLASSES, channels) for _ in strides] for _ in '12'),
+                         offsets=[torch.arange(0, 10 * CLASSES + 1, 10)] * 5)
+    return DetectorPair(info, info, strides), Step(
+        (side, side), [(side, side)] * images, strides, boxes, labels, outputs(), outputs(), bank,
+        boxes=boxes, labels=torch.cat(labels), objects=torch.arange(count),
+        dense_positives=torch.rand(images, sum(size**2 for size in sides)) > 0.9,
+        proposals=proposals, roi_levels=torch.arange(count) % 4,
+        proposal_positives=torch.cat([torch.arange(len(image)) < len(image) // 2
+                                      for image in proposals]))
+
+
+def count_operations(module: torch.nn.Module, step: Step) -> tuple[Counter, Counter]:
+    """Operations forward and backward, by name; what is done once a bank has been done."""
+    module(step)
+    with Operations() as forward:
+        losses = module(step)
+    total = sum(losses.values())
+    with Operations() as backward:
+        total.backward()
+    return forward.counts, backward.counts
+
+
+def count_method(method: str, images: int) -> dict:
+    """Operations of one method with both families, as a row of the table."""
+    row = dict(method=method)
+    for family in STRIDES:
+        pair, step = records(family, images)
+        module = KNOWLEDGE.build(dict(type=method, pair=pair))
+        row[family] = [count.total() for count in count_operations(module, step)]
+    return row
+
+
+def main() -> None:
+    """Count what is asked for."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('--methods', nargs='+', choices=METHODS, default=METHODS)
+    parser.add_argument('--images', type=int, default=2, help='images a batch')
+    args = parser.parse_args()
+    torch.manual_seed(0)
+    rows = [count_method(method, args.images) for method in args.methods]
+    columns = {'method': lambda row: row['method']}
+    for family in STRIDES:
+        for place, part in enumerate(('forward', 'backward')):
+            columns[f'{family}, {part}'] = (
+                lambda row, family=family, place=place: str(row[family][place]))
+        columns[f'{family}, both'] = lambda row, family=family: str(sum(row[family]))
+    measure.report('operations', rows, columns, 'Operations of a step')
+
+
+if __name__ == '__main__':
+    main()
