@@ -5,6 +5,8 @@ of tensors can be used all the same: ``gkd.knowledge.losses``, ``gkd.knowledge.i
 ``gkd.prototypes.pursuit``.
 """
 
+import os
+
 from gkd.environment import is_there, needing_mmdetection
 from gkd.installed import mmdet_major
 from gkd.registry import KNOWLEDGE
@@ -12,6 +14,9 @@ from gkd.version import __version__
 
 __all__ = ['KNOWLEDGE', '__version__', 'backbones', 'compat', 'detectors', 'distiller',
            'knowledge', 'prototypes']
+
+# So torch looks for GPUs without starting CUDA: a command may still choose one, or none.
+os.environ.setdefault('PYTORCH_NVML_BASED_CUDA_CHECK', '1')
 
 if is_there():
     from gkd import compat

@@ -13,7 +13,7 @@ from fnmatch import fnmatch
 
 from gkd.experiments.coverage import check_all, pair_name, pair_of, shorten_backbones, write_tables
 from gkd.experiments.zoo import PAIRS, SELF_PAIRS
-from gkd.running.cli import run
+from gkd.running.cli import add_device_option, run
 
 
 def parse_args():
@@ -25,6 +25,7 @@ def parse_args():
                              'themselves, and 57 pairs)')
     parser.add_argument('--folder', default=osp.join('work_dirs', 'check_detectors'),
                         help='where outcomes are kept (default: %(default)s)')
+    add_device_option(parser)
     parser.add_argument('--again', action='store_true', help='check what has been checked, too')
     return parser.parse_args()
 

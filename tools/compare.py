@@ -5,7 +5,7 @@ import argparse
 
 from gkd.datasets.tree_crowns import STRIPS
 from gkd.experiments.compare import compare
-from gkd.running.cli import positive, run
+from gkd.running.cli import add_device_option, positive, run
 
 
 def parse_args():
@@ -29,6 +29,7 @@ def parse_args():
     parser.add_argument('--jobs', type=positive, default=1,
                         help='trainings at once; they share CPU cores and GPUs, so that their '
                              'times only compare if nothing else runs')
+    add_device_option(parser)
     parser.add_argument('--results', metavar='CSV', help='file to append a row to for every '
                                                          'training (default: results.csv in the '
                                                          'work dir)')

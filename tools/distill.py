@@ -9,7 +9,7 @@ import sys
 
 from gkd.compat.checkpoint import trust_checkpoints
 from gkd.experiments.distill import distillation_config, prepare
-from gkd.running.cli import DictAction, add_trust_option, positive, run
+from gkd.running.cli import DictAction, add_device_option, add_trust_option, positive, run
 
 
 def parse_args():
@@ -25,6 +25,7 @@ def parse_args():
     parser.add_argument('--epochs', type=positive, help='replaces the config\'s number of epochs')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
                         help='replace settings of the student\'s config')
+    add_device_option(parser)
     add_trust_option(parser)
     # The rest is the training's; it reads and checks them.
     return parser.parse_known_args()[0]

@@ -6,7 +6,7 @@ import os.path as osp
 
 from gkd.compat.checkpoint import trust_checkpoints
 from gkd.running import export_student, load_config
-from gkd.running.cli import DictAction, add_trust_option, run
+from gkd.running.cli import DictAction, add_device_option, add_trust_option, run
 
 
 def parse_args():
@@ -18,6 +18,7 @@ def parse_args():
                                                   'the checkpoint)')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
                         help='replace settings of the config')
+    add_device_option(parser)
     add_trust_option(parser)
     return parser.parse_args()
 

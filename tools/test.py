@@ -7,7 +7,7 @@ from gkd.compat.checkpoint import trust_checkpoints
 from gkd.compat.distributed import init_distributed
 from gkd.errors import ConfigError
 from gkd.running import load_config, test
-from gkd.running.cli import DictAction, add_trust_option, run
+from gkd.running.cli import DictAction, add_device_option, add_trust_option, run
 
 
 def parse_args():
@@ -34,6 +34,7 @@ def parse_args():
                         help='who started this process; tools/test.sh sets it')
     parser.add_argument('--local-rank', '--local_rank', type=int, default=0,
                         help=argparse.SUPPRESS)
+    add_device_option(parser)
     add_trust_option(parser)
     return parser.parse_args()
 

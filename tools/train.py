@@ -9,7 +9,7 @@ from gkd.compat.distributed import init_distributed
 from gkd.errors import ConfigError
 from gkd.experiments.quickstart import add_arguments, quickstart
 from gkd.running import load_config, train
-from gkd.running.cli import DictAction, add_trust_option, positive, run
+from gkd.running.cli import DictAction, add_device_option, add_trust_option, positive, run
 
 
 def parse_args():
@@ -43,6 +43,7 @@ def parse_args():
                         help='who started this process; tools/train.sh sets it')
     parser.add_argument('--local-rank', '--local_rank', type=int, default=0,
                         help=argparse.SUPPRESS)
+    add_device_option(parser)
     add_trust_option(parser)
     add_arguments(parser.add_argument_group('quickstart only'))
     return parser.parse_args()

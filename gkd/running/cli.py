@@ -21,10 +21,11 @@ from gkd.compat.checkpoint import trust_checkpoints
 from gkd.errors import GKDError
 from gkd.progress import silence
 from gkd.running.config import load_config
+from gkd.running.device_option import add_device_option
 from gkd.running.explain import describe, lost_another_process
 
-__all__ = ['DictAction', 'add_pair_options', 'add_trust_option', 'positive', 'read_pair_options',
-           'run']
+__all__ = ['DictAction', 'add_device_option', 'add_pair_options', 'add_trust_option', 'positive',
+           'read_pair_options', 'run']
 
 # Seconds in which the launcher ends the other processes after the first one has failed.
 LAUNCHER_REACTS = 5
@@ -79,10 +80,10 @@ def add_pair_options(parser: argparse.ArgumentParser, folder: str,
     parser.add_argument('checkpoint', nargs='?', help='checkpoint of its training (default: the '
                         'student that the config starts from)')
     parser.add_argument('--out', help=f'folder to write to (default: work_dirs/{folder}/CONFIG)')
-    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
+    add_device_option(parser)
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
                         help='replace settings of the config')
-    parser.set_defaults(folder=folder)
+    parser.set_defaults(folder=folder, device='cuda' if torch.cuda.is_available() else 'cpu')
     add_trust_option(parser)
 
 
