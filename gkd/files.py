@@ -91,17 +91,36 @@ def load_tensors(path: Union[str, os.PathLike],
     Raises:
         CheckpointError: The file is missing, cut short, or not what was written.
     """
-    try:
-        with safe_open(os.fspath(path), framework='pt', device='cpu') as file:
-            metadata = dict(file.metadata() or {})
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f'{path}: cannot be read as a safetensors file ({error}). '
-                              f'{advice}') from error
+    tensors, metadata = map_tensors(path, advice)
     if CHECKSUM in metadata and metadata[CHECKSUM] != checksum(tensors, metadata):
         raise CheckpointError(f'{path} is damaged: its content does not match its checksum. '
                               f'{advice}')
     return tensors, metadata
+
+
+def map_tensors(path: Union[str, os.PathLike],
+                advice: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Map a file that :func:`save_tensors` wrote: what is looked at is read from it then.
+
+    The checksum is not compared. Processes that map the same file share the memory.
+
+    Args:
+        path: The file.
+        advice: What to do if it cannot be read, for the message.
+
+    Returns:
+        Tensors by name, which must not be written to, and the metadata.
+
+    Raises:
+        CheckpointError: The file is missing, cut short, or no safetensors file.
+    """
+    try:
+        with safe_open(os.fspath(path), framework='pt', device='cpu') as file:
+            return ({name: file.get_tensor(name) for name in file.keys()},
+                    dict(file.metadata() or {}))
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f'{path}: cannot be read as a safetensors file ({error}). '
+                              f'{advice}') from error
 
 
 def checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:

@@ -4,6 +4,7 @@ import contextlib
 import copy
 import json
 import logging
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -20,7 +21,7 @@ from safetensors.torch import save_file
 
 from gkd.detectors.step import recorded
 from gkd.errors import CheckpointError, ConfigError, DataError
-from gkd.prototypes import PrototypeBank, PrototypeGenerationModule, select_prototypes
+from gkd.prototypes import PrototypeBank, PrototypeGenerationModule, select_prototypes, shares
 from gkd.prototypes.features import choose_candidates
 from gkd.prototypes.hook import PrototypeHook, reload_bank
 
@@ -315,26 +316,48 @@ def test_batch_size_does_not_change_the_bank(detectors, datasets, tmp_path):
         torch.testing.assert_close(one.student[level], four.student[level], rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize('batch_size', [1, 8])
+@pytest.mark.parametrize('batch_size, processes, one_disk', [
+    (1, 2, True), (8, 3, True), (1, 2, False)])
 def test_processes_share_the_work_and_get_the_same_bank(detectors, datasets, tmp_path,
-                                                        batch_size):
+                                                        batch_size, processes, one_disk):
     # With batches of 8 there are three of them: one size of images each.
     def work(folder):
         def run(rank):
+            cache = tmp_path / folder / ('all' if one_disk else f'node{rank}')
             with counted_images(*detectors) as counts:
-                bank = generate(generation(batch_size=batch_size), detectors, datasets,
-                                tmp_path / folder)
-            return bank, counts
+                module = generation(batch_size=batch_size)
+                banks = [generate(module, detectors, datasets, cache) for _ in range(2)]
+            return banks, counts
         return run
 
     (alone, counts), = in_processes(tmp_path / '1', work('cache1'), world_size=1)
-    assert counts == [8, 8]
-    shared = in_processes(tmp_path / '2', work('cache2'))
-    assert [sum(counts) for counts in zip(*(counts for _, counts in shared))] == [8, 8]
-    for bank, counts in shared:
+    assert counts == [8, 16]
+    shared = in_processes(tmp_path / '2', work('cache2'), world_size=processes)
+    assert [sum(counts) for counts in zip(*(counts for _, counts in shared))] == [8, 16]
+    for banks, counts in shared:
         assert 0 < counts[0] < 8
-        assert_same_bank(alone, bank, rtol=0, atol=0)
-    assert len(list((tmp_path / 'cache2').iterdir())) == 2
+        for one, other in zip(alone, banks):
+            assert_same_bank(one, other, rtol=0, atol=0)
+    for node in (tmp_path / 'cache2').iterdir():
+        assert {path.name for path in node.iterdir()} == {
+            f'teacher_features_{rank}_of_{processes}.safetensors' for rank in range(processes)}
+
+
+def test_features_of_other_processes_are_mapped_and_not_held(tmp_path):
+    def work(rank):
+        own = [torch.full((4, 6), float(rank)), torch.full((4, 2), float(rank))]
+        shares.save_share(tmp_path, 'student', 'key', own)
+        joint = shares.join_shares(tmp_path, 'student', 'key', [1, 2, 3, 2])
+        files = {Path(line.split()[-1]).name for line in
+                 Path('/proc/self/maps').read_text().splitlines() if '_of_2' in line}
+        shares.remove_shares(tmp_path, 'student')
+        return files, [level[torch.tensor([0, 1, 4, 7])] for level in joint]
+
+    for files, levels in in_processes(tmp_path / 'group', work):
+        assert files == {f'student_features_{rank}_of_2.safetensors' for rank in range(2)}
+        for level, width in zip(levels, (6, 2)):
+            assert torch.equal(level, torch.tensor([[0.], [1], [0], [1]]).expand(4, width))
+    assert not list(tmp_path.glob('*.safetensors'))
 
 
 def test_more_processes_than_batches(detectors, annotations, tmp_path):

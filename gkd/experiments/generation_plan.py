@@ -99,13 +99,22 @@ class GenerationPlan:
 
     @property
     def teacher_bytes(self) -> int:
-        """The teacher's features, kept on disk and in memory."""
+        """The teacher's features, kept on disk and mapped into memory."""
         return sum(self.instances) * sum(self.teacher_channels) * FLOAT32
 
     @property
+    def student_bytes(self) -> int:
+        """The student's features; a single process holds them while a bank is made.
+
+        Of several processes each holds its share at first, and all of a node map those of all
+        from disk then.
+        """
+        return sum(self.instances) * sum(self.student_channels) * FLOAT32
+
+    @property
     def feature_bytes(self) -> int:
-        """Features of teacher and student, in memory while a bank is made."""
-        return sum(self.instances) * self.channels * FLOAT32
+        """Features of teacher and student, in the memory of a node at most once."""
+        return self.teacher_bytes + self.student_bytes
 
     @property
     def bank_bytes(self) -> int:
@@ -152,6 +161,7 @@ class GenerationPlan:
         batches = '' if self.batches is None else f' in {self.batches:,} batches'
         each = (f'{min(found):,} to {max(found):,} a class' if self.exact
                 else f'about {max(found):,} a class if they spread evenly')
+        mapped = self.teacher_bytes if processes == 1 else self.feature_bytes
         rows = [
             ('images to run', f'{most}{self.images:,}{batches}: by the teacher once, by the '
                               f'student in every generation'),
@@ -162,8 +172,12 @@ class GenerationPlan:
             ('instances', f'{most}{sum(self.instances):,}, of {len(found)} of '
                           f'{len(self.instances)} classes, {each}'),
             ('kept on disk', f'{most}{size(self.teacher_bytes)} of teacher\'s features, and '
-                             f'{size(self.bank_bytes)} for every bank'),
-            ('kept in memory', f'{most}{size(self.feature_bytes)} of features, in every process'),
+                             f'{size(self.bank_bytes)} for every bank'
+                             + ('' if processes == 1 else f'; {size(self.student_bytes)} of the '
+                                'student\'s features while a bank is made')),
+            ('in memory', f'{most}{size(self.feature_bytes)} of features, once a node however '
+                          f'many processes it has; {size(mapped)} of it mapped from disk, which '
+                          f'the system may drop'),
             ('search', f'{len(found) * len(self.teacher_channels)} searches '
                        f'({len(found)} classes on {len(self.teacher_channels)} levels), '
                        f'{self.operations / 1e12:,.2f} TFLOP in double precision, the largest in '

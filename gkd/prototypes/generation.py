@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os.path as osp
+import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Optional
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from gkd.bank import PrototypeBank
 from gkd.detectors.modes import eval_mode
-from gkd.errors import CheckpointError, ConfigError, DataError
-from gkd.files import CHECKSUM, load_tensors, save_tensors
+from gkd.errors import ConfigError, DataError
 from gkd.frameworks import (
     BaseDetector,
     Dataset,
@@ -38,8 +36,16 @@ from gkd.prototypes.features import (
     load_batches,
 )
 from gkd.prototypes.selection import SELECTIONS, choose_instances
+from gkd.prototypes.shares import (
+    Features,
+    Share,
+    all_gather,
+    is_cached,
+    join_shares,
+    remove_shares,
+    save_share,
+)
 
-ADVICE = 'The teacher\'s features are computed again.'
 MOST_NAMES = 8  # of classes without prototypes
 
 
@@ -51,23 +57,24 @@ class Generation:
         bank: The prototypes, on the CPU. Its metadata tell the image and box of each.
         rows: Instance of every prototype on every level, in the bank's order, ``(P_l,)`` int64.
         images: The instances' images with their boxes, in the order of the features.
-        teacher: The teacher's features of all instances, ``(N, D_T)``, one tensor a level.
+        teacher: The teacher's features of all instances, ``(N, D_T)``, one tensor a level; of
+            several processes what tells those of given rows.
         student: The student's, ``(N, D_S)``.
     """
 
     bank: PrototypeBank
     rows: list[Tensor]
     images: list[CandidateImage]
-    teacher: list[Tensor]
-    student: list[Tensor]
+    teacher: list[Features]
+    student: list[Features]
 
 
 class PrototypeGenerationModule:
     """PGM: find, for every class and FPN level, real instances that span both feature spaces.
 
-    Every image is run once, whatever the number of its classes; processes share the images. The
-    teacher does not change, so its features are computed once, kept in memory, and written to disk
-    for a resumed run (the paper's PGM; method section 1).
+    Every image is run once, whatever the number of its classes; processes share the images, and
+    read each other's features from disk. The teacher does not change, so its features are computed
+    once, and kept on disk for a resumed run, too (the paper's PGM; method section 1).
 
     Args:
         num_prototypes: Prototypes a class and level, K.
@@ -118,7 +125,7 @@ class PrototypeGenerationModule:
         self.batch_size = batch_size
         self.workers = workers
         self.candidates: Optional[list[CandidateImage]] = None
-        self.teacher_features: Optional[list[Tensor]] = None
+        self.teacher_features: Optional[list[Features]] = None
 
     def generate(self, teacher: BaseDetector, student: BaseDetector,
                  teacher_levels: Sequence[int], student_levels: Sequence[int],
@@ -146,14 +153,19 @@ class PrototypeGenerationModule:
         batches = group_by_size(self.candidates, self.batch_size)
         if self.teacher_features is None:
             fingerprint = self.fingerprint(teacher, teacher_levels, batches)
-            share = cached_share(cache_dir, fingerprint)
-            if share is None:
+            if not is_cached(cache_dir, 'teacher', fingerprint):
                 share = self.run(teacher, teacher_levels, batches, 'teacher')
-                save_share(cache_dir, fingerprint, share)
-            self.teacher_features = gather(share, self.counts(batches))
+                save_share(cache_dir, 'teacher', fingerprint, share)
+                del share
+            self.teacher_features = join_shares(cache_dir, 'teacher', fingerprint,
+                                                self.counts(batches))
         with eval_mode(student):
-            share = self.run(student, student_levels, batches, 'student')
-        student_features = gather(share, self.counts(batches))
+            student_features = self.run(student, student_levels, batches, 'student')
+        if get_dist_info()[1] > 1:
+            [key, *_] = all_gather(secrets.token_hex())
+            save_share(cache_dir, 'student', key, student_features)
+            student_features = join_shares(cache_dir, 'student', key, self.counts(batches))
+            remove_shares(cache_dir, 'student')
         device = next(student.parameters()).device
         images = [self.candidates[position] for batch in batches for position in batch]
         rows, offsets = self.pursue(student_features, images, len(classes_of(datasets[0])), device)
@@ -189,16 +201,16 @@ class PrototypeGenerationModule:
                 for batch in batches]
 
     def run(self, detector: BaseDetector, levels: Sequence[int], batches: list[list[int]],
-            role: str) -> list[list[Tensor]]:
-        """Features of this process's share of the batches: a list of levels for every batch."""
+            role: str) -> Share:
+        """Features of this process's share of the batches, one tensor a level."""
         rank, world_size = get_dist_info()
         share = batches[rank::world_size]
         device = next(detector.parameters()).device
         loader = load_batches(self.candidates, share, self.workers or 0)
-        return [batch_features(detector, levels, stacks, device)
-                for stacks in progress(loader, f'prototypes, {role}', unit='batch')]
+        return join_levels(batch_features(detector, levels, stacks, device)
+                           for stacks in progress(loader, f'prototypes, {role}', unit='batch'))
 
-    def pursue(self, student_features: list[Tensor], images: list[CandidateImage],
+    def pursue(self, student_features: list[Features], images: list[CandidateImage],
                num_classes: int, device: torch.device) -> tuple[list[Tensor], Tensor]:
         """Select every class's prototypes on every level; processes share the classes.
 
@@ -250,71 +262,3 @@ def origins(rows: list[Tensor], images: Sequence[CandidateImage]) -> list[list]:
     instances = [(image.filename, box.tolist(), int(label))
                  for image in images for box, label in zip(image.boxes, image.labels)]
     return [[instances[row] for row in level.tolist()] for level in rows]
-
-
-def share_path(cache_dir: str) -> str:
-    """File that holds this process's share of the teacher's features."""
-    rank, world_size = get_dist_info()
-    return osp.join(cache_dir, f'teacher_features_{rank}_of_{world_size}.safetensors')
-
-
-def cached_share(cache_dir: str, fingerprint: str) -> Optional[list[list[Tensor]]]:
-    """This process's share from an earlier run.
-
-    Returns:
-        None if there is none, it is of other inputs, or it is damaged; the last is logged.
-    """
-    path = share_path(cache_dir)
-    if not osp.exists(path):
-        return None
-    try:
-        tensors, metadata = load_tensors(path, ADVICE)
-        if metadata.get('fingerprint') != fingerprint:
-            return None
-        if CHECKSUM not in metadata:
-            raise CheckpointError(f'{path} has no checksum. {ADVICE}')
-    except CheckpointError as error:
-        logger().warning(str(error))
-        return None
-    return [[tensors[f'{batch}.{level}'] for level in range(int(metadata['levels']))]
-            for batch in range(int(metadata['batches']))]
-
-
-def save_share(cache_dir: str, fingerprint: str, share: list[list[Tensor]]) -> None:
-    """Keep this process's share; the file appears whole or not at all."""
-    tensors = {f'{batch}.{level}': feature.contiguous()
-               for batch, levels in enumerate(share) for level, feature in enumerate(levels)}
-    save_tensors(share_path(cache_dir), tensors,
-                 dict(fingerprint=fingerprint, batches=str(len(share)),
-                      levels=str(len(share[0]) if share else 0)))
-
-
-def all_gather(value: object) -> list:
-    """What every process has, in order of rank.
-
-    Features lie on the CPU, and so does their exchange: NCCL would move them through GPU memory.
-    """
-    if not dist.is_initialized():
-        return [value]
-    gathered = [None] * dist.get_world_size()
-    dist.all_gather_object(gathered, value, group=cpu_group())
-    return gathered
-
-
-def cpu_group() -> dist.ProcessGroup:
-    """A process group for CPU tensors, made once."""
-    if dist.get_backend() == 'gloo':
-        return dist.group.WORLD
-    if not hasattr(cpu_group, 'group'):
-        cpu_group.group = dist.new_group(backend='gloo')
-    return cpu_group.group
-
-
-def gather(share: list[list[Tensor]], counts: list[int]) -> list[Tensor]:
-    """Put all processes' batches back into their order, one tensor a level."""
-    shares = all_gather(share)
-    batches = [shares[number % len(shares)][number // len(shares)]
-               for number in range(len(counts))]
-    features = join_levels(batches)
-    assert all(len(feature) == sum(counts) for feature in features)
-    return features
