@@ -34,7 +34,9 @@ test_pipeline = [
         ])
 ]
 # A GPU must not wait for images; on the CPU more processes would only share its cores.
-workers = min(4, len(os.sched_getaffinity(0)) - 1) if torch.cuda.is_available() else 0
+cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+workers = min(4, cores - 1) if torch.cuda.is_available() else 0
+del cores
 data = dict(
     samples_per_gpu=8,
     workers_per_gpu=workers,
