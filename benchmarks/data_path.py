@@ -1,8 +1,9 @@
 """Where the time of the quickstart's training goes, and what the networks' step is made of.
 
 The first table times the parts of a whole training of the distilled student, as ``tools/train.py``
-runs it. The second one is torch's profile of training steps: how much of them is the networks'
-arithmetic, operator by operator.
+runs it. A GPU is waited for after every part; so the share of waiting for images comes from
+another training before it, in which the GPU is not waited for. The second table is torch's profile
+of training steps: how much of them is the networks' arithmetic, operator by operator.
 """
 
 from __future__ import annotations
@@ -57,11 +58,17 @@ ARITHMETIC = {
 
 
 class Stopwatch:
-    """Sum up the seconds spent in named functions; what one calls inside another counts once."""
+    """Sum up the seconds spent in named functions; what one calls inside another counts once.
 
-    def __init__(self):
+    Args:
+        waits: Whether a GPU is waited for around each function, so that its work counts there;
+            else the host's time counts, as in a training.
+    """
+
+    def __init__(self, waits: bool):
         self.seconds = defaultdict(float)
         self.running = False
+        self.wait = measure.synchronise if waits else lambda: None
 
     def around(self, function: Callable, name: str) -> Callable:
         """The function, timed under a name."""
@@ -70,10 +77,12 @@ class Stopwatch:
             if self.running:
                 return function(*args, **kwargs)
             self.running = True
+            self.wait()
             started = time.perf_counter()
             try:
                 return function(*args, **kwargs)
             finally:
+                self.wait()
                 self.seconds[name] += time.perf_counter() - started
                 self.running = False
 
@@ -90,17 +99,18 @@ class Stopwatch:
             yield
 
 
-def time_training(family: str, epochs: int) -> dict:
-    """Time the parts of a training of the distilled student."""
+def time_training(family: str, epochs: int, waits: bool) -> dict:
+    """Time the parts of a training of the distilled student; see :class:`Stopwatch`."""
     config = inputs.quickstart_config(family)
     config.runner.max_epochs = epochs
-    watch = Stopwatch()
+    watch = Stopwatch(waits)
     total = 0.
 
     def run(self, *args, **kwargs):
         nonlocal total
         started = time.perf_counter()
         whole(self, *args, **kwargs)
+        measure.synchronise()
         total = time.perf_counter() - started
 
     whole = EpochBasedRunner.run
@@ -117,16 +127,23 @@ def profile_step(family: str, steps: int) -> dict:
     """Seconds a step of every kind of operator, from torch's profiler."""
     step = quickstart_step(family)
     step.whole()
-    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+    on_gpu = measure.device().type == 'cuda'
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
+    measure.synchronise()
+    with profile(activities=activities) as profiler:
         started = time.perf_counter()
         for _ in range(steps):
             step.whole()
+        measure.synchronise()
         total = time.perf_counter() - started
     seconds, others = defaultdict(float), defaultdict(float)
     for event in profiler.key_averages():
         kind = next((kind for kind, names in ARITHMETIC.items()
                      if any(name in event.key for name in names)), None)
-        spent = event.self_cpu_time_total / 1e6 / steps
+        if on_gpu and event.device_type != torch.autograd.DeviceType.CPU:
+            continue  # a kernel, whose time its operator has
+        own = event.self_device_time_total if on_gpu else event.self_cpu_time_total
+        spent = own / 1e6 / steps
         if kind is None:
             others[event.key] += spent
         else:
@@ -156,8 +173,14 @@ def main() -> None:
                         default=list(inputs.FAMILIES))
     parser.add_argument('--epochs', type=int, default=2, help='epochs to train')
     parser.add_argument('--steps', type=int, default=5, help='steps to profile')
+    measure.add_device_option(parser)
     args = parser.parse_args()
-    shares([time_training(family, args.epochs) for family in args.families],
+    if measure.device().type == 'cuda':
+        for family in args.families:
+            row = time_training(family, args.epochs, waits=False)
+            print(f'{family}: {row["total"]:.1f} s in all, of which '
+                  f'{row["seconds"]["loading images"] / row["total"]:.1%} waiting for images')
+    shares([time_training(family, args.epochs, waits=True) for family in args.families],
            f'Training of the distilled student, {args.epochs} epochs', 'data_path')
     profiles = [profile_step(family, args.steps) for family in args.families]
     shares(profiles, 'One training step, operator by operator', 'data_path_operators')

@@ -71,14 +71,18 @@ class Module:
         if not adapts:
             self.module.local_knowledge.adaptation = nn.ModuleList(nn.Identity() for _ in STRIDES)
         count = PROTOTYPES * case.classes
+        self.module.to(measure.device())
         self.bank = PrototypeBank([torch.rand(count, CHANNELS) for _ in STRIDES],
                                   [torch.rand(count, CHANNELS) for _ in STRIDES],
-                                  [torch.arange(0, count + 1, PROTOTYPES) for _ in STRIDES])
+                                  [torch.arange(0, count + 1, PROTOTYPES) for _ in STRIDES]
+                                  ).to(measure.device())
         self.boxes = [inputs.random_boxes(case.positives, (case.height, case.width),
                                    torch.Generator().manual_seed(image))
                       for image in range(case.images)]
         self.labels = torch.randint(case.classes, (case.images * case.positives,))
         self.levels = torch.randint(4, self.labels.shape)
+        self.boxes, self.labels, self.levels = measure.on_device(
+            [self.boxes, self.labels, self.levels])
         size = (case.height, case.width)
         self.step = Step(
             size, [size] * case.images, STRIDES, self.boxes,
@@ -91,11 +95,11 @@ class Module:
     def outputs(self, case: Case) -> DetectorOutputs:
         """Random outputs of a detector."""
         count = len(self.labels)
-        return DetectorOutputs(
+        return DetectorOutputs(**measure.on_device(dict(
             maps=tuple(torch.randn(case.images, CHANNELS, -(-case.height // stride),
                                    -(-case.width // stride)) for stride in STRIDES),
             logits=torch.randn(count, case.classes + 1),
-            roi_features=torch.randn(count, CHANNELS, 7, 7))
+            roi_features=torch.randn(count, CHANNELS, 7, 7))))
 
     def run(self) -> None:
         """One forward and backward."""
@@ -120,10 +124,11 @@ def measure_case(case: Case, rounds: int) -> dict:
     whole, losses = Module(case, adapts=True), Module(case, adapts=False)
     seconds = measure.interleave(dict(losses=losses.run, convolutions=whole.convolutions,
                                       whole=whole.run), rounds)
+    launched, busy = measure.kernels(whole.run)
     maps = sum(feature.nbytes for feature in whole.step.student.maps)
     del whole, losses
     memory = int(measure.in_fresh_process(__file__, '--memory', json.dumps(asdict(case))))
-    return dict(asdict(case), maps=maps, memory=memory,
+    return dict(asdict(case), maps=maps, memory=memory, kernels=launched, busy=busy,
                 seconds={name: measure.summary(times) for name, times in seconds.items()})
 
 
@@ -140,6 +145,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--rounds', type=int, default=5, help='timings a case')
     parser.add_argument('--base-only', action='store_true', help='only the first case')
+    measure.add_device_option(parser)
     parser.add_argument('--memory', help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.memory:
@@ -153,6 +159,7 @@ def main() -> None:
         'losses s': lambda row: measure.show(row['seconds']['losses']),
         'convolutions s': lambda row: f'{row["seconds"]["convolutions"]["median"]:.3f}',
         'both s': lambda row: f'{row["seconds"]["whole"]["median"]:.3f}',
+        'kernels of both': lambda row: str(row['kernels'] or '-'),
         'peak memory of the losses, MB': lambda row: f'{row["memory"] / 1e6:.0f}',
         'student\'s maps, MB': lambda row: f'{row["maps"] / 1e6:.0f}',
     }, 'Robust distilling module, forward and backward (median, quartiles)')

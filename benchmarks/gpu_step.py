@@ -3,7 +3,7 @@
 ResNet-101 teaches ResNet-50 on random images with COCO's 80 classes. A row is a family of
 detectors, a number of images and a precision: float32 with torch's defaults, or autocast (float16
 on a GPU, bfloat16 on a CPU). Every precision of the teacher is a distiller of its own; all of them
-are timed in turns, and the device is waited for around each timing. ``step`` is forward and
+are timed in turns, between two events of the device. ``step`` is forward and
 backward without the optimiser, with the teacher in half precision if nothing else is said.
 """
 
@@ -20,7 +20,6 @@ import measure
 import step_overhead
 import torch
 from torch import Tensor
-from torch.profiler import ProfilerActivity, profile
 
 from gkd.detectors import Step
 from gkd.distiller import Distiller
@@ -124,17 +123,12 @@ def build(family: str, teacher: dict, args: argparse.Namespace) -> Distiller:
         for role in ('teacher', 'student'):
             model[role].overrides.update({'backbone.depth': 18,
                                           'neck.in_channels': [64, 128, 256, 512]})
-    distiller = step_overhead.build_distiller(model).to(args.device)
-    distiller.bank = distiller.bank.to(args.device)
-    return distiller
+    return step_overhead.build_distiller(model)
 
 
 def batch_of(family: str, images: int, args: argparse.Namespace) -> dict:
     """A training batch on the device."""
-    batch = step_overhead.random_batch(family, SMALL_SIZE if args.small else SIZE, images)
-    return dict(img=batch['img'].to(args.device), img_metas=batch['img_metas'],
-                **{key: [tensor.to(args.device) for tensor in batch[key]]
-                   for key in ('gt_bboxes', 'gt_labels')})
+    return step_overhead.random_batch(family, SMALL_SIZE if args.small else SIZE, images)
 
 
 def teachers(args: argparse.Namespace) -> dict[str, dict]:
@@ -150,29 +144,6 @@ def columns_of(family: str, args: argparse.Namespace) -> Iterable[tuple[int, boo
         batch = batch_of(family, images, args)
         for autocasts in (False, True):
             yield images, autocasts, batch
-
-
-def synchronised(function: Callable[[], None], device: str) -> Callable[[], None]:
-    """The function with everything that it launches."""
-    def run() -> None:
-        function()
-        if device == 'cuda':
-            torch.cuda.synchronize()
-
-    return run
-
-
-def kernels(function: Callable[[], None]) -> tuple[int, float]:
-    """How many kernels a function launches on a GPU, and the seconds that they run."""
-    function()
-    torch.cuda.synchronize()
-    with profile(activities=[ProfilerActivity.CUDA]) as seen:
-        function()
-        torch.cuda.synchronize()
-    found = [event for event in seen.events()
-             if event.device_type == torch.autograd.DeviceType.CUDA
-             and not event.name.lower().startswith(('memcpy', 'memset'))]
-    return len(found), sum(event.device_time for event in found) / 1e6
 
 
 def peak_memory(function: Callable[[], None]) -> int:
@@ -222,12 +193,11 @@ def measure_row(works: dict[str, Work], rounds: int) -> dict:
                  module_forward=first.module_forward,
                  **{f'step_{name}': work.step for name, work in works.items()},
                  **{f'teacher_{name}': work.teacher for name, work in works.items()})
-    seconds = measure.interleave({name: synchronised(part, first.device)
-                                  for name, part in parts.items()}, rounds, WARMUP)
+    seconds = measure.interleave(parts, rounds, WARMUP)
     ratios = {name: measure.summary([step / student for step, student in
                                      zip(seconds[f'step_{name}'], seconds['student'])])
               for name in works}
-    count, busy = kernels(first.module) if first.device == 'cuda' else (None, None)
+    count, busy = measure.kernels(first.module)
     for work in works.values():
         work.forget_gradients()
     return dict(seconds={name: measure.summary(times) for name, times in seconds.items()},
@@ -245,15 +215,10 @@ def measure_family(family: str, args: argparse.Namespace) -> list[dict]:
         precision = str(AUTOCAST[args.device] if autocasts else torch.float32)
         rows.append(dict(
             family=family, images=images, size=list(batch['img'].shape[-2:]),
-            precision=precision.replace('torch.', ''), device=device_name(args.device),
+            precision=precision.replace('torch.', ''), device=measure.device_name(),
             memory={name: peaks.get((images, autocasts)) for name, peaks in memory.items()},
             **measure_row(works, args.rounds)))
     return rows
-
-
-def device_name(device: str) -> str:
-    """What the numbers were measured on."""
-    return torch.cuda.get_device_name() if device == 'cuda' else 'CPU'
 
 
 def milliseconds(part: str) -> Callable[[dict], str]:
@@ -307,8 +272,7 @@ def table(names: list[str]) -> dict[str, Callable[[dict], str]]:
 def main() -> None:
     """Measure what is asked for."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('--device', choices=AUTOCAST,
-                        default='cuda' if torch.cuda.is_available() else 'cpu')
+    measure.add_device_option(parser)
     parser.add_argument('--families', nargs='+', choices=inputs.FAMILIES,
                         default=list(inputs.FAMILIES))
     parser.add_argument('--images', nargs='+', type=int, default=[2, 8], help='images a batch')
@@ -318,9 +282,10 @@ def main() -> None:
     parser.add_argument('--small', action='store_true',
                         help='ResNet-18 on small images, to try the command')
     args = parser.parse_args()
+    args.device = measure.device().type
     rows = [row for family in args.families for row in measure_family(family, args)]
     measure.report('gpu_step', rows, table(list(teachers(args))),
-                   f'Distillation step on {device_name(args.device)} (medians, ms and MB)')
+                   f'Distillation step on {measure.device_name()} (medians, ms and MB)')
 
 
 if __name__ == '__main__':

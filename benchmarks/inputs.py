@@ -34,12 +34,12 @@ def quickstart_config(family: str) -> Config:
 
 
 def first_batch(config: Config) -> dict:
-    """A training batch of a config's first images, on the CPU."""
+    """A training batch of a config's first images, on the device."""
     dataset = build_checked_dataset(config.data.train, 'data.train')
     batch_size = config.data.train_dataloader.samples_per_gpu
     np.random.seed(0)
     batch = collate([dataset[index] for index in range(batch_size)], batch_size)
-    return scatter(batch, [-1])[0]
+    return measure.on_device(scatter(batch, [-1])[0])
 
 
 def coco_model(family: str, **prototypes) -> ConfigDict:

@@ -1,7 +1,8 @@
-"""What the benchmarks share: timing in turns, peak memory, tables, and where results go."""
+"""What the benchmarks share: the device, timing in turns, memory, tables, where results go."""
 
 from __future__ import annotations
 
+import functools
 import gc
 import json
 import os
@@ -12,21 +13,70 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Callable
+from typing import Callable, Optional
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 from gkd.running.allocator import keep_freed_memory
+from gkd.running.device_option import add_device_option
+
+__all__ = ['REPOSITORY', 'RESULTS', 'add_device_option', 'device', 'device_name',
+           'in_fresh_process', 'interleave', 'kernels', 'machine', 'memory_of_process',
+           'memory_status', 'on_device', 'peak_memory', 'report', 'show', 'summary', 'synchronise']
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 RESULTS = REPOSITORY / 'work_dirs' / 'benchmarks'
+
+
+@functools.cache
+def device() -> torch.device:
+    """Where everything is measured: a GPU if one is to be seen, see ``--device``."""
+    return torch.device('cuda' if torch.cuda.is_available() else 'cpu')
+
+
+def device_name() -> str:
+    """What the numbers are measured on."""
+    return torch.cuda.get_device_name() if device().type == 'cuda' else 'CPU'
+
+
+def on_device(value):
+    """The same list, tuple or dict with its tensors on the device."""
+    if isinstance(value, torch.Tensor):
+        return value.to(device())
+    if isinstance(value, dict):
+        return {name: on_device(part) for name, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(on_device, value))
+    return value
+
+
+def synchronise() -> None:
+    """Wait for everything that was launched on a GPU."""
+    if device().type == 'cuda':
+        torch.cuda.synchronize()
+
+
+def seconds_of(part: Callable[[], object]) -> float:
+    """Seconds that a function takes; on a GPU between two of its events."""
+    if device().type == 'cpu':
+        started = time.perf_counter()
+        part()
+        return time.perf_counter() - started
+    synchronise()
+    first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    first.record()
+    part()
+    last.record()
+    last.synchronize()
+    return first.elapsed_time(last) / 1e3
 
 
 def interleave(parts: dict[str, Callable[[], object]], rounds: int,
                warmup: int = 1) -> dict[str, list[float]]:
     """Time several functions in turn, so that a change in the machine's load hits them alike.
 
-    Freed memory is kept, as in a training on the CPU.
+    On the CPU freed memory is kept, as in a training.
 
     Args:
         parts: Functions by name.
@@ -36,15 +86,15 @@ def interleave(parts: dict[str, Callable[[], object]], rounds: int,
     Returns:
         Seconds by name, one number a round.
     """
-    keep_freed_memory()
+    if device().type == 'cpu':
+        keep_freed_memory()
     seconds = {name: [] for name in parts}
     for number in range(warmup + rounds):
         for name, part in parts.items():
             gc.collect()
-            started = time.perf_counter()
-            part()
+            taken = seconds_of(part)
             if number >= warmup:
-                seconds[name].append(time.perf_counter() - started)
+                seconds[name].append(taken)
     return seconds
 
 
@@ -64,14 +114,47 @@ def show(numbers: dict[str, float], digits: int = 3) -> str:
 def peak_memory(function: Callable[[], object]) -> int:
     """Bytes of memory that ``function`` needs on top of what the process holds, at its peak.
 
-    Run it once before, so that no library loads or compiles anything inside, and call it in a
-    process that :func:`in_fresh_process` started.
+    On a GPU these are bytes that torch's allocator has handed out. Run the function once before,
+    so that no library loads or compiles anything inside, and call this in a process that
+    :func:`in_fresh_process` started.
     """
     gc.collect()
+    if device().type == 'cuda':
+        synchronise()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        function()
+        synchronise()
+        return torch.cuda.max_memory_allocated() - before
     before = memory_status('VmRSS')
     Path('/proc/self/clear_refs').write_text('5')  # forget the peak so far
     function()
     return memory_status('VmHWM') - before
+
+
+def memory_of_process() -> int:
+    """Bytes of the process at its peak; on a GPU those that torch had allocated."""
+    if device().type == 'cuda':
+        return torch.cuda.max_memory_allocated()
+    return memory_status('VmHWM')
+
+
+def kernels(function: Callable[[], object]) -> tuple[Optional[int], Optional[float]]:
+    """How many kernels a function launches on a GPU, and the seconds that they run.
+
+    Nothing is known of a CPU.
+    """
+    if device().type == 'cpu':
+        return None, None
+    function()
+    synchronise()
+    with profile(activities=[ProfilerActivity.CUDA]) as seen:
+        function()
+        synchronise()
+    found = [event for event in seen.events()
+             if event.device_type == torch.autograd.DeviceType.CUDA
+             and not event.name.lower().startswith(('memcpy', 'memset'))]
+    return len(found), sum(event.device_time for event in found) / 1e6
 
 
 def memory_status(key: str) -> int:
@@ -99,9 +182,9 @@ def machine() -> dict[str, str]:
             if line.startswith('model name'):
                 name = line.split(':', 1)[1].strip()
                 break
-    return dict(processor=name, cores=str(os.cpu_count()), threads=str(torch.get_num_threads()),
-                load=f'{os.getloadavg()[0]:.1f}', torch=torch.__version__,
-                python=platform.python_version())
+    return dict(device=device_name(), processor=name, cores=str(os.cpu_count()),
+                threads=str(torch.get_num_threads()), load=f'{os.getloadavg()[0]:.1f}',
+                torch=torch.__version__, python=platform.python_version())
 
 
 def report(name: str, rows: list[dict], columns: dict[str, Callable[[dict], str]],

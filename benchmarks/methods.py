@@ -1,4 +1,4 @@
-"""What every method of distillation adds to a training step, in time and peak memory.
+"""What every method of distillation adds to a training step: time, kernels and peak memory.
 
 A step is forward and backward on the quickstart's data; the plain student's is that of the same
 distiller with nothing to teach, which runs no teacher. Untrained detectors: their weights do not
@@ -44,13 +44,23 @@ def training_step(family: str, method: str) -> Callable[[], None]:
 
 def measure_method(family: str, method: str, rounds: int) -> dict:
     """Time and memory of one method against the plain student, as a row of the table."""
-    seconds = measure.interleave({name: training_step(family, name) for name in (PLAIN, method)},
-                                 rounds)
+    steps = {name: training_step(family, name) for name in (PLAIN, method)}
+    seconds = measure.interleave(steps, rounds)
+    launched = {name: measure.kernels(step)[0] for name, step in steps.items()}
+    ratios = [taught / plain for plain, taught in zip(seconds[PLAIN], seconds[method])]
     extra = [taught - plain for plain, taught in zip(seconds[PLAIN], seconds[method])]
     memory = {name: int(measure.in_fresh_process(
         __file__, '--families', family, '--memory', name)) for name in (PLAIN, method)}
     return dict(family=family, method=method, extra=measure.summary(extra), memory=memory,
+                ratio=measure.summary(ratios), kernels=launched,
                 seconds={name: measure.summary(times) for name, times in seconds.items()})
+
+
+def added_kernels(kernels: dict, method: str, **_) -> str:
+    """Kernels of the plain student's step and what a method adds; known on a GPU only."""
+    if kernels[method] is None:
+        return '-'
+    return f'{kernels[PLAIN]}, {kernels[method] - kernels[PLAIN]}'
 
 
 def measure_memory(family: str, method: str) -> int:
@@ -67,6 +77,7 @@ def main() -> None:
                         default=list(inputs.FAMILIES))
     parser.add_argument('--methods', nargs='+', help='default: all, one by one')
     parser.add_argument('--rounds', type=int, default=11, help='timings a method')
+    measure.add_device_option(parser)
     parser.add_argument('--memory', help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.memory:
@@ -79,6 +90,8 @@ def main() -> None:
         'method': lambda row: row['method'],
         'plain student s': lambda row: f'{row["seconds"][PLAIN]["median"]:.3f}',
         'added s': lambda row: measure.show(row['extra']),
+        'step / student alone': lambda row: measure.show(row['ratio'], 2),
+        'kernels of a plain step, added': lambda row: added_kernels(**row),
         'peak memory of a plain step, MB': lambda row: f'{row["memory"][PLAIN] / 1e6:.0f}',
         'added MB': lambda row: '{:.0f}'.format(
             (row['memory'][row['method']] - row['memory'][PLAIN]) / 1e6),

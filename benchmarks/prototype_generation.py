@@ -41,6 +41,7 @@ class Generation:
         torch.manual_seed(0)
         distiller = build_detector(model)
         distiller.init_weights()
+        distiller.to(measure.device())
         self.datasets = datasets
         self.teacher, self.student = distiller.teacher, distiller.student.eval()
         self.pair = distiller.pair
@@ -55,9 +56,10 @@ class Generation:
     @torch.no_grad()
     def inference(self) -> None:
         """Load the same batches and run the student's backbone and neck."""
-        for stacks in load_batches(self.module.candidates, self.batches, self.module.workers):
+        workers = self.module.workers or 0
+        for stacks in load_batches(self.module.candidates, self.batches, workers):
             for stack in stacks:
-                self.student.extract_feat(stack.images)
+                self.student.extract_feat(stack.images.to(measure.device()))
 
     def stages(self) -> dict[str, float]:
         """Seconds of the first generation and of the second, which has the teacher's features."""
@@ -165,6 +167,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--settings', nargs='+', choices=SETTINGS, default=list(SETTINGS))
     parser.add_argument('--rounds', type=int, default=7, help='passes of each kind')
+    measure.add_device_option(parser)
     args = parser.parse_args()
     rows = [measure_setting(name, args.rounds) for name in args.settings]
     measure.report('prototype_generation', rows, {

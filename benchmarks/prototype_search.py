@@ -37,14 +37,14 @@ def features(count: int) -> tuple[Tensor, Tensor]:
     teacher, student = (
         torch.randn(20, CHANNELS, generator=generator)[cluster]
         + noise * torch.randn(count, CHANNELS, generator=generator) for _ in range(2))
-    return teacher, student
+    return teacher.to(measure.device()), student.to(measure.device())
 
 
 def select_explicitly(teacher: Tensor, student: Tensor, alpha: float = 10.0,
                       block: int = 4) -> tuple[Tensor, int]:
     """The yardstick: the chosen instances, and among how many candidates."""
     spaces = [F.normalize(feature, dim=1) for feature in (teacher, student)]
-    dense = torch.ones(len(teacher), dtype=torch.bool)
+    dense = torch.ones(len(teacher), dtype=torch.bool, device=teacher.device)
     for feature in spaces:
         density = torch.exp(-((1 - feature @ feature.T) / 0.1) ** 2).sum(dim=1)
         dense &= density > density.sort().values[int(0.4 * len(density))]
@@ -94,11 +94,14 @@ def against_chunks() -> list[dict]:
     expected = select_prototypes(*pair, PROTOTYPES)
     rows = []
     for max_pairs in (CHUNKED_INSTANCES, 10**5, 10**6, 2**24, CHUNKED_INSTANCES**2):
+        measure.synchronise()
         started = time.perf_counter()
         chosen = select_prototypes(*pair, PROTOTYPES, max_pairs=max_pairs)
+        measure.synchronise()
+        seconds = time.perf_counter() - started
         if not torch.equal(chosen, expected):
             raise RuntimeError(f'max_pairs={max_pairs} changes the choice')
-        rows.append(dict(max_pairs=max_pairs, seconds=time.perf_counter() - started,
+        rows.append(dict(max_pairs=max_pairs, seconds=seconds,
                          chosen=chosen.tolist()))
     return rows
 
@@ -108,7 +111,7 @@ def measure_size(count: int, rounds: int) -> dict:
     select_prototypes(*features(100), PROTOTYPES)
     pair = features(count)
     extra = measure.peak_memory(lambda: select_prototypes(*pair, PROTOTYPES))
-    process = measure.memory_status('VmHWM')
+    process = measure.memory_of_process()
     # The sizes that take minutes vary little, and are timed once.
     repeats = rounds if count <= 10_000 else 1
     search = measure.interleave(dict(search=lambda: select_prototypes(*pair, PROTOTYPES)), repeats,
@@ -132,6 +135,7 @@ def main() -> None:
     parser.add_argument('--rounds', type=int, default=3, help='repeats of what takes seconds')
     parser.add_argument('--output', type=Path, default=measure.RESULTS / 'prototype_search.json',
                         help='the JSON file to write (default: %(default)s)')
+    measure.add_device_option(parser)
     parser.add_argument('--measure', type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.measure is not None:

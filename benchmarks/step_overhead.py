@@ -29,8 +29,8 @@ class Step:
     """A distiller with a batch, and the parts that its step cannot do without.
 
     Args:
-        distiller: The distiller, on the CPU, in training mode, with a bank.
-        data: A training batch.
+        distiller: The distiller, in training mode, with a bank.
+        data: A training batch on its device.
     """
 
     def __init__(self, distiller: Distiller, data: dict):
@@ -105,7 +105,7 @@ def total(losses: dict) -> torch.Tensor:
 
 
 def build_distiller(model: dict) -> Distiller:
-    """A distiller with random weights and random prototypes."""
+    """A distiller with random weights and random prototypes, on the device."""
     torch.manual_seed(0)
     distiller = build_detector(model)
     distiller.init_weights()
@@ -115,7 +115,8 @@ def build_distiller(model: dict) -> Distiller:
         student=[torch.rand(count, channels) for channels in pair.channels(pair.student)],
         teacher=[torch.rand(count, channels) for channels in pair.channels(pair.teacher)],
         offsets=[torch.arange(0, count + 1, PROTOTYPES) for _ in pair.strides])
-    return distiller.train()
+    distiller.bank = distiller.bank.to(measure.device())
+    return distiller.to(measure.device()).train()
 
 
 def quickstart_step(family: str) -> Step:
@@ -130,18 +131,18 @@ def coco_step(family: str) -> Step:
 
 
 def random_batch(family: str, size: tuple[int, int] = (800, 1344), images: int = 2) -> dict:
-    """A training batch of random images with boxes of COCO's 80 classes."""
+    """A training batch of random images with boxes of COCO's 80 classes, on the device."""
     height, width = size
     # Anchors match many to a box; of the RPN, which is not trained here, few proposals match any.
     boxes = 8 if family == 'retinanet' else 64
     meta = dict(img_shape=(height, width, 3), ori_shape=(height, width, 3),
                 pad_shape=(height, width, 3), scale_factor=1.0, flip=False, filename='random')
     generator = torch.Generator().manual_seed(0)
-    return dict(
+    return measure.on_device(dict(
         img=torch.randn(images, 3, height, width, generator=generator),
         img_metas=[dict(meta) for _ in range(images)],
         gt_bboxes=[inputs.random_boxes(boxes, size, generator) for _ in range(images)],
-        gt_labels=[torch.randint(80, (boxes,), generator=generator) for _ in range(images)])
+        gt_labels=[torch.randint(80, (boxes,), generator=generator) for _ in range(images)]))
 
 
 SETTINGS = dict(quickstart=quickstart_step, coco=coco_step)
@@ -184,6 +185,7 @@ def main() -> None:
                         default=list(inputs.FAMILIES))
     parser.add_argument('--rounds', type=int, default=15, help='timings a part at quickstart size')
     parser.add_argument('--coco-rounds', type=int, default=3, help='timings a part at COCO size')
+    measure.add_device_option(parser)
     parser.add_argument('--memory', choices=['whole', 'lower_bound'], help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.memory:
