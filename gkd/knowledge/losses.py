@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from typing import Optional
 
 import torch
 import torch.nn.functional as F
@@ -267,8 +268,7 @@ def local_knowledge_losses(student_adapted: Sequence[Tensor], teacher: Sequence[
     Returns:
         Tensor of shape ``(L, 2)``: foreground and background.
     """
-    squared = torch.cat([F.mse_loss(own, target.detach(), reduction='none').sum(dim=1).flatten(1)
-                         for own, target in zip(student_adapted, teacher)], dim=1)
+    squared = ChannelDistances.apply(*student_adapted, *(level.detach() for level in teacher))
     inside = torch.cat([mask.detach().flatten(1) for mask in masks], dim=1).to(squared.dtype)
     weights = torch.stack([inside, (inside <= 0).to(squared.dtype)])
     levels = torch.stack([weights * squared, weights]).split(
@@ -276,6 +276,33 @@ def local_knowledge_losses(student_adapted: Sequence[Tensor], teacher: Sequence[
     losses, divisors = torch.stack([level.sum(dim=(-2, -1)) for level in levels], dim=1)
     channels = on_device([[2 * feature.shape[1]] for feature in teacher], inside.device)
     return losses / (channels * divisors.detach()).clamp(min=1)
+
+
+class ChannelDistances(torch.autograd.Function):
+    """Squared differences of maps, summed over channels, all levels side by side.
+
+    The differences alone are kept for the gradient, instead of both maps: of all that distillation
+    keeps, maps take the most memory.
+    """
+
+    @staticmethod
+    def forward(ctx, *maps: Tensor) -> Tensor:
+        """Compare ``(B, C_l, H_l, W_l)`` of all levels with as many: ``(B, sum H_l * W_l)``."""
+        count = len(maps) // 2
+        differences = [own - target for own, target in zip(maps[:count], maps[count:])]
+        ctx.save_for_backward(*differences)
+        lengths = [torch.linalg.vector_norm(level, dim=1).flatten(1) for level in differences]
+        return torch.cat(lengths, dim=1).square()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: Tensor) -> tuple[Optional[Tensor], ...]:
+        """Gradients of the first maps; the others are the teacher's."""
+        sizes = [level.shape[2:] for level in ctx.saved_tensors]
+        parts = (2 * gradient).split([size.numel() for size in sizes], dim=1)
+        return (*(level * part.unflatten(1, size).unsqueeze(1)
+                  for level, part, size in zip(ctx.saved_tensors, parts, sizes)),
+                *[None] * len(sizes))
 
 
 @full_precision
