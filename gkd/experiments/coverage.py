@@ -258,6 +258,9 @@ def with_few_proposals(entry) -> None:
         for name in ('nms_pre', 'max_per_img', 'num'):
             if type(entry.get(name)) is int and (name != 'num' or 'pos_fraction' in entry):
                 entry[name] = min(entry[name], PROPOSALS)
+        if entry.get('clip_border') is False:
+            # Untrained QueryInst's boxes lie beyond the image, where no mask can be pasted.
+            entry['clip_border'] = True
         entry = list(entry.values())
     if isinstance(entry, (list, tuple)):
         for value in entry:

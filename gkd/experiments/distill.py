@@ -185,6 +185,9 @@ def taught(kind: torch.nn.Module) -> str:
                                      ('soft labels', kind.soft_label)) if part is not None]
     at = {'positives': 'the positives that the student trains on',
           'gt': 'the ground-truth boxes'}[kind.instances]
+    if kind.soft_label is not None and kind.pair.student.trains_places:
+        places = parts.pop()
+        at += f'; {places} at the cells that the student trains as objects'
     return f'{", ".join(parts)} at {at}'
 
 
