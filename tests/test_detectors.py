@@ -179,6 +179,12 @@ def test_masks_that_the_pipeline_does_not_collect_are_named():
     check_ground_truth(model, data, 'data.train')
 
 
+def test_necks_of_several_parts_are_made_narrow():
+    assert coverage.small_config('libra_rcnn/libra_retinanet_r50_fpn_1x_coco').neck[0] == dict(
+        type='FPN', in_channels=[32, 64, 128, 256], out_channels=32, start_level=1, num_outs=5,
+        add_extra_convs='on_input')
+
+
 def test_lists_are_of_configs_that_there_are():
     from gkd.detectors.source import find_file
     names = {*SELF_PAIRS, *(name for pair in PAIRS for name in pair)}

@@ -64,9 +64,11 @@ of: each as its own teacher, then pairs of different ones. This page is its
 - tests the student on an image.
 
 Weights are untrained, images are noise of 256 pixels (or what the head is made for), backbones
-have one block a stage and an eighth of the channels where they can: this tells what runs, not
-what is gained. "At" tells where the student is taught: at the positives that it trains on, or at
-the ground truth. Global and local knowledge are taught in every row that has an entry there.
+have one block a stage and an eighth of the channels where they can, heads sample and keep at most
+64 boxes: this tells what runs, not what is gained. "At" tells where the student is taught: at the
+positives that it trains on, or at the ground truth; soft labels of rows with the latter are taught
+at the cells that it trains as objects. Global and local knowledge are taught in every row that has
+an entry there.
 '''
 
 
@@ -294,10 +296,11 @@ def narrower(model: dict) -> dict:
     kind = BACKBONES.get(backbone.get('type'))
     if kind is None or 'shared_head' in model.get('roi_head', {}) or 'teacher_backbone' in model:
         return model
-    in_channels = copy.deepcopy(model.get('neck') or {}).get('in_channels')
+    in_channels = copy.deepcopy(first_neck(model).get('in_channels'))
     model = divided({**model, 'backbone': {}})
-    if 'rfp_backbone' in (model.get('neck') or {}):
-        model['neck']['rfp_backbone'].update(base_channels=64 // NARROWER)
+    neck = first_neck(model)
+    if 'rfp_backbone' in neck:
+        neck['rfp_backbone'].update(base_channels=64 // NARROWER)
     if issubclass(kind, ResNet) and 'arch' not in backbone:
         backbone.update(base_channels=64 // NARROWER)
         backbone = divided(backbone)
@@ -309,9 +312,15 @@ def narrower(model: dict) -> dict:
         if backbone.type == 'HourglassNet':
             backbone.update(feat_channel=256 // NARROWER, stage_channels=[256 // NARROWER] * 6)
         if in_channels is not None:
-            model['neck']['in_channels'] = in_channels
+            neck['in_channels'] = in_channels
     model['backbone'] = backbone
     return mmcv.ConfigDict(model)
+
+
+def first_neck(model: dict) -> dict:
+    """The part of a neck that the backbone feeds; some have several."""
+    neck = model.get('neck') or {}
+    return neck[0] if isinstance(neck, (list, tuple)) else neck
 
 
 def divided(entry):
