@@ -1,6 +1,7 @@
 """What extends MMEngine's runner, which MMDetection 3 trains with."""
 
 from gkd.engine.finite import FiniteLossHook
+from gkd.engine.report import ReportHook
 from gkd.engine.resume import ResumableCheckpointHook
 
-__all__ = ['FiniteLossHook', 'ResumableCheckpointHook']
+__all__ = ['FiniteLossHook', 'ReportHook', 'ResumableCheckpointHook']

@@ -15,7 +15,7 @@ from mmcv.cnn import ContextBlock, NonLocal2d, fuse_conv_bn
 from mmcv.cnn.utils import revert_sync_batchnorm
 from mmcv.parallel import DataContainer, is_module_wrapper
 from mmcv.runner import HOOKS, Hook, get_dist_info
-from mmdet.core import BitmapMasks, anchor_inside_flags, bbox2roi
+from mmdet.core import BitmapMasks, anchor_inside_flags, bbox2roi, bbox_overlaps
 from mmdet.core.bbox.coder import DeltaXYWHBBoxCoder
 from mmdet.datasets import CustomDataset, VOCDataset, build_dataset
 from mmdet.models import BACKBONES, DETECTORS, build_detector
@@ -29,11 +29,12 @@ from gkd.frameworks.batch import Batch
 __all__ = [
     'BACKBONES', 'DETECTORS', 'HOOKS', 'VOC_CLASSES', 'BaseDetector', 'Batch', 'Config',
     'ConfigDict', 'ContextBlock', 'Dataset', 'DeltaXYWHBBoxCoder', 'DetectorShell', 'EfficientNet',
-    'Hook', 'NonLocal2d', 'anchor_inside_flags', 'annotation', 'bbox2roi', 'build_dataset',
-    'build_detector', 'classes_of', 'description', 'fuse_conv_bn', 'get_dist_info', 'image_info',
-    'image_settings', 'is_module_wrapper', 'logger', 'mmdet_configs', 'network_input',
-    'positive_boxes', 'prototype_datasets', 'revert_sync_batchnorm', 'sampled_boxes', 'source_of',
-    'student_losses', 'synthetic_batch', 'test_view', 'to_batch',
+    'Hook', 'NonLocal2d', 'anchor_inside_flags', 'annotation', 'bbox2roi', 'bbox_overlaps',
+    'build_dataset', 'build_detector', 'classes_of', 'description', 'fuse_conv_bn',
+    'get_dist_info', 'image_info', 'image_settings', 'is_module_wrapper', 'logger',
+    'mmdet_configs', 'network_input', 'positive_boxes', 'prototype_datasets',
+    'revert_sync_batchnorm', 'sampled_boxes', 'source_of', 'student_losses', 'synthetic_batch',
+    'test_view', 'to_batch',
 ]
 
 Dataset = CustomDataset

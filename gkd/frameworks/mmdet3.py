@@ -19,7 +19,7 @@ from mmdet.models.task_modules.coders import DeltaXYWHBBoxCoder
 from mmdet.models.task_modules.prior_generators import anchor_inside_flags
 from mmdet.registry import DATASETS, MODELS
 from mmdet.structures import DetDataSample
-from mmdet.structures.bbox import bbox2roi
+from mmdet.structures.bbox import bbox2roi, bbox_overlaps
 from mmdet.structures.mask import BitmapMasks
 from mmengine.config import Config, ConfigDict
 from mmengine.dist import get_dist_info
@@ -36,11 +36,12 @@ from gkd.frameworks.batch import Batch
 __all__ = [
     'BACKBONES', 'DETECTORS', 'HOOKS', 'VOC_CLASSES', 'BaseDetector', 'Batch', 'Config',
     'ConfigDict', 'ContextBlock', 'Dataset', 'DeltaXYWHBBoxCoder', 'DetectorShell', 'EfficientNet',
-    'Hook', 'NonLocal2d', 'anchor_inside_flags', 'annotation', 'bbox2roi', 'build_dataset',
-    'build_detector', 'classes_of', 'description', 'fuse_conv_bn', 'get_dist_info', 'image_info',
-    'image_settings', 'is_module_wrapper', 'logger', 'mmdet_configs', 'network_input',
-    'positive_boxes', 'prototype_datasets', 'revert_sync_batchnorm', 'sampled_boxes', 'source_of',
-    'student_losses', 'synthetic_batch', 'test_view', 'to_batch',
+    'Hook', 'NonLocal2d', 'anchor_inside_flags', 'annotation', 'bbox2roi', 'bbox_overlaps',
+    'build_dataset', 'build_detector', 'classes_of', 'description', 'fuse_conv_bn',
+    'get_dist_info', 'image_info', 'image_settings', 'is_module_wrapper', 'logger',
+    'mmdet_configs', 'network_input', 'positive_boxes', 'prototype_datasets',
+    'revert_sync_batchnorm', 'sampled_boxes', 'source_of', 'student_losses', 'synthetic_batch',
+    'test_view', 'to_batch',
 ]
 
 Dataset = BaseDetDataset

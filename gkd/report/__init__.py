@@ -1,3 +1,3 @@
 """What a training records, and the pages, tables and pictures made of it."""
 
-from gkd.compat import of_mmdet2  # noqa: F401
+from gkd import compat  # noqa: F401  (says what is missing, if anything is)

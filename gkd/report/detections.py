@@ -7,18 +7,17 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from mmdet.core import bbox_overlaps
-from mmdet.datasets import CustomDataset
 from torch import Tensor
 
 from gkd.datasets.images import read_image
+from gkd.frameworks import Dataset, bbox_overlaps
 from gkd.report.drawing import plt, rectangle
 
 FOUND, WRONG, MISSED = '#2ca02c', '#d62728', '#ffd92f'
 MATCH_IOU = 0.5
 
 
-def results_figure(dataset: CustomDataset, results: Sequence, num_images: int) -> plt.Figure:
+def results_figure(dataset: Dataset, results: Sequence, num_images: int) -> plt.Figure:
     """Draw what a detector has found on validation images that hold as many objects as most do.
 
     On every image as many boxes are drawn as there are objects, those with the highest scores:
@@ -40,7 +39,7 @@ def results_figure(dataset: CustomDataset, results: Sequence, num_images: int) -
     return figure
 
 
-def typical_images(dataset: CustomDataset, num_images: int) -> list[int]:
+def typical_images(dataset: Dataset, num_images: int) -> list[int]:
     """Images that hold as many objects as most do."""
     counts = np.array([len(dataset.get_ann_info(index)['labels'])
                        for index in range(len(dataset))])
@@ -88,7 +87,7 @@ def match(detections: Tensor, boxes: Tensor, labels: Tensor) -> tuple[list[bool]
     return right, matched
 
 
-def draw_image(axis: plt.Axes, dataset: CustomDataset, index: int, detections: Tensor,
+def draw_image(axis: plt.Axes, dataset: Dataset, index: int, detections: Tensor,
                title: str) -> None:
     """Draw one image with one detector's boxes, and their classes if there are several."""
     annotation = dataset.get_ann_info(index)

@@ -9,12 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Optional, Union
 
-from mmcv import Config
-from mmdet.utils import compat_cfg
-
 from gkd.detectors.source import DetectorSource, find_file
 from gkd.distiller import Distiller
 from gkd.errors import ConfigError, DataError
+from gkd.frameworks import Config
+from gkd.report.scalars import read_scalars, with_names_of_mmdetection_2
 from gkd.work_dir import (
     DETECTIONS,
     EVALUATION,
@@ -177,8 +176,10 @@ def read_run(work_dir: str) -> Run:
     record = read_json(osp.join(work_dir, RECORD))
     text = config_text(lines, record)
     if text is None:
+        lines, text = read_scalars(work_dir)
+    if text is None:
         raise DataError(f'{work_dir} is not the work dir of a training: it has neither {RECORD} '
-                        f'nor a log (*.log.json).')
+                        f'nor a log (*.log.json, */vis_data/scalars.json).')
     # MMDetection's own trainings have their metrics in the log only.
     evaluations = {line['epoch']: line for line in lines if 'bbox_mAP' in line}
     evaluations.update((int(epoch), metrics) for epoch, metrics in
@@ -257,7 +258,11 @@ def parse_config(text: str, work_dir: str) -> Config:
         ConfigError: It cannot be read.
     """
     try:
-        return compat_cfg(Config.fromstring(text, '.py'))
+        config = Config.fromstring(text, '.py')
+        if 'train_dataloader' in config and 'data' not in config:
+            return with_names_of_mmdetection_2(config)
+        from mmdet.utils import compat_cfg  # MMDetection 2 has it
+        return compat_cfg(config)
     except Exception as error:
         raise ConfigError(f'{work_dir}: the config in its log cannot be read: '
                           f'{type(error).__name__}: {error}') from error

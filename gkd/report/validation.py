@@ -16,12 +16,12 @@ import cv2
 import mmcv
 import numpy as np
 import torch
-from mmcv import Config
 from pycocotools.coco import COCO
 
 from gkd.compat.coco import InspectedCOCO
 from gkd.datasets.coco_eval import evaluate, metrics_of
 from gkd.detectors.source import find_file
+from gkd.frameworks import Config
 from gkd.progress import silence
 from gkd.report.detections import match
 from gkd.report.runs import annotation_files

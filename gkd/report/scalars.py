@@ -1,0 +1,69 @@
+"""What MMEngine's runner leaves in a work dir, read as the logs of MMDetection 2 are."""
+
+from __future__ import annotations
+
+import json
+import os.path as osp
+from collections.abc import Iterator
+from glob import escape, glob
+from math import ceil
+
+from gkd.frameworks import Config
+
+
+def read_scalars(work_dir: str) -> tuple[list[dict], str | None]:
+    """Lines of all starts of a run, and the text of its last config.
+
+    Args:
+        work_dir: Holds a folder ``TIME/vis_data`` for every start.
+
+    Returns:
+        Lines with ``mode``, ``epoch`` and ``iter``, from 1 within the epoch, where what a later
+        start repeats replaces what was before; and the config, None if nothing was trained.
+    """
+    lines, text = [], None
+    for path in sorted(glob(osp.join(escape(work_dir), '*', 'vis_data', 'scalars.json'))):
+        new = list(lines_of(path))
+        if not new:
+            continue
+        lines = [line for line in lines if place(line) < place(new[0])] + new
+        config = osp.join(osp.dirname(path), 'config.py')
+        if osp.isfile(config):
+            with open(config, encoding='utf-8') as file:
+                text = file.read()
+    # The runner counts on from epoch to epoch.
+    trained = [line for line in lines if line['mode'] == 'train']
+    steps = max((ceil(line['iter'] / line['epoch']) for line in trained), default=1)
+    for line in trained:
+        line['iter'] -= (line['epoch'] - 1) * steps
+    return lines, text
+
+
+def lines_of(path: str) -> Iterator[dict]:
+    """Lines of a file, by the names of MMDetection 2; one that was cut short ends it."""
+    with open(path, encoding='utf-8') as file:
+        for text in file:
+            try:
+                line = json.loads(text)
+            except ValueError:
+                return
+            if 'loss' in line and 'epoch' in line:
+                yield dict(line, mode='train')
+            elif any('/' in name for name in line):
+                metrics = {name.rpartition('/')[2]: value for name, value in line.items()}
+                yield dict(metrics, mode='val', epoch=line['step'], iter=0)
+
+
+def place(line: dict) -> tuple[int, bool, int]:
+    """Place of a line among all of a run: evaluations come after the steps of their epoch."""
+    return line['epoch'], line['mode'] == 'val', line['iter']
+
+
+def with_names_of_mmdetection_2(config: Config) -> Config:
+    """A config of MMDetection 3 with what reports look for, where MMDetection 2 has it."""
+    dataset = (config.get('val_dataloader') or {}).get('dataset') or {}
+    config.data = dict(val=dict(
+        dataset, img_prefix=(dataset.get('data_prefix') or {}).get('img') or '',
+        classes=(dataset.get('metainfo') or {}).get('classes')))
+    config.runner = dict(max_epochs=config.train_cfg.max_epochs)
+    return config

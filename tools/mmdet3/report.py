@@ -1,0 +1,29 @@
+#!/usr/bin/env python
+"""Make the report of a run with MMDetection 3. ``python -m gkd.report`` runs this, too."""
+
+import argparse
+import os.path as osp
+
+from gkd.engine.commands import run
+from gkd.report.page import write_report
+from gkd.work_dir import REPORT
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('work_dir', help='work dir of a training, finished or not')
+    parser.add_argument('others', nargs='*', metavar='OTHER',
+                        help='work dirs to compare it with, such as the plain student\'s')
+    parser.add_argument('--output', help=f'file to write (default: WORK_DIR/{REPORT})')
+    return parser.parse_args()
+
+
+def main():
+    args = parse_args()
+    path = args.output or osp.join(args.work_dir, REPORT)
+    write_report(args.work_dir, args.others, path)
+    print(f'wrote {path}')
+
+
+if __name__ == '__main__':
+    run(main)
