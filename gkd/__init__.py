@@ -8,6 +8,7 @@ of tensors can be used all the same: ``gkd.knowledge.losses``, ``gkd.knowledge.i
 import os
 
 from gkd.environment import is_there, needing_mmdetection
+from gkd.errors import show_without_traceback
 from gkd.installed import mmdet_major
 from gkd.registry import KNOWLEDGE
 from gkd.version import __version__
@@ -17,6 +18,8 @@ __all__ = ['KNOWLEDGE', '__version__', 'backbones', 'compat', 'detectors', 'dist
 
 # So torch looks for GPUs without starting CUDA: a command may still choose one, or none.
 os.environ.setdefault('PYTORCH_NVML_BASED_CUDA_CHECK', '1')
+
+show_without_traceback()
 
 if is_there():
     from gkd import compat

@@ -1,5 +1,10 @@
 """The errors a user can cause. Command-line tools print them without a traceback."""
 
+from __future__ import annotations
+
+import sys
+from types import TracebackType
+
 
 class GKDError(Exception):
     """Base class: the message says what is wrong, where, and what to do."""
@@ -37,3 +42,19 @@ class NumericalError(GKDError):
 
 class RunError(GKDError):
     """Something failed in a run that no check had foreseen: a setting, the data, or a defect."""
+
+
+def show_without_traceback() -> None:
+    """Let scripts that know nothing of these errors end with the message alone, too.
+
+    Such are MMDetection's own tools, and any command where packages do not go together.
+    """
+    show = sys.excepthook
+
+    def show_message(kind: type, error: BaseException, trace: TracebackType) -> None:
+        if isinstance(error, GKDError):
+            print(f'\nerror: {error}', file=sys.stderr)
+        else:
+            show(kind, error, trace)
+
+    sys.excepthook = show_message

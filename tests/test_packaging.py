@@ -116,7 +116,7 @@ def test_import_without_mmcv_names_the_shortest_way():
     ended = subprocess.run([sys.executable, '-S', '-c', code], capture_output=True, text=True)
     assert ended.returncode == 1
     *_, error, command, _ = ended.stderr.splitlines()
-    assert error.endswith('EnvironmentMismatchError: mmcv is not installed. The shortest way:')
+    assert error == 'error: mmcv is not installed. The shortest way:'
     assert command.strip() == (
         "pip install 'setuptools>=70.1,<81' && "
         'MMCV_WITH_OPS=0 pip install --no-build-isolation mmcv==1.7.2')

@@ -21,6 +21,7 @@ from gkd.compat.checkpoint import class_names, load_checkpoint_file, load_strict
 from gkd.detectors.images import ImageFormat, format_of
 from gkd.errors import CheckpointError, ConfigError
 from gkd.frameworks import Config, ConfigDict, logger, mmdet_configs
+from gkd.installed import mmdet_major
 
 MMDET_SCOPE = 'mmdet::'
 reading = threading.RLock()  # held while a config is read: mmcv changes sys.path for it
@@ -252,7 +253,14 @@ def read_config(path: str, where: str = '') -> Config:
 
 
 def other_mmdetection(error: Exception) -> str:
-    """What to do if a config inherits one of MMDetection 3, which mmcv 1.x looks for as a file."""
+    """What to do if a config is one that only the other MMDetection reads.
+
+    mmcv 1.x looks for a ``_base_`` of MMDetection 3 as a file. MMEngine takes any config that
+    imports a package for one in its own form without ``_base_`` lists.
+    """
+    if mmdet_major() == 3 and isinstance(error, RuntimeError) and 'lazy_import' in str(error):
+        return (' (a config for MMDetection 2 may import packages; MMDetection 3 is installed: '
+                'take one from configs/mmdet3/, or bash tools/setup.sh --mmdet 2)')
     if not isinstance(error, FileNotFoundError) or MMDET_SCOPE not in str(error):
         return ''
     return (f' (`_base_` of `{MMDET_SCOPE}...` is for MMDetection 3, and MMDetection 2 is '

@@ -4,6 +4,7 @@
 import argparse
 import os.path as osp
 
+import gkd  # noqa: F401  isort: skip  (says what is missing, if anything is)
 from mmengine.config import DictAction
 
 from gkd.compat.checkpoint import trust_checkpoints
