@@ -10,7 +10,8 @@ from typing import Callable, Optional
 
 import torch
 import torch.distributed as dist
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
+from torch import Tensor
 
 from gkd.compat.checkpoint import class_names, get_state_dict, load_checkpoint_file, load_strictly
 from gkd.detectors.source import DetectorSource, find_file, read_config
@@ -67,6 +68,21 @@ def load_config(path: str, options: Optional[dict] = None) -> Config:
     return config
 
 
+def detector_config(config: Config) -> ConfigDict:
+    """The student's ``model`` of a distillation config, and any other config's own."""
+    if config.model.type != 'Distiller':
+        return config.model
+    return DetectorSource.parse(config.model.student, 'model.student').model_config()
+
+
+def student_weights(loaded: dict, path: str) -> dict[str, Tensor]:
+    """The student's weights in a checkpoint of its distillation; all weights of any other."""
+    weights = get_state_dict(loaded, path)
+    students = {name[len(STUDENT_PREFIX):]: tensor for name, tensor in weights.items()
+                if name.startswith(STUDENT_PREFIX)}
+    return students or weights
+
+
 def export_student(config: Config, checkpoint: str, output: str) -> None:
     """Write a checkpoint that plain MMDetection loads strictly into the student's own config.
 
@@ -85,11 +101,8 @@ def export_student(config: Config, checkpoint: str, output: str) -> None:
     if osp.exists(output) and osp.samefile(checkpoint, output):
         raise ConfigError(f'{output} is the checkpoint to export from; name another file.')
     loaded = load_checkpoint_file(checkpoint)
-    weights = {name[len(STUDENT_PREFIX):]: tensor
-               for name, tensor in get_state_dict(loaded, checkpoint).items()
-               if name.startswith(STUDENT_PREFIX)}
-    source = DetectorSource.parse(config.model.student, 'model.student')
-    load_strictly(build_detector(source.model_config()), weights, checkpoint)
+    weights = student_weights(loaded, checkpoint)
+    load_strictly(build_detector(detector_config(config)), weights, checkpoint)
     classes = class_names(loaded)
     meta = {} if classes is None else dict(CLASSES=classes, dataset_meta=dict(classes=classes))
     with written_whole(output) as file:

@@ -3,6 +3,8 @@
 import copy
 import json
 import os
+import runpy
+import sys
 from pathlib import Path
 
 import cv2
@@ -22,6 +24,7 @@ from gkd.engine.commands import export_student, load_config
 from gkd.errors import ConfigError, NumericalError
 from gkd.frameworks import build_detector
 
+TOOLS = Path(__file__).parents[2] / 'tools' / 'mmdet3'
 CLASSES = ('red', 'green', 'blue')
 COLOURS = ((30, 30, 220), (30, 220, 30), (220, 30, 30))
 IMAGES = 6
@@ -134,9 +137,17 @@ def goes_on_exactly(annotations, folder, killed_at, left, **settings):
     assert all(map(torch.equal, bank.student, other.student))
 
 
+AVERAGE = dict(type='EMAHook', ema_type='ExpMomentumEMA', momentum=0.1, update_buffers=True,
+               priority=49)
+
+
 @pytest.mark.slow
-def test_a_killed_run_goes_on_exactly(annotations, tmp_path):
-    goes_on_exactly(annotations, tmp_path, killed_at=6, left='epoch_2_iter_2.pth')
+def test_a_killed_run_with_averaged_weights_goes_on_exactly(annotations, tmp_path):
+    goes_on_exactly(annotations, tmp_path, killed_at=6, left='epoch_2_iter_2.pth',
+                    hooks=[AVERAGE])
+    averages = [load_checkpoint_file(tmp_path / name / 'epoch_2.pth')['state_dict']
+                for name in ('whole', 'killed')]
+    assert all(map(torch.equal, *(average.values() for average in averages)))
 
 
 def go_on_in_process(rank, port, annotations, folder):
@@ -156,15 +167,38 @@ def test_killed_processes_with_loader_workers_go_on_exactly(annotations, tmp_pat
 
 
 @pytest.mark.slow
-def test_two_stage_student_is_exported(annotations, tmp_path):
-    config = experiment(annotations, tmp_path, 'two_stage')
+def test_averaged_two_stage_student_is_exported(annotations, tmp_path, monkeypatch):
+    """Averaged over steps of two batches each; shown to a back end of MMEngine's visualizer."""
+    config = experiment(annotations, tmp_path, 'two_stage',
+                        hooks=[AVERAGE, dict(type='ReportHook')])
+    config.visualizer = dict(type='DetLocalVisualizer', vis_backends=[
+        dict(type='LocalVisBackend'), dict(type='TensorboardVisBackend')])
+    config.optim_wrapper.accumulative_counts = 2
     runner = train(config, train_cfg=dict(type='EpochBasedTrainLoop', max_epochs=1))
+    assert list(tmp_path.rglob('events.out.tfevents.*'))
+    report = (tmp_path / 'report.html').read_text()
+    assert 'trained for 1 epoch' in report and 'loss_local_fg' in report and '0.png' in report
+    assert runner.optim_wrapper.optimizer.state  # it has made a step
     assert runner.model.bank.metadata['epoch'] == '1'
+    average = next(hook for hook in runner.hooks if hasattr(hook, 'ema_model')).ema_model.module
+    assert average.teacher is runner.model.teacher
     export_student(config, str(tmp_path / 'epoch_1.pth'), str(tmp_path / 'student.pth'))
     exported = load_checkpoint_file(str(tmp_path / 'student.pth'))
     assert tuple(exported['meta']['dataset_meta']['classes']) == CLASSES
     plain = build_detector(Config(detector('two_stage')))
     plain.load_state_dict(exported['state_dict'], strict=True)
+    weight = 'roi_head.bbox_head.fc_cls.weight'
+    assert torch.equal(plain.get_parameter(weight), average.student.get_parameter(weight))
+    assert not torch.equal(plain.get_parameter(weight), runner.model.student.get_parameter(weight))
+    # It was the average that was evaluated.
+    config.update(test_dataloader=config.val_dataloader, test_cfg=dict(type='TestLoop'),
+                  test_evaluator=config.val_evaluator)
+    config.dump(tmp_path / 'config.py')
+    monkeypatch.setattr(sys, 'argv', ['test.py', str(tmp_path / 'config.py'),
+                                      str(tmp_path / 'student.pth')])
+    metrics = runpy.run_path(str(TOOLS / 'test.py'))['main']()
+    evaluated = runner.message_hub.get_scalar('val/coco/bbox_mAP').current()
+    assert metrics['coco/bbox_mAP'] == evaluated
 
 
 @pytest.mark.slow

@@ -3,18 +3,20 @@
 
 import argparse
 
+import gkd  # noqa: F401  isort: skip  (says what is missing, if anything is)
 from mmengine.config import DictAction
 from mmengine.runner import Runner
 
-from gkd.compat.checkpoint import trust_checkpoints
-from gkd.engine.commands import load_config, run
+from gkd.compat.checkpoint import load_checkpoint_file, load_strictly, trust_checkpoints
+from gkd.engine.commands import detector_config, load_config, run, student_weights
+from gkd.engine.resume import unwrap
 
 
 def parse_args():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument('config', help='distillation config, or the detector\'s own')
-    parser.add_argument('checkpoint', help='checkpoint of the training')
+    parser.add_argument('checkpoint', help='checkpoint of the training, or the exported student')
     parser.add_argument('--work-dir', help='where logs and metrics go')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
                         help='replace settings of the config')
@@ -35,8 +37,13 @@ def main():
     config.launcher = args.launcher
     if args.work_dir is not None:
         config.work_dir = args.work_dir
-    config.load_from = args.checkpoint
-    Runner.from_cfg(config).test()
+    config.model, config.load_from = detector_config(config), None
+    runner = Runner.from_cfg(config)
+    load_strictly(unwrap(runner.model),
+                  student_weights(load_checkpoint_file(args.checkpoint), args.checkpoint),
+                  args.checkpoint)
+    runner._has_loaded = True
+    return runner.test()
 
 
 if __name__ == '__main__':
