@@ -13,4 +13,4 @@ model = dict(
     prototypes=dict(type='PrototypeGenerationModule'),
     knowledge=[dict(type='RobustDistillingModule')])
 default_hooks = dict(checkpoint=dict(type='ResumableCheckpointHook'))
-custom_hooks = [dict(type='PrototypeHook'), dict(type='FiniteLossHook')]
+custom_hooks = [dict(type='PrototypeHook'), dict(type='FiniteLossHook'), dict(type='ReportHook')]

@@ -12,4 +12,6 @@ model = dict(
     prototypes=dict(type='PrototypeGenerationModule', interval=10),
     knowledge=[dict(type='RobustDistillingModule')])
 default_hooks = dict(checkpoint=dict(type='ResumableCheckpointHook'))
-custom_hooks = [dict(type='PrototypeHook'), dict(type='FiniteLossHook'), *_base_.custom_hooks]
+custom_hooks = [
+    dict(type='PrototypeHook'), dict(type='FiniteLossHook'), dict(type='ReportHook'),
+    *_base_.custom_hooks]

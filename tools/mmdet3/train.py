@@ -2,11 +2,14 @@
 """Train with MMDetection 3; tools/train.sh runs this where MMDetection 3 is installed."""
 
 import argparse
+import os.path as osp
 
+import gkd  # noqa: F401  isort: skip  (says what is missing, if anything is)
 from mmengine.config import DictAction
-from mmengine.runner import Runner, find_latest_checkpoint
+from mmengine.runner import Runner
 
 from gkd.compat.checkpoint import trust_checkpoints
+from gkd.datasets import prepare_embedded
 from gkd.engine.commands import load_config, run
 from gkd.errors import ConfigError
 
@@ -14,7 +17,8 @@ from gkd.errors import ConfigError
 def parse_args():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument('config', nargs='?', help='config file, such as one of configs/mmdet3/')
+    parser.add_argument('config', nargs='?', help='config file, such as one of configs/mmdet3/; '
+                                                 'without one the quickstart runs')
     parser.add_argument('--work-dir', help='where checkpoints, logs and prototypes go '
                                            '(default: work_dirs/NAME_OF_CONFIG)')
     parser.add_argument('--resume', default='auto', metavar='auto|never|CHECKPOINT',
@@ -26,6 +30,11 @@ def parse_args():
     parser.add_argument('--amp', action='store_true', help='mixed precision')
     parser.add_argument('--auto-scale-lr', action='store_true',
                         help='scale the learning rate with the images of a step')
+    parser.add_argument('--family', choices=('retinanet', 'faster_rcnn'),
+                        default='retinanet',
+                        help='detector of the quickstart')
+    parser.add_argument('--seeds', type=int, nargs='+', default=[0],
+                        help='seeds of the quickstart')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
                         help='replace settings of the config')
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm'], default='none',
@@ -37,21 +46,28 @@ def parse_args():
     return parser.parse_args()
 
 
+def annotation_file(dataset):
+    """Path of a data set's annotations, empty if it joins or wraps others."""
+    return osp.join(dataset.get('data_root') or '', dataset.get('ann_file') or '')
+
+
 def main():
     args = parse_args()
     if args.trust_checkpoint:
         trust_checkpoints()
     if args.config is None:
-        raise ConfigError('with MMDetection 3 a config must be named, such as one of '
-                          'configs/mmdet3/; the quickstart runs with MMDetection 2.')
+        from quickstart import quickstart  # beside this file; what it draws with is slow to import
+        quickstart(args.family, args.seeds, args.epochs, args.work_dir)
+        return
     config = load_config(args.config, args.cfg_options)
+    prepare_embedded(annotation_file(config.train_dataloader.dataset))
     config.launcher = args.launcher
     if args.work_dir is not None:
         config.work_dir = args.work_dir
     config.resume = args.resume not in ('auto', 'never')
     if config.resume:
         config.load_from = args.resume
-    elif args.resume == 'auto' and find_latest_checkpoint(config.work_dir):
+    elif args.resume == 'auto' and osp.isfile(osp.join(config.work_dir, 'last_checkpoint')):
         config.resume, config.load_from = True, None
     if args.no_validate:
         config.val_dataloader = config.val_cfg = config.val_evaluator = None
@@ -63,7 +79,10 @@ def main():
         config.optim_wrapper.type = 'AmpOptimWrapper'
         config.optim_wrapper.setdefault('loss_scale', 'dynamic')
     if args.auto_scale_lr:
-        config.auto_scale_lr = dict(config.get('auto_scale_lr', {}), enable=True)
+        if 'base_batch_size' not in config.get('auto_scale_lr', {}):
+            raise ConfigError('--auto-scale-lr needs to know for how many images a step the '
+                              'learning rate is: auto_scale_lr = dict(base_batch_size=16).')
+        config.auto_scale_lr.enable = True
     Runner.from_cfg(config).train()
 
 
