@@ -53,7 +53,8 @@ PLACES = {
 }
 # When taking messages apart ends: functions inside of functions, texts of one message.
 DEEP, MANY = 4, 40
-ERRORS = [name for name, kind in vars(errors).items() if inspect.isclass(kind)]
+ERRORS = [name for name, kind in vars(errors).items()
+          if inspect.isclass(kind) and issubclass(kind, errors.GKDError)]
 
 
 def write(folder):
