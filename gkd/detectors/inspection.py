@@ -125,15 +125,28 @@ class View:
 
 
 @torch.no_grad()
-def look(detector: BaseDetector, role: str) -> View:
+def image_size(detector: BaseDetector) -> int:
+    """Height and width of the images to probe a detector with, in pixels.
+
+    SSD's last maps exist at the size that it is made for only.
+    """
+    generator = getattr(dense_head(detector), 'prior_generator', None)
+    return int(getattr(generator, 'input_size', PROBE_SIZE))
+
+
+def look(detector: BaseDetector, role: str, size: Optional[int] = None) -> View:
     """Run a detector on blank images.
+
+    Args:
+        detector: The detector.
+        role: ``'teacher'`` or ``'student'``, for messages.
+        size: Height and width of the images in pixels, if not the detector's own.
 
     Raises:
         ConfigError: Its parts do not fit together.
     """
     head = dense_head(detector)
-    # SSD's last maps exist at the size that it is made for only.
-    size = int(getattr(getattr(head, 'prior_generator', None), 'input_size', PROBE_SIZE))
+    size = size or image_size(detector)
     parameter = next(detector.parameters())
     images = parameter.new_zeros(PROBE_IMAGES, image_channels(detector.backbone), size, size)
     try:

@@ -28,7 +28,13 @@ from mmdet.models import BACKBONES, SSDVGG, ResNet, build_detector
 from torch import Tensor
 
 import gkd
-from gkd.detectors.inspection import PROBE_SIZE, isolated_random_numbers, look, probe_batch
+from gkd.detectors.inspection import (
+    PROBE_SIZE,
+    image_size,
+    isolated_random_numbers,
+    look,
+    probe_batch,
+)
 from gkd.detectors.source import DetectorSource, drop_pretrained
 from gkd.detectors.step import Needs, Step
 from gkd.distiller import Distiller, build_knowledge
@@ -405,7 +411,9 @@ def calm(detector: torch.nn.Module) -> None:
 
 def batch_of(model: Distiller) -> dict:
     """A training batch of noise, with whatever ground truth the student wants."""
-    view = look(model.student, 'student')
+    size, other = image_size(model.student), image_size(model.teacher)
+    # A student that takes images of any size takes those that the teacher is made for.
+    view = look(model.student, 'student', max(size, other) if size == PROBE_SIZE else size)
     return probe_batch(model.student, view, model.pair.num_classes).native
 
 
