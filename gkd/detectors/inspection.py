@@ -124,7 +124,6 @@ class View:
     rois: Optional[dict]
 
 
-@torch.no_grad()
 def image_size(detector: BaseDetector) -> int:
     """Height and width of the images to probe a detector with, in pixels.
 
@@ -134,6 +133,7 @@ def image_size(detector: BaseDetector) -> int:
     return int(getattr(generator, 'input_size', PROBE_SIZE))
 
 
+@torch.no_grad()
 def look(detector: BaseDetector, role: str, size: Optional[int] = None) -> View:
     """Run a detector on blank images.
 
