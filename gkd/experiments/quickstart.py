@@ -14,15 +14,15 @@ import torch
 from gkd.backbones.efficientnet_lite import prepare_efficientnet_lite0
 from gkd.checkpoints import WORKPLACE, tool
 from gkd.datasets import prepare_embedded
-from gkd.datasets.coco_eval import METRICS
 from gkd.experiments.compare import run_all
 from gkd.experiments.comparison_plan import Comparison, plan
+from gkd.experiments.methods import OWN, choose_methods
 from gkd.experiments.stages import StageFailed, Training
 from gkd.files import write_atomically
 from gkd.looking.detections import draw_detections
 from gkd.prototypes import PrototypeBank
 from gkd.prototypes.hook import latest_bank
-from gkd.report.comparison import PLAIN, cell, gain_text
+from gkd.report.comparison import PLAIN, format_gain
 from gkd.report.page import write_report
 from gkd.report.prototypes import draw_prototypes
 from gkd.running.config import load_config
@@ -32,8 +32,6 @@ CONFIGS = {
     'digit-scenes': 'configs/digits/gkd_{}_efficientnet-lite0_r18-w8_fpn_digit-scenes.py',
     'tree-crowns': 'configs/quickstart/gkd_{}_efficientnet-lite0_r18-w8_fpn_tree-crowns.py'}
 FAMILIES = ('retinanet', 'faster_rcnn')
-DISTILLED = 'gkd'
-SHOWN = ('AP', 'AP50')
 
 
 def add_arguments(group: argparse._ArgumentGroup) -> None:
@@ -77,17 +75,17 @@ def quickstart(data: str = 'digit-scenes', family: str = 'retinanet', seeds: Seq
     config = load_config(path)
     prepare_embedded(config.data.train.ann_file)
     prepare_efficientnet_lite0()
-    comparison = plan(config, name, {DISTILLED: dict(knowledge=config.model.knowledge)}, seeds,
-                      epochs, work_dir, teacher_seed, fresh=True, detect=False)
+    comparison = plan(config, name, choose_methods(config, [OWN]), seeds, epochs, work_dir,
+                      teacher_seed, fresh=True, detect=False)
     jobs = 1 if torch.cuda.is_available() else min(2, os.cpu_count() or 1)
     run_all(comparison, jobs, osp.join(work_dir, 'results.csv'))
     if comparison.failed:
         raise StageFailed('A stage failed, see above. The same command goes on from there.')
 
-    table = format_table(metrics_by_row(comparison))
+    table = format_gain(metrics_by_row(comparison))
     write_atomically(osp.join(work_dir, 'table.md'), table)
     teacher = comparison.preparation[0]
-    plain, distilled = (comparison.runs[method][seeds[-1]] for method in (PLAIN, DISTILLED))
+    plain, distilled = (comparison.runs[method][seeds[-1]] for method in (PLAIN, OWN))
     draw_pictures(teacher, plain, distilled, work_dir)
     report = osp.join(work_dir, REPORT)
     write_report(distilled.work_dir, [plain.work_dir], report)
@@ -105,7 +103,7 @@ def metrics_by_row(comparison: Comparison) -> dict[str, list[dict[str, float]]]:
     teacher, *students = comparison.preparation
     rows = {'teacher': [teacher], 'student': students,
             'student, continued': comparison.runs[PLAIN].values(),
-            'student, distilled': comparison.runs[DISTILLED].values()}
+            'student, distilled': comparison.runs[OWN].values()}
     return {name: [training.metrics() for training in trainings]
             for name, trainings in rows.items()}
 
@@ -119,36 +117,3 @@ def draw_pictures(teacher: Training, plain: Training, distilled: Training, work_
     data = distilled.settings.data.train
     draw_prototypes(PrototypeBank.load(latest_bank(folder, int(distilled.last_epoch))),
                     data.img_prefix, data.classes, 0, osp.join(work_dir, 'prototypes.png'))
-
-
-def format_table(results: dict[str, list[dict[str, float]]]) -> str:
-    """Markdown table of the metrics in percent, mean over seeds, and of the gain.
-
-    The last row pairs the last two by seed: both students of a seed had the same start and saw the
-    same images in the same order, so their difference varies less than either does. Several seeds
-    give its 95 % confidence interval (Student's t).
-
-    Example:
-        >>> print(format_table({'teacher': [{'bbox_mAP': 0.15, 'bbox_mAP_50': 0.5}],
-        ...                     'alone': [{'bbox_mAP': 0.11, 'bbox_mAP_50': 0.4}],
-        ...                     'distilled': [{'bbox_mAP': 0.13, 'bbox_mAP_50': 0.45}]}))
-        |                    |                 AP |               AP50 |
-        | ------------------ | -----------------: | -----------------: |
-        | teacher            |               15.0 |               50.0 |
-        | alone              |               11.0 |               40.0 |
-        | distilled          |               13.0 |               45.0 |
-        | gain               |               +2.0 |               +5.0 |
-        <BLANKLINE>
-    """
-    lines = [f'| {"":18} | ' + ' | '.join(f'{name:>18}' for name in SHOWN) + ' |',
-             f'| {"-" * 18} | ' + ' | '.join('-' * 17 + ':' for _ in SHOWN) + ' |']
-    keys = [METRICS[name] for name in SHOWN]
-    for name, runs in results.items():
-        cells = [f'{cell([100 * run[key] for run in runs]):>18}' for key in keys]
-        lines.append(f'| {name:18} | ' + ' | '.join(cells) + ' |')
-    *_, alone, distilled = results.values()
-    gains = [[100 * (after[key] - before[key]) for before, after in zip(alone, distilled)]
-             for key in keys]
-    lines.append(f'| {"gain":18} | ' + ' | '.join(f'{gain_text(gain):>18}'
-                                                  for gain in gains) + ' |')
-    return '\n'.join(lines) + '\n'

@@ -89,6 +89,26 @@ def attention_masks(attention: Attention, temperature: float) -> tuple[Tensor, T
     return tuple(masks)
 
 
+@full_precision
+def masked_squares(student: Sequence[Tensor], teacher: Sequence[Tensor], cells: Tensor,
+                   channels: Tensor) -> Tensor:
+    """Squared differences of every level's maps, each times its masks, summed over channels.
+
+    Args:
+        student: The student's adapted maps ``(B, C_l, H_l, W_l)``.
+        teacher: The teacher's maps, likewise.
+        cells: Masks of cells, ``(L, B, S)``, see :func:`attention_masks`.
+        channels: Masks of channels, ``(L, B, C)``.
+
+    Returns:
+        Tensor of shape ``(L, B, S)``; a smaller level is followed by zeros.
+    """
+    squared = [torch.einsum('bchw,bc->bhw', F.mse_loss(own, target, reduction='none'),
+                            weights[:, :target.shape[1]]).flatten(1)
+               for own, target, weights in zip(student, teacher, channels)]
+    return stack_padded(squared, filling=0) * cells
+
+
 def stack_padded(rows: Sequence[Tensor], filling: float) -> Tensor:
     """Stack ``(B, N_l)`` of every level to ``(L, B, N)``, shorter rows filled up at their end.
 

@@ -70,14 +70,14 @@ def share_path(folder: str, role: str, rank: Optional[int] = None) -> str:
     return osp.join(folder, f'{role}_features_{rank}_of_{world_size}.safetensors')
 
 
-def save_share(folder: str, role: str, key: str, share: Share) -> None:
-    """Write this process's share; the file appears whole or not at all."""
-    write_share(share_path(folder, role), key, share)
+def save_share(folder: str, role: str, key: str, share: Share,
+               rank: Optional[int] = None) -> None:
+    """Write a process's share, by default this one's; the file appears whole or not at all.
 
-
-def write_share(path: str, key: str, share: Share) -> None:
-    """Write a share; ``key`` tells what it is of."""
-    save_tensors(path, {str(level): features for level, features in enumerate(share)},
+    ``key`` tells what it is of.
+    """
+    save_tensors(share_path(folder, role, rank),
+                 {str(level): features for level, features in enumerate(share)},
                  dict(fingerprint=key))
 
 
@@ -148,7 +148,7 @@ def map_all(folder: str, role: str, key: str) -> list[Share]:
         dist.broadcast_object_list(sent, rank, group=cpu_group())
         first_of_node = int(os.environ.get('LOCAL_RANK', 0)) == 0
         if first_of_node and map_share(paths[rank], key) is None:
-            write_share(paths[rank], key, sent[0])
+            save_share(folder, role, key, sent[0], rank)
     if missing:
         all_gather(None)  # all have copied
     shares = [map_share(path, key) for path in paths]

@@ -14,6 +14,7 @@ from gkd.report.intervals import confidence_interval
 
 TEACHER, PLAIN = 'teacher', 'plain student'
 NOTHING = '–'
+SHOWN = ('AP', 'AP50')  # in a table of a single gain
 GREY, BLUE = '#777777', '#1f77b4'
 
 
@@ -92,6 +93,39 @@ def format_comparison(rows: Sequence[Row], columns: Sequence[str] = tuple(METRIC
                       cost_cell(row, plain, 'time', '.3f', 's'),
                       cost_cell(row, plain, 'memory', '.0f', 'MiB')])
     return markdown(cells) + format_notes(rows)
+
+
+def format_gain(results: Mapping[str, Sequence[dict[str, float]]]) -> str:
+    """Markdown table of the metrics in percent, mean over seeds, and of the gain.
+
+    The last row pairs the last two by seed: both students of a seed had the same start and saw the
+    same images in the same order, so their difference varies less than either does. Several seeds
+    give its 95 % confidence interval (Student's t).
+
+    Example:
+        >>> print(format_gain({'teacher': [{'bbox_mAP': 0.15, 'bbox_mAP_50': 0.5}],
+        ...                    'alone': [{'bbox_mAP': 0.11, 'bbox_mAP_50': 0.4}],
+        ...                    'distilled': [{'bbox_mAP': 0.13, 'bbox_mAP_50': 0.45}]}))
+        |                    |                 AP |               AP50 |
+        | ------------------ | -----------------: | -----------------: |
+        | teacher            |               15.0 |               50.0 |
+        | alone              |               11.0 |               40.0 |
+        | distilled          |               13.0 |               45.0 |
+        | gain               |               +2.0 |               +5.0 |
+        <BLANKLINE>
+    """
+    lines = [f'| {"":18} | ' + ' | '.join(f'{name:>18}' for name in SHOWN) + ' |',
+             f'| {"-" * 18} | ' + ' | '.join('-' * 17 + ':' for _ in SHOWN) + ' |']
+    keys = [METRICS[name] for name in SHOWN]
+    for name, runs in results.items():
+        cells = [f'{cell([100 * run[key] for run in runs]):>18}' for key in keys]
+        lines.append(f'| {name:18} | ' + ' | '.join(cells) + ' |')
+    *_, alone, distilled = results.values()
+    gains = [[100 * (after[key] - before[key]) for before, after in zip(alone, distilled)]
+             for key in keys]
+    lines.append(f'| {"gain":18} | ' + ' | '.join(f'{gain_text(gain):>18}'
+                                                  for gain in gains) + ' |')
+    return '\n'.join(lines) + '\n'
 
 
 def format_columns(rows: Sequence[Row], columns: Sequence[str]) -> str:

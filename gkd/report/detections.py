@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gkd.datasets.images import read_image
-from gkd.frameworks import Dataset, bbox_overlaps
+from gkd.frameworks import Dataset, bbox_overlaps, classes_of
 from gkd.report.drawing import plt, rectangle
 
 FOUND, WRONG, MISSED = '#2ca02c', '#d62728', '#ffd92f'
@@ -90,7 +90,7 @@ def match(detections: Tensor, boxes: Tensor, labels: Tensor) -> tuple[list[bool]
 def draw_image(axis: plt.Axes, dataset: Dataset, index: int, detections: Tensor,
                title: str) -> None:
     """Draw one image with one detector's boxes, and their classes if there are several."""
-    annotation = dataset.get_ann_info(index)
+    annotation, classes = dataset.get_ann_info(index), classes_of(dataset)
     boxes = torch.from_numpy(annotation['bboxes'])
     detections = detections[:len(boxes)]
     right, matched = match(detections, boxes, torch.from_numpy(annotation['labels']))
@@ -102,9 +102,9 @@ def draw_image(axis: plt.Axes, dataset: Dataset, index: int, detections: Tensor,
     for detection, good in zip(detections, right):
         colour = FOUND if good else WRONG
         axis.add_patch(rectangle(detection[:4], colour))
-        if len(dataset.CLASSES) > 1:
+        if len(classes) > 1:
             left, top = detection[:2].tolist()
-            axis.text(left, top, dataset.CLASSES[int(detection[5])], color='white', fontsize=7,
+            axis.text(left, top, classes[int(detection[5])], color='white', fontsize=7,
                       va='bottom', clip_on=True,
                       bbox=dict(facecolor=colour, edgecolor='none', pad=0.8))
     axis.set_title(f'{title}: {sum(right)} of {len(boxes)} found', fontsize=11)

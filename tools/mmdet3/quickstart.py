@@ -8,14 +8,12 @@ import sys
 from gkd.backbones.efficientnet_lite import prepare_efficientnet_lite0
 from gkd.checkpoints import REPOSITORY, WORKPLACE
 from gkd.datasets import prepare_embedded
-from gkd.datasets.coco_eval import METRICS
 from gkd.engine.commands import load_config
 from gkd.errors import RunError
-from gkd.report.comparison import cell, gain_text, markdown
+from gkd.report.comparison import format_gain
 from gkd.report.runs import read_run
 
 CONFIGS = 'configs/mmdet3/digits/{}_fpn_digit-scenes.py'
-SHOWN = ('AP', 'AP50')
 
 
 def quickstart(family, seeds, epochs=None, work_dir=None):
@@ -46,7 +44,7 @@ def quickstart(family, seeds, epochs=None, work_dir=None):
                                {**starts, **taught})
             rows[title].append(metrics)
     print(f'\n{family} on digit scenes, MMDetection 3, validation, seeds '
-          f'{" ".join(map(str, seeds))}:\n\n{table(rows)}\n'
+          f'{" ".join(map(str, seeds))}:\n\n{format_gain(rows)}\n'
           f'report:  {osp.relpath(osp.join(folder, f"gkd_seed{seeds[-1]}", "report.html"))}')
 
 
@@ -64,16 +62,3 @@ def train(config, folder, seed, epochs, options=None):
             raise RunError(f'{osp.relpath(folder)}: the training failed, see above. The same '
                            f'command goes on from there.')
     return checkpoint, read_run(folder).evaluations[epochs]
-
-
-def table(rows):
-    """Metrics in percent, and the gain of the last row over the one before, seed by seed."""
-    cells = [['', *SHOWN]]
-    keys = [METRICS[name] for name in SHOWN]
-    for name, runs in rows.items():
-        cells.append([name, *(cell([100 * run[key] for run in runs]) for key in keys)])
-    *_, alone, distilled = rows.values()
-    cells.append(['gain', *(gain_text([100 * (after[key] - before[key])
-                                       for before, after in zip(alone, distilled)])
-                            for key in keys)])
-    return markdown(cells)

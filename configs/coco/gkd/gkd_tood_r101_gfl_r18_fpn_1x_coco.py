@@ -1,23 +1,7 @@
 # TOOD R101 teaches GFL R18. Both have the same anchors; TOOD's probabilities count as the logits
-# that give them. The student is R18 in the config of R50, and starts from ImageNet.
-import os.path as osp
-
-import mmdet
-
-_base_ = osp.join(osp.dirname(mmdet.__file__), '.mim/configs/gfl/gfl_r50_fpn_1x_coco.py')
+# that give them.
+_base_ = './gkd_gfl_r101_r18_fpn_1x_coco.py'
 model = dict(
-    _delete_=True,
-    type='Distiller',
     teacher=dict(
         config='mmdet::tood/tood_r101_fpn_mstrain_2x_coco.py',
-        checkpoint='checkpoints/tood_r101_fpn_mstrain_2x_coco_20211210_144232-a18f53c8.pth'),
-    student=dict(
-        config='mmdet::gfl/gfl_r50_fpn_1x_coco.py',
-        overrides={
-            'backbone.depth': 18,
-            'backbone.init_cfg.checkpoint': 'torchvision://resnet18',
-            'neck.in_channels': [64, 128, 256, 512],
-        }),
-    prototypes=dict(type='PrototypeGenerationModule'),
-    knowledge=[dict(type='RobustDistillingModule')])
-auto_scale_lr = dict(enable=True, base_batch_size=16)
+        checkpoint='checkpoints/tood_r101_fpn_mstrain_2x_coco_20211210_144232-a18f53c8.pth'))

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from gkd.errors import ConfigError
-from gkd.knowledge.attention import Attention, attention, attention_masks, stack_padded
+from gkd.knowledge.attention import Attention, attention, attention_masks, masked_squares
 from gkd.knowledge.base import Knowledge
 from gkd.knowledge.channels import alike_levels
 from gkd.knowledge.precision import full_precision
@@ -107,7 +107,7 @@ class FBKD(Knowledge):
                                *self.adapt_channels(own_attention.channels), *own_relations],
                               [*target_attention.cells, *target_attention.channels,
                                *target_relations]),
-            masked_squared_distances(adapted, target, *masks)])
+            masked_squares(adapted, target, *masks).sum(dim=(1, 2))])
         # Where maps are equal, the gradient of the root is 0 instead of undefined.
         losses = F.threshold(losses, 0, torch.finfo(losses.dtype).tiny).sqrt()
         cells, channels, relation, feature = losses.unflatten(0, (4, -1)).sum(dim=1).unbind()
@@ -303,26 +303,6 @@ def feature_masks(student: Attention, teacher: Attention,
     both = Attention(*([*own, *target] for own, target in zip(student, teacher)))
     return tuple(mask.unflatten(0, (2, -1)).mean(dim=0)
                  for mask in attention_masks(both, temperature))
-
-
-@full_precision
-def masked_squared_distances(student: Sequence[Tensor], teacher: Sequence[Tensor], cells: Tensor,
-                             channels: Tensor) -> Tensor:
-    """Sum of the squared differences of every level's maps, each times its masks.
-
-    Args:
-        student: The student's adapted maps ``(B, C_l, H_l, W_l)``.
-        teacher: The teacher's maps, likewise.
-        cells: Masks of cells, ``(L, B, S)``.
-        channels: Masks of channels, ``(L, B, C)``.
-
-    Returns:
-        Tensor of shape ``(L,)``.
-    """
-    squared = [torch.einsum('bchw,bc->bhw', F.mse_loss(own, target, reduction='none'),
-                            weights[:, :target.shape[1]]).flatten(1)
-               for own, target, weights in zip(student, teacher, channels)]
-    return (stack_padded(squared, filling=0) * cells).sum(dim=(1, 2))
 
 
 @full_precision

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from gkd.errors import ConfigError
 from gkd.frameworks import ContextBlock
-from gkd.knowledge.attention import attention, attention_masks, stack_padded
+from gkd.knowledge.attention import attention, attention_masks, masked_squares, stack_padded
 from gkd.knowledge.base import Knowledge
 from gkd.knowledge.channels import channels_of, match_channels, taught_levels
 from gkd.knowledge.instances import Instances, on_device
@@ -189,11 +189,7 @@ def focal_losses(student: list[Tensor], teacher: list[Tensor], masks: tuple[Tens
     Returns:
         Losses of objects and of background, summed over levels, scalars.
     """
-    cells, channels = masks
-    squared = [torch.einsum('bchw,bc->bhw', F.mse_loss(own, target, reduction='none'),
-                            weights[:, :target.shape[1]]).flatten(1)
-               for own, target, weights in zip(student, teacher, channels)]
-    squared = stack_padded(squared, filling=0) * cells
+    squared = masked_squares(student, teacher, *masks)
     # What fills levels up is no background.
     foreground = stack_padded([level.flatten(1) for level in objects], filling=1)
     return tuple((squared * mask).sum() / squared.shape[1]
