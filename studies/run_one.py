@@ -25,7 +25,8 @@ from gkd.experiments.comparison_plan import plan
 from gkd.experiments.methods import choose_methods
 from gkd.experiments.quickstart import CONFIGS
 from gkd.experiments.results import alone, append_result, machine, read_results
-from gkd.experiments.stages import children_end_too, digest
+from gkd.experiments.stages import digest
+from gkd.processes import children_end_too
 from gkd.report.comparison import PLAIN
 from gkd.running.cli import DictAction, positive, run
 from gkd.running.config import load_config

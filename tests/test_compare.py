@@ -19,11 +19,11 @@ from helpers.running import run_tool
 from helpers.terminals import lines_left, terminal
 from mmcv import Config
 
+from gkd import processes as tool_processes
 from gkd.datasets.coco_eval import evaluate, metrics_of
 from gkd.datasets.degrees import DIGIT_SCENES_DEGREES
 from gkd.errors import ConfigError, DataError
 from gkd.experiments import compare, comparison_plan, quickstart, stages
-from gkd.experiments.compare import shares
 from gkd.experiments.comparison_plan import degree_column
 from gkd.experiments.methods import choose_methods
 from gkd.experiments.results import Result, append_result, read_results
@@ -347,9 +347,9 @@ def test_methods_of_a_comparison_leave_other_trainings_as_they_are(tmp_path):
 def test_gpus_are_dealt_out_in_turn(monkeypatch):
     monkeypatch.setenv('OMP_NUM_THREADS', '4')
     monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '2,5')
-    assert [share['CUDA_VISIBLE_DEVICES'] for share in shares(3)] == ['2', '5', '2']
-    assert shares(3)[0]['OMP_NUM_THREADS'] == '4'
-    assert shares(1) == [{}]
+    assert [share['CUDA_VISIBLE_DEVICES'] for share in tool_processes.shares(3)] == ['2', '5', '2']
+    assert tool_processes.shares(3)[0]['OMP_NUM_THREADS'] == '4'
+    assert tool_processes.shares(1) == [{}]
 
 
 @pytest.mark.parametrize('names, problem', [
@@ -391,8 +391,8 @@ def test_config_that_cannot_be_compared_is_explained(tmp_path):
 @pytest.mark.slow
 def test_a_tool_runs_in_a_process_of_its_own(tmp_path):
     log = tmp_path / 'log'
-    status, memory = stages.run_tool(['compare.py', 'nowhere.py'], {'OMP_NUM_THREADS': '1'},
-                                     str(log))
+    status, memory = tool_processes.run_tool(['compare.py', 'nowhere.py'],
+                                             {'OMP_NUM_THREADS': '1'}, str(log))
     assert status == 2 and 'no such config file: nowhere.py' in log.read_text()
     assert 50 < memory < 50_000
 
@@ -405,9 +405,10 @@ def test_what_a_comparison_has_started_ends_with_it(tmp_path, number, status):
                     'time.sleep(100)\n')
 
     def wait_for_tools():
-        with ThreadPoolExecutor(2) as pool, stages.children_end_too():
+        with ThreadPoolExecutor(2) as pool, tool_processes.children_end_too():
             for log in ('1', '2'):
-                pool.submit(stages.run_tool, [str(tool)], None, str(tmp_path / f'log{log}'))
+                pool.submit(tool_processes.run_tool, [str(tool)], None,
+                            str(tmp_path / f'log{log}'))
             time.sleep(100)
 
     comparison = os.fork()
@@ -434,12 +435,12 @@ def test_what_a_comparison_has_started_ends_with_it(tmp_path, number, status):
 
 
 def test_no_tool_is_started_while_all_are_ended(tmp_path):
-    with pytest.raises(KeyboardInterrupt), stages.children_end_too():
+    with pytest.raises(KeyboardInterrupt), tool_processes.children_end_too():
         raise KeyboardInterrupt
-    with pytest.raises(stages.StageFailed, match='stopped'):
-        stages.run_tool(['compare.py', '--help'])
-    with stages.children_end_too():  # anew
-        assert stages.run_tool(['launch.sh'], log=str(tmp_path / 'log'))[0] == 1
+    with pytest.raises(tool_processes.StageFailed, match='stopped'):
+        tool_processes.run_tool(['compare.py', '--help'])
+    with tool_processes.children_end_too():  # anew
+        assert tool_processes.run_tool(['launch.sh'], log=str(tmp_path / 'log'))[0] == 1
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
@@ -677,5 +678,5 @@ def test_quickstart_pairs_the_students_of_every_seed(processes, tmp_path, monkey
     assert len(read_results(str(tmp_path / 'work/retinanet_tiny/results.csv'))) == len(aps)
 
     processes.outcome = lambda name: None if 'gkd' in name else dict.fromkeys(METRICS, 0.1)
-    with pytest.raises(stages.StageFailed, match='goes on from there'):
+    with pytest.raises(tool_processes.StageFailed, match='goes on from there'):
         quickstart.quickstart('tiny', 'retinanet', [2], work_dir=tmp_path / 'work')

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import os.path as osp
 import queue
 import time
@@ -20,18 +19,10 @@ from gkd.distiller import Distiller
 from gkd.errors import ConfigError
 from gkd.experiments.comparison_plan import Comparison, Stage, degree_column, plan
 from gkd.experiments.methods import choose_methods
-from gkd.experiments.results import (
-    alone,
-    append_result,
-)
-from gkd.experiments.stages import (
-    Schedule,
-    StageFailed,
-    Training,
-    children_end_too,
-    read,
-)
+from gkd.experiments.results import alone, append_result
+from gkd.experiments.stages import Schedule, Training, read
 from gkd.files import write_atomically
+from gkd.processes import StageFailed, children_end_too, shares
 from gkd.progress import on_terminal, progress, say
 from gkd.report.comparison import (
     TEACHER,
@@ -201,25 +192,6 @@ def run_stage(stage: Stage, environment: Optional[dict] = None,
         started = time.time()
         stage.run(environment, log)
         return time.time() - started
-
-
-def shares(jobs: int) -> list[dict[str, str]]:
-    """Variables of the environment that share the machine between processes.
-
-    Args:
-        jobs: Processes at once.
-
-    Returns:
-        For each its threads, if the user has not set them, and one of the GPUs in turn.
-    """
-    if jobs == 1:
-        return [{}]
-    threads = os.environ.get('OMP_NUM_THREADS') or str(max(1, (os.cpu_count() or 1) // jobs))
-    gpus = [gpu for gpu in os.environ.get('CUDA_VISIBLE_DEVICES', '').split(',') if gpu] \
-        or list(map(str, range(torch.cuda.device_count())))
-    return [dict(OMP_NUM_THREADS=threads,
-                 **(dict(CUDA_VISIBLE_DEVICES=gpus[job % len(gpus)]) if gpus else {}))
-            for job in range(jobs)]
 
 
 def measure(stage: Stage, comparison: Comparison) -> dict[str, float]:

@@ -9,17 +9,16 @@ import time
 from collections.abc import Sequence
 from typing import Optional
 
-import torch
-
 from gkd.backbones.efficientnet_lite import prepare_efficientnet_lite0
 from gkd.checkpoints import WORKPLACE, tool
 from gkd.datasets import prepare_embedded
 from gkd.experiments.compare import run_all
 from gkd.experiments.comparison_plan import Comparison, plan
 from gkd.experiments.methods import OWN, choose_methods
-from gkd.experiments.stages import StageFailed, Training
+from gkd.experiments.stages import Training
 from gkd.files import write_atomically
 from gkd.looking.detections import draw_detections
+from gkd.processes import StageFailed, at_once
 from gkd.prototypes import PrototypeBank
 from gkd.prototypes.hook import latest_bank
 from gkd.report.comparison import PLAIN, format_gain
@@ -77,8 +76,7 @@ def quickstart(data: str = 'digit-scenes', family: str = 'retinanet', seeds: Seq
     prepare_efficientnet_lite0()
     comparison = plan(config, name, choose_methods(config, [OWN]), seeds, epochs, work_dir,
                       teacher_seed, fresh=True, detect=False)
-    jobs = 1 if torch.cuda.is_available() else min(2, os.cpu_count() or 1)
-    run_all(comparison, jobs, osp.join(work_dir, 'results.csv'))
+    run_all(comparison, at_once(), osp.join(work_dir, 'results.csv'))
     if comparison.failed:
         raise StageFailed('A stage failed, see above. The same command goes on from there.')
 

@@ -6,16 +6,10 @@ import hashlib
 import json
 import os
 import os.path as osp
-import re
 import shutil
-import signal
-import subprocess
-import sys
-import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Optional
@@ -23,26 +17,18 @@ from typing import Any, Optional
 from mmcv import Config
 from tqdm import tqdm
 
-from gkd.detectors.source import REPOSITORY, find_file, read_config
+from gkd.detectors.source import find_file, read_config
 from gkd.distiller import Distiller
-from gkd.errors import GKDError
 from gkd.experiments.methods import without_methods
 from gkd.experiments.results import machine, version
 from gkd.files import write_atomically
+from gkd.processes import StageFailed, run_tool, setting
 from gkd.progress import say
 from gkd.report.runs import median_step, read_log
 from gkd.running.config import load_config
 from gkd.work_dir import EVALUATION, PROCESS
 
 STAMP = 'stage.txt'
-
-children: set[int] = set()  # processes of tools
-starting = threading.Lock()  # held while one is started
-ending = threading.Event()  # set when no other may be started
-
-
-class StageFailed(GKDError):
-    """A stage ended with an error, which it has printed itself."""
 
 
 @dataclass
@@ -227,66 +213,6 @@ class Detection:
         os.replace(f'{unfinished}.bbox.json', self.output)
 
 
-def run_tool(command: Sequence[str], environment: Optional[dict] = None,
-             log: Optional[str] = None) -> tuple[int, float]:
-    """Run one of the tools in a process of its own.
-
-    Args:
-        command: Name of the file in ``tools/``, and its arguments.
-        environment: Variables of the environment to set.
-        log: File to append all output to, instead of showing it.
-
-    Returns:
-        Exit status, and peak resident memory of the process in MiB.
-
-    Raises:
-        StageFailed: All processes are being ended.
-    """
-    with open(log, 'a') if log else nullcontext() as file, starting:
-        if ending.is_set():
-            raise StageFailed('stopped')
-        process = subprocess.Popen(
-            [sys.executable, osp.join(REPOSITORY, 'tools', command[0]), *command[1:]],
-            env={**os.environ, **(environment or {})}, stdout=file,
-            stderr=subprocess.STDOUT if log else None)
-        children.add(process.pid)
-    try:
-        # Unlike Popen.wait, it tells what the process has used.
-        _, status, usage = os.wait4(process.pid, 0)
-    except BaseException:
-        process.kill()
-        process.wait()
-        raise
-    finally:
-        children.discard(process.pid)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    return process.returncode, usage.ru_maxrss / 2 ** (20 if sys.platform == 'darwin' else 10)
-
-
-@contextmanager
-def children_end_too() -> Iterator[None]:
-    """End the processes of all tools when this one is interrupted, or ended by SIGTERM."""
-    def stop(number, frame):
-        sys.exit(128 + number)
-
-    in_charge = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGTERM, stop) if in_charge else None
-    ending.clear()
-    try:
-        yield
-    except BaseException as error:
-        with starting:
-            ending.set()
-            for child in children:
-                os.kill(child, signal.SIGTERM)
-        if isinstance(error, SystemExit):
-            say('\nstopped; the same command goes on from the last checkpoint.')
-        raise
-    finally:
-        if in_charge:
-            signal.signal(signal.SIGTERM, before)
-
-
 class Schedule:
     """Says which stage begins, how long all have taken, and how long the others will.
 
@@ -334,16 +260,6 @@ class Schedule:
                    for kind, count in self.waiting.items() if self.seconds[kind]) / self.jobs
         gone = tqdm.format_interval(time.time() - self.started)
         return f'{gone} so far' + (f', about {tqdm.format_interval(left)} to go' if left else '')
-
-
-def setting(key: str, value: Any) -> str:
-    """A setting for the command line, its value in quotes where it would be taken for a list.
-
-    Example:
-        >>> setting('load_from', 'work/latest.pth'), setting('load_from', 'a, b/latest.pth')
-        ('load_from=work/latest.pth', 'load_from="a, b/latest.pth"')
-    """
-    return f'{key}="{value}"' if re.search(r'[,\s]', str(value)) else f'{key}={value}'
 
 
 def claim(folder: str, fingerprint: str) -> None:

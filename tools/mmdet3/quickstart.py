@@ -2,14 +2,16 @@
 
 import os
 import os.path as osp
-import subprocess
-import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 from gkd.backbones.efficientnet_lite import prepare_efficientnet_lite0
-from gkd.checkpoints import REPOSITORY, WORKPLACE
+from gkd.checkpoints import WORKPLACE
 from gkd.datasets import prepare_embedded
 from gkd.engine.commands import load_config
-from gkd.errors import RunError
+from gkd.files import write_atomically
+from gkd.processes import StageFailed, at_once, children_end_too, run_tool, setting, shares
+from gkd.progress import say
 from gkd.report.comparison import format_gain
 from gkd.report.runs import read_run
 
@@ -19,46 +21,70 @@ CONFIGS = 'configs/mmdet3/digits/{}_fpn_digit-scenes.py'
 def quickstart(family, seeds, epochs=None, work_dir=None):
     """Prepare data, train teacher and student, distil the student, and print a table.
 
-    The stages are those of MMDetection 2's quickstart, one after the other; what is finished is
-    not trained again.
+    The stages are those of MMDetection 2's quickstart. What is finished is not trained again.
     """
-    work_dir = osp.abspath(work_dir or osp.join(WORKPLACE, 'work_dirs/quickstart/mmdet3'))
-    folder = osp.join(work_dir, family)
+    started = time.time()
+    folder = osp.join(osp.abspath(work_dir or osp.join(WORKPLACE, 'work_dirs/quickstart/mmdet3')),
+                      family)
     os.chdir(WORKPLACE or os.curdir)
     prepare_embedded('data/digit_scenes/train.json')
     prepare_efficientnet_lite0()
     distilled = CONFIGS.format(f'gkd_{family}_efficientnet-lite0_r18-w8')
-    rows = {name: [] for name in ('teacher', 'student', 'student, continued',
-                                  'student, distilled')}
-    teacher, metrics = train(CONFIGS.format(f'{family}_efficientnet-lite0'),
-                             osp.join(folder, 'teacher'), 0, epochs)
-    rows['teacher'].append(metrics)
-    for seed in seeds:
-        student, metrics = train(CONFIGS.format(f'{family}_r18-w8'),
-                                 osp.join(folder, f'student_seed{seed}'), seed, epochs)
-        rows['student'].append(metrics)
-        starts = {'model.teacher.checkpoint': teacher, 'model.student.checkpoint': student}
-        for name, title, taught in (('plain', 'student, continued', {'model.knowledge': '[]'}),
-                                    ('gkd', 'student, distilled', {})):
-            _, metrics = train(distilled, osp.join(folder, f'{name}_seed{seed}'), seed, epochs,
-                               {**starts, **taught})
-            rows[title].append(metrics)
-    print(f'\n{family} on digit scenes, MMDetection 3, validation, seeds '
-          f'{" ".join(map(str, seeds))}:\n\n{format_gain(rows)}\n'
+    # What all start from, then the two trainings of every seed.
+    teacher, *students = run_all([
+        (CONFIGS.format(f'{family}_efficientnet-lite0'), osp.join(folder, 'teacher'), 0, {}),
+        *((CONFIGS.format(f'{family}_r18-w8'), osp.join(folder, f'student_seed{seed}'), seed, {})
+          for seed in seeds)], epochs)
+    runs = run_all([
+        (distilled, osp.join(folder, f'{name}_seed{seed}'), seed,
+         {'model.teacher.checkpoint': teacher[0], 'model.student.checkpoint': student, **taught})
+        for seed, (student, _) in zip(seeds, students)
+        for name, taught in (('plain', {'model.knowledge': '[]'}), ('gkd', {}))], epochs)
+    metrics = [metrics for _, metrics in runs]
+    table = format_gain({
+        'teacher': [teacher[1]], 'student': [metrics for _, metrics in students],
+        'student, continued': metrics[::2], 'student, distilled': metrics[1::2]})
+    write_atomically(osp.join(folder, 'table.md'), table)
+    print(f'\n{family} on digit-scenes, MMDetection 3, validation, seeds '
+          f'{" ".join(map(str, seeds))}, {(time.time() - started) / 60:.1f} min:\n\n{table}\n'
           f'report:  {osp.relpath(osp.join(folder, f"gkd_seed{seeds[-1]}", "report.html"))}')
 
 
-def train(config, folder, seed, epochs, options=None):
-    """Train unless it is done; returns the last checkpoint and its metrics."""
+def run_all(trainings, epochs):
+    """Train them, several at once without a GPU; returns a checkpoint and metrics of each.
+
+    Args:
+        trainings: Config, folder, seed and replaced settings of each.
+        epochs: Replaces the configs' number of epochs.
+    """
+    jobs = at_once()
+    environment = shares(jobs)[0]
+    with ThreadPoolExecutor(jobs) as pool, children_end_too():
+        running = [pool.submit(train, *training, epochs, environment, jobs > 1)
+                   for training in trainings]
+        return [training.result() for training in running]
+
+
+def train(config, folder, seed, options, epochs, environment, logged):
+    """Train unless it is done; returns the last checkpoint and its metrics.
+
+    Raises:
+        StageFailed: The training ended with an error.
+    """
     epochs = epochs or load_config(config).train_cfg.max_epochs
     checkpoint = osp.join(folder, f'epoch_{epochs}.pth')
-    if not osp.isfile(checkpoint):
-        command = [sys.executable, osp.join(REPOSITORY, 'tools', 'mmdet3', 'train.py'), config,
-                   '--work-dir', folder, '--seed', str(seed), '--epochs', str(epochs)]
+    name = osp.relpath(folder)
+    if osp.isfile(checkpoint):
+        say(f'finished before: {name}')
+    else:
+        log = f'{name}.log' if logged else None
+        os.makedirs(osp.dirname(folder), exist_ok=True)
+        say(f'\n=== {name}' + (f'\nlog: {log}' if log else ''))
+        command = ['mmdet3/train.py', config, '--work-dir', folder, '--seed', str(seed),
+                   '--epochs', str(epochs)]
         if options:
-            command += ['--cfg-options', *(f'{key}={value}' for key, value in options.items())]
-        print(f'\n=== {osp.relpath(folder)}', flush=True)
-        if subprocess.run(command).returncode:
-            raise RunError(f'{osp.relpath(folder)}: the training failed, see above. The same '
-                           f'command goes on from there.')
+            command += ['--cfg-options', *(setting(*option) for option in options.items())]
+        if run_tool(command, environment, log)[0]:
+            raise StageFailed(f'{name}: the training failed, see {log or "above"}. The same '
+                              f'command goes on from there.')
     return checkpoint, read_run(folder).evaluations[epochs]

@@ -1,0 +1,122 @@
+"""Run the project's own tools in processes of their own, several at once."""
+
+from __future__ import annotations
+
+import os
+import os.path as osp
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any, Optional
+
+import torch
+
+from gkd.checkpoints import REPOSITORY
+from gkd.errors import GKDError
+from gkd.progress import say
+
+children: set[int] = set()  # processes of tools
+starting = threading.Lock()  # held while one is started
+ending = threading.Event()  # set when no other may be started
+
+
+class StageFailed(GKDError):
+    """A stage ended with an error, which it has printed itself."""
+
+
+def run_tool(command: Sequence[str], environment: Optional[dict] = None,
+             log: Optional[str] = None) -> tuple[int, float]:
+    """Run one of the tools in a process of its own.
+
+    Args:
+        command: Name of the file in ``tools/``, and its arguments.
+        environment: Variables of the environment to set.
+        log: File to append all output to, instead of showing it.
+
+    Returns:
+        Exit status, and peak resident memory of the process in MiB.
+
+    Raises:
+        StageFailed: All processes are being ended.
+    """
+    with open(log, 'a') if log else nullcontext() as file, starting:
+        if ending.is_set():
+            raise StageFailed('stopped')
+        process = subprocess.Popen(
+            [sys.executable, osp.join(REPOSITORY, 'tools', command[0]), *command[1:]],
+            env={**os.environ, **(environment or {})}, stdout=file,
+            stderr=subprocess.STDOUT if log else None)
+        children.add(process.pid)
+    try:
+        # Unlike Popen.wait, it tells what the process has used.
+        _, status, usage = os.wait4(process.pid, 0)
+    except BaseException:
+        process.kill()
+        process.wait()
+        raise
+    finally:
+        children.discard(process.pid)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    return process.returncode, usage.ru_maxrss / 2 ** (20 if sys.platform == 'darwin' else 10)
+
+
+@contextmanager
+def children_end_too() -> Iterator[None]:
+    """End the processes of all tools when this one is interrupted, or ended by SIGTERM."""
+    def stop(number, frame):
+        sys.exit(128 + number)
+
+    in_charge = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, stop) if in_charge else None
+    ending.clear()
+    try:
+        yield
+    except BaseException as error:
+        with starting:
+            ending.set()
+            for child in children:
+                os.kill(child, signal.SIGTERM)
+        if isinstance(error, SystemExit):
+            say('\nstopped; the same command goes on from the last checkpoint.')
+        raise
+    finally:
+        if in_charge:
+            signal.signal(signal.SIGTERM, before)
+
+
+def shares(jobs: int) -> list[dict[str, str]]:
+    """Variables of the environment that share the machine between processes.
+
+    Args:
+        jobs: Processes at once.
+
+    Returns:
+        For each its threads, if the user has not set them, and one of the GPUs in turn.
+    """
+    if jobs == 1:
+        return [{}]
+    threads = os.environ.get('OMP_NUM_THREADS') or str(max(1, (os.cpu_count() or 1) // jobs))
+    gpus = [gpu for gpu in os.environ.get('CUDA_VISIBLE_DEVICES', '').split(',') if gpu] \
+        or list(map(str, range(torch.cuda.device_count())))
+    return [dict(OMP_NUM_THREADS=threads,
+                 **(dict(CUDA_VISIBLE_DEVICES=gpus[job % len(gpus)]) if gpus else {}))
+            for job in range(jobs)]
+
+
+def at_once() -> int:
+    """How many small trainings run best at once: two without a GPU, as each uses one core best."""
+    return 1 if torch.cuda.is_available() else min(2, os.cpu_count() or 1)
+
+
+def setting(key: str, value: Any) -> str:
+    """A setting for the command line, its value in quotes where it would be taken for a list.
+
+    Example:
+        >>> setting('load_from', 'work/latest.pth'), setting('load_from', 'a, b/latest.pth')
+        ('load_from=work/latest.pth', 'load_from="a, b/latest.pth"')
+    """
+    return f'{key}="{value}"' if re.search(r'[,\s]', str(value)) else f'{key}={value}'
