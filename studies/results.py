@@ -24,13 +24,13 @@ from glob import glob
 sys.path.insert(0, osp.dirname(osp.dirname(osp.abspath(__file__))))
 
 from gkd.checkpoints import REPOSITORY
+from gkd.commands import run
 from gkd.errors import DataError
 from gkd.experiments.results import PLAIN, STUDENT, TEACHER, Result, read_results
 from gkd.files import write_atomically
 from gkd.report.comparison import NOTHING, gains_figure, markdown
 from gkd.report.drawing import save
 from gkd.report.intervals import confidence_interval
-from gkd.running.cli import run
 
 BLOCK = re.compile(r'(<!-- results:(.*?)-->\n)(.*?)(<!-- end of results -->)', re.DOTALL)
 COLUMNS = ('AP', 'AP50', 'AP75', 'APs', 'APm', 'APl')

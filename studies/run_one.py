@@ -17,6 +17,8 @@ import sys
 # The studies lie beside the package, in the clone only.
 sys.path.insert(0, osp.dirname(osp.dirname(osp.abspath(__file__))))
 
+from gkd.commands import positive, run
+from gkd.commands.processes import children_end_too
 from gkd.datasets import prepare_embedded
 from gkd.datasets.tree_crowns import STRIPS, strip_folder
 from gkd.errors import ConfigError
@@ -26,9 +28,8 @@ from gkd.experiments.methods import choose_methods
 from gkd.experiments.quickstart import CONFIGS
 from gkd.experiments.results import alone, append_result, machine, read_results
 from gkd.experiments.stages import digest
-from gkd.processes import children_end_too
 from gkd.report.comparison import PLAIN
-from gkd.running.cli import DictAction, positive, run
+from gkd.running.cli import DictAction
 from gkd.running.config import load_config
 from gkd.running.data import leaf_configs
 

@@ -19,7 +19,8 @@ from helpers.running import run_tool
 from helpers.terminals import lines_left, terminal
 from mmcv import Config
 
-from gkd import processes as tool_processes
+from gkd.commands import processes as tool_processes
+from gkd.commands import run as run_command
 from gkd.datasets.coco_eval import evaluate, metrics_of
 from gkd.datasets.degrees import DIGIT_SCENES_DEGREES
 from gkd.errors import ConfigError, DataError
@@ -416,7 +417,7 @@ def test_what_a_comparison_has_started_ends_with_it(tmp_path, number, status):
         # A shell's background processes, which the tests may be, are born ignoring it.
         signal.signal(signal.SIGINT, signal.default_int_handler)
         try:
-            cli.run(wait_for_tools)
+            run_command(wait_for_tools)
         except SystemExit as end:
             os._exit(end.code)
         finally:

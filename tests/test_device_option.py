@@ -7,11 +7,12 @@ import pytest
 import torch
 from helpers.running import REPOSITORY
 
+from gkd.commands.device import VISIBLE, add_device_option
 from gkd.errors import ConfigError
-from gkd.running.device_option import VISIBLE, add_device_option
 
 TOOLS = ('train', 'test', 'compare', 'distill', 'export_student', 'check_detectors', 'gallery',
-         'noise_study', 'draw_trust', 'draw_concept')
+         'noise_study', 'draw_trust', 'draw_concept',
+         *(f'mmdet3/{name}' for name in ('train', 'test', 'distill', 'export_student')))
 
 
 @pytest.fixture

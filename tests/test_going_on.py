@@ -11,7 +11,8 @@ from helpers.refusals import append, refuse_training, train
 from helpers.running import run_tool, succeed
 from mmcv import Config
 
-from gkd.running import cli, load_config
+from gkd.commands import run
+from gkd.running import load_config
 from gkd.running.changes import flat, is_from_checkpoint, parsed
 
 
@@ -166,7 +167,7 @@ def test_what_no_tool_foresaw_is_a_message_and_a_file(capsys):
         {}['gone']
 
     with pytest.raises(SystemExit) as end:
-        cli.run(main)
+        run(main)
     printed = capsys.readouterr().err
     assert end.value.code == 1 and "error: KeyError: 'gone'" in printed
     assert 'Traceback' not in printed and 'test_going_on.py' in printed

@@ -11,9 +11,9 @@ import argparse
 import os.path as osp
 from fnmatch import fnmatch
 
+from gkd.commands import add_device_option, run
 from gkd.experiments.coverage import check_all, pair_name, pair_of, shorten_backbones, write_tables
 from gkd.experiments.zoo import PAIRS, SELF_PAIRS
-from gkd.running.cli import add_device_option, run
 
 
 def parse_args():

@@ -14,9 +14,9 @@ import os.path as osp
 import tempfile
 import traceback
 
+from gkd.commands import run
 from gkd.errors import GKDError
 from gkd.experiments.recipes import RecipeError, check_recipe, recipes
-from gkd.running.cli import run
 
 
 def parse_args():

@@ -8,10 +8,10 @@ import os.path as osp
 from mmdet.models import build_detector
 
 from gkd.checkpoints import FOLDER, download, how_to_get, published
+from gkd.commands import run
 from gkd.detectors.source import DetectorSource, sources_of
 from gkd.errors import CheckpointError
 from gkd.running import load_config
-from gkd.running.cli import run
 
 
 def parse_args():

@@ -3,9 +3,9 @@
 
 import argparse
 
+from gkd.commands import add_device_option, positive, run
 from gkd.datasets.tree_crowns import STRIPS
 from gkd.experiments.compare import compare
-from gkd.running.cli import add_device_option, positive, run
 
 
 def parse_args():

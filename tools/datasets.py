@@ -5,6 +5,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from gkd.commands import run
 from gkd.datasets.coco_json import inspect_coco, read_coco, write_coco
 from gkd.datasets.images import image_faults
 from gkd.datasets.official import (
@@ -15,7 +16,6 @@ from gkd.datasets.official import (
     report_inspection,
 )
 from gkd.datasets.records import read_classes, read_records, write_records
-from gkd.running.cli import run
 
 MOST = 20  # images that are named
 CLASSES = Path(__file__).parent.parent / 'datalists' / 'classes_config.json'

@@ -7,9 +7,10 @@ tools/distill.sh runs it and trains what it wrote.
 import argparse
 import sys
 
+from gkd.commands import add_device_option, add_trust_option, positive, run
 from gkd.compat.checkpoint import trust_checkpoints
 from gkd.experiments.distill import distillation_config, prepare
-from gkd.running.cli import DictAction, add_device_option, add_trust_option, positive, run
+from gkd.running.cli import DictAction
 
 
 def parse_args():

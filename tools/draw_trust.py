@@ -9,10 +9,12 @@ import argparse
 import os.path as osp
 import re
 
+from gkd.commands import positive, run
 from gkd.errors import DataError
 from gkd.looking.trained import TrainedPair, validation_images
 from gkd.looking.trust import choose_images, draw_extremes, draw_images, judge
-from gkd.running.cli import add_pair_options, positive, read_pair_options, run, silence
+from gkd.progress import silence
+from gkd.running.cli import add_pair_options, read_pair_options
 
 
 def parse_args():

@@ -4,9 +4,10 @@
 import argparse
 import os.path as osp
 
+from gkd.commands import add_device_option, add_trust_option, run
 from gkd.compat.checkpoint import trust_checkpoints
 from gkd.running import export_student, load_config
-from gkd.running.cli import DictAction, add_device_option, add_trust_option, run
+from gkd.running.cli import DictAction
 
 
 def parse_args():

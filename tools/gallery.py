@@ -8,9 +8,11 @@ does at an epoch's start.
 import argparse
 import os.path as osp
 
+from gkd.commands import positive, run
 from gkd.looking.gallery import summary, write_gallery
 from gkd.looking.trained import TrainedPair
-from gkd.running.cli import add_pair_options, positive, read_pair_options, run, silence
+from gkd.progress import silence
+from gkd.running.cli import add_pair_options, read_pair_options
 
 
 def parse_args():

@@ -15,8 +15,10 @@ from gkd.files import write_atomically
 # The studies lie beside the package, in the clone only.
 sys.path.insert(0, osp.dirname(osp.dirname(osp.abspath(__file__))))
 
+from gkd.commands import positive, run
 from gkd.looking.trained import TrainedPair, validation_images
-from gkd.running.cli import add_pair_options, positive, read_pair_options, run, silence
+from gkd.progress import silence
+from gkd.running.cli import add_pair_options, read_pair_options
 from studies.noise_study import (
     choose_instances,
     draw_examples,

@@ -8,11 +8,13 @@ weights, on two sizes of small images, and scaled to the pixels of the training'
 import argparse
 from math import ceil
 
+from gkd.commands import positive, run
 from gkd.errors import DataError
 from gkd.experiments.generation_plan import plan_generation
 from gkd.experiments.plan import make_plan
+from gkd.progress import silence
 from gkd.running import load_config
-from gkd.running.cli import DictAction, positive, run, silence
+from gkd.running.cli import DictAction
 
 
 def parse_args():

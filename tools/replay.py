@@ -3,8 +3,9 @@
 
 import argparse
 
+from gkd.commands import run
 from gkd.running import load_config
-from gkd.running.cli import DictAction, run
+from gkd.running.cli import DictAction
 from gkd.running.finite import replay
 
 

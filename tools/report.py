@@ -6,11 +6,11 @@ import os
 import os.path as osp
 import tempfile
 
+from gkd.commands import run
 from gkd.report.page import write_report
 from gkd.report.runs import read_runs, same_validation
 from gkd.report.validation import Validation, read_detections
 from gkd.running import test
-from gkd.running.cli import run
 from gkd.work_dir import REPORT, TEACHER_DETECTIONS
 
 

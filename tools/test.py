@@ -3,11 +3,12 @@
 
 import argparse
 
+from gkd.commands import add_device_option, add_trust_option, run
 from gkd.compat.checkpoint import trust_checkpoints
 from gkd.compat.distributed import init_distributed
 from gkd.errors import ConfigError
 from gkd.running import load_config, test
-from gkd.running.cli import DictAction, add_device_option, add_trust_option, run
+from gkd.running.cli import DictAction
 
 
 def parse_args():

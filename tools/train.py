@@ -4,12 +4,13 @@
 import argparse
 import os.path as osp
 
+from gkd.commands import add_device_option, add_trust_option, positive, run
 from gkd.compat.checkpoint import trust_checkpoints
 from gkd.compat.distributed import init_distributed
 from gkd.errors import ConfigError
 from gkd.experiments.quickstart import add_arguments, quickstart
 from gkd.running import load_config, train
-from gkd.running.cli import DictAction, add_device_option, add_trust_option, positive, run
+from gkd.running.cli import DictAction
 
 
 def parse_args():

@@ -11,6 +11,8 @@ import sys
 import numpy as np
 import torch
 
+from gkd.installed import mmdet_major
+
 _HELPERS = (
     'mmdet.apis.train', 'mmdet.core.utils.dist_utils', 'mmdet.core.utils.misc',
     'mmdet.core.anchor.anchor_generator', 'mmdet.core.anchor.point_generator',
@@ -22,11 +24,15 @@ _HELPERS = (
 def default_to_existing_device() -> None:
     """Turn the default ``device='cuda'`` of mmdet's helpers into 'cpu' where there is no GPU.
 
-    Reason: ``get_anchors``, ``sync_random_seed`` and others fail there unless every caller names
-    the device; mmdet's own samplers do not.
-    For: mmdet 2.x on a machine without a GPU.
+    Reason: in MMDetection 2 ``get_anchors``, ``sync_random_seed`` and others fail there unless
+    every caller names the device, and mmdet's own samplers do not; MMEngine looks for a GPU when
+    it is imported, and never again.
+    For: a machine without a GPU, or a command that shall not see it.
     """
     if torch.cuda.is_available():
+        return
+    if mmdet_major() == 3:
+        importlib.import_module('mmengine.device.utils').DEVICE = 'cpu'
         return
     for name in _HELPERS:
         for function in _functions_of(importlib.import_module(name)):

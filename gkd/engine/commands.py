@@ -2,41 +2,20 @@
 
 from __future__ import annotations
 
-import os
 import os.path as osp
-import sys
-import time
-from typing import Callable, Optional
+from typing import Optional
 
 import torch
-import torch.distributed as dist
 from mmengine.config import Config, ConfigDict
 from torch import Tensor
 
 from gkd.compat.checkpoint import class_names, get_state_dict, load_checkpoint_file, load_strictly
 from gkd.detectors.source import DetectorSource, find_file, read_config
-from gkd.errors import ConfigError, GKDError
+from gkd.errors import ConfigError
 from gkd.files import written_whole
 from gkd.frameworks import build_detector
 
 STUDENT_PREFIX = 'student.'
-# Seconds in which the launcher ends the other processes after the first one has failed.
-LAUNCHER_REACTS = 5
-
-
-def run(main: Callable[[], None]) -> None:
-    """Run a command; an error that the user can correct is one message and exit status 2."""
-    rank = int(os.environ.get('RANK', 0))
-    try:
-        main()
-        if dist.is_initialized():
-            dist.destroy_process_group()
-    except GKDError as error:
-        # Of several processes the first one reports what all of them meet.
-        time.sleep(LAUNCHER_REACTS if rank else 0)
-        print(f'\nerror: {error}', file=sys.stderr, flush=True)
-        sys.stdout.flush()
-        os._exit(2)  # workers and other processes are not waited for
 
 
 def load_config(path: str, options: Optional[dict] = None) -> Config:

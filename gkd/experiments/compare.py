@@ -13,6 +13,7 @@ from typing import Optional, Union
 
 import torch
 
+from gkd.commands.processes import StageFailed, children_end_too, shares
 from gkd.datasets.coco_eval import METRICS, evaluate, metrics_of
 from gkd.datasets.degrees import evaluate_by_degree
 from gkd.distiller import Distiller
@@ -22,7 +23,6 @@ from gkd.experiments.methods import choose_methods
 from gkd.experiments.results import alone, append_result
 from gkd.experiments.stages import Schedule, Training, read
 from gkd.files import write_atomically
-from gkd.processes import StageFailed, children_end_too, shares
 from gkd.progress import on_terminal, progress, say
 from gkd.report.comparison import (
     TEACHER,

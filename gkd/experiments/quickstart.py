@@ -11,6 +11,7 @@ from typing import Optional
 
 from gkd.backbones.efficientnet_lite import prepare_efficientnet_lite0
 from gkd.checkpoints import WORKPLACE, tool
+from gkd.commands.processes import StageFailed, at_once
 from gkd.datasets import prepare_embedded
 from gkd.experiments.compare import run_all
 from gkd.experiments.comparison_plan import Comparison, plan
@@ -18,7 +19,6 @@ from gkd.experiments.methods import OWN, choose_methods
 from gkd.experiments.stages import Training
 from gkd.files import write_atomically
 from gkd.looking.detections import draw_detections
-from gkd.processes import StageFailed, at_once
 from gkd.prototypes import PrototypeBank
 from gkd.prototypes.hook import latest_bank
 from gkd.report.comparison import PLAIN, format_gain

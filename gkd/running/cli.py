@@ -1,34 +1,18 @@
-"""What the command-line tools share."""
+"""Options of the commands for MMDetection 2."""
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import os
 import os.path as osp
-import sys
-import tempfile
-import time
-import traceback
-from typing import Callable, Optional
+from typing import Optional
 
 import mmcv
 import torch
-import torch.distributed as dist
 from mmcv import Config
 
+from gkd.commands import add_device_option, add_trust_option
 from gkd.compat.checkpoint import trust_checkpoints
-from gkd.errors import GKDError
-from gkd.progress import silence
 from gkd.running.config import load_config
-from gkd.running.device_option import add_device_option
-from gkd.running.explain import describe, lost_another_process
-
-__all__ = ['DictAction', 'add_device_option', 'add_pair_options', 'add_trust_option', 'positive',
-           'read_pair_options', 'run']
-
-# Seconds in which the launcher ends the other processes after the first one has failed.
-LAUNCHER_REACTS = 5
 
 
 class DictAction(mmcv.DictAction):
@@ -48,21 +32,6 @@ class DictAction(mmcv.DictAction):
     def _parse_iterable(val: str):
         quoted = len(val) > 2 and val[0] == val[-1] == '"' and val[1] not in '(['
         return val[1:-1] if quoted else mmcv.DictAction._parse_iterable(val)
-
-
-def positive(text: str) -> int:
-    """An integer from 1 on, for argparse."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f'{text}: must be at least 1')
-    return value
-
-
-def add_trust_option(parser: argparse.ArgumentParser) -> None:
-    """Add ``--trust-checkpoint``."""
-    parser.add_argument('--trust-checkpoint', action='store_true',
-                        help='read checkpoints even if that runs code in them; only for files of '
-                             'which you know where they come from')
 
 
 def add_pair_options(parser: argparse.ArgumentParser, folder: str,
@@ -101,51 +70,3 @@ def read_pair_options(args: argparse.Namespace) -> tuple[Config, str, str]:
     name = osp.splitext(osp.basename(args.config))[0]
     return (load_config(args.config, args.cfg_options), name,
             args.out or osp.join('work_dirs', args.folder, name))
-
-
-def run(main: Callable[[], None]) -> None:
-    """Run a tool; an error that the user can correct is one message and exit status 2.
-
-    What nobody has foreseen is one message, too, with exit status 1; a file keeps its traceback.
-
-    Of several processes only the first one prints. It also reports the errors that all of them
-    meet: the others wait before they report theirs, and meanwhile the launcher ends them.
-
-    Args:
-        main: The tool.
-    """
-    rank = int(os.environ.get('RANK', 0))
-    name = f'error in process {rank}' if rank else 'error'
-    try:
-        with silence() if rank else contextlib.nullcontext():
-            main()
-        if dist.is_initialized():
-            dist.destroy_process_group()
-    except GKDError as error:
-        time.sleep(LAUNCHER_REACTS if rank else 0)
-        print(f'\n{name}: {error}', file=sys.stderr, flush=True)
-        leave(2)
-    except Exception as error:
-        time.sleep(LAUNCHER_REACTS if rank or lost_another_process(error) else 0)
-        what = (f'another process has ended or does not answer ({error})'
-                if lost_another_process(error) else
-                f'{describe(error)} The whole traceback is in {keep_traceback()}')
-        print(f'\n{name}: {what}', file=sys.stderr, flush=True)
-        leave(1)
-    except KeyboardInterrupt:
-        print('\nstopped; the same command goes on from the last checkpoint.', file=sys.stderr)
-        sys.exit(130)
-
-
-def keep_traceback() -> str:
-    """Write the traceback of the exception that is being handled to a file; returns its path."""
-    with tempfile.NamedTemporaryFile('w', prefix='gkd_', suffix='.log', delete=False) as file:
-        traceback.print_exc(file=file)
-    return file.name
-
-
-def leave(status: int) -> None:
-    """Exit; of several processes at once, without waiting for communication that never comes."""
-    if 'RANK' in os.environ:
-        os._exit(status)
-    sys.exit(status)

@@ -35,6 +35,7 @@ from mmdet.utils import setup_multi_processes
 from torch import nn
 from torch.utils.data import DataLoader
 
+from gkd.commands.explain import explaining
 from gkd.detectors.source import check_checkpoints
 from gkd.distiller import Distiller
 from gkd.errors import CheckpointError, ConfigError
@@ -63,7 +64,6 @@ from gkd.running.data import (
 )
 from gkd.running.device import unwrap, use_device, without_sync_on_cpu, wrap
 from gkd.running.evaluation import EvaluationRecorder, MissedEvaluation, evaluation_hook
-from gkd.running.explain import explaining
 from gkd.running.finite import FiniteLossHook
 from gkd.running.resume import (
     EMA_HOOKS,

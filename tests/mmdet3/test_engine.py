@@ -1,5 +1,6 @@
 """MMEngine, mended: checkpoints, resuming, finding packages, processes without GPUs."""
 
+import os
 import subprocess
 import sys
 
@@ -8,6 +9,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing
 from mmengine.config import Config
+from mmengine.device import get_device
 from mmengine.dist import init_dist
 from mmengine.model import BaseModel, MMDistributedDataParallel
 from mmengine.optim import AmpOptimWrapper
@@ -15,6 +17,7 @@ from mmengine.runner import Runner
 from torch import nn
 from torch.utils.data import Dataset
 
+from gkd.commands.device import VISIBLE, choose_device
 from gkd.compat import engine
 from gkd.compat.checkpoint import load_checkpoint_file
 from gkd.errors import CheckpointError, ConfigError
@@ -155,3 +158,12 @@ def test_processes_without_gpus(tmp_path, free_port):
                                           start_method='fork')
     gradients = [torch.load(tmp_path / f'{rank}.pth') for rank in range(2)]
     assert torch.equal(*gradients) and gradients[0].any()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='for machines without a GPU')
+def test_a_gpu_that_shall_not_be_seen_is_not_used(monkeypatch):
+    """MMEngine looks for GPUs when it is imported, before any option is read."""
+    monkeypatch.setattr('mmengine.device.utils.DEVICE', 'cuda')
+    monkeypatch.setenv(VISIBLE, '0')
+    choose_device('cpu')
+    assert get_device() == 'cpu' and os.environ[VISIBLE] == ''

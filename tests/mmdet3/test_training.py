@@ -1,112 +1,25 @@
 """Trainings by MMEngine's own runner: resumed exactly, stopped at losses that are not finite."""
 
-import copy
-import json
 import os
 import runpy
 import sys
 from pathlib import Path
 
 import cv2
-import numpy as np
 import pytest
 import torch
 import torch.multiprocessing
-from helpers import small_detectors as small
 from mmengine.config import Config
 from mmengine.hooks import Hook
-from mmengine.registry import HOOKS, DefaultScope
-from mmengine.runner import Runner, find_latest_checkpoint
+from mmengine.registry import HOOKS
+from mmengine.runner import find_latest_checkpoint
+from small_experiments import CLASSES, TOOLS, detector, experiment, train
 
 from gkd.bank import PrototypeBank
 from gkd.compat.checkpoint import load_checkpoint_file
 from gkd.engine.commands import export_student, load_config
 from gkd.errors import ConfigError, NumericalError
 from gkd.frameworks import build_detector
-
-TOOLS = Path(__file__).parents[2] / 'tools' / 'mmdet3'
-CLASSES = ('red', 'green', 'blue')
-COLOURS = ((30, 30, 220), (30, 220, 30), (220, 30, 30))
-IMAGES = 6
-PREPROCESSOR = dict(type='DetDataPreprocessor', mean=[127.0] * 3, std=[60.0] * 3,
-                    bgr_to_rgb=True, pad_size_divisor=32)
-
-
-@pytest.fixture(scope='module')
-def annotations(tmp_path_factory):
-    """A COCO file of images with two coloured rectangles each."""
-    folder = tmp_path_factory.mktemp('data')
-    generator = np.random.default_rng(0)
-    images, boxes = [], []
-    for number in range(IMAGES):
-        width, height = ((128, 96), (96, 128))[number % 2]
-        pixels = generator.integers(90, 160, (height, width, 3), np.uint8)
-        for position in range(2):
-            label = (number + position) % 3
-            w, h = generator.integers(34, 50, 2).tolist()
-            x, y = (int(generator.integers(0, side)) for side in (width - w, height - h))
-            pixels[y:y + h, x:x + w] = COLOURS[label]
-            boxes.append(dict(id=len(boxes) + 1, image_id=number + 1, category_id=label + 1,
-                              iscrowd=0, bbox=[x, y, w, h], area=w * h))
-        cv2.imwrite(str(folder / f'{number}.png'), pixels)
-        images.append(dict(id=number + 1, file_name=f'{number}.png', width=width, height=height))
-    path = folder / 'annotations.json'
-    path.write_text(json.dumps(dict(
-        images=images, annotations=boxes,
-        categories=[dict(id=number + 1, name=name) for number, name in enumerate(CLASSES)])))
-    return path
-
-
-def detector(family, channels=16):
-    return dict(small.FAMILIES[family](channels), data_preprocessor=PREPROCESSOR)
-
-
-def experiment(annotations, work_dir, family='one_stage', workers=0, hooks=(),
-               inside_epoch=2, launcher='none', **settings):
-    """A whole config."""
-    def data(transforms, **others):
-        return dict(type='CocoDataset', metainfo=dict(classes=CLASSES), ann_file=str(annotations),
-                    data_prefix=dict(img=str(annotations.parent)), pipeline=[
-                        dict(type='LoadImageFromFile'),
-                        dict(type='LoadAnnotations', with_bbox=True),
-                        dict(type='Resize', scale=(128, 128), keep_ratio=True), *transforms,
-                        dict(type='PackDetInputs', meta_keys=(
-                            'img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor'))],
-                    **others)
-
-    test = dict(batch_size=1, num_workers=0, persistent_workers=False,
-                sampler=dict(type='DefaultSampler', shuffle=False),
-                dataset=data([], test_mode=True))
-    model = small.distiller(detector(family, 24), detector(family), num_prototypes=3, min_size=20)
-    return Config(dict(
-        default_scope='mmdet', model=model, work_dir=str(work_dir), launcher=launcher,
-        train_dataloader=dict(
-            batch_size=2, num_workers=workers, persistent_workers=workers > 0,
-            sampler=dict(type='DefaultSampler', shuffle=True),
-            batch_sampler=dict(type='AspectRatioBatchSampler'),
-            dataset=data([dict(type='RandomFlip', prob=0.5)])),
-        val_dataloader=test, val_cfg=dict(type='ValLoop'),
-        val_evaluator=dict(type='CocoMetric', ann_file=str(annotations), metric='bbox'),
-        train_cfg=dict(type='EpochBasedTrainLoop', max_epochs=2, val_interval=1),
-        optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.005, momentum=0.9),
-                           clip_grad=dict(max_norm=10)),
-        param_scheduler=[dict(type='LinearLR', start_factor=0.1, by_epoch=False, begin=0, end=4)],
-        default_hooks=dict(
-            checkpoint=dict(type='ResumableCheckpointHook', interval=1,
-                            inside_epoch=inside_epoch),
-            logger=dict(type='LoggerHook', interval=1)),
-        custom_hooks=[dict(type='PrototypeHook'), dict(type='FiniteLossHook'), *hooks],
-        randomness=dict(seed=0), log_level='WARNING', **settings))
-
-
-def train(config, **settings):
-    config = copy.deepcopy(config)
-    config.update(settings)
-    config.experiment_name = f'{config.work_dir}{np.random.rand()}'
-    with DefaultScope.overwrite_default_scope('mmdet'):
-        runner = Runner.from_cfg(config)
-        runner.train()
-    return runner
 
 
 @HOOKS.register_module()

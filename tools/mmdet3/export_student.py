@@ -7,8 +7,9 @@ import os.path as osp
 import gkd  # noqa: F401  isort: skip  (says what is missing, if anything is)
 from mmengine.config import DictAction
 
+from gkd.commands import add_device_option, add_trust_option, run
 from gkd.compat.checkpoint import trust_checkpoints
-from gkd.engine.commands import export_student, load_config, run
+from gkd.engine.commands import export_student, load_config
 
 
 def parse_args():
@@ -19,8 +20,8 @@ def parse_args():
                                                   'the checkpoint)')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
                         help='replace settings of the config')
-    parser.add_argument('--trust-checkpoint', action='store_true',
-                        help='read checkpoints that hold code, and run it')
+    add_device_option(parser)
+    add_trust_option(parser)
     return parser.parse_args()
 
 

@@ -7,10 +7,17 @@ from concurrent.futures import ThreadPoolExecutor
 
 from gkd.backbones.efficientnet_lite import prepare_efficientnet_lite0
 from gkd.checkpoints import WORKPLACE
+from gkd.commands.processes import (
+    StageFailed,
+    at_once,
+    children_end_too,
+    run_tool,
+    setting,
+    shares,
+)
 from gkd.datasets import prepare_embedded
 from gkd.engine.commands import load_config
 from gkd.files import write_atomically
-from gkd.processes import StageFailed, at_once, children_end_too, run_tool, setting, shares
 from gkd.progress import say
 from gkd.report.comparison import format_gain
 from gkd.report.runs import read_run

@@ -4,7 +4,7 @@
 import argparse
 import os.path as osp
 
-from gkd.engine.commands import run
+from gkd.commands import run
 from gkd.report.page import write_report
 from gkd.work_dir import REPORT
 

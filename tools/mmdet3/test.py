@@ -7,8 +7,9 @@ import gkd  # noqa: F401  isort: skip  (says what is missing, if anything is)
 from mmengine.config import DictAction
 from mmengine.runner import Runner
 
+from gkd.commands import add_device_option, add_trust_option, run
 from gkd.compat.checkpoint import load_checkpoint_file, load_strictly, trust_checkpoints
-from gkd.engine.commands import detector_config, load_config, run, student_weights
+from gkd.engine.commands import detector_config, load_config, student_weights
 from gkd.engine.resume import unwrap
 
 
@@ -24,8 +25,8 @@ def parse_args():
                         help='who started this process; tools/test.sh sets it')
     parser.add_argument('--local-rank', '--local_rank', type=int, default=0,
                         help=argparse.SUPPRESS)
-    parser.add_argument('--trust-checkpoint', action='store_true',
-                        help='read checkpoints that hold code, and run it')
+    add_device_option(parser)
+    add_trust_option(parser)
     return parser.parse_args()
 
 

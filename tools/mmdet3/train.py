@@ -8,9 +8,10 @@ import gkd  # noqa: F401  isort: skip  (says what is missing, if anything is)
 from mmengine.config import DictAction
 from mmengine.runner import Runner
 
+from gkd.commands import add_device_option, add_trust_option, positive, run
 from gkd.compat.checkpoint import trust_checkpoints
 from gkd.datasets import prepare_embedded
-from gkd.engine.commands import load_config, run
+from gkd.engine.commands import load_config
 from gkd.errors import ConfigError
 
 
@@ -26,7 +27,7 @@ def parse_args():
                              'on from a checkpoint')
     parser.add_argument('--no-validate', action='store_true', help='do not evaluate')
     parser.add_argument('--seed', type=int, help='replaces the config\'s seed')
-    parser.add_argument('--epochs', type=int, help='replaces the config\'s number of epochs')
+    parser.add_argument('--epochs', type=positive, help='replaces the config\'s number of epochs')
     parser.add_argument('--amp', action='store_true', help='mixed precision')
     parser.add_argument('--auto-scale-lr', action='store_true',
                         help='scale the learning rate with the images of a step')
@@ -41,8 +42,8 @@ def parse_args():
                         help='who started this process; tools/train.sh sets it')
     parser.add_argument('--local-rank', '--local_rank', type=int, default=0,
                         help=argparse.SUPPRESS)
-    parser.add_argument('--trust-checkpoint', action='store_true',
-                        help='read checkpoints that hold code, and run it')
+    add_device_option(parser)
+    add_trust_option(parser)
     return parser.parse_args()
 
 

@@ -1,0 +1,7 @@
+"""What the commands for both MMDetections share."""
+
+from gkd.commands.device import add_device_option
+from gkd.commands.ending import run
+from gkd.commands.options import add_trust_option, positive
+
+__all__ = ['add_device_option', 'add_trust_option', 'positive', 'run']

@@ -1,0 +1,171 @@
+"""A distillation without a config: how a command names the pair, and what it says of it."""
+
+from __future__ import annotations
+
+import os
+import os.path as osp
+import re
+from collections.abc import Sequence
+from typing import Any, Optional
+
+from torch import nn
+
+from gkd.errors import ConfigError
+from gkd.files import write_atomically
+from gkd.registry import KNOWLEDGE
+
+GKD = 'RobustDistillingModule'
+HEADER = '''\
+# {student}, taught by {teacher}. Written by `bash tools/distill.sh`.
+# Keep and edit it: bash tools/train.sh {path} trains it.
+'''
+
+
+def pair_settings(student: str, teacher: str, methods: str) -> dict[str, Any]:
+    """The ``model`` of a distillation.
+
+    Args:
+        student: ``CONFIG`` or ``CONFIG:CHECKPOINT``.
+        teacher: ``CONFIG:CHECKPOINT``.
+        methods: Names of kinds of knowledge joined by ``+``.
+
+    Raises:
+        ConfigError: A name is unknown, or the teacher's checkpoint is missing.
+
+    Example:
+        >>> pair_settings('s.py', 't.py:t.pth', 'pkd')['teacher']
+        {'config': 't.py', 'checkpoint': 't.pth'}
+    """
+    own, checkpoint = split(student)
+    teachers, weights = split(teacher)
+    if weights is None:
+        raise ConfigError(f'{teacher}: the teacher needs its checkpoint, as CONFIG:CHECKPOINT; an '
+                          f'untrained teacher teaches noise.')
+    return dict(
+        type='Distiller',
+        teacher=dict(config=teachers, checkpoint=weights),
+        student=dict(config=own, checkpoint=checkpoint),
+        prototypes=dict(type='PrototypeGenerationModule'),
+        knowledge=[dict(type=name) for name in kinds_of(methods)])
+
+
+def split(spec: str) -> tuple[str, Optional[str]]:
+    """Config and checkpoint of ``CONFIG`` or ``CONFIG:CHECKPOINT``.
+
+    Example:
+        >>> split('mmdet::atss/atss_r50_fpn_1x_coco.py:atss.pth')
+        ('mmdet::atss/atss_r50_fpn_1x_coco.py', 'atss.pth')
+        >>> split('mine.py')
+        ('mine.py', None)
+    """
+    match = re.fullmatch(r'(.+?\.py)(?::(.+))?', spec)
+    if match is None:
+        raise ConfigError(f'{spec}: must be CONFIG or CONFIG:CHECKPOINT, and a config ends with '
+                          f'.py.')
+    return match[1], match[2]
+
+
+def kinds_of(methods: str) -> list[str]:
+    """Registered names of kinds of knowledge that are joined by ``+``.
+
+    Example:
+        >>> kinds_of('gkd+fgd')
+        ['RobustDistillingModule', 'FGD']
+    """
+    known = {name.lower(): name for name in KNOWLEDGE.module_dict}
+    known['gkd'] = known.pop(GKD.lower())
+    names = [name.lower() for name in methods.split('+')]
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise ConfigError(f'--method {methods}: {", ".join(unknown)} is unknown; known are '
+                          f'{", ".join(sorted(known))}.')
+    return [known[name] for name in names]
+
+
+def default_folder(settings: dict[str, Any]) -> str:
+    """The work dir of a pair.
+
+    Example:
+        >>> default_folder(pair_settings('mine/s.py', 't.py:t.pth', 'gkd'))
+        'work_dirs/distill/s_from_t'
+    """
+    student, teacher = (osp.splitext(osp.basename(settings[role]['config']))[0]
+                        for role in ('student', 'teacher'))
+    return osp.join('work_dirs', 'distill', f'{student}_from_{teacher}')
+
+
+def teaching(model: nn.Module) -> list[tuple[str, str]]:
+    """What a distiller teaches and what it leaves out, as names and texts.
+
+    Args:
+        model: The :class:`~gkd.distiller.Distiller`.
+    """
+    pair = model.pair
+    rows = [(role, describe(model, role)) for role in ('student', 'teacher')]
+    channels = [', '.join(map(str, sorted(set(pair.channels(info)))))
+                for info in (pair.student, pair.teacher)]
+    rows.append(('maps', f'strides {", ".join(map(str, pair.strides))}; {channels[0]} channels '
+                         f'of the student, {channels[1]} of the teacher'))
+    for kind in model.knowledge:
+        rows.append(('teaches', taught(kind)))
+        if getattr(kind, 'left_out', '') and kind.soft_label is None:
+            rows.append(('leaves out', f'soft labels: {kind.left_out}'))
+    rows.append(('classes', classes(model)))
+    return rows
+
+
+def taught(kind: nn.Module) -> str:
+    """A kind of knowledge in words."""
+    if type(kind).__name__ != GKD:
+        return type(kind).__name__
+    parts = [name for name, part in (('global knowledge', kind.global_knowledge),
+                                     ('local knowledge', kind.local_knowledge),
+                                     ('soft labels', kind.soft_label)) if part is not None]
+    at = {'positives': 'the positives that the student trains on',
+          'gt': 'the ground-truth boxes'}[kind.instances]
+    if kind.soft_label is not None and kind.pair.student.trains_places:
+        places = parts.pop()
+        at += f'; {places} at the cells that the student trains as objects'
+    return f'{", ".join(parts)} at {at}'
+
+
+def describe(model: nn.Module, role: str) -> str:
+    """A detector in words."""
+    detector, source = getattr(model, role), getattr(model, f'{role}_source')
+    weights = source.checkpoint or 'weights as its config says'
+    return f'{type(detector).__name__} of {source.config}, {weights}'
+
+
+def classes(model: nn.Module) -> str:
+    """The number of classes and whether the teacher's checkpoint names them."""
+    names: Sequence[str] = getattr(model.teacher, 'CLASSES', None) or ()
+    if not names:
+        return (f'{model.pair.num_classes}; the teacher\'s checkpoint does not name them, so see '
+                f'that they are in the same order')
+    return (f'{model.pair.num_classes}, to the teacher {", ".join(names[:4])}'
+            + (', ...' if len(names) > 4 else '')
+            + '; the training stops if the data has them in another order')
+
+
+def keep_config(config: Any) -> str:
+    """Write a distillation config into its work dir; returns its path.
+
+    Args:
+        config: A config of either MMDetection.
+    """
+    # Beside the copy that the training itself writes, under another name.
+    path = osp.join(config.work_dir, 'distill.py')
+    os.makedirs(config.work_dir, exist_ok=True)
+    names = {role: config.model[role].config for role in ('student', 'teacher')}
+    write_atomically(path, HEADER.format(path=path, **names) + config.pretty_text)
+    return path
+
+
+def as_lines(rows: Sequence[tuple[str, str]], path: str) -> list[str]:
+    """The lines that a command prints.
+
+    Args:
+        rows: Names and texts.
+        path: Of the config that was written.
+    """
+    return [f'{name:10} {text}' for name, text in [*rows, ('config', path)]]

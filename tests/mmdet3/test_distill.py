@@ -1,0 +1,95 @@
+"""A pair without a config: what is made of it, said about it, and trained."""
+
+import runpy
+import sys
+
+import pytest
+import torch
+from mmengine.config import Config
+from small_experiments import CLASSES, TOOLS, detector, experiment, train
+
+from gkd.engine.commands import load_config
+from gkd.engine.distill import distillation_config
+from gkd.errors import ConfigError
+from gkd.frameworks import build_detector
+
+
+@pytest.fixture
+def pair(annotations, tmp_path):
+    """A student's own config, and a teacher's with its checkpoint."""
+    config = experiment(annotations, tmp_path / 'own')
+    config.custom_hooks = [dict(type='NumClassCheckHook')]
+    config.default_hooks.checkpoint.pop('type')
+    config.default_hooks.checkpoint.pop('inside_epoch')
+    config.auto_scale_lr = dict(enable=False, base_batch_size=4)
+    config.test_dataloader, config.test_evaluator = config.val_dataloader, config.val_evaluator
+    config.test_cfg = dict(type='TestLoop')
+    for name, channels in (('student', 16), ('teacher', 24)):
+        config.model = detector('one_stage', channels)
+        config.dump(tmp_path / f'{name}.py')
+    weights = build_detector(config.model).state_dict()
+    torch.save(dict(meta=dict(dataset_meta=dict(classes=CLASSES)), state_dict=weights),
+               tmp_path / 'teacher.pth')
+    return str(tmp_path / 'student.py'), f'{tmp_path}/teacher.py:{tmp_path}/teacher.pth'
+
+
+def write(pair, folder, monkeypatch, capsys, *options):
+    """Run the command; returns the config that it wrote and what it said."""
+    monkeypatch.setattr(sys, 'argv', ['distill.py', *pair, '--work-dir', str(folder), *options])
+    runpy.run_path(str(TOOLS / 'distill.py'))['main']()
+    path, said = capsys.readouterr()
+    assert path.strip() == str(folder / 'distill.py')
+    return load_config(path.strip()), said
+
+
+def test_config_is_the_students_own_with_a_distiller_and_its_hooks(
+        pair, tmp_path, monkeypatch, capsys):
+    config, said = write(pair, tmp_path / 'work', monkeypatch, capsys, '--method', 'gkd+pkd',
+                         '--epochs', '1', '--cfg-options', 'optim_wrapper.optimizer.lr=0.01')
+    own = load_config(pair[0])
+    assert [kind.type for kind in config.model.knowledge] == ['RobustDistillingModule', 'PKD']
+    assert config.train_dataloader == own.train_dataloader
+    assert [hook.type for hook in config.custom_hooks] == [
+        'PrototypeHook', 'FiniteLossHook', 'ReportHook', 'NumClassCheckHook']
+    assert config.default_hooks.checkpoint == dict(interval=1, type='ResumableCheckpointHook')
+    assert config.custom_imports.imports == ['gkd']
+    assert config.work_dir == str(tmp_path / 'work')
+    for line in ('teaches    global knowledge, local knowledge, soft labels at the positives',
+                 'teaches    PKD', '16 channels of the student, 24 of the teacher',
+                 '3, to the teacher red, green, blue', 'images     as the teacher was trained on',
+                 'schedule   1 epochs, 2 images a step, learning rate 0.005 (scaled from 0.01)'):
+        assert line in said
+
+
+@pytest.mark.slow
+def test_what_was_written_trains(pair, tmp_path, monkeypatch, capsys):
+    config, _ = write(pair, tmp_path / 'work', monkeypatch, capsys, '--epochs', '1')
+    runner = train(config)
+    assert (tmp_path / 'work' / 'epoch_1.pth').exists()
+    assert (tmp_path / 'work' / 'report.html').exists()
+    assert runner.optim_wrapper.get_lr()['lr'][0] <= 0.0025  # scaled to 2 of 4 images
+
+
+def test_images_that_are_converted_are_told(pair, tmp_path, monkeypatch, capsys):
+    path = tmp_path / 'teacher.py'
+    path.write_text(path.read_text().replace('127.0', '100.0'))
+    _, said = write(pair, tmp_path / 'work', monkeypatch, capsys)
+    assert 'converted for the teacher, which was trained on RGB, mean 100' in said
+
+
+@pytest.mark.parametrize('change, message', [
+    (lambda student, teacher: (student, teacher.partition(':')[0]), 'needs its checkpoint'),
+    (lambda student, teacher: (student, teacher.replace('.py', '.yaml')), 'must be CONFIG'),
+])
+def test_what_is_no_pair_is_refused(pair, change, message):
+    with pytest.raises(ConfigError, match=message):
+        distillation_config(*change(*pair))
+
+
+def test_a_distillation_is_not_distilled_again(pair, tmp_path):
+    config = distillation_config(*pair)
+    assert config.work_dir == 'work_dirs/distill/student_from_teacher'
+    config.dump(tmp_path / 'again.py')
+    with pytest.raises(ConfigError, match='distillation config already'):
+        distillation_config(str(tmp_path / 'again.py'), pair[1])
+    assert Config.fromfile(tmp_path / 'again.py').model == config.model

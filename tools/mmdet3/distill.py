@@ -1,0 +1,53 @@
+#!/usr/bin/env python
+"""Write the distillation config of a pair, and say what it will teach and leave out.
+
+tools/distill.sh runs it where MMDetection 3 is installed, and trains what it wrote.
+"""
+
+import argparse
+import sys
+
+import gkd  # noqa: F401  isort: skip  (says what is missing, if anything is)
+from mmengine.config import DictAction
+
+from gkd.commands import add_device_option, add_trust_option, positive, run
+from gkd.compat.checkpoint import trust_checkpoints
+from gkd.engine.distill import distillation_config, prepare
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('student', help='CONFIG or CONFIG:CHECKPOINT; data and schedule are its')
+    parser.add_argument('teacher', help='CONFIG:CHECKPOINT')
+    parser.add_argument('--method', default='gkd', metavar='NAME+NAME',
+                        help='kinds of knowledge, such as gkd, fgd or gkd+fgd (default: gkd)')
+    parser.add_argument('--gpus', type=positive, default=1, help='processes that will train')
+    parser.add_argument('--work-dir', help='where the config goes, and all that training writes '
+                                           '(default: work_dirs/distill/STUDENT_from_TEACHER)')
+    parser.add_argument('--epochs', type=positive, help='replaces the config\'s number of epochs')
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
+                        help='replace settings of the student\'s config')
+    add_device_option(parser)
+    add_trust_option(parser)
+    # The rest is the training's; it reads and checks them.
+    return parser.parse_known_args()[0]
+
+
+def main():
+    args = parse_args()
+    if args.trust_checkpoint:
+        trust_checkpoints()
+    options = dict(args.cfg_options or {})
+    if args.work_dir:
+        options['work_dir'] = args.work_dir
+    if args.epochs:
+        options['train_cfg.max_epochs'] = args.epochs
+    config = distillation_config(args.student, args.teacher, args.method, options)
+    path, lines = prepare(config, args.gpus)
+    print('\n'.join(lines), file=sys.stderr)
+    print(path)
+
+
+if __name__ == '__main__':
+    run(main)
