@@ -90,6 +90,8 @@ class ResumableCheckpointHook(CheckpointHook):
             self.order.now = now
         elif now is not None:
             set_random_state(now)
+        if alike and state.get('gradients'):
+            put_back_gradients(model, state['gradients'][runner.rank])
 
     def before_train_epoch(self, runner) -> None:
         """Tell the order which epoch it is."""
@@ -225,6 +227,24 @@ def training_state(runner, batches: int) -> dict:
     check_weights(model, 'optim_wrapper.clip_grad')
     share_buffers(runner)
     bank = getattr(model, 'bank', None)
-    return dict(batches=batches, length=len(runner.train_dataloader),
-                bank=None if bank is None else vars(bank.to('cpu')),
-                random=all_gather(random_state()))
+    state = dict(batches=batches, length=len(runner.train_dataloader),
+                 bank=None if bank is None else vars(bank.to('cpu')),
+                 random=all_gather(random_state()))
+    if not runner.optim_wrapper.should_update():
+        # An epoch may end between two steps of the optimiser.
+        state['gradients'] = all_gather({
+            name: parameter.grad.cpu() for name, parameter in model.named_parameters()
+            if parameter.grad is not None})
+    return state
+
+
+def put_back_gradients(model: torch.nn.Module, gradients: dict[str, torch.Tensor]) -> None:
+    """Let a model go on to accumulate gradients.
+
+    Args:
+        model: Without what distributes it.
+        gradients: By the name of the parameter; they may lie on another device.
+    """
+    for name, parameter in model.named_parameters():
+        if name in gradients:
+            parameter.grad = gradients[name].to(parameter.device)

@@ -22,7 +22,7 @@ def detector(family, channels=16):
 
 
 def experiment(annotations, work_dir, family='one_stage', workers=0, hooks=(),
-               inside_epoch=2, launcher='none', **settings):
+               inside_epoch=2, launcher='none', accumulated=1, **settings):
     """A whole config."""
     def data(transforms, **others):
         return dict(type='CocoDataset', metainfo=dict(classes=CLASSES), ann_file=str(annotations),
@@ -49,6 +49,7 @@ def experiment(annotations, work_dir, family='one_stage', workers=0, hooks=(),
         val_evaluator=dict(type='CocoMetric', ann_file=str(annotations), metric='bbox'),
         train_cfg=dict(type='EpochBasedTrainLoop', max_epochs=2, val_interval=1),
         optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.005, momentum=0.9),
+                           accumulative_counts=accumulated,
                            clip_grad=dict(max_norm=10)),
         param_scheduler=[dict(type='LinearLR', start_factor=0.1, by_epoch=False, begin=0, end=4)],
         default_hooks=dict(

@@ -63,6 +63,14 @@ def test_a_killed_run_with_averaged_weights_goes_on_exactly(annotations, tmp_pat
     assert all(map(torch.equal, *(average.values() for average in averages)))
 
 
+@pytest.mark.slow
+def test_a_killed_run_goes_on_exactly_where_an_epoch_ended_between_two_steps(
+        annotations, tmp_path):
+    """Of three batches an epoch, two make a step of the optimiser."""
+    goes_on_exactly(annotations, tmp_path, killed_at=4, left='epoch_1.pth', inside_epoch=0,
+                    accumulated=2)
+
+
 def go_on_in_process(rank, port, annotations, folder):
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE='2',
                       MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))
@@ -83,10 +91,9 @@ def test_killed_processes_with_loader_workers_go_on_exactly(annotations, tmp_pat
 def test_averaged_two_stage_student_is_exported(annotations, tmp_path, monkeypatch):
     """Averaged over steps of two batches each; shown to a back end of MMEngine's visualizer."""
     config = experiment(annotations, tmp_path, 'two_stage',
-                        hooks=[AVERAGE, dict(type='ReportHook')])
+                        hooks=[AVERAGE, dict(type='ReportHook')], accumulated=2)
     config.visualizer = dict(type='DetLocalVisualizer', vis_backends=[
         dict(type='LocalVisBackend'), dict(type='TensorboardVisBackend')])
-    config.optim_wrapper.accumulative_counts = 2
     runner = train(config, train_cfg=dict(type='EpochBasedTrainLoop', max_epochs=1))
     assert list(tmp_path.rglob('events.out.tfevents.*'))
     report = (tmp_path / 'report.html').read_text()
