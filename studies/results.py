@@ -8,8 +8,9 @@ A page asks for them by a pair of comments:
 
 What stands between the two is replaced: a table of these methods, of ``teacher``, ``student`` and
 ``plain``, and the plot. Without ``methods``, all that were measured are shown; ``options`` may
-name settings that the runs replaced, with ``;`` between them, and ``strip`` one strip. Gains are
-over ``plain``, or over the method that ``against`` names, under the same teacher.
+name settings that the runs replaced, with ``;`` between them, ``strip`` one strip, and ``mmdet=3``
+the other MMDetection. Gains are over ``plain``, or over the method that ``against`` names, under
+the same teacher.
 """
 
 import argparse
@@ -26,17 +27,17 @@ sys.path.insert(0, osp.dirname(osp.dirname(osp.abspath(__file__))))
 from gkd.checkpoints import REPOSITORY
 from gkd.commands import run
 from gkd.errors import DataError
-from gkd.experiments.results import PLAIN, STUDENT, TEACHER, Result, read_results
 from gkd.files import write_atomically
 from gkd.report.comparison import NOTHING, gains_figure, markdown
 from gkd.report.drawing import save
 from gkd.report.intervals import confidence_interval
+from gkd.report.results import PLAIN, STUDENT, TEACHER, Result, read_results
 
 BLOCK = re.compile(r'(<!-- results:(.*?)-->\n)(.*?)(<!-- end of results -->)', re.DOTALL)
 COLUMNS = ('AP', 'AP50', 'AP75', 'APs', 'APm', 'APl')
 GAINS = ('AP', 'AP50')
 NAMES = {TEACHER: 'teacher', STUDENT: 'student, before', PLAIN: 'student alone'}
-KEYS = ('data', 'family', 'methods', 'options', 'strip', 'against', 'plot')
+KEYS = ('data', 'family', 'methods', 'options', 'strip', 'against', 'mmdet', 'plot')
 NOT_YET = 'Not measured yet.\n'
 
 
@@ -91,7 +92,8 @@ def read_query(text, page):
 def section(query, page, results):
     """Table, legend and plot that a page asks for."""
     rows = [row for row in results if row.data == query['data'] and row.family == query['family']
-            and row.strip == query.get('strip', row.strip)]
+            and row.strip == query.get('strip', row.strip)
+            and f'mmdet {query.get("mmdet", 2)}.' in row.version]
     options = query.get('options', '').replace(';', ' ')
     measured = dict.fromkeys(row.method for row in rows
                              if row.options == options and row.method not in NAMES)

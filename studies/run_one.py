@@ -26,9 +26,9 @@ from gkd.experiments.compare import run_stage
 from gkd.experiments.comparison_plan import plan
 from gkd.experiments.methods import choose_methods
 from gkd.experiments.quickstart import CONFIGS
-from gkd.experiments.results import alone, append_result, machine, read_results
 from gkd.experiments.stages import digest
 from gkd.report.comparison import PLAIN
+from gkd.report.results import alone, append_result, machine, read_results
 from gkd.running.cli import DictAction
 from gkd.running.config import load_config
 from gkd.running.data import leaf_configs

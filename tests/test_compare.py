@@ -27,11 +27,11 @@ from gkd.errors import ConfigError, DataError
 from gkd.experiments import compare, comparison_plan, quickstart, stages
 from gkd.experiments.comparison_plan import degree_column
 from gkd.experiments.methods import choose_methods
-from gkd.experiments.results import Result, append_result, read_results
 from gkd.experiments.stages import Detection, Training
 from gkd.knowledge import Knowledge
 from gkd.registry import KNOWLEDGE
 from gkd.report.comparison import Row, comparison_figure, draw_comparison, format_comparison
+from gkd.report.results import Result, append_result, read_results
 from gkd.running import cli
 from gkd.running.config import load_config
 

@@ -8,8 +8,8 @@ import pytest
 from helpers.running import REPOSITORY
 
 from gkd.errors import DataError
-from gkd.experiments.results import Result, append_result
 from gkd.report.intervals import confidence_interval
+from gkd.report.results import Result, append_result
 
 
 @pytest.fixture(scope='module')
@@ -22,7 +22,7 @@ def results():
 
 
 ROW = Result('digit-scenes', 'RetinaNet', '0', '0', '', 'gkd', '', '', '20', '40', '', '', '', '',
-             'cpu', 'v1')
+             'cpu', 'mmdet 2.28.2')
 
 
 def rows():
@@ -37,6 +37,7 @@ def rows():
               replace(ROW, student_seed='9', AP='90'),  # no partner
               replace(ROW, machine='gpu', student_seed='1', AP='80'),  # nor here
               replace(ROW, options='model.knowledge.0.robust=False', AP='15'),
+              replace(ROW, version='mmdet 3.3.0', student_seed='8', AP='85'),
               replace(ROW, method='fgd', AP='10.5'), replace(ROW, data='tree-crowns', AP='70')]
     return found
 

@@ -20,7 +20,6 @@ from gkd.distiller import Distiller
 from gkd.errors import ConfigError
 from gkd.experiments.comparison_plan import Comparison, Stage, degree_column, plan
 from gkd.experiments.methods import choose_methods
-from gkd.experiments.results import alone, append_result
 from gkd.experiments.stages import Schedule, Training, read
 from gkd.files import write_atomically
 from gkd.progress import on_terminal, progress, say
@@ -32,6 +31,7 @@ from gkd.report.comparison import (
     format_comparison,
     format_csv,
 )
+from gkd.report.results import alone, append_result
 from gkd.running.config import load_config
 
 LEGEND = '''

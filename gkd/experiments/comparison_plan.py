@@ -19,11 +19,11 @@ from gkd.detectors.source import DetectorSource, find_file
 from gkd.distiller import Distiller
 from gkd.errors import ConfigError, DataError
 from gkd.experiments.methods import variant, without_methods
-from gkd.experiments.results import COLUMNS, STUDENT, Result, metrics_text
 from gkd.experiments.stages import Detection, Training
 from gkd.files import write_atomically
 from gkd.progress import silence
 from gkd.report.comparison import PLAIN, TEACHER
+from gkd.report.results import COLUMNS, STUDENT, Result, metrics_text
 from gkd.running.config import load_config, untrained_model
 from gkd.running.data import build_checked_dataset, leaf_configs
 from gkd.work_dir import LATEST

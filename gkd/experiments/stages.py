@@ -21,9 +21,9 @@ from gkd.commands.processes import StageFailed, run_tool, setting
 from gkd.detectors.source import find_file, read_config
 from gkd.distiller import Distiller
 from gkd.experiments.methods import without_methods
-from gkd.experiments.results import machine, version
 from gkd.files import write_atomically
 from gkd.progress import say
+from gkd.report.results import machine, version
 from gkd.report.runs import median_step, read_log
 from gkd.running.config import load_config
 from gkd.work_dir import EVALUATION, PROCESS

@@ -8,6 +8,7 @@ import pytest
 from small_experiments import TOOLS
 
 from gkd.commands.processes import StageFailed
+from gkd.report.results import read_results
 
 
 @pytest.fixture
@@ -60,6 +61,12 @@ def test_students_of_every_seed_go_on_alone_and_taught(quickstart, tmp_path, cap
     printed = capsys.readouterr().out
     table = (folder / 'table.md').read_text()
     assert table in printed and '50.0' in table and '+2.0' in table  # of +3.0 and +1.0
+    rows = {(row.method, row.teacher_seed, row.student_seed): row.AP
+            for row in read_results(folder / 'results.csv')}
+    assert rows == {
+        ('teacher', '0', ''): '50', ('student', '', '0'): '20', ('student', '', '2'): '30',
+        ('plain', '', '0'): '25', ('plain', '', '2'): '35', ('gkd', '0', '0'): '28',
+        ('gkd', '0', '2'): '36'}
 
     quickstart.quickstart('retinanet', [0, 2], work_dir=tmp_path)
     assert len(quickstart.commands) == 7  # what is finished is not trained again

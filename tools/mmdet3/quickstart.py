@@ -20,15 +20,30 @@ from gkd.engine.commands import load_config
 from gkd.files import write_atomically
 from gkd.progress import say
 from gkd.report.comparison import format_gain
+from gkd.report.results import (
+    PLAIN,
+    STUDENT,
+    TEACHER,
+    Result,
+    append_result,
+    machine,
+    metrics_text,
+    version,
+)
 from gkd.report.runs import read_run
 
 CONFIGS = 'configs/mmdet3/digits/{}_fpn_digit-scenes.py'
+
+
+FAMILIES = dict(retinanet='RetinaNet', faster_rcnn='FasterRCNN')
+ROWS = ('teacher', 'student', 'student, continued', 'student, distilled')
 
 
 def quickstart(family, seeds, epochs=None, work_dir=None):
     """Prepare data, train teacher and student, distil the student, and print a table.
 
     The stages are those of MMDetection 2's quickstart. What is finished is not trained again.
+    Every training is a row of ``results.csv`` in the work dir.
     """
     started = time.time()
     folder = osp.join(osp.abspath(work_dir or osp.join(WORKPLACE, 'work_dirs/quickstart/mmdet3')),
@@ -47,10 +62,10 @@ def quickstart(family, seeds, epochs=None, work_dir=None):
          {'model.teacher.checkpoint': teacher[0], 'model.student.checkpoint': student, **taught})
         for seed, (student, _) in zip(seeds, students)
         for name, taught in (('plain', {'model.knowledge': '[]'}), ('gkd', {}))], epochs)
-    metrics = [metrics for _, metrics in runs]
-    table = format_gain({
-        'teacher': [teacher[1]], 'student': [metrics for _, metrics in students],
-        'student, continued': metrics[::2], 'student, distilled': metrics[1::2]})
+    results = [[teacher], students, runs[::2], runs[1::2]]
+    keep_rows(osp.join(folder, 'results.csv'), family, seeds, results)
+    table = format_gain({row: [metrics for _, metrics in trainings]
+                         for row, trainings in zip(ROWS, results)})
     write_atomically(osp.join(folder, 'table.md'), table)
     print(f'\n{family} on digit-scenes, MMDetection 3, validation, seeds '
           f'{" ".join(map(str, seeds))}, {(time.time() - started) / 60:.1f} min:\n\n{table}\n'
@@ -95,3 +110,21 @@ def train(config, folder, seed, options, epochs, environment, logged):
             raise StageFailed(f'{name}: the training failed, see {log or "above"}. The same '
                               f'command goes on from there.')
     return checkpoint, read_run(folder).evaluations[epochs]
+
+
+def keep_rows(path, family, seeds, results):
+    """Append a row for every training to a CSV, as MMDetection 2's experiments do.
+
+    Args:
+        path: The CSV.
+        family: The detectors.
+        seeds: Of the students.
+        results: Checkpoints and metrics of the teacher, the students, and those that went on.
+    """
+    used = dict(machine=machine(), version=version())
+    for method, trainings in zip((TEACHER, STUDENT, PLAIN, 'gkd'), results):
+        for seed, (_, metrics) in zip(seeds, trainings):
+            append_result(path, Result(
+                'digit-scenes', FAMILIES[family], '' if method in (STUDENT, PLAIN) else '0',
+                '' if method == TEACHER else str(seed), '', method, '', '',
+                **metrics_text(metrics), **used))
