@@ -18,8 +18,8 @@ from typing import Callable, Optional
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from gkd.commands.allocator import keep_freed_memory
 from gkd.commands.device import add_device_option
-from gkd.running.allocator import keep_freed_memory
 
 __all__ = ['REPOSITORY', 'RESULTS', 'add_device_option', 'device', 'device_name',
            'in_fresh_process', 'interleave', 'kernels', 'machine', 'memory_of_process',

@@ -6,9 +6,9 @@ import sys
 
 import pytest
 
-from gkd.running import allocator
+from gkd.commands import allocator
 
-# The file alone: all of gkd.running would take seconds to import.
+# The file alone: all of gkd would take seconds to import.
 COUNT_FAULTS = '''
 import runpy
 import sys

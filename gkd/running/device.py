@@ -11,7 +11,7 @@ from mmcv.utils import get_logger
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from gkd.running.allocator import keep_freed_memory
+from gkd.commands.allocator import keep_freed_memory
 
 
 def use_device() -> torch.device:

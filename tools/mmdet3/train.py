@@ -5,10 +5,12 @@ import argparse
 import os.path as osp
 
 import gkd  # noqa: F401  isort: skip  (says what is missing, if anything is)
+import torch
 from mmengine.config import DictAction
 from mmengine.runner import Runner
 
 from gkd.commands import add_device_option, add_trust_option, positive, run
+from gkd.commands.allocator import keep_freed_memory
 from gkd.compat.checkpoint import trust_checkpoints
 from gkd.datasets import prepare_embedded
 from gkd.engine.commands import load_config
@@ -84,6 +86,8 @@ def main():
             raise ConfigError('--auto-scale-lr needs to know for how many images a step the '
                               'learning rate is: auto_scale_lr = dict(base_batch_size=16).')
         config.auto_scale_lr.enable = True
+    if not torch.cuda.is_available():
+        keep_freed_memory()
     Runner.from_cfg(config).train()
 
 
