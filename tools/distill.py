@@ -9,8 +9,17 @@ import sys
 
 from gkd.commands import add_device_option, add_trust_option, positive, run
 from gkd.compat.checkpoint import trust_checkpoints
-from gkd.experiments.distill import distillation_config, prepare
-from gkd.running.cli import DictAction
+from gkd.installed import mmdet_major
+
+if mmdet_major() == 3:
+    from mmengine.config import DictAction
+
+    from gkd.engine.distill import distillation_config, prepare
+else:
+    from gkd.experiments.distill import distillation_config, prepare
+    from gkd.running.cli import DictAction
+
+EPOCHS = {2: 'runner.max_epochs', 3: 'train_cfg.max_epochs'}
 
 
 def parse_args():
@@ -40,7 +49,7 @@ def main():
     if args.work_dir:
         options['work_dir'] = args.work_dir
     if args.epochs:
-        options['runner.max_epochs'] = args.epochs
+        options[EPOCHS[mmdet_major()]] = args.epochs
     config = distillation_config(args.student, args.teacher, args.method, options)
     path, lines = prepare(config, args.gpus)
     print('\n'.join(lines), file=sys.stderr)

@@ -39,8 +39,7 @@ if is_number "${1:-}"; then
 fi
 
 python="$(bash "$root/tools/setup.sh" --print-python)"
-tool="$(of_mmdet "$python" distill.py)"
-config="$("$python" "$root/tools/$tool" "$student" "$teacher" --gpus "${gpus:-1}" "$@")"
+config="$("$python" "$root/tools/distill.py" "$student" "$teacher" --gpus "${gpus:-1}" "$@")"
 
 # What has gone into the config already is no option of the training any more.
 options=()

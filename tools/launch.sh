@@ -8,7 +8,10 @@ launch() {
   local tool="$1" gpus="${2:-1}" python
   shift 2
   python="$(bash "$root/tools/setup.sh" --print-python)"
-  tool="$(of_mmdet "$python" "$tool")"
+  # MMDetection 3 has commands of its own.
+  local installed="$root/gkd/installed.py"
+  if [ ! -f "$installed" ]; then installed="$root/../installed.py"; fi  # installed with pip
+  if "$python" "$installed" mmdet 3 4; then tool="mmdet3/$tool"; fi
   if [ "$gpus" -eq 1 ] && [ "${NNODES:-1}" -eq 1 ]; then
     exec "$python" "$root/tools/$tool" "$@"
   fi
@@ -36,14 +39,6 @@ launch() {
   export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$((threads > 1 ? threads : 1))}"
   exec "$python" "$root/tools/torchrun.py" "${rendezvous[@]}" --nproc_per_node "$gpus" \
     "$root/tools/$tool" "$@" --launcher pytorch
-}
-
-# The file of a tool below tools/: MMDetection 3 has commands of its own.
-of_mmdet() {
-  local python="$1" tool="$2" installed="$root/gkd/installed.py"
-  if [ ! -f "$installed" ]; then installed="$root/../installed.py"; fi  # installed with pip
-  if "$python" "$installed" mmdet 3 4; then tool="mmdet3/$tool"; fi
-  echo "$tool"
 }
 
 is_number() { [[ "${1:-}" =~ ^[1-9][0-9]*$ ]]; }

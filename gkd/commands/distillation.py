@@ -6,7 +6,7 @@ import os
 import os.path as osp
 import re
 from collections.abc import Sequence
-from typing import Any, Optional
+from typing import Any, Callable, Optional
 
 from torch import nn
 
@@ -19,6 +19,34 @@ HEADER = '''\
 # {student}, taught by {teacher}. Written by `bash tools/distill.sh`.
 # Keep and edit it: bash tools/train.sh {path} trains it.
 '''
+
+
+def pair_config(student: str, teacher: str, methods: str,
+                load_config: Callable[[str], Any]) -> Any:
+    """The student's own config with a distiller for a model, and a work dir of the pair.
+
+    Args:
+        student: ``CONFIG`` or ``CONFIG:CHECKPOINT``.
+        teacher: ``CONFIG:CHECKPOINT``.
+        methods: Names of kinds of knowledge joined by ``+``.
+        load_config: Reads a config of the installed MMDetection.
+
+    Raises:
+        ConfigError: A config cannot be read, a name is unknown, or a part is missing.
+    """
+    settings = pair_settings(student, teacher, methods)
+    own = settings['student']['config']
+    config = load_config(own)
+    if config.model.type == settings['type']:
+        raise ConfigError(f'{own} is a distillation config already: bash tools/train.sh {own} '
+                          f'trains it.')
+    config.model = settings
+    # Not in the student's own: its training would be taken for this one.
+    config.work_dir = default_folder(settings)
+    scaling = config.get('auto_scale_lr')
+    if scaling and 'base_batch_size' in scaling:
+        scaling.enable = True  # a rate for 16 images is too high for those of one GPU
+    return config
 
 
 def pair_settings(student: str, teacher: str, methods: str) -> dict[str, Any]:
@@ -169,3 +197,13 @@ def as_lines(rows: Sequence[tuple[str, str]], path: str) -> list[str]:
         path: Of the config that was written.
     """
     return [f'{name:10} {text}' for name, text in [*rows, ('config', path)]]
+
+
+def counted(number: int, thing: str) -> str:
+    """A number of things.
+
+    Example:
+        >>> counted(1, 'epoch'), counted(12, 'epoch')
+        ('1 epoch', '12 epochs')
+    """
+    return f'{number} {thing}' + ('' if number == 1 else 's')

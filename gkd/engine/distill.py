@@ -5,18 +5,11 @@ from __future__ import annotations
 import logging
 from typing import Optional
 
-from mmengine.config import Config, ConfigDict
+from mmengine.config import Config
 
-from gkd.commands.distillation import (
-    as_lines,
-    default_folder,
-    keep_config,
-    pair_settings,
-    teaching,
-)
+from gkd.commands.distillation import as_lines, counted, keep_config, pair_config, teaching
 from gkd.distiller import Distiller
 from gkd.engine.commands import load_config
-from gkd.errors import ConfigError
 from gkd.frameworks import build_detector, logger
 
 HOOKS = ('PrototypeHook', 'FiniteLossHook', 'ReportHook')
@@ -36,25 +29,14 @@ def distillation_config(student: str, teacher: str, methods: str = 'gkd',
     Raises:
         ConfigError: A config cannot be read, a name is unknown, or a part is missing.
     """
-    settings = pair_settings(student, teacher, methods)
-    own = settings['student']['config']
-    config = load_config(own)
-    if config.model.type == Distiller.__name__:
-        raise ConfigError(f'{own} is a distillation config already: bash tools/train.sh {own} '
-                          f'trains it.')
-    config.model = ConfigDict(settings)
+    config = pair_config(student, teacher, methods, load_config)
     config.custom_hooks = [*(dict(type=name) for name in HOOKS),
                            *(config.get('custom_hooks') or ())]
     config.merge_from_dict({'default_hooks.checkpoint.type': 'ResumableCheckpointHook'})
     imports = config.get('custom_imports') or dict(imports=[], allow_failed_imports=False)
     named = [imports['imports']] if isinstance(imports['imports'], str) else imports['imports']
     config.custom_imports = dict(imports, imports=list(dict.fromkeys(['gkd', *named])))
-    scaling = config.get('auto_scale_lr')
-    if scaling and 'base_batch_size' in scaling:
-        scaling.enable = True  # a rate for 16 images is too high for those of one GPU
     config.merge_from_dict(options or {})
-    # Not in the student's own: its training would be taken for this one.
-    config.work_dir = (options or {}).get('work_dir') or default_folder(settings)
     return config
 
 
@@ -94,8 +76,8 @@ def images(model: Distiller) -> str:
 def schedule(config: Config, gpus: int) -> str:
     """How long, how many images a step, and how fast."""
     loop, scaling = config.train_cfg, config.get('auto_scale_lr') or {}
-    length = (f'{loop.max_epochs} epochs' if loop.get('max_epochs')
-              else f'{loop.get("max_iters")} steps')
+    length = (counted(loop.max_epochs, 'epoch') if loop.get('max_epochs')
+              else counted(loop.get('max_iters'), 'step'))
     batch = config.train_dataloader.get('batch_size')
     batch = batch and batch * gpus
     base = scaled = config.optim_wrapper.optimizer.get('lr')

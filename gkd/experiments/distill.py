@@ -6,15 +6,9 @@ import logging
 from typing import Optional, Union
 
 import mmcv
-from mmcv import Config, ConfigDict
+from mmcv import Config
 
-from gkd.commands.distillation import (
-    as_lines,
-    default_folder,
-    keep_config,
-    pair_settings,
-    teaching,
-)
+from gkd.commands.distillation import as_lines, counted, keep_config, pair_config, teaching
 from gkd.detectors.images import format_of
 from gkd.detectors.inspection import isolated_random_numbers
 from gkd.distiller import Distiller
@@ -40,22 +34,10 @@ def distillation_config(student: str, teacher: str, methods: str = 'gkd',
     Raises:
         ConfigError: A config cannot be read, a name is unknown, or a part is missing.
     """
-    settings = pair_settings(student, teacher, methods)
-    own = settings['student']['config']
-    config = load_config(own)
-    if config.model.type == Distiller.__name__:
-        raise ConfigError(f'{own} is a distillation config already: bash tools/train.sh {own} '
-                          f'trains it.')
-    config.model = ConfigDict(settings)
+    config = pair_config(student, teacher, methods, load_config)
     for name in ('train_cfg', 'test_cfg'):
         config.pop(name, None)
-    scaling = config.get('auto_scale_lr')
-    if scaling and 'base_batch_size' in scaling:
-        scaling.enable = True  # a rate for 16 images is too high for those of one GPU
-    if options:
-        config.merge_from_dict(options)
-    # Not in the student's own: its training would be taken for this one.
-    config.work_dir = (options or {}).get('work_dir') or default_folder(settings)
+    config.merge_from_dict(options or {})
     check_training(config)
     return config
 
@@ -98,7 +80,8 @@ def summary(config: Config, model: Distiller,
     if isinstance(plan, str):
         return [*rows, ('costs', f'not known: {plan}')]
     base, scaled = plan.learning_rate
-    rows.append(('schedule', f'{config.runner.max_epochs} epochs, {plan.images * plan.gpus} '
+    rows.append(('schedule', f'{counted(config.runner.max_epochs, "epoch")}, '
+                             f'{plan.images * plan.gpus} '
                              f'images a step, learning rate {scaled:g}'
                  + (f' (scaled from {base:g})' if base != scaled else '')))
     cost = plan.cost

@@ -36,7 +36,7 @@ def pair(annotations, tmp_path):
 def write(pair, folder, monkeypatch, capsys, *options):
     """Run the command; returns the config that it wrote and what it said."""
     monkeypatch.setattr(sys, 'argv', ['distill.py', *pair, '--work-dir', str(folder), *options])
-    runpy.run_path(str(TOOLS / 'distill.py'))['main']()
+    runpy.run_path(str(TOOLS.parent / 'distill.py'))['main']()
     path, said = capsys.readouterr()
     assert path.strip() == str(folder / 'distill.py')
     return load_config(path.strip()), said
@@ -57,7 +57,7 @@ def test_config_is_the_students_own_with_a_distiller_and_its_hooks(
     for line in ('teaches    global knowledge, local knowledge, soft labels at the positives',
                  'teaches    PKD', '16 channels of the student, 24 of the teacher',
                  '3, to the teacher red, green, blue', 'images     as the teacher was trained on',
-                 'schedule   1 epochs, 2 images a step, learning rate 0.005 (scaled from 0.01)'):
+                 'schedule   1 epoch, 2 images a step, learning rate 0.005 (scaled from 0.01)'):
         assert line in said
 
 
