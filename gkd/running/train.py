@@ -134,7 +134,9 @@ def train(config: Config, resume: str = 'auto', validate: bool = True,
         kept = keep_config(runner, config, text)
         runner.run([loader], [('train', 1)])
         if runner.rank == 0:
-            logger.info(f'Done.\n\n{summary(runner.work_dir, config.filename or kept)}')
+            # Not above: the libraries that draw are needed at the end alone.
+            from gkd.report.summary import summarise
+            logger.info(f'Done.\n\n{summarise(runner.work_dir, config.filename or kept)}')
     return recorder.metrics if recorder else {}
 
 
@@ -293,16 +295,6 @@ def keep_config(runner: BaseRunner, config: Config, text: str) -> str:
     if runner.rank == 0 and osp.abspath(kept) != osp.abspath(config.filename or ''):
         write_atomically(kept, text)
     return kept
-
-
-def summary(work_dir: str, config: str) -> str:
-    """Result, costs and next commands of a run; a run that is done must not fail here."""
-    # Not above: the libraries that draw are needed at the end, not when a training is started.
-    from gkd.report.summary import format_summary
-    try:
-        return format_summary(work_dir, config)
-    except Exception as error:
-        return f'{work_dir} could not be summarised ({type(error).__name__}: {error}).'
 
 
 def check_training(config: Config) -> None:

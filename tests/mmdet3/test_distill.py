@@ -6,8 +6,9 @@ import sys
 import pytest
 import torch
 from mmengine.config import Config
-from small_experiments import CLASSES, TOOLS, detector, experiment, train
+from small_experiments import CLASSES, TOOLS, detector, experiment
 
+from gkd.compat.checkpoint import load_checkpoint_file
 from gkd.engine.commands import load_config
 from gkd.engine.distill import distillation_config
 from gkd.errors import ConfigError
@@ -63,11 +64,18 @@ def test_config_is_the_students_own_with_a_distiller_and_its_hooks(
 
 @pytest.mark.slow
 def test_what_was_written_trains(pair, tmp_path, monkeypatch, capsys):
-    config, _ = write(pair, tmp_path / 'work', monkeypatch, capsys, '--epochs', '1')
-    runner = train(config)
-    assert (tmp_path / 'work' / 'epoch_1.pth').exists()
+    write(pair, tmp_path / 'work', monkeypatch, capsys, '--epochs', '1')
+    path = str(tmp_path / 'work' / 'distill.py')
+    monkeypatch.setattr(sys, 'argv', ['train.py', path])
+    runpy.run_path(str(TOOLS / 'train.py'))['main']()
+    checkpoint = tmp_path / 'work' / 'epoch_1.pth'
     assert (tmp_path / 'work' / 'report.html').exists()
-    assert runner.optim_wrapper.get_lr()['lr'][0] <= 0.0025  # scaled to 2 of 4 images
+    printed = capsys.readouterr().out
+    for line in ('| last, epoch 1 |', 'model:      RetinaNet on ResNet-18, taught by RetinaNet on',
+                 f'export:     python tools/mmdet3/export_student.py {path} {checkpoint}'):
+        assert line in printed
+    rates = load_checkpoint_file(checkpoint)['optimizer']['param_groups']
+    assert {group['initial_lr'] for group in rates} == {0.0025}  # of 0.005: 2 of 4 images
 
 
 def test_images_that_are_converted_are_told(pair, tmp_path, monkeypatch, capsys):

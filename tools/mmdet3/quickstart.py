@@ -6,7 +6,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 from gkd.backbones.efficientnet_lite import prepare_efficientnet_lite0
-from gkd.checkpoints import WORKPLACE
+from gkd.checkpoints import WORKPLACE, tool
 from gkd.commands.processes import (
     StageFailed,
     at_once,
@@ -31,6 +31,7 @@ from gkd.report.results import (
     version,
 )
 from gkd.report.runs import read_run
+from gkd.work_dir import REPORT
 
 CONFIGS = 'configs/mmdet3/digits/{}_fpn_digit-scenes.py'
 
@@ -67,9 +68,13 @@ def quickstart(family, seeds, epochs=None, work_dir=None):
     table = format_gain({row: [metrics for _, metrics in trainings]
                          for row, trainings in zip(ROWS, results)})
     write_atomically(osp.join(folder, 'table.md'), table)
+    checkpoint = osp.relpath(runs[-1][0])
+    report = osp.join(osp.dirname(checkpoint), REPORT)
     print(f'\n{family} on digit-scenes, MMDetection 3, validation, seeds '
           f'{" ".join(map(str, seeds))}, {(time.time() - started) / 60:.1f} min:\n\n{table}\n'
-          f'report:  {osp.relpath(osp.join(folder, f"gkd_seed{seeds[-1]}", "report.html"))}')
+          f'report:    {report}\n'
+          f'evaluate:  bash {tool("test.sh")} {distilled} {checkpoint}\n'
+          f'export:    python {tool("mmdet3/export_student.py")} {distilled} {checkpoint}')
 
 
 def run_all(trainings, epochs):

@@ -88,7 +88,12 @@ def main():
         config.auto_scale_lr.enable = True
     if not torch.cuda.is_available():
         keep_freed_memory()
-    Runner.from_cfg(config).train()
+    runner = Runner.from_cfg(config)
+    runner.train()
+    if runner.rank == 0:
+        # Not above: the libraries that draw are needed at the end alone.
+        from gkd.report.summary import summarise
+        print(f'\n{summarise(runner.work_dir, args.config)}')
 
 
 if __name__ == '__main__':
