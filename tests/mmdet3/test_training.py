@@ -13,7 +13,7 @@ from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import find_latest_checkpoint
-from small_experiments import CLASSES, TOOLS, detector, experiment, train
+from small_experiments import CLASSES, IMAGES, TOOLS, detector, experiment, train
 
 from gkd.bank import PrototypeBank
 from gkd.compat.checkpoint import load_checkpoint_file
@@ -115,8 +115,12 @@ def test_averaged_two_stage_student_is_exported(annotations, tmp_path, monkeypat
                   test_evaluator=config.val_evaluator)
     config.dump(tmp_path / 'config.py')
     monkeypatch.setattr(sys, 'argv', ['test.py', str(tmp_path / 'config.py'),
-                                      str(tmp_path / 'student.pth')])
+                                      str(tmp_path / 'student.pth'),
+                                      '--out', str(tmp_path / 'found.pkl'),
+                                      '--show-dir', str(tmp_path / 'shown')])
     metrics = runpy.run_path(str(TOOLS / 'test.py'))['main']()
+    assert len(list((tmp_path / 'shown').iterdir())) == IMAGES
+    assert (tmp_path / 'found.pkl').stat().st_size > 0
     evaluated = runner.message_hub.get_scalar('val/coco/bbox_mAP').current()
     assert metrics['coco/bbox_mAP'] == evaluated
 

@@ -2,8 +2,10 @@
 """Evaluate with MMDetection 3; tools/test.sh runs this where MMDetection 3 is installed."""
 
 import argparse
+import os.path as osp
 
 import gkd  # noqa: F401  isort: skip  (says what is missing, if anything is)
+from mmdet.evaluation import DumpDetResults
 from mmengine.config import DictAction
 from mmengine.runner import Runner
 
@@ -11,6 +13,7 @@ from gkd.commands import add_device_option, add_trust_option, run
 from gkd.compat.checkpoint import load_checkpoint_file, load_strictly, trust_checkpoints
 from gkd.engine.commands import detector_config, load_config, student_weights
 from gkd.engine.resume import unwrap
+from gkd.errors import ConfigError
 
 
 def parse_args():
@@ -19,6 +22,10 @@ def parse_args():
     parser.add_argument('config', help='distillation config, or the detector\'s own')
     parser.add_argument('checkpoint', help='checkpoint of the training, or the exported student')
     parser.add_argument('--work-dir', help='where logs and metrics go')
+    parser.add_argument('--out', help='file to write all detections to, for MMDetection\'s '
+                                      'analysis tools; ends with .pkl')
+    parser.add_argument('--show-dir', help='folder to draw detections into, beside the ground '
+                                           'truth')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
                         help='replace settings of the config')
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm'], default='none',
@@ -39,7 +46,15 @@ def main():
     if args.work_dir is not None:
         config.work_dir = args.work_dir
     config.model, config.load_from = detector_config(config), None
+    if args.out and not args.out.endswith(('.pkl', '.pickle')):
+        raise ConfigError(f'--out {args.out}: must end with .pkl.')
+    if args.show_dir:
+        config.visualizer = config.get('visualizer') or dict(type='DetLocalVisualizer')
+        config.merge_from_dict({'default_hooks.visualization': dict(
+            type='DetVisualizationHook', draw=True, test_out_dir=osp.abspath(args.show_dir))})
     runner = Runner.from_cfg(config)
+    if args.out:
+        runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=args.out))
     load_strictly(unwrap(runner.model),
                   student_weights(load_checkpoint_file(args.checkpoint), args.checkpoint),
                   args.checkpoint)
