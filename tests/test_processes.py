@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import sys
 import time
@@ -130,5 +131,7 @@ def test_elastic_restart_goes_on_exactly(tmp_path):
         REPOSITORY / 'tools' / 'train.py', failing, '--work-dir', work_dir,
         '--launcher', 'pytorch')
     assert status == 0, output
-    assert (work_dir / 'failed').exists() and 'resumed epoch 1, iter 5' in output
+    assert (work_dir / 'failed').exists()
+    # The first process may still have been writing the checkpoint of step 5.
+    assert re.search('resumed epoch 1, iter [35]', output), output
     assert kill.differences(reference, work_dir, processes=2) == []
