@@ -127,7 +127,8 @@ def partner(row: Result, against):
 
 def grouped_gains(runs, rows, against):
     """Gains over a method, by column and by teacher (its seed, strip and machine)."""
-    others = {partner(row, against): row for row in rows if row.method == against}
+    others = {partner(row, against): row for row in rows
+              if row.method == against and 'model.' not in row.options}
     gains = {column: defaultdict(list) for column in GAINS}
     for row in runs:
         other = others.get(partner(row, against))
@@ -141,7 +142,8 @@ def grouped_gains(runs, rows, against):
 def table(methods, gains, rows, options):
     """Markdown table: mean of every metric over runs, mean gains with their intervals."""
     shown = [column for column in COLUMNS if any(getattr(row, column) for row in rows)]
-    cells = [['taught', 'runs', *shown, *(f'gain in {column}' for column in GAINS), 'pairs']]
+    cells = [['taught', 'runs', *shown, *(f'gain in {column}' for column in GAINS), 'pairs',
+              'higher AP']]
     for name in (*NAMES, *methods):
         runs = [row for row in rows
                 if row.method == name and row.options == ('' if name in NAMES else options)]
@@ -152,11 +154,12 @@ def table(methods, gains, rows, options):
         line = [NAMES.get(name, name), str(len(runs)),
                 *(f'{statistics.mean(value):.1f}' if value else NOTHING for value in values)]
         if name in NAMES:
-            line += [NOTHING] * (len(GAINS) + 1)
+            line += [NOTHING] * (len(GAINS) + 2)
         else:
             groups = [list(gains[name][column].values()) for column in GAINS]
             line += [str(confidence_interval(group)) if group else NOTHING for group in groups]
-            line.append(str(sum(map(len, groups[0]))))
+            pairs = [gain for group in groups[0] for gain in group]
+            line += [str(len(pairs)), str(sum(gain > 0 for gain in pairs))]
         cells.append(line)
     return markdown(cells)
 
@@ -178,6 +181,7 @@ def legend(runs, against):
             f'{listed(row.teacher_seed for row in runs)}; student seeds: '
             f'{listed(row.student_seed for row in runs)}'
             f'{"; strips: " + strips if strips else ""}. '
+            f'Higher AP: in how many of the pairs. '
             f'Machine: {listed(row.machine for row in runs)}.')
 
 

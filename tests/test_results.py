@@ -75,11 +75,11 @@ def test_a_page_is_filled_from_the_rows(results, tmp_path):
     lines = {line.split('|')[1].strip(): [cell.strip() for cell in line.split('|')[2:-1]]
              for line in text.splitlines() if line.startswith('|')}
     assert list(lines) == ['taught', '-' * 13, 'teacher', 'student alone', 'gkd', 'fgd']
-    runs, *_, gain, _, pairs = lines['gkd']
-    assert (runs, pairs) == ('8', '6')
+    runs, *_, gain, _, pairs, higher = lines['gkd']
+    assert (runs, pairs, higher) == ('8', '6', '6')
     expected = confidence_interval([[1, 2, 3], [4, 5, 6]])
     assert gain == str(expected) and expected.mean == 3.5
-    assert lines['fgd'][-3:] == ['+0.5', '+0.0', '1']
+    assert lines['fgd'][-4:] == ['+0.5', '+0.0', '1', '1']
     assert 'hierarchical bootstrap' in text and 'Teacher seeds: 0, 1' in text
     assert (tmp_path / 'p.png').read_bytes().startswith(b'\x89PNG') and '](p.png)' in text
     assert results.fill(text, str(page), read) == text
@@ -97,8 +97,11 @@ def test_a_page_chooses_methods_options_and_says_what_is_missing(results, tmp_pa
     # Under the first teacher 11 against 10.5, with the same seed; fgd has no other teacher.
     text = fill('data=digit-scenes family=RetinaNet methods=gkd against=fgd')
     line = next(line for line in text.splitlines() if line.startswith('| gkd '))
-    assert [cell.strip() for cell in line.split('|')[-4:-1]] == ['+0.5', '+0.0', '1']
-    assert 'differences to `fgd` under the same teacher' in text
+    assert [cell.strip() for cell in line.split('|')[-5:-1]] == ['+0.5', '+0.0', '1', '1']
+    before, text = text, fill('data=digit-scenes family=RetinaNet methods=fgd against=gkd')
+    line = next(line for line in text.splitlines() if line.startswith('| fgd '))
+    assert [cell.strip() for cell in line.split('|')[-5:-1]] == ['-0.5', '+0.0', '1', '0']
+    assert 'differences to `fgd` under the same teacher' in before
     assert results.NOT_YET in fill('data=digit-scenes family=FasterRCNN')
     for query in ('data=digit-scenes', 'data=a family=b method=c'):
         with pytest.raises(DataError, match='page.md: .* must say data and family'):
