@@ -1,0 +1,35 @@
+"""MMDetection's own, unmodified commands train a distillation: its config imports gkd."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import mmdet
+import pytest
+import torch
+from small_experiments import experiment
+
+from gkd.compat.checkpoint import load_checkpoint_file
+
+OWN = Path(mmdet.__file__).parent / '.mim' / 'tools'
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason='for machines without a GPU')
+@pytest.mark.skipif(not OWN.is_dir(), reason='a development install has no copy of the tools')
+def test_own_launcher_trains_in_two_processes(annotations, tmp_path, free_port):
+    config = experiment(annotations, tmp_path / 'work', hooks=[dict(type='ReportHook')])
+    config.custom_imports = dict(imports=['gkd'], allow_failed_imports=False)
+    config.train_cfg.max_epochs = 1
+    config.dump(tmp_path / 'config.py')
+    ended = subprocess.run(
+        ['bash', OWN / 'dist_train.sh', tmp_path / 'config.py', '2'], text=True,
+        capture_output=True, cwd=tmp_path, env={
+            **os.environ, 'PORT': str(free_port), 'OMP_NUM_THREADS': '1',
+            'PATH': f'{Path(sys.executable).parent}:{os.environ["PATH"]}'})
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    checkpoint = load_checkpoint_file(tmp_path / 'work' / 'epoch_1.pth')
+    assert checkpoint['resume']['length'] == 2  # batches of a process: six images, four a step
+    assert len(checkpoint['resume']['random']) == 2
+    assert (tmp_path / 'work' / 'report.html').exists()
