@@ -26,9 +26,10 @@ def pair_config(student: str, teacher: str, methods: str,
     """The student's own config with a distiller for a model, and a work dir of the pair.
 
     Args:
-        student: ``CONFIG`` or ``CONFIG:CHECKPOINT``.
+        student: ``CONFIG`` or ``CONFIG:CHECKPOINT``; the config's data, schedule and head are
+            used. A path, or ``mmdet::...`` for one that the installed MMDetection ships.
         teacher: ``CONFIG:CHECKPOINT``.
-        methods: Names of kinds of knowledge joined by ``+``.
+        methods: Names of kinds of knowledge joined by ``+``; ``gkd`` is this project's own.
         load_config: Reads a config of the installed MMDetection.
 
     Raises:

@@ -20,10 +20,9 @@ def distillation_config(student: str, teacher: str, methods: str = 'gkd',
     """The config of a distillation: the student's own, with a distiller and its hooks.
 
     Args:
-        student: ``CONFIG`` or ``CONFIG:CHECKPOINT``; the config's data, schedule and head are
-            used. A path, or ``mmdet::...`` for one that the installed MMDetection ships.
-        teacher: ``CONFIG:CHECKPOINT``.
-        methods: Names of kinds of knowledge joined by ``+``; ``gkd`` is this project's own.
+        student: As in :func:`~gkd.commands.distillation.pair_config`.
+        teacher: Likewise.
+        methods: Likewise.
         options: Settings that replace the config's, by dotted name.
 
     Raises:
@@ -79,9 +78,9 @@ def schedule(config: Config, gpus: int) -> str:
     length = (counted(loop.max_epochs, 'epoch') if loop.get('max_epochs')
               else counted(loop.get('max_iters'), 'step'))
     batch = config.train_dataloader.get('batch_size')
-    batch = batch and batch * gpus
-    base = scaled = config.optim_wrapper.optimizer.get('lr')
-    if batch and base and scaling.get('enable'):
-        scaled = base * batch / scaling.base_batch_size
-    return (f'{length}, {batch} images a step, learning rate {scaled:g}'
+    base = config.optim_wrapper.optimizer.get('lr')
+    if batch is None or base is None:  # a batch sampler or the optimiser has its own
+        return length
+    scaled = base * batch * gpus / scaling.base_batch_size if scaling.get('enable') else base
+    return (f'{length}, {batch * gpus} images a step, learning rate {scaled:g}'
             + (f' (scaled from {base:g})' if base != scaled else ''))

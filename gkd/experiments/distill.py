@@ -25,10 +25,9 @@ def distillation_config(student: str, teacher: str, methods: str = 'gkd',
     """The config of a distillation: the student's own, with a distiller for a model.
 
     Args:
-        student: ``CONFIG`` or ``CONFIG:CHECKPOINT``; the config's data, schedule and head are
-            used. A path, or ``mmdet::...`` for one that the installed MMDetection ships.
-        teacher: ``CONFIG:CHECKPOINT``.
-        methods: Names of kinds of knowledge joined by ``+``; ``gkd`` is this project's own.
+        student: As in :func:`~gkd.commands.distillation.pair_config`.
+        teacher: Likewise.
+        methods: Likewise.
         options: Settings that replace the config's, by dotted name.
 
     Raises:

@@ -10,7 +10,7 @@ from small_experiments import CLASSES, TOOLS, detector, experiment
 
 from gkd.compat.checkpoint import load_checkpoint_file
 from gkd.engine.commands import load_config
-from gkd.engine.distill import distillation_config
+from gkd.engine.distill import distillation_config, schedule
 from gkd.errors import ConfigError
 from gkd.frameworks import build_detector
 
@@ -101,3 +101,10 @@ def test_a_distillation_is_not_distilled_again(pair, tmp_path):
     with pytest.raises(ConfigError, match='distillation config already'):
         distillation_config(str(tmp_path / 'again.py'), pair[1])
     assert Config.fromfile(tmp_path / 'again.py').model == config.model
+
+
+def test_what_the_schedule_does_not_say_is_left_out(pair):
+    config = distillation_config(*pair, options={'train_cfg.max_epochs': 3})
+    assert schedule(config, 2) == '3 epochs, 4 images a step, learning rate 0.005'
+    del config.optim_wrapper.optimizer['lr']
+    assert schedule(config, 2) == '3 epochs'

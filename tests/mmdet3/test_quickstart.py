@@ -45,7 +45,7 @@ def quickstart(monkeypatch, tmp_path):
     return module
 
 
-def test_students_of_every_seed_go_on_alone_and_taught(quickstart, tmp_path, capsys):
+def test_students_of_every_seed_go_on_alone_and_taught(quickstart, tmp_path, capsys, monkeypatch):
     quickstart.quickstart('retinanet', [0, 2], work_dir=tmp_path)
     folder = tmp_path / 'retinanet'
     assert {name for name, *_ in quickstart.commands[:3]} == {
@@ -68,8 +68,11 @@ def test_students_of_every_seed_go_on_alone_and_taught(quickstart, tmp_path, cap
         ('plain', '', '0'): '25', ('plain', '', '2'): '35', ('gkd', '0', '0'): '28',
         ('gkd', '0', '2'): '36'}
 
+    before = (folder / 'results.csv').read_text()
+    monkeypatch.setattr(quickstart, 'version', lambda: 'later')
     quickstart.quickstart('retinanet', [0, 2], work_dir=tmp_path)
     assert len(quickstart.commands) == 7  # what is finished is not trained again
+    assert before == (folder / 'results.csv').read_text()  # nor said to be of other code
 
 
 def test_a_stage_that_failed_is_named_and_the_same_command_goes_on(quickstart, tmp_path):

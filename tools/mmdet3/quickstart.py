@@ -53,18 +53,21 @@ def quickstart(family, seeds, epochs=None, work_dir=None):
     prepare_embedded('data/digit_scenes/train.json')
     prepare_efficientnet_lite0()
     distilled = CONFIGS.format(f'gkd_{family}_efficientnet-lite0_r18-w8')
+    rows = osp.join(folder, 'results.csv')
     # What all start from, then the two trainings of every seed.
     teacher, *students = run_all([
-        (CONFIGS.format(f'{family}_efficientnet-lite0'), osp.join(folder, 'teacher'), 0, {}),
-        *((CONFIGS.format(f'{family}_r18-w8'), osp.join(folder, f'student_seed{seed}'), seed, {})
-          for seed in seeds)], epochs)
+        (CONFIGS.format(f'{family}_efficientnet-lite0'), osp.join(folder, 'teacher'), 0, {},
+         TEACHER),
+        *((CONFIGS.format(f'{family}_r18-w8'), osp.join(folder, f'student_seed{seed}'), seed, {},
+           STUDENT) for seed in seeds)], epochs, family, rows)
     runs = run_all([
-        (distilled, osp.join(folder, f'{name}_seed{seed}'), seed,
-         {'model.teacher.checkpoint': teacher[0], 'model.student.checkpoint': student, **taught})
+        (distilled, osp.join(folder, f'{method}_seed{seed}'), seed,
+         {'model.teacher.checkpoint': teacher[0], 'model.student.checkpoint': student, **taught},
+         method)
         for seed, (student, _) in zip(seeds, students)
-        for name, taught in (('plain', {'model.knowledge': '[]'}), ('gkd', {}))], epochs)
+        for method, taught in ((PLAIN, {'model.knowledge': '[]'}), ('gkd', {}))],
+        epochs, family, rows)
     results = [[teacher], students, runs[::2], runs[1::2]]
-    keep_rows(osp.join(folder, 'results.csv'), family, seeds, results)
     table = format_gain({row: [metrics for _, metrics in trainings]
                          for row, trainings in zip(ROWS, results)})
     write_atomically(osp.join(folder, 'table.md'), table)
@@ -77,22 +80,24 @@ def quickstart(family, seeds, epochs=None, work_dir=None):
           f'export:    python {tool("mmdet3/export_student.py")} {distilled} {checkpoint}')
 
 
-def run_all(trainings, epochs):
+def run_all(trainings, epochs, family, rows):
     """Train them, several at once without a GPU; returns a checkpoint and metrics of each.
 
     Args:
-        trainings: Config, folder, seed and replaced settings of each.
+        trainings: Config, folder, seed, replaced settings and method of each.
         epochs: Replaces the configs' number of epochs.
+        family: The detectors.
+        rows: CSV to append a row to for every training.
     """
     jobs = at_once()
     environment = shares(jobs)[0]
     with ThreadPoolExecutor(jobs) as pool, children_end_too():
-        running = [pool.submit(train, *training, epochs, environment, jobs > 1)
+        running = [pool.submit(train, *training, epochs, family, rows, environment, jobs > 1)
                    for training in trainings]
         return [training.result() for training in running]
 
 
-def train(config, folder, seed, options, epochs, environment, logged):
+def train(config, folder, seed, options, method, epochs, family, rows, environment, logged):
     """Train unless it is done; returns the last checkpoint and its metrics.
 
     Raises:
@@ -101,9 +106,11 @@ def train(config, folder, seed, options, epochs, environment, logged):
     epochs = epochs or load_config(config).train_cfg.max_epochs
     checkpoint = osp.join(folder, f'epoch_{epochs}.pth')
     name = osp.relpath(folder)
-    if osp.isfile(checkpoint):
+    finished = osp.isfile(checkpoint)
+    if finished:
         say(f'finished before: {name}')
     else:
+        used = dict(machine=machine(), version=version())  # now: a clone may move on meanwhile
         log = f'{name}.log' if logged else None
         os.makedirs(osp.dirname(folder), exist_ok=True)
         say(f'\n=== {name}' + (f'\nlog: {log}' if log else ''))
@@ -114,22 +121,10 @@ def train(config, folder, seed, options, epochs, environment, logged):
         if run_tool(command, environment, log)[0]:
             raise StageFailed(f'{name}: the training failed, see {log or "above"}. The same '
                               f'command goes on from there.')
-    return checkpoint, read_run(folder).evaluations[epochs]
-
-
-def keep_rows(path, family, seeds, results):
-    """Append a row for every training to a CSV, as MMDetection 2's experiments do.
-
-    Args:
-        path: The CSV.
-        family: The detectors.
-        seeds: Of the students.
-        results: Checkpoints and metrics of the teacher, the students, and those that went on.
-    """
-    used = dict(machine=machine(), version=version())
-    for method, trainings in zip((TEACHER, STUDENT, PLAIN, 'gkd'), results):
-        for seed, (_, metrics) in zip(seeds, trainings):
-            append_result(path, Result(
-                'digit-scenes', FAMILIES[family], '' if method in (STUDENT, PLAIN) else '0',
-                '' if method == TEACHER else str(seed), '', method, '', '',
-                **metrics_text(metrics), **used))
+    metrics = read_run(folder).evaluations[epochs]
+    if not finished:
+        append_result(rows, Result(
+            'digit-scenes', FAMILIES[family], '' if method in (STUDENT, PLAIN) else '0',
+            '' if method == TEACHER else str(seed), '', method, '', '', **metrics_text(metrics),
+            **used))
+    return checkpoint, metrics
