@@ -166,7 +166,8 @@ def calls(count):
 
 def test_no_python_function_is_called_for_every_annotation():
     few, many = calls(1000), calls(3000)
-    assert many['call'] == few['call']
+    # Not equal: Python runs the finalisers of other tests' objects when it pleases.
+    assert (many['call'] - few['call']) / 2000 < 0.5
     assert (many['c_call'] - few['c_call']) / 2000 < 10
 
 

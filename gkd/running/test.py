@@ -14,6 +14,7 @@ from mmcv.runner import get_dist_info, wrap_fp16_model
 from mmdet.apis import multi_gpu_test, single_gpu_test
 from mmdet.datasets import CocoDataset, build_dataloader
 
+from gkd.commands.layout import place
 from gkd.errors import CheckpointError, ConfigError
 from gkd.files import written_whole
 from gkd.running.config import naming, student_config
@@ -86,7 +87,7 @@ def test(config: Config, checkpoint: str, metrics: Sequence[str] = (), out: Opti
                        dict(metric=list(metrics), **options), 'data.test')
     with naming('data.test_dataloader'):
         loader = build_dataloader(dataset, dist=distributed, **loader_config)
-    wrapped = wrap(model.to(device), device)
+    wrapped = wrap(place(model, device), device)
     if distributed:
         results = multi_gpu_test(wrapped, loader, tmpdir=shared_folder(osp.dirname(checkpoint)))
     else:

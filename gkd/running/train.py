@@ -36,6 +36,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from gkd.commands.explain import explaining
+from gkd.commands.layout import place
 from gkd.detectors.source import check_checkpoints
 from gkd.distiller import Distiller
 from gkd.errors import CheckpointError, ConfigError
@@ -120,7 +121,7 @@ def train(config: Config, resume: str = 'auto', validate: bool = True,
     if config.get('auto_scale_lr'):
         auto_scale_lr(config, torch.distributed.is_initialized(), logger)
     text = config.pretty_text  # mmcv takes settings out of the config
-    wrapped = wrap(model.to(device), device, config.get('find_unused_parameters', False))
+    wrapped = wrap(place(model, device), device, config.get('find_unused_parameters', False))
     runner = make_runner(config, text, wrapped, logger)
     recorder = register_hooks(runner, config, loader, evaluation)
 

@@ -7,12 +7,12 @@ import os.path as osp
 import gkd  # noqa: F401  isort: skip  (says what is missing, if anything is)
 from mmdet.evaluation import DumpDetResults
 from mmengine.config import DictAction
-from mmengine.runner import Runner
 
 from gkd.commands import add_device_option, add_trust_option, run
 from gkd.compat.checkpoint import load_checkpoint_file, load_strictly, trust_checkpoints
 from gkd.engine.commands import detector_config, load_config, student_weights
 from gkd.engine.resume import unwrap
+from gkd.engine.runner import Runner
 from gkd.errors import ConfigError
 
 

@@ -7,13 +7,13 @@ import os.path as osp
 import gkd  # noqa: F401  isort: skip  (says what is missing, if anything is)
 import torch
 from mmengine.config import DictAction
-from mmengine.runner import Runner
 
 from gkd.commands import add_device_option, add_trust_option, positive, run
 from gkd.commands.allocator import keep_freed_memory
 from gkd.compat.checkpoint import trust_checkpoints
 from gkd.datasets import prepare_embedded
 from gkd.engine.commands import load_config
+from gkd.engine.runner import Runner
 from gkd.errors import ConfigError
 
 
