@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from torch import channels_last, device, nn
 
 
-def place(model: nn.Module, target: device) -> nn.Module:
-    """Move a model to its device, on the CPU with the channels of its convolutions last.
+def place(model: nn.Module, target: device, config: Mapping[str, Any]) -> nn.Module:
+    """Move a model to its device, and put channels last if the config says so.
 
-    A convolution with such weights returns a map of the same layout, so that layers after it work
-    on a cell's channels together: with one thread a training step of the digit scenes' teacher
-    takes three quarters of the time. Values change by rounding alone.
+    A convolution whose weights have channels last returns such a map, so that layers after it
+    work on a cell's channels together. Values change by rounding alone.
 
     Args:
         model: Changed in place.
         target: The device.
+        config: With ``cpu_channels_last=True`` convolutions get channels last if ``target`` is a
+            CPU. It is no default: layers that take a ``view`` of a map fail then.
 
     Returns:
         The model.
     """
     model.to(target)
-    if target.type == 'cpu':
+    if config.get('cpu_channels_last') and target.type == 'cpu':
         for module in model.modules():
             if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
                 module.to(memory_format=channels_last)

@@ -11,8 +11,8 @@ from gkd.commands.layout import place
 
 
 class Runner(runner.Runner):
-    """MMEngine's runner; on the CPU models are laid out for it."""
+    """MMEngine's runner, which knows ``cpu_channels_last``."""
 
     def build_model(self, model) -> nn.Module:
         """Build the model as MMEngine does, and place it before it is wrapped."""
-        return place(super().build_model(model), torch.device(get_device()))
+        return place(super().build_model(model), torch.device(get_device()), self.cfg)

@@ -11,6 +11,7 @@ from mmcv import Config
 from mmcv.parallel import DataContainer
 from mmcv.runner import HOOKS, Hook, OptimizerHook
 
+from gkd.commands.layout import place
 from gkd.compat.checkpoint import load_checkpoint_file, load_strictly
 from gkd.errors import CheckpointError, NumericalError
 from gkd.files import written_whole
@@ -126,7 +127,7 @@ def replay(config: Config, path: str) -> dict[str, float]:
     step = load_checkpoint_file(path)
     if not {'state_dict', 'batch', 'random'} <= step.keys():
         raise CheckpointError(f'{path} holds no step; name a file not_finite_*.pth of a run.')
-    model = build_model(config)
+    model = place(build_model(config), torch.device('cpu'), config)
     load_strictly(model, step, path)
     model.train()
     if step['bank'] is not None:

@@ -87,7 +87,7 @@ def test(config: Config, checkpoint: str, metrics: Sequence[str] = (), out: Opti
                        dict(metric=list(metrics), **options), 'data.test')
     with naming('data.test_dataloader'):
         loader = build_dataloader(dataset, dist=distributed, **loader_config)
-    wrapped = wrap(place(model, device), device)
+    wrapped = wrap(place(model, device, config), device)
     if distributed:
         results = multi_gpu_test(wrapped, loader, tmpdir=shared_folder(osp.dirname(checkpoint)))
     else:
