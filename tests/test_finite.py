@@ -58,7 +58,10 @@ def train(what, *steps, skip=0):
     return status, stderr
 
 
-def test_the_term_is_named_and_the_step_can_be_run_again(folder):
+@pytest.mark.parametrize('channels_last', [False, True])
+def test_the_term_is_named_and_the_step_can_be_run_again(folder, channels_last):
+    with open('distiller.py', 'a') as file:
+        file.write(f'cpu_channels_last = {channels_last}\n')
     status, stderr = train('term', 2)
     assert status == 2 and 'Traceback' not in stderr
     message = stderr[stderr.rindex('error: '):]

@@ -20,6 +20,7 @@ from torch.utils.data import Dataset
 from gkd.commands.device import VISIBLE, choose_device
 from gkd.compat import engine
 from gkd.compat.checkpoint import load_checkpoint_file
+from gkd.engine.runner import Runner as PlacingRunner
 from gkd.errors import CheckpointError, ConfigError
 
 
@@ -167,3 +168,20 @@ def test_a_gpu_that_shall_not_be_seen_is_not_used(monkeypatch):
     monkeypatch.setenv(VISIBLE, '0')
     choose_device('cpu')
     assert get_device() == 'cpu' and os.environ[VISIBLE] == ''
+
+
+class Map(BaseModel):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Conv2d(3, 2, 3)
+
+    def forward(self, *inputs, mode='tensor'):
+        return dict(loss=self.layer(torch.stack(inputs)).mean())
+
+
+@pytest.mark.parametrize('asked', [True, False])
+def test_convolutions_have_channels_last_if_the_config_says_so(tmp_path, asked):
+    made = PlacingRunner(Map(), str(tmp_path), experiment_name=f'channels-last-{asked}',
+                         cfg=Config(dict(cpu_channels_last=asked)))
+    weight = made.model.layer.weight
+    assert weight.is_contiguous(memory_format=torch.channels_last) == asked
