@@ -46,7 +46,7 @@ def choose_instances(selection: str, teacher: Tensor, student: Tensor, num_proto
     if selection == 'joint':
         return select_prototypes(teacher, student, num_prototypes, **pursuit)
     if selection in ('teacher', 'student'):
-        # In two equal spaces all coefficients agree: what is left is the search in one.
+        # In two equal spaces all coefficients agree, so this is the search in one space.
         space = teacher if selection == 'teacher' else student
         return select_prototypes(space, space, num_prototypes, **pursuit)
     if selection == 'random':
