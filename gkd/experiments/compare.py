@@ -168,7 +168,7 @@ def run_all(comparison: Comparison, jobs: int, results: str) -> None:
 
 def run_stage(stage: Stage, environment: Optional[dict] = None,
               logged: bool = False) -> Optional[float]:
-    """Run a stage, unless it is finished; if another process is at it, wait for that one.
+    """Run a stage, unless it is finished; if another process is running it, wait for that one.
 
     Args:
         stage: The stage.

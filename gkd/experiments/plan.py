@@ -1,8 +1,8 @@
 """Estimate parameters, FLOPs, memory and disk space of a training before it is run.
 
-The training step is measured on small images of noise. Its operations and its memory are a
-constant part (proposals, weights) and a part in proportion to the number of pixels, so that two
-small sizes tell those of the training's images.
+The training step is measured on small images of noise. Its operations and its memory consist of a
+constant part (proposals, weights) and a part proportional to the number of pixels. So measurements
+at two small sizes determine them for the training's images.
 """
 
 from __future__ import annotations
@@ -147,7 +147,7 @@ def image_size(config: Config) -> tuple[int, int]:
     """Width and height of the largest images that a config scales to, padded.
 
     Raises:
-        ConfigError: It scales to no size.
+        ConfigError: The config names no size to scale to.
     """
     entry = config.data.train
     while 'pipeline' not in entry:

@@ -32,10 +32,10 @@ NOTHING = '–'
 
 
 def write_report(work_dir: str, others: Sequence[str], path: str) -> None:
-    """Write the report of a run, next to its teacher and other runs.
+    """Write the report of a run, compared with its teacher and other runs.
 
     Args:
-        work_dir: Work dir of the run. What it lacks, the report lacks.
+        work_dir: Work dir of the run. The report leaves out what is missing there.
         others: Work dirs to compare it with.
         path: HTML file to write.
 
@@ -187,6 +187,6 @@ def versions_table(runs: Sequence[Run]) -> dict[str, list[str]]:
 
 
 def shorten(path: str) -> str:
-    """A path from the working directory on, if it is in there."""
+    """A path relative to the working directory, if it is inside of it."""
     relative = osp.relpath(path)
     return path if relative.startswith(osp.pardir) else relative

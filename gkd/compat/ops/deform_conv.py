@@ -1,4 +1,4 @@
-"""Deformable convolution 1 and 2, on torchvision's, which is both."""
+"""Deformable convolution 1 and 2, on torchvision's operator, which computes both."""
 
 from __future__ import annotations
 
@@ -134,8 +134,8 @@ def _prepared(input: Tensor, weight: Tensor, offset: Tensor, mask: Optional[Tens
     dtype = kernel_dtype(input, weight, offset)
     mask = input.new_zeros(len(input), 1) if mask is None else mask
     bias = weight.new_zeros(len(weight)) if bias is None else bias
-    # torchvision takes the integer part before it looks whether a place is on the map, and reads
-    # or writes anywhere where that is no number.
+    # torchvision takes the integer part before it checks whether a place is on the map. For a
+    # place that is no number it would read or write anywhere in memory.
     offset = offset.nan_to_num(FAR, FAR, -FAR).clamp(-FAR, FAR)
     return [tensor.to(dtype) for tensor in (input, weight, offset, mask, bias)]
 
