@@ -195,7 +195,7 @@ def as_lines(rows: Sequence[tuple[str, str]], path: str) -> list[str]:
 
     Args:
         rows: Names and texts.
-        path: Of the config that was written.
+        path: Path of the config that was written.
     """
     return [f'{name:10} {text}' for name, text in [*rows, ('config', path)]]
 

@@ -278,7 +278,7 @@ def _check_file(path: str) -> None:
 
 
 def _check_sums(path: str) -> None:
-    """Verify the checksum of every part; torch.save writes them, but torch.load ignores them.
+    """Verify the checksum of every part of the file, which torch.save writes and no one reads.
 
     Files in the format before torch 1.6 have none.
     """

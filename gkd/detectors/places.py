@@ -41,7 +41,7 @@ def place_labels(calls: list[Call], scores: Sequence[Tensor],
 
     Args:
         calls: From :func:`recorded_targets`.
-        scores: Class scores of every level, ``(B, C, H_l, W_l)``: one place a cell.
+        scores: Class scores of every level, ``(B, C, H_l, W_l)``: one place per cell.
         num_classes: ``C``, which stands for background.
 
     Returns:
@@ -71,7 +71,7 @@ def place_labels(calls: list[Call], scores: Sequence[Tensor],
 
 
 def labels_of_mask(mask: Tensor, targets: Tensor, num_classes: int) -> Tensor:
-    """Classes of one image's places from what a head of YOLOX's kind trains on.
+    """Classes of one image's places, from the targets of a head like YOLOX's.
 
     Args:
         mask: Which places are objects, ``(N,)`` bool.

@@ -41,7 +41,7 @@ class DetectorSource:
         checkpoint: Path of the weights, or None.
         key: Place in the distillation config, for messages.
         overrides: Settings merged into the detector's config, as ``--cfg-options`` would.
-        precision: Of a teacher, see :class:`~gkd.detectors.teacher.Teacher`.
+        precision: A teacher's precision; see :class:`~gkd.detectors.teacher.Teacher`.
         graphs: Likewise.
         img_norm_cfg: How the detector's images were normalised in its training, as MMDetection's
             ``Normalize`` takes it; by default it is read from the test pipeline of its config.

@@ -71,7 +71,7 @@ class DetectorOutputs:
     student's choice, and the teacher is asked about the same boxes.
 
     Attributes:
-        maps: FPN maps ``(B, C, H_l, W_l)``, one a paired level, finest first.
+        maps: FPN maps ``(B, C, H_l, W_l)``, one per paired level, finest first.
         logits: Class logits at the positives, ``(n, num_logits)``; the teacher's only if a kind of
             knowledge needs ``logits``.
         roi_features: RoI-pooled features of the positives, ``(n, C, h, w)``; two-stage only, the

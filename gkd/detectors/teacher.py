@@ -141,7 +141,7 @@ def fast_copy(detector: BaseDetector, dtype: torch.dtype,
 
     Args:
         detector: In eval mode, in float32.
-        dtype: Of the copy.
+        dtype: Precision of the copy.
         watch: Called with the maps of every image; returns copies of them to use.
         graphs: Number of image shapes whose launches are recorded.
 

@@ -138,7 +138,7 @@ class MeasuredStep:
         """Run the step on images of noise.
 
         Args:
-            width: Of the images, in pixels.
+            width: Width of the images, in pixels.
             height: Likewise.
             images: Their number.
 

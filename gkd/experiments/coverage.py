@@ -80,7 +80,7 @@ an entry there.
 
 @dataclass
 class Outcome:
-    """What came of a pair.
+    """What was found of a pair.
 
     Attributes:
         teacher: Its config's name.
@@ -88,9 +88,9 @@ class Outcome:
         verdict: ``'works'``, ``'refused'`` with the reason in ``message``, or ``'fault'``.
         message: The refusal, or the exception and where it came from.
         teaches: Loss terms of the distilling module with its default settings.
-        instances: ``'positives'`` or ``'gt'``: at what it teaches.
+        instances: ``'positives'`` or ``'gt'``: the boxes at which the module teaches.
         left_out: Why soft labels are left out; empty if they are taught.
-        methods: For each of the other methods what it said: empty if it works.
+        methods: Message of each other method; empty if the method works.
         own_losses_equal: Whether the student's own losses are those of a plain training, bit by
             bit.
         detects: Whether the student detects in a test afterwards.

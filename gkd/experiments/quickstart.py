@@ -58,7 +58,7 @@ def quickstart(data: str = 'digit-scenes', family: str = 'retinanet', seeds: Seq
     Args:
         data: ``'digit-scenes'`` or ``'tree-crowns'``.
         family: ``'retinanet'`` or ``'faster_rcnn'``.
-        seeds: Both students are trained once a seed, from the same start and equally long.
+        seeds: Both students are trained once per seed, from the same start and equally long.
         teacher_seed: Seed of the teacher.
         epochs: Replaces the configs' number of epochs.
         work_dir: Where everything but the data goes (default: ``work_dirs/quickstart``).

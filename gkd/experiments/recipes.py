@@ -197,7 +197,7 @@ def use_synthetic_data(config: Config, folder: str) -> None:
 
 
 def write_leaf(leaf: ConfigDict, folder: str) -> None:
-    """Write what a data set's config names, and let the config name it there."""
+    """Write the files that a data set's config names, and point the config to them."""
     lists = leaf.ann_file if isinstance(leaf.ann_file, list) else [leaf.ann_file]
     prefixes = leaf.img_prefix if isinstance(leaf.img_prefix, list) else [leaf.img_prefix]
     kind = DATASETS.get(leaf.type)

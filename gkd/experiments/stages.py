@@ -89,7 +89,7 @@ class Training:
                 and self.last_epoch in self.history())
 
     def prepare(self) -> bool:
-        """Drop what was made from anything else; returns whether nothing is left to do."""
+        """Remove results of other inputs; return whether nothing is left to do."""
         claim(self.work_dir, self.fingerprint())
         return self.last_epoch in self.history()
 
@@ -194,7 +194,7 @@ class Detection:
                 and osp.isfile(self.output))
 
     def prepare(self) -> bool:
-        """Drop what was made from anything else; returns whether nothing is left to do."""
+        """Remove results of other inputs; return whether nothing is left to do."""
         claim(self.folder, self.fingerprint())
         return osp.isfile(self.output)
 

@@ -18,8 +18,8 @@ class Attention(NamedTuple):
     """Mean absolute activations of every level's map.
 
     Attributes:
-        cells: Of every cell, ``(B, H_l * W_l)`` a level.
-        channels: Of every channel, ``(B, C_l)`` a level.
+        cells: Mean of every cell, ``(B, H_l * W_l)`` per level.
+        channels: Mean of every channel, ``(B, C_l)`` per level.
     """
 
     cells: list[Tensor]
@@ -66,7 +66,7 @@ def attention_masks(attention: Attention, temperature: float) -> tuple[Tensor, T
     times their number. The smaller the temperature, the sharper the mask.
 
     Args:
-        attention: Of all levels.
+        attention: Attention of all levels.
         temperature: Positive.
 
     Returns:

@@ -82,7 +82,7 @@ def match_channels(student: Sequence[int], teacher: Sequence[int]) -> nn.ModuleL
         teacher: Channels of the teacher's, likewise.
 
     Returns:
-        The layers, one a level; maps keep their size.
+        The layers, one per level; maps keep their size.
 
     Example:
         >>> match_channels([8, 8], [8, 16])

@@ -170,7 +170,7 @@ class SoftLabel(nn.Module):
 
         Args:
             student: The student's logits, ``(n, num_logits)``.
-            teacher: The teacher's, alike.
+            teacher: The teacher's, likewise.
             weights: Robust weight of every positive on its own level, ``(n,)``.
         """
         loss = soft_label_loss(student, teacher, weights, self.temperature, self.activation)

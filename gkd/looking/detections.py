@@ -16,7 +16,7 @@ from gkd.running.export import load_detector
 
 def draw_detections(detectors: Sequence[tuple[str, Config, str]], path: str,
                     num_images: int = 2) -> None:
-    """Draw what each detector finds on validation images that hold as many objects as most do.
+    """Draw what each detector finds on validation images with a typical number of objects.
 
     From every detector, the boxes with the highest scores are drawn, as many as the image has
     objects, because scores of different detectors cannot be compared. Green boxes match an object

@@ -210,7 +210,7 @@ def instance_features(detector: BaseDetector, levels: Sequence[int], images: Ten
         sizes: Height and width of every image without its padding; by default it has none.
 
     Returns:
-        Features of all instances, ``(sum n_b, C)`` float32 on the CPU, one tensor a level.
+        Features of all instances, ``(sum n_b, C)`` float32 on the CPU, one tensor per level.
     """
     images = network_input(detector, images, sizes)
     maps = detector.extract_feat(images)
@@ -231,7 +231,7 @@ def batch_features(detector: BaseDetector, levels: Sequence[int], stacks: list[S
         device: Where the detector is.
 
     Returns:
-        Features of all instances, one tensor a level, as :func:`instance_features` returns them.
+        Features of all instances, one tensor per level, as :func:`instance_features` returns them.
     """
     by_row: dict[int, list[Tensor]] = {}
     for stack in stacks:
@@ -245,7 +245,7 @@ def batch_features(detector: BaseDetector, levels: Sequence[int], stacks: list[S
 
 
 def join_levels(batches: Iterable[list[Tensor]]) -> list[Tensor]:
-    """Concatenate per-batch lists of levels into one tensor a level.
+    """Concatenate per-batch lists of levels into one tensor per level.
 
     Example:
         >>> batches = [[torch.zeros(n, 8), torch.zeros(n, 16)] for n in (2, 3)]

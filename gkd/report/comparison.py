@@ -151,7 +151,7 @@ def format_columns(rows: Sequence[Row], columns: Sequence[str]) -> str:
 
 
 def format_csv(rows: Sequence[Row], columns: Sequence[str]) -> str:
-    """The same as numbers: mean, spread and gain of every value, a line a method.
+    """The same as numbers: mean, spread and gain of every value, one line per method.
 
     Standard deviations of a single run are empty.
 

@@ -14,13 +14,12 @@ RESAMPLES = 10_000
 
 @dataclass(frozen=True)
 class Interval:
-    """Mean of several differences, and the interval that holds the true mean with 95 %.
+    """Mean of several differences, and its 95 % confidence interval.
 
     Attributes:
         mean: The mean.
-        count: Of how many.
-        low: Lower end of the interval; None for a single difference, which tells nothing of
-            chance.
+        count: Number of differences.
+        low: Lower end of the interval; None for a single difference, which has no interval.
         high: Upper end, likewise.
     """
 

@@ -57,7 +57,7 @@ class ImageLoggerHook(Hook):
     hook by itself; name it in ``custom_hooks`` to change how much is drawn.
 
     Args:
-        num_images: Number of validation images to draw, those with as many objects as most have.
+        num_images: Number of validation images to draw; they have a typical number of objects.
         num_classes: Number of classes to draw, the first ones that have prototypes.
     """
 

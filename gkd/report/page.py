@@ -144,7 +144,7 @@ def ap_table(runs: Sequence[Run], metrics: dict[str, dict[str, float]]) -> list[
 
 
 def memory_table(runs: Sequence[Run]) -> dict[str, list[str]]:
-    """Rows of the memory table, a cell a run; rows without any number are left out."""
+    """Rows of the memory table, one cell per run; rows without any number are left out."""
     rows: dict[str, list[Optional[float]]] = {}
     for part, title in MEMORY.items():
         rows[title] = [run.record.get('weights', {}).get(part) for run in runs]
@@ -171,7 +171,7 @@ def peak_memory(run: Run) -> Optional[float]:
 
 
 def versions_table(runs: Sequence[Run]) -> dict[str, list[str]]:
-    """Rows of versions and settings, a cell a run."""
+    """Rows of versions and settings, one cell per run."""
     found = {}
     for run in runs:
         head = next((line for line in run.lines if 'config' in line), {})

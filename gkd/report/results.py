@@ -38,18 +38,18 @@ class Result:
         teacher_seed: The teacher's seed; empty for a training without a teacher.
         student_seed: The student's seed; empty for the teacher's own training.
         strip: The part of the data used for validation, if several parts can be.
-        method: Name of what was taught; ``'plain'`` is the student that trained on alone,
+        method: Name of what was taught; ``'plain'`` is the student that was trained further alone,
             ``'student'`` the one that all start from, ``'teacher'`` the teacher.
         options: Settings that were replaced for this run, ``KEY=VALUE``, divided by blanks.
         settings: What the method's name stood for, as JSON.
-        AP: On the validation data after the last epoch, in percent.
-        AP50: Likewise; so are the others.
-        AP75: Empty, like all others, if there was nothing to measure.
-        APs: Of COCO's small objects.
-        APm: Of medium ones.
-        APl: Of large ones.
+        AP: AP on the validation data after the last epoch, in percent.
+        AP50: Likewise, as are the following.
+        AP75: Empty, like the other APs, if there was nothing to measure.
+        APs: AP of COCO's small objects.
+        APm: AP of medium objects.
+        APl: AP of large objects.
         machine: The processor that trained.
-        version: Of gkd, with the commit if it is known, and of torch and MMDetection.
+        version: Versions of gkd, with the commit if it is known, of torch and of MMDetection.
     """
 
     data: str

@@ -61,7 +61,7 @@ def try_evaluation(model: nn.Module, device: torch.device, dataset: Dataset, loa
         device: Where it runs.
         dataset: The data set, possibly several in one.
         loader_config: Settings of its loader.
-        options: Of the data set's ``evaluate``; ``metric`` among them.
+        options: Options of the data set's ``evaluate``, including ``metric``.
         key: Place of the data set in the config, for messages.
 
     Returns:

@@ -77,7 +77,7 @@ def nms_match(dets: Tensor, iou_threshold: float) -> list[list[int]]:
         iou_threshold: boxes that overlap a kept one by this or more are suppressed.
 
     Returns:
-        One list of indices a kept box, highest score first: itself, then what it suppressed.
+        One list of indices per kept box, highest score first: itself, then what it suppressed.
     """
     corners, score = dets[:, :4].numpy().astype(np.float32), dets[:, 4].numpy()
     left = np.argsort(-score, kind='stable')

@@ -122,12 +122,12 @@ class FBKD(Knowledge):
                     loss_fbkd_relation=self.relation_weight * relation)
 
     def adapt_cells(self, cells: Sequence[Tensor], maps: Sequence[Tensor]) -> list[Tensor]:
-        """Adapt the attention of the cells of maps, ``(B, H_l * W_l)`` a level."""
+        """Adapt the attention of the cells of maps, ``(B, H_l * W_l)`` per level."""
         return [level.spatial_adaptation(values.view_as(feature[:, :1])).flatten(1)
                 for level, values, feature in zip(self.levels, cells, maps)]
 
     def adapt_channels(self, channels: Sequence[Tensor]) -> list[Tensor]:
-        """Adapt the attention of channels, ``(B, C_l)`` a level; equal levels together."""
+        """Adapt the attention of channels, ``(B, C_l)`` per level; equal levels together."""
         layers = [level.channel_adaptation for level in self.levels]
         adapted = []
         for alike in self.alike:

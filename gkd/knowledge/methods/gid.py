@@ -149,7 +149,7 @@ def responsible_anchors(anchors: Tensor, boxes: Tensor, valid: Tensor, threshold
     boxes = (boxes * valid[..., None]).unsqueeze(2)  # a box of no size overlaps nothing
     boxes_areas, anchors_areas = areas(boxes), areas(anchors)
     least = torch.finfo(boxes.dtype).tiny
-    # A few instances an image at a time: with all of them the overlaps would take gigabytes.
+    # A few instances per image at a time: with all of them the overlaps would take gigabytes.
     for some, some_areas in zip(boxes.split(AT_ONCE, dim=1), boxes_areas.split(AT_ONCE, dim=1)):
         iou = overlaps(some, anchors, some_areas + anchors_areas)
         best = iou.amax(dim=2, keepdim=True)
