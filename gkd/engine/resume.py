@@ -58,7 +58,7 @@ class ResumableCheckpointHook(CheckpointHook):
         self.resumed: Optional[dict] = None
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
-        """Take the state out of a checkpoint to resume from; a mere start needs none."""
+        """Take the state out of a checkpoint; keep it only if the run resumes from it."""
         state = checkpoint.pop(KEY, None)
         self.resumed = state if runner._resume else None
 
@@ -201,7 +201,7 @@ def unwrap(model: torch.nn.Module) -> torch.nn.Module:
 
 
 def share_buffers(runner) -> None:
-    """Give all processes the first one's batch normalisation statistics, which files hold.
+    """Give all processes the first one's batch normalisation statistics, which checkpoints hold.
 
     MMEngine lets every process keep statistics of its own, and evaluates with them.
     """
