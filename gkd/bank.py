@@ -32,7 +32,7 @@ class PrototypeBank:
         student: per level the student's prototypes, float of shape ``(P_l, D_S)``.
         teacher: per level the teacher's prototypes, float of shape ``(P_l, D_T)``.
         offsets: per level where the classes' rows begin and end, LongTensor of shape
-            ``(num_classes + 1,)``, from 0 to ``P_l``, never falling.
+            ``(num_classes + 1,)``, from 0 to ``P_l``, never decreasing.
         metadata: strings kept with the bank, such as class names or the epoch.
 
     Raises:

@@ -56,7 +56,7 @@ class Distiller(DetectorShell):
         knowledge: Configs of what is taught, each of a type registered in ``KNOWLEDGE``. Empty:
             the student trains exactly as without a teacher.
         prototypes: Config of the :class:`PrototypeGenerationModule`; needed by kinds of knowledge
-            that lean on prototypes.
+            that use prototypes.
         train_cfg: Must stay None: it belongs into the student's config.
         test_cfg: Must stay None, likewise.
         init_cfg: Must stay None, likewise.
@@ -64,8 +64,8 @@ class Distiller(DetectorShell):
     Attributes:
         bank: The current :class:`PrototypeBank`, set by the :class:`PrototypeHook`.
         progress: Epochs done / epochs in all, set by the :class:`PrototypeHook`.
-        teacher_images: Turns the images of a training step into those that the teacher was trained
-            on; None if they are, set from the config's pipelines.
+        teacher_images: Converts the images of a training step into the format that the teacher was
+            trained on; None if they already have it. It is set from the config's pipelines.
 
     Raises:
         ConfigError: The two detectors cannot be paired, or a kind of knowledge cannot serve them.
@@ -112,8 +112,8 @@ class Distiller(DetectorShell):
         self.prototypes = build_generation(prototypes) if self.needs.bank else None
         self.bank: Optional[PrototypeBank] = None
         self.progress = 0.0
-        # Which of the teacher's logits are of the student's classes, if it has more; they follow
-        # from names, so no checkpoint holds them.
+        # Columns of the student's classes in the teacher's logits, if the teacher has more
+        # classes. They follow from the class names, so no checkpoint holds them.
         self.register_buffer('teacher_columns', None, persistent=False)
         self.teacher_source = teacher_source
         self.teacher_images = preprocessing_map(self.student, teacher_model)
@@ -148,7 +148,7 @@ class Distiller(DetectorShell):
         self.teacher_columns = torch.tensor(columns, device=next(self.parameters()).device)
 
     def __getattr__(self, name: str) -> Any:
-        """What the distiller itself lacks is its student's: to hooks it is that detector."""
+        """Look up on the student what the distiller lacks, so that hooks see that detector."""
         try:
             return super().__getattr__(name)
         except AttributeError:
@@ -159,9 +159,10 @@ class Distiller(DetectorShell):
     def init_weights(self) -> None:
         """Give the student its initial weights.
 
-        They are its checkpoint's, or those its config asks for, and the teacher's in parts that it
-        inherits. A teacher without a checkpoint gets those that its config asks for, too: until
-        then some parts hold whatever memory held, such as SSD's scales.
+        They come from its checkpoint, or else from the initialisation in its config; inherited
+        parts get the teacher's weights. A teacher without a checkpoint is initialised as its
+        config says, too: until then some of its parts, such as SSD's scales, are uninitialised
+        memory.
         """
         if self.teacher_source.checkpoint is None:
             with torch.random.fork_rng(devices=[]):
@@ -259,10 +260,10 @@ class Distiller(DetectorShell):
         return part
 
     def keep_students_classes(self, part: DetectorOutputs, step: Step) -> None:
-        """Leave in a teacher's part of a step the logits of the student's classes, in their order.
+        """Reduce the teacher's logits of a step to the student's classes, in the student's order.
 
         Raises:
-            ConfigError: Nobody has said what the student's classes are called.
+            ConfigError: The names of the student's classes are not known.
         """
         wanted = self.needs.logits or self.needs.proposals or self.needs.dense
         if wanted and self.teacher_columns is None:
@@ -274,15 +275,15 @@ class Distiller(DetectorShell):
                 setattr(part, name, getattr(part, name)[:, self.teacher_columns])
         for stage in step.stages:
             stage.teacher = stage.teacher[:, self.teacher_columns]
-        # An RPN's only tell objects from background.
+        # The logits of an RPN only tell objects from background.
         if part.dense is not None and not self.pair.teacher.is_two_stage:
             part.dense.logits = part.dense.logits[..., self.teacher_columns]
 
 
 def preprocessing_map(student: BaseDetector, teacher: BaseDetector) -> Optional[ChannelMap]:
-    """The map from images as the student's own preprocessor makes them to the teacher's.
+    """The conversion of images from the student's own preprocessor to those of the teacher's.
 
-    None if they are alike, or if a pipeline makes them.
+    None if both make the same images, or if a pipeline makes them.
 
     Raises:
         ConfigError: They cannot be converted.

@@ -23,7 +23,7 @@ def add_device_option(parser: argparse.ArgumentParser) -> None:
 
 
 class ChooseDevice(argparse.Action):
-    """Choose the device, and store ``cpu`` or ``cuda``: there is no other to be seen then."""
+    """Choose the device, and store ``cpu`` or ``cuda``: the process sees no other device then."""
 
     def __call__(self, parser, namespace, values, option_string=None):
         """Read the option."""
@@ -34,15 +34,15 @@ class ChooseDevice(argparse.Action):
 def choose_device(name: str) -> None:
     """Let this process, and all that it starts, see one device alone.
 
-    CUDA reads what it may see once, when it starts; so nothing may have been computed on a GPU
-    before.
+    CUDA reads only once, when it starts, which GPUs it may see. So nothing may have been computed
+    on a GPU before.
 
     Args:
         name: ``cpu``, ``cuda`` for all GPUs that are visible, or ``cuda:1`` for the second.
 
     Raises:
-        ConfigError: It names no device, or one that is not there; or a certain GPU for several
-            processes.
+        ConfigError: The name is no device, or the device does not exist, or a single GPU is named
+            for several processes.
     """
     if not re.fullmatch(r'cpu|cuda(:\d+)?', name):
         raise ConfigError(f'--device {name}: must be cpu, cuda, or cuda:N with the number of a '

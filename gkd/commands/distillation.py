@@ -42,7 +42,7 @@ def pair_config(student: str, teacher: str, methods: str,
         raise ConfigError(f'{own} is a distillation config already: bash tools/train.sh {own} '
                           f'trains it.')
     config.model = settings
-    # Not in the student's own: its training would be taken for this one.
+    # Not the student's own work dir: the student's training would be mistaken for this one.
     config.work_dir = default_folder(settings)
     scaling = config.get('auto_scale_lr')
     if scaling and 'base_batch_size' in scaling:
@@ -195,7 +195,7 @@ def as_lines(rows: Sequence[tuple[str, str]], path: str) -> list[str]:
 
     Args:
         rows: Names and texts.
-        path: Of the config that was written.
+        path: Path of the config that was written.
     """
     return [f'{name:10} {text}' for name, text in [*rows, ('config', path)]]
 

@@ -23,10 +23,10 @@ LAUNCHER_REACTS = 5
 def run(main: Callable[[], None]) -> None:
     """Run a tool; an error that the user can correct is one message and exit status 2.
 
-    What nobody has foreseen is one message, too, with exit status 1; a file keeps its traceback.
+    An unforeseen error is one message, too, with exit status 1; a file keeps its traceback.
 
-    Of several processes only the first one prints. It also reports the errors that all of them
-    meet: the others wait before they report theirs, and meanwhile the launcher ends them.
+    If there are several processes, only the first one prints. It also reports the errors that all
+    of them meet: the others wait before they report theirs, and meanwhile the launcher ends them.
 
     Args:
         main: The tool.

@@ -43,7 +43,7 @@ def describe(error: Exception) -> str:
         KeyError: 'gone'
     """
     lines = [line for line in str(error).strip().splitlines() if line.strip()] or ['']
-    # Of an error in a process that loads images the traceback is part of the text.
+    # If a process that loads images has failed, the traceback is part of the text.
     shown = lines if len(lines) < 3 else [lines[0], lines[-1]]
     last = traceback.extract_tb(error.__traceback__)[-1]
     return (f'{type(error).__name__}: {" ... ".join(shown)[:600]}\n'

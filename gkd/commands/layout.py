@@ -18,7 +18,7 @@ def place(model: nn.Module, target: device, config: Mapping[str, Any]) -> nn.Mod
         model: Changed in place.
         target: The device.
         config: With ``cpu_channels_last=True`` convolutions get channels last if ``target`` is a
-            CPU. It is no default: layers that take a ``view`` of a map fail then.
+            CPU. This is not the default, because layers that take a ``view`` of a map then fail.
 
     Returns:
         The model.

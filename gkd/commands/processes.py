@@ -95,7 +95,7 @@ def shares(jobs: int) -> list[dict[str, str]]:
         jobs: Processes at once.
 
     Returns:
-        For each its threads, if the user has not set them, and one of the GPUs in turn.
+        For each process its number of threads, if the user has not set it, and a GPU in turn.
     """
     if jobs == 1:
         return [{}]
@@ -108,7 +108,7 @@ def shares(jobs: int) -> list[dict[str, str]]:
 
 
 def at_once() -> int:
-    """How many small trainings run best at once: two without a GPU, as each uses one core best."""
+    """How many small trainings to run at once: two without a GPU, each runs best on one core."""
     return 1 if torch.cuda.is_available() else min(2, os.cpu_count() or 1)
 
 

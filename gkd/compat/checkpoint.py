@@ -134,7 +134,7 @@ def load_url(url: str, model_dir: Union[str, None] = None, map_location: MapLoca
         url: Where it is.
         model_dir: Where it goes; torch's cache by default.
         map_location: Where the tensors go, as in :func:`torch.load`.
-        **settings: Further ones of ``torch.hub.load_state_dict_from_url``, which mean nothing
+        **settings: Further settings of ``torch.hub.load_state_dict_from_url``; they have no effect
             here.
 
     Raises:
@@ -208,7 +208,7 @@ def get_state_dict(checkpoint: dict, source: str) -> OrderedDict:
 
 
 def ema_copies(names: Iterable[str]) -> set[str]:
-    """Those of a checkpoint's names that an ``EMAHook`` keeps beside the weights.
+    """Names in a checkpoint of the copies that an ``EMAHook`` keeps beside the weights.
 
     Such a hook registers a buffer for every weight, and swaps both before an evaluation.
 
@@ -278,7 +278,7 @@ def _check_file(path: str) -> None:
 
 
 def _check_sums(path: str) -> None:
-    """Compare the checksum of every part of the file, which torch.save writes and no one reads.
+    """Verify the checksum of every part of the file, which torch.save writes and no one reads.
 
     Files in the format before torch 1.6 have none.
     """

@@ -11,7 +11,7 @@ from gkd.datasets.inspection import Finding
 
 
 def look_at_annotations() -> None:
-    """Look at all of a COCO file when it is read, and complete what is harmless.
+    """Check all of a COCO file when it is read, and complete harmless omissions.
 
     Reason: pycocotools and mmdet read most fields image by image, in the middle of a run, and fail
     there with a bare ``KeyError``, or leave boxes out without a word.
@@ -23,7 +23,7 @@ def look_at_annotations() -> None:
 def evaluate_any_thresholds() -> None:
     """Let ``evaluation.iou_thrs`` be a list, as MMDetection documents it.
 
-    Reason: pycocotools searches the thresholds as an array; of a list numpy 2 refuses that.
+    Reason: pycocotools searches the thresholds as an array; numpy 2 refuses that for a list.
     For: mmdet 2.x with numpy 2.
     """
     mmdet.datasets.coco.COCOeval = ArrayCOCOeval

@@ -88,10 +88,10 @@ def _module_of(package: str) -> str | None:
 
 
 def read_checkpoints_safely() -> None:
-    """Let MMEngine read checkpoints without executing code in them, and its own ones at all.
+    """Let MMEngine read checkpoints, its own ones included, without executing code in them.
 
-    Reason: it calls ``torch.load`` with its default, which executes code before torch 2.6. After
-    it, MMEngine's own files are refused: they hold its histories of logged numbers.
+    Reason: it calls ``torch.load`` with its default, which executes code before torch 2.6. Since
+    then, MMEngine's own files are refused, because they hold its histories of logged numbers.
     For: mmengine 0.x, every torch.
     """
 

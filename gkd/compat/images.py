@@ -16,9 +16,9 @@ _warned = False
 def name_unreadable_images() -> None:
     """Name the file of an image that cannot be read, and one whose size is not the listed one.
 
-    Reason: OpenCV returns None for what is no image, so that mmdet ends in "'NoneType' object has
-    no attribute 'shape'". Nothing looks at the size of an image, though boxes of an image that its
-    camera has turned lie elsewhere.
+    Reason: OpenCV returns None for a file that is no image, so that mmdet ends in "'NoneType'
+    object has no attribute 'shape'". Nothing checks the size of an image, although the boxes lie
+    elsewhere if the camera has turned the image.
     For: mmdet 2.x.
     """
     for loader in (LoadImageFromFile, LoadMultiChannelImageFromFiles):

@@ -46,7 +46,7 @@ def describe_mismatch(source: str, model_name: str, missing: list[str], unexpect
 
 def likely_cause(missing: list[str], unexpected: list[str], misshaped: dict,
                  in_model: Collection, in_file: Collection) -> str:
-    """Guess from the keys what was confused; arguments as in :func:`describe_mismatch`."""
+    """Guess the likely cause from the keys; arguments as in :func:`describe_mismatch`."""
     if any(name.startswith('student.') for name in in_file) and \
             not any(name.startswith('student.') for name in in_model):
         return ('this is the full checkpoint of a distillation run, and the model is a plain '

@@ -25,7 +25,7 @@ class ProgressBar:
 
     Args:
         task_num: Number of items; 0 if it is not known.
-        **settings: Further ones of mmcv, which mean nothing here.
+        **settings: Further settings of mmcv; they have no effect here.
     """
 
     def __init__(self, task_num: int = 0, *args: Any, **settings: Any):

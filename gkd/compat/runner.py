@@ -161,7 +161,7 @@ def log_short_epochs() -> None:
 
 
 def leave_out_pauses() -> None:
-    """Begin every epoch, and end the run, at once.
+    """Begin every epoch, and end the run, without a pause.
 
     Reason: the ``EpochBasedRunner`` sleeps for two seconds before every epoch, against deadlocks
     of the data loaders of old, and for one at the end. Its successor in MMEngine does not.

@@ -26,7 +26,7 @@ def main_head(detector: nn.Module) -> Optional[nn.Module]:
 
 def predicted_maps(head: Optional[nn.Module],
                    maps: tuple[Tensor, ...]) -> Optional[tuple[list[Tensor], ...]]:
-    """What a dense head predicts from maps; None if it is none, or predicts in another form.
+    """What a dense head predicts from maps; None without such a head, or if its form differs.
 
     Args:
         head: A head, built by MMDetection.
@@ -37,7 +37,7 @@ def predicted_maps(head: Optional[nn.Module],
     try:
         outputs = head(maps)
     except (AssertionError, NotImplementedError):
-        return None  # for one image at a time only (guided anchors), or stage by stage
+        return None  # it predicts for one image at a time (guided anchors), or stage by stage
     return outputs if is_dense(head, outputs, maps) else None
 
 
@@ -68,7 +68,7 @@ def is_dense(head: nn.Module, outputs: object, maps: tuple[Tensor, ...]) -> bool
 
 
 def class_logits(scores: list[Tensor], info: DetectorInfo) -> list[Tensor]:
-    """A dense head's class scores as logits, which for most they are already.
+    """A dense head's class scores as logits; most heads return logits already.
 
     Example:
         >>> from types import SimpleNamespace
@@ -83,7 +83,7 @@ def class_logits(scores: list[Tensor], info: DetectorInfo) -> list[Tensor]:
 def dense_predictions(head: nn.Module, outputs: tuple[list[Tensor], ...],
                       maps: tuple[Tensor, ...], pair: DetectorPair,
                       info: DetectorInfo) -> Optional[DensePredictions]:
-    """Put a dense head's maps of the paired levels in one row of places an image.
+    """Arrange a dense head's maps of the paired levels as one list of places per image.
 
     Args:
         head: The head, built by MMDetection.

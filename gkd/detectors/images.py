@@ -1,9 +1,9 @@
-"""How a detector wants its images, and the map from images that were made for another one.
+"""The image format that a detector expects, and the conversion from another detector's format.
 
 A pipeline (or, in MMDetection 3, a preprocessor) turns pixels into numbers: it chooses the order
-of the channels, subtracts a mean and divides by a standard deviation. A detector that is given
-numbers of another kind than it was trained on detects next to nothing, without any error. Between
-two such kinds lies an affine map of the channels.
+of the channels, subtracts a mean and divides by a standard deviation. A detector that gets images
+in another format than it was trained on detects almost nothing, without any error. An affine map
+of the channels converts one format into another.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class ImageFormat:
             pipeline: Its steps; what ``MultiScaleFlipAug`` holds is read as well.
 
         Returns:
-            The format; None if the pipeline reads its images by a step of its own, of which
+            The format; None if the pipeline reads its images with a custom step, about which
             nothing is known.
 
         Example:
@@ -120,10 +120,10 @@ class ChannelMap:
 
     Attributes:
         is_identity: Whether both are the same.
-        keeps_numbers: Whether both are the same but for the order of channels and the padding.
+        keeps_numbers: Whether both are the same except for the order of channels and the padding.
 
     Raises:
-        ConfigError: Images were read in other colours: what is lost cannot be computed.
+        ConfigError: The formats differ in ``colours``: the lost colours cannot be computed.
 
     Example:
         >>> caffe = ImageFormat((10.0, 20.0, 30.0), (1.0, 1.0, 1.0))
@@ -164,7 +164,7 @@ class ChannelMap:
         """Turn a batch of images.
 
         Args:
-            images: ``(B, 3, H, W)`` in the given format; left as they are.
+            images: ``(B, 3, H, W)`` in the given format; they are not changed.
             sizes: Height and width of every image without its padding, in pixels of ``images``.
 
         Returns:
@@ -181,7 +181,7 @@ class ChannelMap:
         return turned
 
     def on_device(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Scale, shift and padding ``(3, 1, 1)`` beside the images, moved there once."""
+        """Scale, shift and padding ``(3, 1, 1)`` on the images' device, moved there once."""
         key = images.device, images.dtype
         if key not in self.tensors:
             self.tensors[key] = tuple(

@@ -20,7 +20,7 @@ def check_inherited(student: nn.Module, teacher: nn.Module, parts: Sequence[str]
         parts: Names of modules of both, with dots for those inside others.
 
     Raises:
-        ConfigError: A part is not there, or teacher and student differ in it; with the tensor.
+        ConfigError: A part is missing, or a tensor in it differs; the message names the tensor.
 
     Example:
         >>> student = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))

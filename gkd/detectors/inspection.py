@@ -33,9 +33,9 @@ from gkd.frameworks import (
 
 # A multiple of every stride in use (NAS-FPN needs 128), small enough to cost little.
 PROBE_SIZE = 256
-# Batch normalisation of a single cell needs two.
+# Batch normalisation of a map with a single cell needs two images.
 PROBE_IMAGES = 2
-# Of every image, as parts of its side.
+# Boxes of every image, as fractions of its side.
 PROBE_BOXES = ((0.1, 0.1, 0.4, 0.5), (0.35, 0.3, 0.95, 0.9))
 
 
@@ -43,7 +43,7 @@ def inspect_pair(teacher: BaseDetector, student: BaseDetector) -> DetectorPair:
     """Inspect both detectors and pair their levels by stride.
 
     Raises:
-        ConfigError: One cannot be distilled, class counts differ, or no stride is shared.
+        ConfigError: A detector cannot be distilled, class counts differ, or no stride is shared.
     """
     teacher_info = inspect_detector(teacher, 'teacher')
     student_info = inspect_detector(student, 'student')
@@ -72,9 +72,9 @@ def inspect_pair(teacher: BaseDetector, student: BaseDetector) -> DetectorPair:
 def inspect_detector(detector: BaseDetector, role: str) -> DetectorInfo:
     """Measure the traits of a detector.
 
-    Its maps and predictions come from one pass over blank images. A student also takes one
-    training step, as a copy that is thrown away, so that what is recorded of a step is known to be
-    what it trains on.
+    Its maps and predictions come from one pass over blank images. A copy of a student also takes
+    one training step and is thrown away. This step shows whether what is recorded of a step is
+    what the student trains on.
 
     Args:
         detector: A detector built by MMDetection.
@@ -98,7 +98,7 @@ def inspect_detector(detector: BaseDetector, role: str) -> DetectorInfo:
 
 
 def family_of(detector: BaseDetector) -> Optional[str]:
-    """``'one-stage'``, ``'two-stage'``, or None for what classifies no objects."""
+    """``'one-stage'``, ``'two-stage'``, or None for a detector that classifies no objects."""
     if getattr(getattr(detector, 'roi_head', None), 'bbox_head', None) is not None:
         return TWO_STAGE
     return ONE_STAGE if main_head(detector) is not None else None
@@ -106,7 +106,7 @@ def family_of(detector: BaseDetector) -> Optional[str]:
 
 @dataclass
 class View:
-    """What a detector makes of blank images in eval mode.
+    """What a detector computes from blank images in eval mode.
 
     Attributes:
         images: The images ``(B, C, S, S)``.
@@ -114,7 +114,7 @@ class View:
         strides: Stride of every map in pixels.
         dense: Class scores and regressions of its dense head, level by level; None if it has no
             such head or predicts otherwise.
-        rois: What its RoI head makes of a box an image; None likewise.
+        rois: What its RoI head computes for one box per image; None likewise.
     """
 
     images: Tensor
@@ -127,7 +127,7 @@ class View:
 def image_size(detector: BaseDetector) -> int:
     """Height and width of the images to probe a detector with, in pixels.
 
-    SSD's last maps exist at the size that it is made for only.
+    SSD's last maps exist only at the image size that SSD is made for.
     """
     generator = getattr(dense_head(detector), 'prior_generator', None)
     return int(getattr(generator, 'input_size', PROBE_SIZE))
@@ -168,13 +168,13 @@ def image_channels(backbone: nn.Module) -> int:
     first = next((module for module in backbone.modules() if isinstance(module, nn.Conv2d)), None)
     if first is None:
         return 3
-    # YOLOX puts squares of four pixels into one first.
+    # YOLOX first folds each square of 2 x 2 pixels into one cell.
     folded = type(getattr(backbone, 'stem', None)).__name__ == 'Focus'
     return first.in_channels // 4 if folded else first.in_channels
 
 
 def nominal_stride(measured: float) -> int:
-    """A map's stride: the power of two that is nearest, where sizes were only rounded.
+    """A map's stride: the nearest power of two if it is within 10 %, else as measured.
 
     Example:
         >>> [nominal_stride(300 / cells) for cells in (38, 10, 3, 1)]
@@ -186,10 +186,10 @@ def nominal_stride(measured: float) -> int:
 
 def classified_boxes(detector: BaseDetector, maps: tuple[Tensor, ...],
                      size: int) -> Optional[dict]:
-    """What a RoI head makes of one box an image; None if it classifies no boxes that it is given.
+    """What a RoI head computes for one box per image; None if it cannot classify given boxes.
 
-    Heads that keep features of their proposals (Sparse R-CNN) or look at more than maps (HTC with
-    semantic segmentation) do not.
+    Heads that keep features of their proposals (Sparse R-CNN) or need more than maps (HTC with
+    semantic segmentation) cannot.
     """
     roi_head = getattr(detector, 'roi_head', None)
     if roi_head is None or not callable(getattr(roi_head, '_bbox_forward', None)):
@@ -215,7 +215,7 @@ def two_stage_traits(detector: BaseDetector, view: View) -> dict:
     classifies = pools_maps = False
     if view.rois is not None:
         classifies = view.rois['cls_score'].shape[1] == classes + (not sigmoid)
-        # A shared head (C4) pools features that lie in no map's space; HTC shows none.
+        # The features of a shared head (C4) are not in the space of a map; HTC returns none.
         widths = {level.shape[1] for level in view.maps}
         pools_maps = 'bbox_feats' in view.rois and \
             widths == {view.rois['bbox_feats'].shape[1]} and \
@@ -229,10 +229,10 @@ def one_stage_traits(detector: BaseDetector, view: View) -> dict:
     """Traits of a dense head."""
     head = main_head(detector)
     traits = dense_traits(head, view)
-    # Panoptic heads know classes of regions, too; boxes are of the others.
+    # Panoptic heads also have classes of regions; only the other classes have boxes.
     return dict(num_classes=getattr(head, 'num_things_classes', head.num_classes),
                 sigmoid=bool(getattr(head, 'use_sigmoid_cls', True)),
-                # Whether a student does, its training step tells.
+                # For a student, its training step confirms or corrects this.
                 samples_positives=traits['predicts_densely'] and hasattr(head, 'sampler'),
                 classifies_boxes=traits['predicts_densely'], **traits)
 
@@ -269,7 +269,7 @@ def observe_training(student: BaseDetector, info: DetectorInfo, view: View) -> D
         view: What it makes of blank images.
 
     Raises:
-        ConfigError: In training its maps hold other images than it was given.
+        ConfigError: In training, its maps hold another number of images than it was given.
     """
     info = replace(info, ground_truth=tuple(further_ground_truth(student, view)))
 
@@ -277,7 +277,7 @@ def observe_training(student: BaseDetector, info: DetectorInfo, view: View) -> D
         return probe_batch(student, view, info.num_classes)
 
     with isolated_random_numbers(), torch.no_grad():
-        # Layers that normalise over several processes compute on GPUs only.
+        # SyncBN, which normalises over several processes, computes only on GPUs.
         trained = revert_sync_batchnorm(copy.deepcopy(student))
         trained.train()
         if info.samples_positives:
@@ -285,7 +285,7 @@ def observe_training(student: BaseDetector, info: DetectorInfo, view: View) -> D
                 if positives_are_true(trained, info, batch()):
                     return info
             except Exception:
-                pass  # not observed as other heads are; its own training may be sound
+                pass  # it cannot be observed like other heads; its own training may still work
         info = replace(info, samples_positives=False, classifies_boxes=False)
         try:
             head = dense_head(trained)
@@ -295,7 +295,7 @@ def observe_training(student: BaseDetector, info: DetectorInfo, view: View) -> D
                 probed = batch()
                 student_losses(trained, probed)
         except Exception as error:
-            # It may want other ground truth than this; its training will tell.
+            # It may need other ground truth than this; its real training will show that.
             logger().warning(
                 f'student {info.name}: a trial of a training step failed, so it is not known '
                 f'which boxes it trains on, and they cannot be taught '
@@ -318,7 +318,7 @@ def places_are_true(labels: Tensor, batch: Batch) -> bool:
     """Whether a step trained some places as objects, all of classes that the batch has.
 
     Args:
-        labels: Class of every place, ``(B, N)``; background is a class that it has not.
+        labels: Class of every place, ``(B, N)``; background has a class that the batch lacks.
         batch: What the step trained on.
     """
     known = torch.cat(list(batch.gt_labels))
@@ -345,7 +345,7 @@ def positives_are_true(student: BaseDetector, info: DetectorInfo, batch: Batch) 
 
 
 def probe_batch(detector: BaseDetector, view: View, num_classes: int) -> Batch:
-    """Noise of the size of a view's images, with boxes and whatever else training wants."""
+    """Noise of the size of a view's images, with boxes and all other ground truth needed."""
     size = view.images.shape[-1]
     return synthetic_batch(torch.randn_like(view.images),
                            view.images.new_tensor(PROBE_BOXES) * size,
@@ -354,11 +354,11 @@ def probe_batch(detector: BaseDetector, view: View, num_classes: int) -> Batch:
 
 
 def further_ground_truth(detector: BaseDetector, view: View) -> dict:
-    """What a detector's training wants besides boxes and labels, as pipelines collect it.
+    """What a detector's training needs besides boxes and labels, as pipelines collect it.
 
     Returns:
-        For each image alike: ``gt_masks`` ``(n, S, S)`` uint8, ``gt_semantic_seg`` ``(H, W)``
-        int64, ``proposals`` ``(m, 4)``; those that it wants.
+        Those of the following that the detector needs, the same for each image: ``gt_masks``
+        ``(n, S, S)`` uint8, ``gt_semantic_seg`` ``(H, W)`` int64, ``proposals`` ``(m, 4)``.
     """
     size = view.images.shape[-1]
     boxes = view.images.new_tensor(PROBE_BOXES) * size

@@ -49,13 +49,13 @@ def student_step(student: BaseDetector, pair: DetectorPair, needs: Needs,
         if info.trains_places:
             step.place_labels = place_labels(targets, outputs[0], head.num_classes)
     if info.samples_positives:
-        # Heads that assign boxes apart from classes sample for classes first.
+        # Heads that assign boxes and classes separately sample for the classes first.
         sampled = [call.result for call in samples[:len(batch.metas)]]
         positions = positive_positions(sampled, anchors[-1], batch.metas,
                                        head.train_cfg.allowed_border)
         kept = [torch.ones_like(result.pos_inds, dtype=torch.bool) for result in sampled]
         if reassigned:
-            # PAA trains part of what it samples, which it chooses by the losses.
+            # PAA trains only a part of what it samples, and chooses it by the losses.
             kept = [call.result[0][places[:, 1]] < head.num_classes for call, places in
                     zip(reassigned, positions.split([len(mask) for mask in kept]))]
             positions = positions[torch.cat(kept)]
@@ -109,8 +109,8 @@ def start_step(pair: DetectorPair, features: Call, batch: Batch) -> Step:
 
     Args:
         pair: Traits of teacher and student.
-        features: The student's ``extract_feat``, whose argument is the batch as the student saw
-            it: YOLOX resizes images by itself, and boxes in place.
+        features: The recorded call of the student's ``extract_feat``. Its argument is the batch as
+            the student saw it: YOLOX resizes the images itself, and the boxes in place.
         batch: Images and ground truth.
     """
     seen = features.args[0]
@@ -166,7 +166,7 @@ def positive_positions(sampled: list, anchors: Call, img_metas: list[dict],
 
 
 def joined(levels: Union[list[Tensor], Tensor]) -> Tensor:
-    """All levels in one tensor; heads that assign as ATSS does have joined them in place."""
+    """All levels in one tensor; heads that assign like ATSS have already joined them."""
     return levels if torch.is_tensor(levels) else torch.cat(levels)
 
 

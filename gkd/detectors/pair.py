@@ -1,4 +1,4 @@
-"""What must be known of a teacher and a student before anything can be taught."""
+"""What must be known about a teacher and a student before anything can be taught."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class DetectorInfo:
         box_coding: Means and standard deviations of the offsets of anchors that the dense head
             regresses, four each; empty for other heads.
         predicts_densely: Whether class logits and box regressions can be had for every place.
-        probabilities: Whether what the dense head gives for class logits are probabilities.
+        probabilities: Whether the dense head returns probabilities instead of class logits.
         pools_maps: Whether the RoI head pools each box from one level, and its features lie in
             the space of the maps.
         image_channels: Channels of the images.
@@ -58,7 +58,7 @@ class DetectorInfo:
 
     @property
     def places(self) -> tuple[int, ...]:
-        """Places of a cell at which the dense head predicts, on every level."""
+        """Number of predictions of the dense head per cell, on every level."""
         return tuple(map(len, self.anchors)) or (1,) * len(self.strides)
 
     @property
@@ -85,7 +85,7 @@ class DetectorPair:
         """Raise ConfigError unless both detectors can classify given boxes.
 
         Args:
-            key: What asks for it, as a config names it, for the message.
+            key: What requires it, as named in a config, for the message.
             advice: What to do about it, likewise.
         """
         for role, info in (('teacher', self.teacher), ('student', self.student)):
@@ -126,8 +126,8 @@ class DetectorPair:
     def require_same_places(self, key: str, advice: str) -> None:
         """Raise ConfigError unless the dense heads predict at the same places.
 
-        These are the same anchors, or one a cell on maps of the same strides, with whatever
-        anchors. Arguments as above.
+        That is, the heads have the same anchors, or both predict once per cell on maps of the same
+        strides, with any anchors. Arguments as above.
         """
         teacher, student = self.teacher, self.student
         if teacher.anchors == student.anchors != ():
@@ -150,7 +150,7 @@ class DetectorPair:
 
     def levels(self, info: DetectorInfo) -> tuple[int, ...]:
         """Index of every paired level in the pyramid of ``info``."""
-        # Of several maps of one stride, as stacked hourglasses have, the last is the best.
+        # If several maps have the same stride, as in stacked hourglasses, the last is the best.
         last = {stride: level for level, stride in enumerate(info.strides)}
         return tuple(last[stride] for stride in self.strides)
 

@@ -1,4 +1,4 @@
-"""Which places of its maps a dense head that samples nothing trains as objects."""
+"""The places that a dense head without sampling trains as objects."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from gkd.detectors.step import Call, recorded
 
-# Of one image, as YOLOX's head has it in MMDetection 2 and 3.
+# The methods of YOLOX's head for one image, in MMDetection 2 and 3.
 OF_ONE_IMAGE = ('_get_target_single', '_get_targets_single')
 
 
@@ -23,8 +23,9 @@ def recorded_targets(head: nn.Module) -> Iterator[list[Call]]:
         head: A dense head, built by MMDetection.
 
     Yields:
-        Calls of ``get_targets``, for all images, or, in a head without, of what assigns those of
-        one image; none if the head has neither.
+        Calls of ``get_targets``, which serves all images. If the head has no such method: calls of
+        the method that assigns the targets of one image. The list stays empty if the head has
+        neither.
     """
     name = next((name for name in ('get_targets', *OF_ONE_IMAGE) if hasattr(head, name)), None)
     if name is None:
@@ -40,7 +41,7 @@ def place_labels(calls: list[Call], scores: Sequence[Tensor],
 
     Args:
         calls: From :func:`recorded_targets`.
-        scores: Class scores of every level, ``(B, C, H_l, W_l)``: one place a cell.
+        scores: Class scores of every level, ``(B, C, H_l, W_l)``: one place per cell.
         num_classes: ``C``, which stands for background.
 
     Returns:
@@ -55,7 +56,7 @@ def place_labels(calls: list[Call], scores: Sequence[Tensor],
         if [len(mask) for mask in masks] != [sum(cells)] * images:
             return None
         return torch.stack([labels_of_mask(*both, num_classes) for both in zip(masks, classes)])
-    # Of heads that assign twice (RepPoints), the last tells.
+    # If a head assigns twice (RepPoints), the last call counts.
     labels = calls[-1].result[0]
     counts = [images * count for count in cells]
     if torch.is_tensor(labels):
@@ -70,11 +71,11 @@ def place_labels(calls: list[Call], scores: Sequence[Tensor],
 
 
 def labels_of_mask(mask: Tensor, targets: Tensor, num_classes: int) -> Tensor:
-    """Classes of one image's places from what a head of YOLOX's kind trains on.
+    """Classes of one image's places, from the targets of a head like YOLOX's.
 
     Args:
         mask: Which places are objects, ``(N,)`` bool.
-        targets: Of these the class as one of ``C`` numbers that is not 0, ``(n, C)``.
+        targets: ``C`` numbers for each of these; only that of its class is not 0, ``(n, C)``.
         num_classes: ``C``.
 
     Example:
@@ -106,16 +107,16 @@ def centres(sizes: Sequence[tuple[int, int]], strides: Sequence[int],
 
 def smallest_object(labels: Tensor, points: Tensor, boxes: Tensor,
                     classes: Tensor) -> tuple[Tensor, Tensor]:
-    """The smallest box of a place's class that holds it.
+    """Find for every place the smallest box of its class that contains it.
 
     Args:
         labels: Class of every place, ``(B, N)``.
         points: Centre of every place, ``(N, 2)`` as x, y in pixels.
         boxes: Ground truth of every image, ``(B, G, 4)`` in pixels.
-        classes: Its class, ``(B, G)``; -1 for what is none.
+        classes: Class of every box, ``(B, G)``; -1 for boxes that fill up an image.
 
     Returns:
-        Its number in the image, ``(B, N)`` int64, and whether there is one, ``(B, N)`` bool.
+        The box's number in the image, ``(B, N)`` int64, and whether there is one, ``(B, N)`` bool.
 
     Example:
         >>> boxes = torch.tensor([[[0.0, 0, 90, 90], [0, 0, 9, 9]]])

@@ -41,10 +41,10 @@ class DetectorSource:
         checkpoint: Path of the weights, or None.
         key: Place in the distillation config, for messages.
         overrides: Settings merged into the detector's config, as ``--cfg-options`` would.
-        precision: Of a teacher, see :class:`~gkd.detectors.teacher.Teacher`.
+        precision: A teacher's precision; see :class:`~gkd.detectors.teacher.Teacher`.
         graphs: Likewise.
         img_norm_cfg: How the detector's images were normalised in its training, as MMDetection's
-            ``Normalize`` takes it; by default its config says so in its test pipeline.
+            ``Normalize`` takes it; by default it is read from the test pipeline of its config.
         inherit: Parts that a student takes over from the teacher; see
             :func:`gkd.detectors.inherit.inherit`.
     """
@@ -169,7 +169,7 @@ class DetectorSource:
         on, if it holds them.
 
         Raises:
-            CheckpointError: The file is missing, unreadable, not the published one of its name,
+            CheckpointError: The file is missing, unreadable, not the published file of that name,
                 or does not fit the model.
         """
         if self.checkpoint is None:
@@ -188,8 +188,8 @@ class DetectorSource:
         """Check that the checkpoint, if one is named, is there and not damaged.
 
         Raises:
-            CheckpointError: It is missing, or is not the published file of its name; with the way
-                to get it.
+            CheckpointError: It is missing, or is not the published file of that name; the message
+                says how to get it.
         """
         if self.checkpoint is None:
             return
@@ -213,7 +213,7 @@ def check_checkpoints(model: dict) -> None:
         model: A ``model`` config.
 
     Raises:
-        CheckpointError: What is wrong with each of them, and the way to get it.
+        CheckpointError: Some are missing or damaged; the message says which, and how to get them.
     """
     faults = []
     for source in sources_of(model):
@@ -242,8 +242,8 @@ def read_config(path: str, where: str = '') -> Config:
         message = (f'{where}cannot read config {path}: {type(error).__name__}: {error}'
                    f'{moved_base(error)}{missing_package(path, error)}'
                    f'{other_mmdetection(error)}')
-        # mmcv deletes the temporary copy that it reads while it is open: its end would be reported
-        # in the terminal as an error. It hangs on the frames of this one.
+        # mmcv deletes the temporary copy of the config while it is open. The frames of this error
+        # hold that copy; freeing it would print another error in the terminal.
         hook, sys.unraisablehook = sys.unraisablehook, lambda unraisable: None
         try:
             traceback.clear_frames(error.__traceback__)
@@ -253,10 +253,10 @@ def read_config(path: str, where: str = '') -> Config:
 
 
 def other_mmdetection(error: Exception) -> str:
-    """What to do if a config is one that only the other MMDetection reads.
+    """What to do if only the other MMDetection can read a config.
 
-    mmcv 1.x looks for a ``_base_`` of MMDetection 3 as a file. MMEngine takes any config that
-    imports a package for one in its own form without ``_base_`` lists.
+    mmcv 1.x looks for an MMDetection 3 ``_base_`` as a file. MMEngine takes any config that
+    imports a package for one in its new format, which has no ``_base_`` lists.
     """
     if mmdet_major() == 3 and isinstance(error, RuntimeError) and 'lazy_import' in str(error):
         return (' (a config for MMDetection 2 may import packages; MMDetection 3 is installed: '
@@ -294,8 +294,8 @@ def moved_base(error: Exception) -> str:
 def find_file(path: str) -> Optional[str]:
     """Resolve ``mmdet::`` paths and paths relative to the repository; None if nothing is there.
 
-    A config that now lies one folder further down is taken from there (:func:`find_moved`), and
-    the log says so.
+    A config that has moved into a subfolder is read from there (:func:`find_moved`), and the log
+    says so.
     """
     if path.startswith(MMDET_SCOPE):
         candidates = [osp.join(mmdet_configs(), path[len(MMDET_SCOPE):])]
@@ -310,7 +310,7 @@ def find_file(path: str) -> Optional[str]:
 
 
 def find_moved(path: str) -> Optional[str]:
-    """Where a config lies that is not at ``path``: in one of the folders inside its folder.
+    """Find a config that is not at ``path`` in one of the subfolders of its folder.
 
     So ``configs/coco/NAME.py`` finds ``configs/coco/gkd/NAME.py``.
 
@@ -333,7 +333,7 @@ def log_moved(path: str, found: str) -> None:
 def drop_pretrained(config: Union[dict, list]) -> None:
     """Remove pretrained initialisations: the checkpoint replaces them.
 
-    They may need a network, too.
+    Such an initialisation may also need a network connection.
 
     Args:
         config: A model config, changed in place at every depth.
@@ -349,7 +349,7 @@ def drop_pretrained(config: Union[dict, list]) -> None:
             drop_pretrained(entry)
     elif isinstance(config, dict):
         start = config.get('init_cfg')
-        # PVT's names no type.
+        # PVT's initialisation names no type.
         if isinstance(start, dict) and (start.get('type') == 'Pretrained'
                                         or 'checkpoint' in start):
             config['init_cfg'] = None

@@ -16,7 +16,7 @@ from gkd.watching import watched
 
 @dataclass(frozen=True)
 class Needs:
-    """What kinds of knowledge want to see of a step, besides maps and boxes.
+    """What kinds of knowledge need from a step, besides maps and boxes.
 
     Attributes:
         logits: Class logits of both detectors at the student's positives.
@@ -35,7 +35,7 @@ class Needs:
     bank: bool = False
 
     def __or__(self, other: Needs) -> Needs:
-        """What either wants."""
+        """The needs of both together."""
         return Needs(*map(operator.or_, astuple(self), astuple(other)))
 
 
@@ -71,7 +71,7 @@ class DetectorOutputs:
     student's choice, and the teacher is asked about the same boxes.
 
     Attributes:
-        maps: FPN maps ``(B, C, H_l, W_l)``, one a paired level, finest first.
+        maps: FPN maps ``(B, C, H_l, W_l)``, one per paired level, finest first.
         logits: Class logits at the positives, ``(n, num_logits)``; the teacher's only if a kind of
             knowledge needs ``logits``.
         roi_features: RoI-pooled features of the positives, ``(n, C, h, w)``; two-stage only, the
@@ -112,7 +112,7 @@ class Stage:
 class Step:
     """A training step as both detectors saw it: all that a kind of knowledge reads.
 
-    Images, boxes and levels are shared; what a detector computed of them is its own part. The
+    Images, boxes and levels are shared; what a detector computed from them is its own part. The
     student's part is taken from the very forward pass that gives its detection losses.
 
     Attributes:
@@ -138,12 +138,13 @@ class Step:
         dense_positives: Which places of ``student.dense`` are positives, ``(B, N)`` bool; only of
             anchor-based one-stage students, and if a kind of knowledge needs ``dense``.
         place_labels: Class that each place of ``student.dense`` was trained as, ``(B, N)`` int64,
-            the number of classes for background; only of one-stage students that sample nothing
-            but show it, and if a kind of knowledge needs ``dense``.
+            the number of classes for background; only for one-stage students that sample nothing
+            but show what they train, and only if a kind of knowledge needs ``dense``.
         stages: The stages after the first of a cascade student; only if a kind of knowledge needs
             ``logits``.
-        proposals: All proposals that the student sampled, of every image its positives first, then
-            its negatives, ``(m_b, 4)``; two-stage students only. ``m`` is the sum of all ``m_b``.
+        proposals: All proposals that the student sampled, for every image first its positives,
+            then its negatives, ``(m_b, 4)``; two-stage students only. ``m`` is the sum of all
+            ``m_b``.
         proposal_positives: Which of these are positives, ``(m,)`` bool.
         images: The batch as the student saw it, ``(B, C, H, W)``, for the teacher.
     """
@@ -191,7 +192,7 @@ def recorded(owner: object, name: str) -> Iterator[list[Call]]:
         name: Name of the method.
 
     Yields:
-        A list that grows by one :class:`Call` a call.
+        A list to which every call adds one :class:`Call`.
 
     Example:
         >>> class Adder:

@@ -17,7 +17,7 @@ from gkd.frameworks import BaseDetector, fuse_conv_bn, logger
 
 PRECISIONS = dict(full=None, half=torch.float16, bfloat16=torch.bfloat16)
 ADVICE = "Set model.teacher.precision='full' to compute in full precision from the start."
-# Steps between two looks at whether a map has overflowed.
+# Steps between two checks whether a map has overflowed.
 INTERVAL = 50
 # Relative difference of maps up to which a rebuilt teacher counts as the same.
 ROUNDING = 1e-3
@@ -27,21 +27,22 @@ class Teacher:
     """A detector that is never trained, and its copy for fast inference on a GPU.
 
     Teaching needs the teacher's maps no more exact than a GPU's convolutions compute them: TF32,
-    the default for float32, rounds to the 10 bits of mantissa that float16 has. On a GPU a copy
-    in half precision, with batch normalisation folded into the convolutions and channels last,
-    takes the detector's place; the exact weights wait on the CPU. Half precision ends at 65,504:
-    should a map have a value beyond, this value counts as 0, and the exact detector takes over
-    within :data:`INTERVAL` steps. Whether one has is looked at without waiting for the device.
+    the default for float32, rounds to 10 bits of mantissa, as many as float16 has. On a GPU, a
+    copy of the detector in half precision therefore computes in its place, with batch
+    normalisation folded into the convolutions and channels last; the exact weights stay on the
+    CPU. The largest number in half precision is 65,504. If a map has a larger value, this value
+    counts as 0, and the exact detector takes over within :data:`INTERVAL` steps. The check does
+    not wait for the device.
 
     Args:
         detector: The detector, built by MMDetection, with its weights.
         precision: ``'half'``, ``'bfloat16'`` or ``'full'``, on any device; None for half on a GPU
             and full on the CPU.
-        graphs: For so many shapes of images the copy's pyramid becomes a :class:`Replay`.
+        graphs: Number of image shapes for which a :class:`Replay` computes the copy's pyramid.
 
     Attributes:
         exact: The detector as it was given.
-        running: What computes: the same, or its copy.
+        running: The detector that computes: the exact one, or its copy.
 
     Raises:
         ConfigError: ``precision`` is unknown.
@@ -53,7 +54,7 @@ class Teacher:
                               f'{", ".join(map(repr, PRECISIONS))}, or None for half on a GPU and '
                               f'full on the CPU.')
         self.exact = self.running = detector.requires_grad_(False)
-        detector.eval()  # on its own: some detectors return nothing
+        detector.eval()  # a statement of its own: eval() of some detectors returns nothing
         self.precision = precision
         self.graphs = graphs
         self.sums: Optional[Tensor] = None  # not finite once a map was not
@@ -125,7 +126,7 @@ class Teacher:
 
 
 def arrived(event: Optional[torch.cuda.Event]) -> bool:
-    """Whether what was asked of the device is there."""
+    """Whether the value that was requested from the device has arrived."""
     return event is None or event.query()
 
 
@@ -135,14 +136,14 @@ def fast_copy(detector: BaseDetector, dtype: torch.dtype,
               graphs: int) -> BaseDetector:
     """A copy of a detector that computes in another precision, channels last.
 
-    Batch normalisation is folded into the convolutions where that changes nothing but rounding;
-    what is left of it keeps its float32 statistics, whose range is wide.
+    Batch normalisation is folded into the convolutions where that changes nothing but rounding.
+    The other batch normalisation layers keep their statistics in float32, whose range is wide.
 
     Args:
         detector: In eval mode, in float32.
-        dtype: Of the copy.
+        dtype: Precision of the copy.
         watch: Called with the maps of every image; returns copies of them to use.
-        graphs: Shapes of images whose launches are recorded.
+        graphs: Number of image shapes whose launches are recorded.
 
     Raises:
         RuntimeError: A part of the detector does not compute in this precision.
@@ -178,13 +179,13 @@ def fast_copy(detector: BaseDetector, dtype: torch.dtype,
 class Replay:
     """A function of images whose launches on a GPU are recorded for the shapes that come often.
 
-    A small batch keeps the GPU busy for less time than the host needs to launch a deep network's
-    kernels; a recording (CUDA graph) is launched at once. It costs the memory of the network's
-    maps, which is then its own.
+    For a small batch, the host needs more time to launch a deep network's kernels than the GPU
+    needs to run them. A recording (CUDA graph) is launched at once. It costs memory for the
+    network's maps, which it does not share with other tensors.
 
     Args:
         function: Takes images, returns maps; without gradient.
-        most: Shapes that are recorded, the first ones to come a third time.
+        most: Number of shapes that are recorded: the first ones that come a third time.
     """
 
     def __init__(self, function: Callable[[Tensor], tuple[Tensor, ...]], most: int):
@@ -208,7 +209,7 @@ class Replay:
         return maps
 
     def record(self, images: Tensor) -> tuple[Tensor, torch.cuda.CUDAGraph, tuple[Tensor, ...]]:
-        """Where images go, the recording, and where their maps then are."""
+        """The input buffer for images, the recording, and the buffers that then hold the maps."""
         inputs, graph = images.clone(), torch.cuda.CUDAGraph()
         # Recordings never run at the same time, so they may share memory.
         others = [graph for _, graph, _ in self.recorded.values()]
@@ -263,6 +264,6 @@ def converted(value: Any, dtype: torch.dtype) -> Any:
 
 
 def widened(feature: Tensor) -> Tensor:
-    """A map in float32, or float64, the channels before the cells in memory."""
+    """A map in float32 (or float64), in memory with the channels first."""
     dtype = torch.promote_types(feature.dtype, torch.float)
     return feature.to(dtype, memory_format=torch.contiguous_format)

@@ -57,7 +57,7 @@ def student_step(student: BaseDetector, pair: DetectorPair, needs: Needs,
         # HTC samples a stage's boxes once more, for masks.
         samples = [[sampling_result(call.result) for call in calls[:len(batch.metas)]]
                    for calls in samples]
-        # Samplers that look at losses (OHEM) run the head too: the last call is the loss's own.
+        # Samplers that use losses (OHEM) run the head too: the last call is that of the loss.
         outputs = [[call for call in forwards if call.args[0] == stage][-1].result
                    for stage in range(len(samples))] if is_cascade(roi_head) \
             else [forwards[-1].result]
@@ -77,7 +77,7 @@ def first(parts: object) -> object:
 
 
 def is_cascade(roi_head: torch.nn.Module) -> bool:
-    """Whether a RoI head has a head a stage."""
+    """Whether a RoI head has one head per stage."""
     return isinstance(roi_head.bbox_head, torch.nn.ModuleList)
 
 
@@ -95,7 +95,7 @@ def classify(roi_head: torch.nn.Module, maps: tuple[Tensor, ...], rois: Tensor,
         MMDetection's results, with ``cls_score`` ``(k, num_logits)`` and mostly ``bbox_feats``.
     """
     further = {}
-    # HTC and SCNet add what they see of the whole image.
+    # HTC and SCNet add features of the whole image.
     if getattr(roi_head, 'with_semantic', False):
         further['semantic_feat'] = roi_head.semantic_head(maps)[1]
     if getattr(roi_head, 'with_glbctx', False):
@@ -145,8 +145,8 @@ def teacher_step(teacher: BaseDetector, pair: DetectorPair, needs: Needs, img: T
                  step: Step) -> DetectorOutputs:
     """Run a two-stage teacher on the student's images and proposals.
 
-    The teacher makes no proposals of its own: its RoI head sees what it must judge, and its RPN
-    runs only where what it predicts is taught.
+    The teacher makes no proposals of its own: its RoI head classifies the student's, and its RPN
+    runs only if the RPN's predictions are taught.
 
     Args:
         teacher: The frozen teacher.
@@ -165,7 +165,7 @@ def teacher_step(teacher: BaseDetector, pair: DetectorPair, needs: Needs, img: T
                                        pair, pair.teacher)
     if needs.logits or needs.proposals:
         rois = bbox2roi(step.proposals if needs.proposals else step.boxes)
-        # Under fp16 maps are half precision, and RoIAlign wants them in that of the RoIs.
+        # Under fp16 the maps are in half precision, but RoIAlign needs the RoIs' precision.
         features = tuple(map(widened, features))
         with pooling_without_waiting(teacher.roi_head, rois.is_cuda):
             outputs = classify(teacher.roi_head, features, rois)
@@ -185,8 +185,9 @@ def teacher_step(teacher: BaseDetector, pair: DetectorPair, needs: Needs, img: T
 def pooling_without_waiting(roi_head: torch.nn.Module, on_gpu: bool) -> Iterator[None]:
     """Let a RoI head pool without a host sync while the context is open.
 
-    MMDetection's extractor counts the RoIs of every level, for which the host waits. A frozen
-    teacher's few RoIs are pooled on every level instead, and the right one is chosen.
+    MMDetection's extractor counts the RoIs of every level, so the host waits for the device.
+    Instead, the few RoIs of a frozen teacher are pooled on every level, and the features of the
+    right level are chosen.
 
     Args:
         roi_head: The head, built by MMDetection.

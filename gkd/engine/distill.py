@@ -73,7 +73,7 @@ def images(model: Distiller) -> str:
 
 
 def schedule(config: Config, gpus: int) -> str:
-    """How long, how many images a step, and how fast."""
+    """How long, how many images per step, and how fast."""
     loop, scaling = config.train_cfg, config.get('auto_scale_lr') or {}
     length = (counted(loop.max_epochs, 'epoch') if loop.get('max_epochs')
               else counted(loop.get('max_iters'), 'step'))

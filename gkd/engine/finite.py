@@ -21,7 +21,7 @@ ADVICE = ('Usual causes: a learning rate that is too high, no warm-up, no gradie
 class FiniteLossHook(Hook):
     """End a run whose loss is NaN or infinite before it spoils the weights, or skip such steps.
 
-    MMEngine does not average losses over processes: they tell each other, so that all of them
+    MMEngine does not average losses over processes, so the processes tell each other: all of them
     stop or skip together.
 
     Args:
@@ -43,14 +43,14 @@ class FiniteLossHook(Hook):
                                                           runner.optim_wrapper.update_params)
 
     def remembering(self, parse: Callable) -> Callable:
-        """``parse_losses`` that keeps what it names."""
+        """Wrap ``parse_losses`` to keep the losses that it names."""
         def parse_losses(losses: dict) -> tuple[Tensor, dict[str, Tensor]]:
             total, self.losses = parse(losses)
             return total, self.losses
         return parse_losses
 
     def guarded(self, runner, update: Callable) -> Callable:
-        """``update_params`` that a loss which is not finite does not reach."""
+        """Wrap ``update_params`` so that it never gets a loss that is not finite."""
         def update_params(loss: Tensor, *args: Any, **kwargs: Any) -> None:
             broken = ~loss.detach().isfinite().all()
             if dist.is_initialized():
@@ -63,7 +63,7 @@ class FiniteLossHook(Hook):
         return update_params
 
     def refuse(self, runner) -> None:
-        """End the run or, if there may be such steps, leave this one out."""
+        """End the run or, if such steps may be skipped, skip this one."""
         broken = [f'{name} = {float(value)}' for name, value in self.losses.items()
                   if name != 'loss' and not torch.isfinite(value).all()]
         done = runner.iter - runner.epoch * len(runner.train_dataloader)

@@ -34,10 +34,10 @@ KEPT_INSIDE = 2
 
 @HOOKS.register_module()
 class ResumableCheckpointHook(CheckpointHook):
-    """MMEngine's checkpoints, from which a run goes on exactly, inside an epoch too.
+    """Write MMEngine's checkpoints so that a run resumes exactly, inside an epoch too.
 
-    Inside an epoch ``epoch_N_iter_I.pth`` is written, of which the last two are kept until the
-    epoch's own checkpoint takes their place. ``resume = True`` finds the newest.
+    ``epoch_N_iter_I.pth`` is written inside an epoch. The last two are kept until the epoch's own
+    checkpoint replaces them. ``resume = True`` finds the newest.
 
     Args:
         inside_epoch: Iterations between two checkpoints inside an epoch; 0 writes none.
@@ -58,12 +58,12 @@ class ResumableCheckpointHook(CheckpointHook):
         self.resumed: Optional[dict] = None
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
-        """Take the state out of a checkpoint to resume from; to start from one needs none."""
+        """Take the state out of a checkpoint; keep it only if the run resumes from it."""
         state = checkpoint.pop(KEY, None)
         self.resumed = state if runner._resume else None
 
     def before_train(self, runner) -> None:
-        """Let the loader's order be resumed, and put back what the checkpoint holds."""
+        """Make the loader's order resumable, and restore what the checkpoint holds."""
         super().before_train(runner)
         self.order = BatchOrder(runner.train_dataloader, runner.seed or 0)
         if runner.val_loop is not None:
@@ -143,8 +143,8 @@ class BatchOrder:
     """A batch sampler with which an epoch can be resumed at any batch.
 
     With worker processes every image gets its own seed for augmentation, so that augmentation
-    depends neither on the number of workers nor on where the epoch was resumed. Without workers
-    it draws from the random generators of the training.
+    depends neither on the number of workers nor on where the epoch was resumed. Without workers,
+    augmentation draws from the random generators of the training.
 
     Args:
         loader: Loader whose batch sampler gives the order; it is replaced by this one.
@@ -196,14 +196,14 @@ class BatchOrder:
 
 
 def unwrap(model: torch.nn.Module) -> torch.nn.Module:
-    """The model without what distributes it."""
+    """The model without its data-parallel wrapper."""
     return model.module if is_module_wrapper(model) else model
 
 
 def share_buffers(runner) -> None:
-    """Give all processes the first one's statistics of batch normalisation: a file holds those.
+    """Give all processes the first one's batch normalisation statistics, which checkpoints hold.
 
-    MMEngine leaves every process its own, and evaluates with them.
+    MMEngine lets every process keep statistics of its own, and evaluates with them.
     """
     if not dist.is_initialized():
         return
@@ -242,7 +242,7 @@ def put_back_gradients(model: torch.nn.Module, gradients: dict[str, torch.Tensor
     """Let a model go on to accumulate gradients.
 
     Args:
-        model: Without what distributes it.
+        model: The model without its data-parallel wrapper.
         gradients: By the name of the parameter; they may lie on another device.
     """
     for name, parameter in model.named_parameters():

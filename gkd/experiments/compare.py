@@ -51,7 +51,7 @@ def compare(config_path: str, methods: Optional[Sequence[str]] = None,
     """Train teacher, plain student and every method; write ``comparison.md``, ``.csv``, ``.png``.
 
     The plain student is the distiller with nothing to teach: same start, same images in the same
-    order, same schedule. What is finished is not run again, what was interrupted goes on; several
+    order, same schedule. Finished stages are not run again, interrupted ones are resumed; several
     commands may share a work dir. If the validation data carry degrees of difficulty,
     ``degrees.md`` and ``degrees.csv`` tell them apart.
 
@@ -168,7 +168,7 @@ def run_all(comparison: Comparison, jobs: int, results: str) -> None:
 
 def run_stage(stage: Stage, environment: Optional[dict] = None,
               logged: bool = False) -> Optional[float]:
-    """Run a stage, unless it is finished; if another process is at it, wait for that one.
+    """Run a stage, unless it is finished; if another process is running it, wait for that one.
 
     Args:
         stage: The stage.

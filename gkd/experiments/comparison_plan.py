@@ -41,7 +41,8 @@ class Comparison:
         work_dir: Where everything goes.
         preparation: Trainings of the teacher and the students that all start from.
         runs: Trainings by method and seed; the first method is the plain student.
-        detections: Of the teacher and, if the data carry degrees, of every run, by the checkpoint.
+        detections: Detections of the teacher and, if the data carry degrees, of every run; by the
+            checkpoint.
         refused: Why methods cannot serve this pair of detectors.
         dataset: Validation data; None if it is not in COCO's format.
         columns: Names of the ranges of degrees that are evaluated.
@@ -256,7 +257,7 @@ class Planner:
         name, starts, teacher = f'{method}{self.suffix}', {}, self.other_teacher
         if method == PLAIN:
             name, teacher = f'plain{self.suffix}', ''
-            # It is the same under all teachers, and has nothing of them.
+            # The plain student is the same under all teachers and takes nothing from them.
             config.model.teacher.checkpoint = None
             config.model.student.pop('inherit', None)
         else:
@@ -274,7 +275,7 @@ class Planner:
 
 
 def move_to_strip(config: Config, strip: str) -> None:
-    """Let another strip of the tree crowns validate.
+    """Use another strip of the tree crowns for validation.
 
     Args:
         config: Changed in place.
@@ -296,7 +297,7 @@ def move_to_strip(config: Config, strip: str) -> None:
 
 
 def strip_of(config: Config) -> str:
-    """Name of the strip that validates; empty for data that have none."""
+    """Name of the strip used for validation; empty for data that have none."""
     ann_file = str(leaf_configs(config.data.val)[0].ann_file)
     return next((strip for strip in STRIPS if ann_file.startswith(strip_folder(strip))), '')
 

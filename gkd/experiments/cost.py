@@ -34,7 +34,7 @@ BOXES = 8  # an image; COCO has 7.3 on average
 class TensorMemory(TorchDispatchMode):
     """Count the bytes of all tensors that exist, and the most that did at a time.
 
-    Memory that an operator uses inside itself is not seen.
+    Memory that an operator uses internally is not counted.
 
     Attributes:
         now: Bytes of the tensors that exist.
@@ -84,8 +84,7 @@ class Cost:
         teacher: Those of the teacher's forward pass.
         extra: Those of distillation itself, forward and backward.
         memory: Bytes of all tensors at their peak.
-        generation: Bytes of a pass of prototype generation over one image, its peak without
-            weights.
+        generation: Peak bytes, without weights, of a pass of prototype generation over one image.
     """
 
     student: float
@@ -95,7 +94,7 @@ class Cost:
     generation: float
 
     def towards(self, other: Cost, position: float) -> Cost:
-        """A step on the line through two, ``position`` 0 being this and 1 the other."""
+        """The cost on the line through two costs: ``position`` 0 is this one, 1 the other."""
         return Cost(*(mine + position * (theirs - mine) for mine, theirs in
                       zip(astuple(self), astuple(other))))
 
@@ -139,7 +138,7 @@ class MeasuredStep:
         """Run the step on images of noise.
 
         Args:
-            width: Of the images, in pixels.
+            width: Width of the images, in pixels.
             height: Likewise.
             images: Their number.
 
@@ -150,7 +149,7 @@ class MeasuredStep:
             if not self.optimizer_state:
                 self.run(*WARM_UP, images)
             memory, whole, teacher = self.run(width, height, images)
-            few = min(images, 2)  # of a single image, batch normalisation may have nothing to norm
+            few = min(images, 2)  # on a single image, batch normalisation may fail
             alone = images / few * self.student_operations(width, height, few)
             extra = max(whole - teacher - alone, 0)  # plain detectors have none
             return Cost(alone, teacher, extra, memory, self.measure_generation(width, height))
@@ -194,7 +193,7 @@ class MeasuredStep:
 
     @torch.no_grad()
     def measure_generation(self, width: int, height: int) -> int:
-        """Peak of a detector's pass over one image, of the detector that needs more."""
+        """Peak memory of a pass over one image, for the detector that needs more."""
         if not self.distils or not self.model.needs.bank:
             return 0
         peaks = []
@@ -210,7 +209,7 @@ class MeasuredStep:
 
 
 def random_bank(pair, num_prototypes: int) -> PrototypeBank:
-    """A bank of a size as it will be, with random prototypes."""
+    """A bank of the size that it will have, with random prototypes."""
     count = pair.num_classes * num_prototypes
     offsets = torch.arange(0, count + 1, num_prototypes)
     return PrototypeBank(

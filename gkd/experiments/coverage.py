@@ -1,8 +1,8 @@
 """Try detectors of the zoo as teachers and students: what works, what is refused, and why.
 
-Each is taken from its own config with untrained weights, on small images. So that many can be
-tried, backbones have one block a stage, where their class counts blocks, and there are an eighth
-of the channels, where backbone and heads agree to that.
+Each is built from its own config with untrained weights, and tried on small images. To save time,
+backbones have one block per stage if their class counts blocks, and all parts have an eighth of
+their channels if backbone and heads allow it.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ an entry there.
 
 @dataclass
 class Outcome:
-    """What came of a pair.
+    """What was found of a pair.
 
     Attributes:
         teacher: Its config's name.
@@ -88,9 +88,9 @@ class Outcome:
         verdict: ``'works'``, ``'refused'`` with the reason in ``message``, or ``'fault'``.
         message: The refusal, or the exception and where it came from.
         teaches: Loss terms of the distilling module with its default settings.
-        instances: ``'positives'`` or ``'gt'``: at what it teaches.
+        instances: ``'positives'`` or ``'gt'``: the boxes at which the module teaches.
         left_out: Why soft labels are left out; empty if they are taught.
-        methods: For each of the other methods what it said: empty if it works.
+        methods: Message of each other method; empty if the method works.
         own_losses_equal: Whether the student's own losses are those of a plain training, bit by
             bit.
         detects: Whether the student detects in a test afterwards.
@@ -139,7 +139,7 @@ def check_all(pairs: Iterable[tuple[str, str]], folder: str, again: bool = False
         pairs: Names of configs, teacher and student.
         folder: Where the outcomes are kept.
         again: Check what has been checked, too.
-        say: Gets a line about every pair.
+        say: Called with a line about every pair.
     """
     outcomes = []
     os.makedirs(folder, exist_ok=True)
@@ -250,7 +250,7 @@ def made_small(model: mmcv.ConfigDict) -> dict:
 
 
 def without_other_processes(entry) -> None:
-    """Let layers that normalise over several processes, at every depth, do so in one."""
+    """Replace synchronised by plain batch normalisation, at every depth."""
     if isinstance(entry, dict):
         if entry.get('type') in ('SyncBN', 'MMSyncBN', 'NaiveSyncBN'):
             entry['type'] = 'BN'
@@ -296,7 +296,7 @@ def with_few_blocks(backbone: dict) -> None:
 
 
 def narrower(model: dict) -> dict:
-    """A config with an eighth of the channels, where the backbone is one that can be so."""
+    """A config with an eighth of the channels, if the backbone allows it."""
     model = copy.deepcopy(model)
     backbone = model.get('backbone', {})
     kind = BACKBONES.get(backbone.get('type'))
@@ -330,7 +330,7 @@ def first_neck(model: dict) -> dict:
 
 
 def divided(entry):
-    """All numbers of channels, at every depth, by ``NARROWER``; groups to be normalised to 4."""
+    """Divide all channel counts, at every depth, by ``NARROWER``; set ``num_groups`` to 4."""
     if isinstance(entry, dict):
         return {key: fewer(value) if CHANNELS.search(key) else 4 if key == 'num_groups'
                 else divided(value) for key, value in entry.items()}
@@ -389,9 +389,9 @@ def build(config: dict) -> torch.nn.Module:
 
 @torch.no_grad()
 def calm(detector: torch.nn.Module) -> None:
-    """Give layers that normalise statistics of noise where untrained ones would let maps explode.
+    """Give normalisation layers the statistics of noise where maps would explode untrained.
 
-    DetectoRS at its first weights, whose kernels are scaled up, has maps beyond all numbers.
+    With its initial weights, whose kernels are scaled up, the maps of DetectoRS overflow.
     """
     if 'DetectoRS' not in type(detector.backbone).__name__:
         return
@@ -452,7 +452,7 @@ def try_methods(model: Distiller, batch: dict) -> dict[str, str]:
         if name != METHOD and KNOWLEDGE.get(name).__module__.startswith('gkd.'):
             said[name] = caught(lambda name=name: kinds.update(
                 {name: build_knowledge(dict(type=name), model.pair)}))
-    # One step that holds what all of them want; where that fails, one for each, to know whose.
+    # One step with what all methods need; if it fails, one for each, to learn which one failed.
     model.needs = reduce(operator.or_, (kind.needs for kind in kinds.values()), Needs())
     steps = []
     shared = not caught(lambda: steps.append(observed(model, batch)))
@@ -499,7 +499,7 @@ def detects(model: torch.nn.Module, batch: dict) -> bool:
 
 
 def without_prefix(error: Exception) -> str:
-    """A message without what mmcv's registry puts before it, and without folders of here."""
+    """A message without the prefix of mmcv's registry and without local folders."""
     text = str(error).replace(mmdet_configs() + os.sep, 'mmdet::')
     return text[len('Distiller: '):] if text.startswith('Distiller: ') else text
 

@@ -22,7 +22,7 @@ from gkd.running.train import check_training
 
 def distillation_config(student: str, teacher: str, methods: str = 'gkd',
                         options: Optional[dict] = None) -> Config:
-    """The config of a distillation: the student's own, with a distiller for a model.
+    """The config of a distillation: the student's own, with a distiller as its model.
 
     Args:
         student: As in :func:`~gkd.commands.distillation.pair_config`.

@@ -78,8 +78,8 @@ class GenerationPlan:
               **settings) -> GenerationPlan:
         """Bound what can be chosen from a data set of which only the totals are known.
 
-        Every box may lie in a chosen image, and boxes are taken to spread evenly over classes,
-        which only :attr:`operations` depends on.
+        Every box may lie in a chosen image. Boxes are assumed to spread evenly over classes; only
+        :attr:`operations` depends on this.
 
         Args:
             images: Images with boxes.
@@ -106,8 +106,8 @@ class GenerationPlan:
     def student_bytes(self) -> int:
         """The student's features; a single process holds them while a bank is made.
 
-        Of several processes each holds its share at first, and all of a node map those of all
-        from disk then.
+        With several processes, each holds its share at first. Then every process of a node maps
+        all shares from disk.
         """
         return sum(self.instances) * sum(self.student_channels) * FLOAT32
 
@@ -126,8 +126,8 @@ class GenerationPlan:
     def search_bytes(self) -> int:
         """Memory of the largest search, in double precision.
 
-        The features, scaled and side by side, once more for the candidates; the second moments
-        and their weights; a block of similarities.
+        It holds the features, scaled and side by side, and once more for the candidates; the
+        second moments and their weights; and a block of similarities.
         """
         count = max(self.instances)
         width = max(map(sum, zip(self.teacher_channels, self.student_channels)))
@@ -138,8 +138,8 @@ class GenerationPlan:
     def operations(self) -> int:
         """Multiplications and additions of all searches of one generation, at most.
 
-        Per class and level: similarities for the densities, the second moments, and in every
-        round the gain of all candidates, for which all instances are taken.
+        Counted per class and level: similarities for the densities, the second moments, and in
+        every round the gain of all candidates. All instances are counted as candidates.
         """
         total = 0
         for teacher, student in zip(self.teacher_channels, self.student_channels):

@@ -70,7 +70,7 @@ def vary(config: Config, name: str, changes: dict) -> dict:
 
     Args:
         config: The distillation config.
-        name: Of the variant, for messages.
+        name: Name of the variant, for messages.
         changes: New values by dotted name.
 
     Raises:
@@ -90,7 +90,7 @@ def variant(config: Config, settings: dict) -> Config:
 
     Args:
         config: The config; left as it is.
-        settings: Of its ``model``, as :func:`choose_methods` gives them.
+        settings: Settings of its ``model``, as :func:`choose_methods` gives them.
     """
     config = without_methods(config)
     config.model.update(copy.deepcopy(settings))

@@ -1,8 +1,8 @@
 """Estimate parameters, FLOPs, memory and disk space of a training before it is run.
 
-The training step is measured on small images of noise. Its operations and its memory are a
-constant part (proposals, weights) and a part in proportion to the number of pixels, so that two
-small sizes tell those of the training's images.
+The training step is measured on small images of noise. Its operations and its memory consist of a
+constant part (proposals, weights) and a part proportional to the number of pixels. So measurements
+at two small sizes determine them for the training's images.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from gkd.errors import ConfigError
 from gkd.experiments.cost import Cost, MeasuredStep
 from gkd.experiments.generation_plan import FLOAT32, size
 
-# Width and height of the images that are run. All strides in use divide them.
+# Width and height of the images that the step is measured on. All strides in use divide them.
 PROBES = ((256, 256), (512, 256))
 
 
@@ -29,10 +29,10 @@ class TrainingPlan:
 
     Attributes:
         gpus: Processes.
-        images: Images a GPU and step.
-        width: Of the largest images, in pixels.
+        images: Images per GPU and step.
+        width: Width of the largest images, in pixels.
         height: Likewise.
-        cost: Of a step of one GPU.
+        cost: Cost of a step on one GPU.
         extrapolated: Whether it was measured on smaller images.
         parameters: Parameters of student, teacher and distillation.
         trained: Parameters that the optimiser changes.
@@ -40,7 +40,7 @@ class TrainingPlan:
         checkpoint_bytes: One checkpoint.
         checkpoints: Checkpoints that are kept.
         learning_rate: As the config has it and as it is scaled to the batch.
-        generation_images: Images a pass of prototype generation; 0 without prototypes.
+        generation_images: Images per pass of prototype generation; 0 without prototypes.
     """
 
     gpus: int
@@ -147,7 +147,7 @@ def image_size(config: Config) -> tuple[int, int]:
     """Width and height of the largest images that a config scales to, padded.
 
     Raises:
-        ConfigError: It scales to no size.
+        ConfigError: The config names no size to scale to.
     """
     entry = config.data.train
     while 'pipeline' not in entry:

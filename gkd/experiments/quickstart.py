@@ -49,16 +49,16 @@ def quickstart(data: str = 'digit-scenes', family: str = 'retinanet', seeds: Seq
                work_dir: Optional[str] = None) -> None:
     """Prepare data, train teacher and student, distil the student, and print a table.
 
-    As in the paper, the student is trained before it is distilled; the yardstick is the same
-    student trained on for as long without a teacher. It is a comparison of one method: without a
-    GPU, two stages run at once, because small networks use one core each best.
+    As in the paper, the student is trained before it is distilled. It is compared with the same
+    student trained further for as long without a teacher. The quickstart is a comparison of one
+    method. Without a GPU, two stages run at once, because a small network runs best on one core.
 
     A stage that is finished is not run again; one that was interrupted goes on.
 
     Args:
         data: ``'digit-scenes'`` or ``'tree-crowns'``.
         family: ``'retinanet'`` or ``'faster_rcnn'``.
-        seeds: Both students are trained once a seed, from the same start and equally long.
+        seeds: Both students are trained once per seed, from the same start and equally long.
         teacher_seed: Seed of the teacher.
         epochs: Replaces the configs' number of epochs.
         work_dir: Where everything but the data goes (default: ``work_dirs/quickstart``).

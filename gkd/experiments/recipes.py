@@ -71,7 +71,7 @@ class RecipeReport:
     Attributes:
         losses: Losses of its training step by name.
         detections: Boxes that the exported student detected in the test images.
-        metrics: What they were measured to be.
+        metrics: The metrics of these detections.
         seconds: Time it took.
     """
 
@@ -97,8 +97,8 @@ def recipes() -> list[str]:
 def check_recipe(path: str, folder: str) -> RecipeReport:
     """Train a recipe for one step, export its student and evaluate it.
 
-    Nothing is made smaller but the images: the detectors have their full size, and start from
-    files in the format of the model zoo with random weights.
+    Only the images are made smaller. The detectors have their full size, and start from files in
+    the format of the model zoo with random weights.
 
     Args:
         path: The config file.
@@ -159,7 +159,7 @@ def random_checkpoint(source: DetectorSource, folder: str) -> str:
         with without_details():
             detector = build_detector(source.model_config())
             detector.init_weights()
-        # An untrained head scores everything alike, and two of them leave nothing to distil.
+        # An untrained head scores everything alike; between two of them nothing can be distilled.
         for name, parameter in detector.named_parameters():
             if 'cls' in name and parameter.dim() > 1:
                 nn.init.kaiming_normal_(parameter)
@@ -197,7 +197,7 @@ def use_synthetic_data(config: Config, folder: str) -> None:
 
 
 def write_leaf(leaf: ConfigDict, folder: str) -> None:
-    """Write what a data set's config names, and let the config name it there."""
+    """Write the files that a data set's config names, and point the config to them."""
     lists = leaf.ann_file if isinstance(leaf.ann_file, list) else [leaf.ann_file]
     prefixes = leaf.img_prefix if isinstance(leaf.img_prefix, list) else [leaf.img_prefix]
     kind = DATASETS.get(leaf.type)

@@ -89,16 +89,16 @@ class Training:
                 and self.last_epoch in self.history())
 
     def prepare(self) -> bool:
-        """Drop what was made from anything else; returns whether nothing is left to do."""
+        """Remove results of other inputs; return whether nothing is left to do."""
         claim(self.work_dir, self.fingerprint())
         return self.last_epoch in self.history()
 
     def run(self, environment: Optional[dict] = None, log: Optional[str] = None) -> None:
-        """Train, going on from the last checkpoint; keep its peak memory, where and with what.
+        """Train, resuming from the last checkpoint; record peak memory, machine and version.
 
         Args:
             environment: Variables of the environment to set.
-            log: File to write to what the training prints, instead of the terminal.
+            log: File that gets what the training prints, instead of the terminal.
 
         Raises:
             StageFailed: The training ended with an error, or without a last evaluation.
@@ -107,7 +107,7 @@ class Training:
                    '--epochs', self.last_epoch]
         if self.options:
             command += ['--cfg-options', *(setting(*option) for option in self.options.items())]
-        used = version()  # now, as a clone may move on meanwhile
+        used = version()  # now, because the clone may change during the training
         status, memory = run_tool(command, environment, log)
         if status:
             raise StageFailed(f'training {self.config} failed, see {log or "above"}. The same '
@@ -194,7 +194,7 @@ class Detection:
                 and osp.isfile(self.output))
 
     def prepare(self) -> bool:
-        """Drop what was made from anything else; returns whether nothing is left to do."""
+        """Remove results of other inputs; return whether nothing is left to do."""
         claim(self.folder, self.fingerprint())
         return osp.isfile(self.output)
 
@@ -247,7 +247,7 @@ class Schedule:
             self.seconds[kind].append(seconds)
 
     def times(self) -> str:
-        """The time that has gone, and what the others take if they are like those of their kind.
+        """The time so far, and an estimate for the other stages from finished ones of their kind.
 
         Example:
             >>> schedule = Schedule(['data', 'training', 'training', 'training'])
@@ -263,7 +263,7 @@ class Schedule:
 
 
 def claim(folder: str, fingerprint: str) -> None:
-    """Stamp a stage's folder; if it bears another stamp, drop what it holds."""
+    """Stamp a stage's folder with its fingerprint; if it has another stamp, empty it first."""
     stamp = osp.join(folder, STAMP)
     if read(stamp) != fingerprint:
         if osp.isfile(stamp):
@@ -273,7 +273,7 @@ def claim(folder: str, fingerprint: str) -> None:
 
 
 def stamp_of(checkpoint: str) -> str:
-    """What an earlier stage's checkpoint was made from; of others size and time of the file."""
+    """The stamp of an earlier stage's checkpoint; for other files, their size and time."""
     stamp = read(osp.join(osp.dirname(checkpoint), STAMP))
     if stamp or not osp.isfile(checkpoint):
         return stamp

@@ -1,6 +1,6 @@
-"""The door to MMDetection: all that the method takes from mmcv, mmdet and mmengine.
+"""The interface to MMDetection: all that the method takes from mmcv, mmdet and mmengine.
 
-The installed MMDetection decides which file is behind it; both define the same names.
+The installed MMDetection decides which of the two files is used; both define the same names.
 """
 
 from gkd.environment import check_environment

@@ -55,7 +55,7 @@ def mmdet_configs() -> str:
 
 
 class DetectorShell(BaseDetector):
-    """What MMDetection calls of a detector, answered by the one that lies in ``student``."""
+    """The methods that MMDetection calls on a detector; the one in ``student`` answers them."""
 
     def adopt(self, student: BaseDetector) -> None:
         """Take over what belongs to a whole detector; here nothing does."""
@@ -142,7 +142,8 @@ def network_input(detector: BaseDetector, images: Tensor,
                   sizes: Optional[Sequence[tuple[int, int]]] = None) -> Tensor:
     """Images of a test pipeline as the detector's layers take them.
 
-    They are normalised already. A teacher that knows another normalisation has a map for them.
+    They are normalised already. A teacher that was trained with another normalisation has a
+    conversion for them, which is applied here.
 
     Args:
         detector: Teacher or student.
@@ -155,7 +156,7 @@ def network_input(detector: BaseDetector, images: Tensor,
 
 
 def image_settings(detector: BaseDetector) -> Optional[dict]:
-    """How a detector normalises images: none does, pipelines do."""
+    """How a detector normalises images: None, because the pipelines do it."""
     return None
 
 
@@ -175,7 +176,7 @@ def description(dataset: Dataset) -> str:
 
 
 def image_info(dataset: Dataset, index: int) -> dict[str, Any]:
-    """Of an image: ``folder``, ``filename`` within it, ``width`` and ``height``."""
+    """An image's ``folder``, its ``filename`` within it, its ``width`` and ``height``."""
     info = dataset.data_infos[index]
     return dict(folder=dataset.img_prefix, filename=info['filename'], width=info['width'],
                 height=info['height'])

@@ -77,7 +77,7 @@ def mmdet_configs() -> str:
 
 
 class DetectorShell(BaseDetector):
-    """What MMDetection calls of a detector, answered by the one that lies in ``student``."""
+    """The methods that MMDetection calls on a detector; the one in ``student`` answers them."""
 
     def adopt(self, student: BaseDetector) -> None:
         """Take over what belongs to a whole detector: how images are normalised and padded."""
@@ -202,7 +202,7 @@ def description(dataset: Dataset) -> str:
 
 
 def image_info(dataset: Dataset, index: int) -> dict[str, Any]:
-    """Of an image: ``folder``, ``filename`` within it, ``width`` and ``height``."""
+    """An image's ``folder``, its ``filename`` within it, its ``width`` and ``height``."""
     info = dataset.get_data_info(index)
     folder = dataset.data_prefix.get('img', '')
     return dict(folder=folder, filename=osp.relpath(info['img_path'], folder or '.'),
@@ -232,7 +232,7 @@ def test_view(dataset: Dataset, index: int) -> tuple[Tensor, np.ndarray, tuple[i
 def prototype_datasets(runner: Any) -> list[ConfigDict]:
     """Configs of the data sets to choose prototypes from: the training data, as tests see them.
 
-    What repeats or mixes images is taken off.
+    Wrappers that repeat or mix images are removed.
 
     Args:
         runner: MMEngine's runner.

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def adaptation(pair: DetectorPair) -> nn.ModuleList:
-    """One 3x3 convolution a paired level, ``C_S -> C_T``; maps keep their size.
+    """One 3x3 convolution per paired level, ``C_S -> C_T``; maps keep their size.
 
     Args:
         pair: Traits of teacher and student.
@@ -27,9 +27,10 @@ def adaptation(pair: DetectorPair) -> nn.ModuleList:
 def quiet_adaptation(pair: DetectorPair) -> nn.ModuleList:
     """The layers of :func:`adaptation`, starting out near 0.
 
-    As in the public implementations of FGFI and DeFeat, the weights' standard deviation is 1e-4
-    (theirs also fold what lies beyond two of them): the convolution learns first, and only as it
-    does is the student pulled towards the teacher's map.
+    As in the public implementations of FGFI and DeFeat, the weights have a standard deviation of
+    1e-4. (Those implementations also fold back values beyond two standard deviations.) The
+    convolution therefore learns first, and pulls the student towards the teacher's map only as it
+    learns.
 
     Args:
         pair: Traits of teacher and student.

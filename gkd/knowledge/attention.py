@@ -18,8 +18,8 @@ class Attention(NamedTuple):
     """Mean absolute activations of every level's map.
 
     Attributes:
-        cells: Of every cell, ``(B, H_l * W_l)`` a level.
-        channels: Of every channel, ``(B, C_l)`` a level.
+        cells: Mean of every cell, ``(B, H_l * W_l)`` per level.
+        channels: Mean of every channel, ``(B, C_l)`` per level.
     """
 
     cells: list[Tensor]
@@ -38,7 +38,7 @@ def attention(maps: Sequence[Tensor]) -> Attention:
 
 
 class MeanMagnitude(torch.autograd.Function):
-    """Mean absolute values of cells and of channels, with a gradient of few operations."""
+    """Mean absolute values of cells and of channels; their gradient takes few operations."""
 
     @staticmethod
     def forward(ctx, feature: Tensor) -> tuple[Tensor, Tensor]:
@@ -60,18 +60,18 @@ class MeanMagnitude(torch.autograd.Function):
 
 @full_precision
 def attention_masks(attention: Attention, temperature: float) -> tuple[Tensor, Tensor]:
-    """Share of each image's attention on every level, with a mean of 1.
+    """Attention masks of every image on every level, with a mean of 1.
 
-    The softmax of ``attention / temperature`` over the cells, or over the channels, times their
-    number. The smaller the temperature, the sharper the mask.
+    A mask is the softmax of ``attention / temperature`` over the cells, or over the channels,
+    times their number. The smaller the temperature, the sharper the mask.
 
     Args:
-        attention: Of all levels.
+        attention: Attention of all levels.
         temperature: Positive.
 
     Returns:
-        Masks of cells ``(L, B, S)`` and of channels ``(L, B, C)``, with as many places as the
-        largest level has; a smaller one is followed by zeros.
+        Masks of cells ``(L, B, S)`` and of channels ``(L, B, C)``, as long as those of the largest
+        level; masks of smaller levels are padded with zeros.
 
     Example:
         >>> cells, channels = attention_masks(
@@ -101,7 +101,7 @@ def masked_squares(student: Sequence[Tensor], teacher: Sequence[Tensor], cells: 
         channels: Masks of channels, ``(L, B, C)``.
 
     Returns:
-        Tensor of shape ``(L, B, S)``; a smaller level is followed by zeros.
+        Tensor of shape ``(L, B, S)``; smaller levels are padded with zeros.
     """
     squared = [torch.einsum('bchw,bc->bhw', F.mse_loss(own, target, reduction='none'),
                             weights[:, :target.shape[1]]).flatten(1)

@@ -23,11 +23,11 @@ def taught_levels(pair: DetectorPair, levels: Optional[Sequence[int]], method: s
         levels: Indices of the levels as a config names them, 0 for the finest; None for the
             method's own choice.
         method: Its name, for messages.
-        default: The method's own choice, so many from the finest on, or all if there are fewer;
-            None for all.
+        default: The method's own choice: this many levels from the finest on, or all if there are
+            fewer; None for all.
 
     Raises:
-        ConfigError: A level is not there, or is named twice.
+        ConfigError: A level does not exist, or is named twice.
 
     Example:
         >>> from types import SimpleNamespace
@@ -56,7 +56,7 @@ def channels_of(pair: DetectorPair, levels: Sequence[int]) -> tuple[list[int], l
 
 
 def alike_levels(student: Sequence[int], teacher: Sequence[int]) -> list[range]:
-    """Neighbouring levels that have as many channels as each other, and so are computed at once.
+    """Group neighbouring levels with equal numbers of channels, which are computed together.
 
     Args:
         student: Channels of the student's levels.
@@ -72,17 +72,17 @@ def alike_levels(student: Sequence[int], teacher: Sequence[int]) -> list[range]:
 
 
 def match_channels(student: Sequence[int], teacher: Sequence[int]) -> nn.ModuleList:
-    """One layer a level that gives the student's map as many channels as the teacher's.
+    """One layer per level that gives the student's map as many channels as the teacher's.
 
-    A 1x1 convolution where the counts differ, nothing where they are equal: a method that compares
-    maps as they are keeps doing so wherever it can.
+    The layer is a 1x1 convolution where the counts differ and the identity where they are equal.
+    So a method that compares maps as they are does so wherever it can.
 
     Args:
         student: Channels of the student's levels.
         teacher: Channels of the teacher's, likewise.
 
     Returns:
-        The layers, one a level; maps keep their size.
+        The layers, one per level; maps keep their size.
 
     Example:
         >>> match_channels([8, 8], [8, 16])

@@ -1,8 +1,8 @@
 """Instances on FPN maps: their features, their levels, their masks.
 
-Every function here works on all images and all levels of a pyramid at once: on a GPU the time of
-so many small operations is the time that it takes to start them. The public functions are the
-forms for a single level.
+The functions here work on all images and all levels of a pyramid at once: on a GPU, launching so
+many small operations takes longer than computing them. The public functions are the variants for a
+single level.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from torch.autograd.function import once_differentiable
 
 from gkd.knowledge.precision import full_precision
 
-# GPUs multiply matrices faster whose rows are a multiple of this many numbers long.
+# GPUs multiply matrices faster if the length of their rows is a multiple of this.
 MULTIPLE = 8
 
 
 @dataclass(frozen=True)
 class Instances:
-    """The boxes of a batch, in one row and image by image.
+    """The boxes of a batch, as one list and image by image.
 
-    Images with fewer boxes than others are filled up with a box of no size at 0.
+    Images with fewer boxes than others are filled up with boxes of size 0 at the origin.
 
     Attributes:
         boxes: The boxes of all images, ``(n, 4)`` as ``x1, y1, x2, y2`` in pixels.
-        padded: The same image by image, ``(B, N, 4)``.
-        numbers: Which box stands where in ``padded``, ``(B, N)`` int64, counted from 1 over the
-            batch; 0 for what fills an image up.
-        rows: Where each box stands in ``padded.flatten(0, 1)``, ``(n,)`` int64.
+        padded: The same boxes image by image, filled up, ``(B, N, 4)``.
+        numbers: Number of the box at each position of ``padded``, ``(B, N)`` int64, counted from 1
+            over the batch; 0 for a box that fills an image up.
+        rows: Position of each box in ``padded.flatten(0, 1)``, ``(n,)`` int64.
     """
 
     boxes: Tensor
@@ -86,8 +86,8 @@ def pool_instances(
     """Mean feature of every box on one FPN level.
 
     A box covers the cells ``int(y1 * scale_y)..int(y2 * scale_y)`` by
-    ``int(x1 * scale_x)..int(x2 * scale_x)``, both ends included, moved into the map where it
-    leaves it, so that no window is empty.
+    ``int(x1 * scale_x)..int(x2 * scale_x)``, both ends included. Indices beyond the map are
+    clamped to it, so that no window is empty.
 
     Source: method sections 1.1 and 2.1.
 
@@ -119,7 +119,7 @@ def pool_instances(
 @torch.no_grad()
 def mean_windows(instances: Instances, sizes: Sequence[tuple[int, int]],
                  scales: Sequence[tuple[float, float]]) -> Tensor:
-    """What every column and every row of a map counts for in the mean of a box's cells.
+    """Weight of every column and every row of a map in the mean over a box's cells.
 
     The mean over a rectangle is a mean over columns of means over rows, so a box needs a weight
     for each column and each row, not for each cell.
@@ -148,7 +148,7 @@ def mean_windows(instances: Instances, sizes: Sequence[tuple[int, int]],
 
 @full_precision
 def pool_maps(maps: Sequence[Tensor], windows: Tensor, instances: Instances) -> Tensor:
-    """Mean features of all boxes on levels that have as many channels as each other.
+    """Mean features of all boxes on levels with equal numbers of channels.
 
     Args:
         maps: The levels' maps, float of shape ``(B, C, H_l, W_l)``.
@@ -166,9 +166,10 @@ def pool_maps(maps: Sequence[Tensor], windows: Tensor, instances: Instances) -> 
 class WindowMean(torch.autograd.Function):
     """Sums of a map over windows, as two matrix products that are large in both directions.
 
-    The columns of every box come first, by a product with the map as it lies in memory; then its
-    rows. The largest tensor is of size boxes x channels x rows, for the gradient too, which is
-    written out here as it would lie in memory the other way round.
+    The first product, with the map as it lies in memory, sums over the columns of every box; the
+    second sums over its rows. The largest tensor has boxes x channels x rows numbers, in the
+    backward pass too. The backward pass is written out here because autograd would transpose the
+    gradient in memory.
     """
 
     @staticmethod
@@ -193,10 +194,10 @@ class WindowMean(torch.autograd.Function):
 
 @full_precision
 def map_levels(boxes: Tensor, num_levels: int, finest_scale: float = 56) -> Tensor:
-    """FPN level that a box of its size belongs to.
+    """FPN level that a box belongs to by its size.
 
-    ``floor(log2(sqrt((w + 1) * (h + 1)) / finest_scale + 1e-6))``, clamped to the levels there
-    are.
+    It is ``floor(log2(sqrt((w + 1) * (h + 1)) / finest_scale + 1e-6))``, clamped to the existing
+    levels.
 
     Source: method section 2.4.
 
@@ -228,12 +229,13 @@ def instance_mask(
     stride: float,
     size: tuple[int, int],
 ) -> Tensor:
-    """Map of the weights of the boxes that belong to one FPN level.
+    """Map with the weights of the boxes that belong to one FPN level.
 
     A box writes its weight into the cells ``int(y1 / stride)..int(y2 / stride) - 1`` by
-    ``int(x1 / stride)..int(x2 / stride) - 1``, clipped to the map, later boxes over earlier
+    ``int(x1 / stride)..int(x2 / stride) - 1``, clipped to the map. Later boxes overwrite earlier
     ones. A box narrower than one cell on an axis writes only the cell
-    ``(int(y1 / stride), int(x1 / stride))``, where the larger value stays. Cells of no box are 0.
+    ``(int(y1 / stride), int(x1 / stride))``, where the larger value stays. Cells outside all boxes
+    are 0.
 
     Source: method section 2.4.
 
@@ -286,7 +288,7 @@ def draw_masks(instances: Instances, levels: Tensor, weights: Tensor,
         Per level a float32 tensor of shape ``(B, H, W)``.
     """
     device, numbers = instances.padded.device, instances.numbers
-    # What fills images up covers no cell and weighs nothing, so it may be drawn on any level.
+    # Boxes that fill up images cover no cell and weigh nothing; any level may draw them.
     levels, weights = instances.pad(levels), F.pad(weights.float(), (1, 0))
     lefts = accumulate((width for _, width in sizes[1:]), initial=0)
     corners = [(0, 0), *((left, sizes[0][0]) for left, _ in zip(lefts, sizes[1:]))]
@@ -303,8 +305,8 @@ def draw_masks(instances: Instances, levels: Tensor, weights: Tensor,
     low, high = (cells + shift).unsqueeze(-1).split(2, dim=2)
     narrow = (low == high).any(dim=2).squeeze(-1)
 
-    # Every cell learns the number of the last box that covers it, 0 where none does; a narrow box
-    # covers none. Small integers, as this is of size boxes x cells.
+    # Find for every cell the number of the last box that covers it, 0 if none does; a narrow box
+    # covers none. Small integers save memory: there are boxes x cells numbers.
     small = torch.int16 if len(weights) < 2**15 else torch.int32
     line = torch.arange(max(sheet_width, sheet_height), device=device)
     columns, rows = ((line >= low) & (line < high)).unbind(dim=2)
@@ -312,7 +314,7 @@ def draw_masks(instances: Instances, levels: Tensor, weights: Tensor,
     last = (numbered_rows * columns[..., None, :sheet_width]).amax(dim=1).flatten(1).long()
     sheet = weights[last]
 
-    # A narrow box counts where no later box has been written over it.
+    # A narrow box counts only where no later box covers it.
     cell = torch.add(x, y, alpha=sheet_width)
     visible = narrow & (numbers > last.gather(1, cell))
     sheet = sheet.scatter_reduce(1, cell, weights[numbers] * visible, 'amax')

@@ -18,9 +18,9 @@ from gkd.knowledge.precision import full_precision
 
 @dataclass(frozen=True)
 class Basis:
-    """Prototypes of levels that have as many of them, and as many channels, as each other.
+    """Prototypes of levels with equal numbers of prototypes and of channels.
 
-    Made once a bank: what does not change from step to step is not computed in every step.
+    It is made once per bank, so that steps do not repeat what stays the same.
 
     Attributes:
         levels: Which levels these are.
@@ -39,7 +39,7 @@ class Basis:
     @full_precision
     def of(cls, student: Sequence[Tensor], teacher: Sequence[Tensor],
            offsets: Sequence[Tensor]) -> list[Basis]:
-        """Arrange the prototypes of all levels; mostly all of them fit into one basis.
+        """Arrange the prototypes of all levels; usually one basis holds all of them.
 
         Args:
             student: The student's prototypes of every level, ``(P_l, D_S)``.
@@ -72,10 +72,10 @@ def classes_of(offsets: Tensor, count: int) -> Tensor:
 
 
 class Unit(torch.autograd.Function):
-    """Vectors ``(..., D)`` at length 1, with a gradient of few operations.
+    """Scale vectors ``(..., D)`` to length 1, with a gradient that takes few operations.
 
-    A zero vector stays as it is, similar to nothing, and receives no gradient, which dividing by
-    a small number instead would blow up.
+    A zero vector stays zero: it is similar to nothing and receives no gradient. Dividing it by a
+    small number instead would make its gradient explode.
     """
 
     @staticmethod
@@ -90,7 +90,7 @@ class Unit(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient: Tensor) -> Tensor:
-        """Project the gradient onto what turns the vector, and divide by the length."""
+        """Remove the gradient's part along the vector, and divide by the length."""
         units, norm = ctx.saved_tensors
         along = (gradient * units).sum(dim=-1, keepdim=True)
         return torch.addcmul(gradient, units, along, value=-1) / norm
@@ -118,7 +118,7 @@ def trust(student: Tensor, teacher: Tensor, labels: Tensor, classes: Tensor) -> 
     if student.shape[-1] == 0:
         return student.new_ones(student.shape[:-1])
     other = labels[:, None] != classes
-    # A cosine is at least -1: that of another class, less 4, is never the largest.
+    # A cosine is at least -1, so one with another class, lowered by 4, is never the largest.
     best = [torch.add(role, other, alpha=-4).amax(dim=-1) for role in (student, teacher)]
     agreement = (1 - (best[0] - best[1]).abs()).clamp(min=0)
     return torch.maximum(agreement, best[0] < -2)
@@ -133,7 +133,7 @@ def similarity_loss(student: Tensor, teacher: Tensor, weights: Tensor,
         student: The student's similarities, ``(L, n, P)``, which receive a gradient.
         teacher: The teacher's, likewise.
         weights: Robust weights, ``(L, n)``.
-        factor: Of the loss.
+        factor: Factor of the loss.
 
     Returns:
         Scalar; 0, with a gradient of 0, for no instance or prototype.
@@ -157,8 +157,8 @@ def robust_weights(
 
     With :math:`q` the largest cosine similarity of an instance's feature to the prototypes of its
     own class, in the student's and in the teacher's space, the weight is
-    :math:`1 - |q^S - q^T|`. A class without prototypes, or one that the bank does not know, has
-    nothing to judge an instance by: weight 1.
+    :math:`1 - |q^S - q^T|`. Instances of a class without prototypes, or of a class that the bank
+    does not know, have weight 1.
 
     Source: the paper's RDM; method section 2.2.
 
@@ -196,9 +196,9 @@ def global_knowledge_loss(
 ) -> Tensor:
     r"""Teach the student to see an instance as the teacher does, in terms of the prototypes.
 
-    Smooth L1 (beta 1) between the robustly weighted similarities of student and teacher to the
-    prototypes of all classes, :math:`r_i \cos(f^S_i, p^S_k)` and :math:`r_i \cos(f^T_i, p^T_k)`,
-    mean over instances and prototypes.
+    The loss is smooth L1 (beta 1) between the robustly weighted similarities of student and
+    teacher to the prototypes of all classes, :math:`r_i \cos(f^S_i, p^S_k)` and
+    :math:`r_i \cos(f^T_i, p^T_k)`, averaged over instances and prototypes.
 
     Source: the paper's RDM; method section 2.3.
 
@@ -229,11 +229,12 @@ def global_knowledge_loss(
 def local_knowledge_loss(
     student_adapted: Tensor, teacher: Tensor, mask: Tensor
 ) -> tuple[Tensor, Tensor]:
-    r"""Teach the student the teacher's map, objects and background apart.
+    r"""Teach the student the teacher's map, separately for objects and background.
 
-    The squared difference of the maps, weighted with :math:`m` for the foreground and with
-    :math:`1 - [m > 0]` for the background, each divided by twice its weight over all channels
-    (at least by 1): :math:`\sum m (F^S - F^T)^2 / \max(1, 2 C \sum m)`.
+    Each loss is a weighted sum of the squared difference of the maps. The weights are :math:`m`
+    for the foreground and :math:`1 - [m > 0]` for the background. The sum is divided by twice the
+    sum of the weights over all channels (at least by 1):
+    :math:`\sum m (F^S - F^T)^2 / \max(1, 2 C \sum m)`.
 
     Source: the paper's RDM; method section 2.4.
 
@@ -281,13 +282,13 @@ def local_knowledge_losses(student_adapted: Sequence[Tensor], teacher: Sequence[
 class ChannelDistances(torch.autograd.Function):
     """Squared differences of maps, summed over channels, all levels side by side.
 
-    The differences alone are kept for the gradient, instead of both maps: of all that distillation
-    keeps, maps take the most memory.
+    Only the differences are kept for the gradient, instead of both maps. Maps take most of the
+    memory that distillation needs.
     """
 
     @staticmethod
     def forward(ctx, *maps: Tensor) -> Tensor:
-        """Compare ``(B, C_l, H_l, W_l)`` of all levels with as many: ``(B, sum H_l * W_l)``."""
+        """Compare two maps ``(B, C_l, H_l, W_l)`` per level: ``(B, sum H_l * W_l)``."""
         count = len(maps) // 2
         differences = [own - target for own, target in zip(maps[:count], maps[count:])]
         ctx.save_for_backward(*differences)
@@ -315,10 +316,10 @@ def soft_label_loss(
 ) -> Tensor:
     r"""Teach the student the teacher's class probabilities of the same instances.
 
-    :math:`\mathrm{mean}_i\, r_i\, t^2\, \mathrm{mean}_c\, \mathrm{KL}_c`, with the elementwise
-    terms of the divergence of the softened probabilities. ``'softmax'`` compares one distribution
-    over the classes; ``'sigmoid'`` compares, class by class, whether the class is present, for
-    heads of independent classes.
+    The loss is :math:`\mathrm{mean}_i\, r_i\, t^2\, \mathrm{mean}_c\, \mathrm{KL}_c`, where
+    :math:`\mathrm{KL}_c` are the elementwise terms of the divergence of the softened
+    probabilities. ``'softmax'`` compares one distribution over the classes. ``'sigmoid'`` compares
+    for each class whether it is present, for heads that score classes independently.
 
     Source: the paper's RDM; method section 2.5.
 
@@ -362,5 +363,5 @@ def _divergence(log_student: Tensor, log_teacher: Tensor) -> Tensor:
 
 
 def _zero_loss(inputs: Tensor) -> Tensor:
-    """0 that depends on ``inputs``, so that every step of every process has a gradient."""
+    """A loss of 0 that depends on ``inputs``, so that every step and process has a gradient."""
     return inputs.flatten()[:0].sum()

@@ -93,9 +93,9 @@ class LocalKnowledge(nn.Module):
         background_weight: Factor of the loss outside.
         level_reduction: ``'mean'`` or ``'sum'`` over levels. By default the authors' choice: the
             mean for two-stage, the sum for one-stage students.
-        quiet_start: Start the adaptation layers near 0 (standard deviation 1e-4), as the authors'
-            code means to and does not (method section 3), instead of as torch does. Worth a try
-            where the learning rate is not warmed up.
+        quiet_start: Start the adaptation layers near 0 (standard deviation 1e-4) instead of with
+            torch's initialisation. The authors' code intends this but does not achieve it (method
+            section 3). It is worth a try if the learning rate has no warm-up.
 
     Raises:
         ConfigError: ``level_reduction`` is neither.
@@ -140,8 +140,8 @@ class SoftLabel(nn.Module):
         loss_weight: Factor of the loss.
         temperature: Divides the logits.
         activation: ``'softmax'`` over the classes as the authors do for every head, or
-            ``'sigmoid'`` for each class alone. By default softmax, but sigmoid where a sigmoid
-            head has a single class: a softmax over one class is constant.
+            ``'sigmoid'`` for each class alone. By default softmax; but sigmoid if a sigmoid head
+            has a single class, because a softmax over one class is constant.
 
     Raises:
         ConfigError: Teacher and student do not classify the same boxes, or ``activation`` is
@@ -170,7 +170,7 @@ class SoftLabel(nn.Module):
 
         Args:
             student: The student's logits, ``(n, num_logits)``.
-            teacher: The teacher's, alike.
+            teacher: The teacher's, likewise.
             weights: Robust weight of every positive on its own level, ``(n,)``.
         """
         loss = soft_label_loss(student, teacher, weights, self.temperature, self.activation)
@@ -179,29 +179,32 @@ class SoftLabel(nn.Module):
 
 @KNOWLEDGE.register_module()
 class RobustDistillingModule(Knowledge):
-    """RDM: teach global, local and soft-label knowledge, each instance as far as it is trusted.
+    """RDM: teach global, local and soft-label knowledge, each instance weighted by its trust.
 
-    An instance is trusted as far as teacher and student agree on how typical it is of its class:
-    the difference of its largest similarities to the class's prototypes in both spaces. Instances
-    are pooled once a level and weighed once, for all three kinds of knowledge.
+    The trust in an instance is how far teacher and student agree on how typical it is of its
+    class: 1 minus the difference of its largest similarities to the class's prototypes in the two
+    spaces. Instances are pooled once per level and weighted once, for all three kinds of
+    knowledge.
 
     Args:
         pair: Traits of teacher and student; the :class:`gkd.distiller.Distiller` fills it in.
         global_knowledge: Settings of :class:`GlobalKnowledge`; None leaves it out.
         local_knowledge: Settings of :class:`LocalKnowledge`; None leaves it out.
-        soft_label: Settings of :class:`SoftLabel`; None leaves it out. ``'auto'`` teaches with its
-            default settings where teacher and student classify the same boxes, and leaves it out
-            elsewhere; the log says why.
+        soft_label: Settings of :class:`SoftLabel`; None leaves it out. ``'auto'`` teaches it with
+            its default settings if teacher and student classify the same boxes. Otherwise it is
+            left out, and the log says why.
         instances: ``'positives'`` teaches the positives that the student's sampler chose, ``'gt'``
-            the ground-truth boxes; ``'auto'`` the positives where the student samples some.
+            the ground-truth boxes; ``'auto'`` the positives if the student samples some, else the
+            ground-truth boxes.
         robust: Weigh by trust; False gives every instance weight 1.
         decay: Lower the weights of global and local knowledge from 1 to 0 over training.
-        start: Share of the training's epochs, in [0, 1), in which nothing is taught yet: all
-            losses are 0. Half of 24 epochs is 0.5; the decay goes on meanwhile.
+        start: Share of the training's epochs, in [0, 1), before teaching begins: until then all
+            losses are 0. For example, 0.5 stands for the first 12 of 24 epochs. The decay goes on
+            meanwhile.
 
     Raises:
-        ConfigError: A setting is unknown or out of range, all three are left out, or the pair
-            cannot be served.
+        ConfigError: A setting is unknown or out of range, all three kinds of knowledge are left
+            out, or the pair is not supported.
     """
 
     def __init__(self, pair: DetectorPair, global_knowledge: Optional[Mapping] = DEFAULTS,
@@ -280,29 +283,29 @@ class RobustDistillingModule(Knowledge):
                 losses.update(self.soft_label(step.student.logits, step.teacher.logits, own))
                 self.teach_stages(step, losses)
         if step.progress < self.start:
-            # Not left out: distributed training waits for the gradient of every layer.
+            # The losses stay in the graph: distributed training waits for every layer's gradient.
             losses = {name: 0 * loss for name, loss in losses.items()}
         return losses
 
     def bases(self, bank: PrototypeBank) -> list[Basis]:
-        """The bank's prototypes as similarities need them, arranged once a bank."""
+        """The bank's prototypes in the form that similarities need, arranged once per bank."""
         if bank is not self.arranged[0]:
             self.arranged = bank, Basis.of(bank.student, bank.teacher, bank.offsets)
         return self.arranged[1]
 
     @property
     def weighs_pooled(self) -> bool:
-        """Whether positives are weighed as a RoI head has pooled them, each on its own level."""
+        """Whether positives are weighted by their RoI-pooled features, each on its own level."""
         infos = self.pair.teacher, self.pair.student
         return self.robust and self.soft_label is not None and self.pair.student.is_two_stage \
             and all(info.pools_maps for info in infos)
 
     def compare(self, step: Step, instances: Instances,
                 with_pooled: bool = True) -> list[Compared]:
-        """Similarities of instances on every level, levels that are alike together.
+        """Similarities of instances on every level; levels of equal shape are computed together.
 
-        They are followed by those of the positives as a RoI head has pooled them, if these are to
-        be weighed and ``with_pooled`` does not leave them out.
+        The similarities of the positives' RoI-pooled features follow, if these are to be weighted
+        (:attr:`weighs_pooled`) and ``with_pooled`` is True.
         """
         if not self.needs.bank:
             return []
@@ -322,9 +325,9 @@ class RobustDistillingModule(Knowledge):
 
     def weigh(self, step: Step, compared: list[Compared], labels: Tensor,
               with_pooled: bool = True) -> tuple[Tensor, Optional[Tensor]]:
-        """Robust weights ``(L, n)`` of instances, and of what a RoI head has pooled, if compared.
+        """Robust weights ``(L, n)`` of instances, and of RoI-pooled positives if compared.
 
-        The latter are of use on a positive's own level only.
+        The weights of RoI-pooled positives are meaningful only on a positive's own level.
         """
         if not self.robust:
             return torch.ones(len(step.strides), len(labels), device=labels.device), None
@@ -344,7 +347,7 @@ class RobustDistillingModule(Knowledge):
         return own_level(weights, map_levels(instances.boxes, len(step.strides)))
 
     def teach_stages(self, step: Step, losses: dict[str, Tensor]) -> None:
-        """Add the soft labels of a cascade's later stages, as far as their own losses count."""
+        """Add the soft labels of a cascade's later stages, with the weights of their losses."""
         for stage in step.stages:
             weights = self.weigh_boxes(step, stage.boxes, stage.labels)
             taught = self.soft_label(stage.student, stage.teacher, weights)
@@ -352,10 +355,10 @@ class RobustDistillingModule(Knowledge):
 
     def teach_places(self, step: Step, instances: Instances, labels: Tensor,
                      weights: Tensor) -> dict[str, Tensor]:
-        """Soft labels at the places that a head without samples trains as objects.
+        """Soft labels at the places that a head without sampling trains as objects.
 
-        All places are compared and the others count nothing: how many are objects, the host need
-        not know.
+        All places are compared, and those that are no objects get weight 0. So the host need not
+        know how many are objects.
 
         Args:
             step: The step.
@@ -369,7 +372,7 @@ class RobustDistillingModule(Knowledge):
         number, held = smallest_object(step.place_labels, points, instances.padded, classes)
         trust_of_places = torch.where(held, instances.pad(weights).gather(1, number), 1.0)
         objects = (step.place_labels >= 0) & (step.place_labels < self.pair.num_classes)
-        # The loss is the mean over all places; that over objects is meant.
+        # The soft-label loss is a mean over all places; this turns it into a mean over objects.
         share = objects.numel() / objects.sum().clamp(min=1)
         student, teacher = (part.dense.logits.flatten(0, 1) for part in (step.student,
                                                                          step.teacher))
@@ -377,7 +380,7 @@ class RobustDistillingModule(Knowledge):
 
 
 def own_level(weights: Tensor, levels: Tensor) -> Tensor:
-    """Of weights ``(L, n)`` those on the level ``(n,)`` of every instance.
+    """Pick from weights ``(L, n)`` those on the level ``(n,)`` of every instance.
 
     Example:
         >>> own_level(torch.tensor([[0.1, 0.2], [0.3, 0.4]]), torch.tensor([1, 0]))
@@ -387,7 +390,7 @@ def own_level(weights: Tensor, levels: Tensor) -> Tensor:
 
 
 def say_what_is_taught(module: RobustDistillingModule) -> None:
-    """Log once what a module teaches at what, and why it leaves soft labels out if it does."""
+    """Log once what a module teaches, at which boxes, and why it may leave out soft labels."""
     parts = [name for name, part in (('global knowledge', module.global_knowledge),
                                      ('local knowledge', module.local_knowledge),
                                      ('soft labels', module.soft_label)) if part is not None]

@@ -13,10 +13,10 @@ def coordinates(features: Tensor, prototypes: Tensor) -> Tensor:
 
 
 def typicality(coordinates: Tensor, labels: Tensor, offsets: Tensor) -> Tensor:
-    """How typical of its class an instance is: its similarity to the nearest prototype of it.
+    """How typical of its class an instance is: its similarity to the class's nearest prototype.
 
-    The robust weight is 1 less the difference of teacher and student in this (method section
-    2.2).
+    The robust weight is 1 minus the difference between the typicality for the teacher and that for
+    the student (method section 2.2).
 
     Args:
         coordinates: Similarities ``(n, P)`` to the prototypes of all classes.
@@ -40,10 +40,11 @@ def mean_with_band(values: Tensor, groups: Tensor,
                    confidence: float = 0.95) -> tuple[Tensor, Tensor]:
     r"""Mean over instances, and the half width of its confidence band.
 
-    Instances of one image resemble each other, so images are what was drawn independently: with
-    the sums :math:`s_g` of an image's deviations from the mean, G images and n instances, the
-    variance of the mean is :math:`\frac{G}{G - 1} \sum_g s_g^2 / n^2` (the cluster-robust
-    estimate). One instance an image gives the textbook's :math:`s / \sqrt n`.
+    Instances of one image resemble each other, so images, not instances, count as independent
+    draws. With G images, n instances and :math:`s_g` the sum of an image's deviations from the
+    mean, the variance of the mean is :math:`\frac{G}{G - 1} \sum_g s_g^2 / n^2` (the
+    cluster-robust estimate). With one instance per image its root is the textbook's
+    :math:`s / \sqrt n`.
 
     Args:
         values: ``(n, ...)`` float.

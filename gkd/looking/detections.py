@@ -16,11 +16,11 @@ from gkd.running.export import load_detector
 
 def draw_detections(detectors: Sequence[tuple[str, Config, str]], path: str,
                     num_images: int = 2) -> None:
-    """Draw what each detector finds on validation images that hold as many objects as most do.
+    """Draw what each detector finds on validation images with a typical number of objects.
 
-    Of every detector as many boxes are drawn as the image has objects, those with the highest
-    scores: scores of different detectors cannot be compared. Green boxes match an object (IoU
-    above 0.5), red ones none; objects without a matching box are yellow.
+    From every detector, the boxes with the highest scores are drawn, as many as the image has
+    objects, because scores of different detectors cannot be compared. Green boxes match an object
+    (IoU above 0.5), red ones none; objects without a matching box are yellow.
 
     Args:
         detectors: Title, config and checkpoint of each; distillation configs stand for their

@@ -29,9 +29,9 @@ def write_gallery(basis: ChosenInstances, alpha: float, title: str, path: str, m
         alpha: Weight of disagreement that they were chosen with.
         title: Heading of the page.
         path: HTML file to write.
-        most: Instances on the maps; prototypes are always among them. Everything is computed of
-            all instances.
-        seed: Seed of the choice of these.
+        most: Maximum number of instances on the maps; prototypes are always among them. All
+            numbers are computed from all instances.
+        seed: Seed for choosing the instances on the maps.
     """
     chosen = [[basis.rows(level, label) for label in range(len(basis.classes))]
               for level in range(basis.bank.num_levels)]

@@ -67,7 +67,7 @@ class TrainedPair:
             sizes: Height and width of every image without its padding; by default it has none.
 
         Returns:
-            The teacher's and the student's, ``(sum n_b, C)`` on the CPU, one tensor a level.
+            The teacher's and the student's, ``(sum n_b, C)`` on the CPU, one tensor per level.
         """
         images, boxes = images.to(self.device), [box.to(self.device) for box in boxes]
         return tuple(instance_features(detector, self.pair.levels(info), images, boxes, sizes)
@@ -100,7 +100,7 @@ class ChosenInstances:
         paths: Image file of every instance.
         boxes: ``(n, 4)`` in pixels of the image file.
         labels: ``(n,)`` int64.
-        teacher: The teacher's features ``(n, D_T)``, one tensor a level.
+        teacher: The teacher's features ``(n, D_T)``, one tensor per level.
         student: The student's, ``(n, D_S)``.
 
     Args:

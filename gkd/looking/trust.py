@@ -129,7 +129,7 @@ def local_masks(trained: TrainedPair, bank: PrototypeBank,
 
 
 def choose_images(trust: Trust, count: int) -> list[int]:
-    """Numbers of the images whose instances are trusted most differently, the first most so."""
+    """Numbers of the images whose instances differ most in trust, the largest difference first."""
     spread = {int(number): float(trust.weights[trust.images == number].std())
               for number in trust.images.unique() if (trust.images == number).sum() > 1}
     return sorted(spread, key=spread.get, reverse=True)[:count]

@@ -43,10 +43,10 @@ def contributions(teacher: Tensor, student: Tensor, chosen: Tensor,
         teacher: The teacher's features of N instances, float ``(N, D_T)``.
         student: The student's, ``(N, D_S)``.
         chosen: Rows of the prototypes in order of choice, ``(K,)`` int64.
-        alpha: The one that they were chosen with.
+        alpha: The value that they were chosen with.
 
     Returns:
-        What each takes away.
+        What each prototype takes away.
 
     Example:
         >>> features = torch.tensor([[2.0, 0.0], [0.0, 1.0], [1.0, 0.0]])
@@ -92,7 +92,7 @@ def principal_plane(features: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def align(places: Tensor, reference: Tensor) -> Tensor:
-    """Rotate and mirror a map to lie as close to another as it can; distances stay.
+    """Rotate and mirror a map so that it lies as close to another as possible; distances stay.
 
     Args:
         places: ``(N, 2)``.

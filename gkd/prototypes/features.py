@@ -62,13 +62,13 @@ def choose_candidates(datasets: Sequence[Dataset], max_images: int, min_size: fl
                       seed: int) -> list[CandidateImage]:
     """Choose the instances of every class (method section 1.1).
 
-    For each class, the images that hold a large enough box of it are shuffled and cut. An image
-    may be chosen for several classes; it then is listed once, with the boxes of just those
-    classes.
+    For each class, the images that hold a large enough box of it are shuffled, and the first
+    ``max_images`` are taken. An image may be chosen for several classes; it is then listed once,
+    with the boxes of just those classes.
 
     Args:
         datasets: Data sets with annotations.
-        max_images: Images a class at most.
+        max_images: Maximum number of images per class.
         min_size: Width and height that a box must exceed, in pixels of the annotation.
         seed: Seed of the shuffling; each class has a generator of its own, so that one class's
             images do not depend on another's.
@@ -155,7 +155,7 @@ def load_batches(candidates: Sequence[CandidateImage], batches: list[list[int]],
         batches: Positions in ``candidates``, batch by batch.
         workers: Processes that load ahead.
     """
-    # A generator of its own: the loader would take a number from that of the training.
+    # A generator of its own: otherwise the loader would draw from the training's generator.
     return data.DataLoader(CandidateImages(candidates), batch_sampler=batches, num_workers=workers,
                       collate_fn=stack_images, generator=torch.Generator())
 
@@ -178,7 +178,7 @@ class Stack:
 
 
 def stack_images(samples: list[tuple[Tensor, Tensor, tuple[int, int]]]) -> list[Stack]:
-    """Collate images by their size: a camera may have turned one, unknown to the annotations.
+    """Collate images by their size: annotations may not know that a camera has turned one.
 
     Example:
         >>> samples = [(torch.zeros(3, *size), torch.zeros(1, 4), size)
@@ -210,7 +210,7 @@ def instance_features(detector: BaseDetector, levels: Sequence[int], images: Ten
         sizes: Height and width of every image without its padding; by default it has none.
 
     Returns:
-        Features of all instances, ``(sum n_b, C)`` float32 on the CPU, one tensor a level.
+        Features of all instances, ``(sum n_b, C)`` float32 on the CPU, one tensor per level.
     """
     images = network_input(detector, images, sizes)
     maps = detector.extract_feat(images)
@@ -231,7 +231,7 @@ def batch_features(detector: BaseDetector, levels: Sequence[int], stacks: list[S
         device: Where the detector is.
 
     Returns:
-        Features of all instances, one tensor a level, as :func:`instance_features` returns them.
+        Features of all instances, one tensor per level, as :func:`instance_features` returns them.
     """
     by_row: dict[int, list[Tensor]] = {}
     for stack in stacks:
@@ -245,7 +245,7 @@ def batch_features(detector: BaseDetector, levels: Sequence[int], stacks: list[S
 
 
 def join_levels(batches: Iterable[list[Tensor]]) -> list[Tensor]:
-    """Concatenate per-batch lists of levels into one tensor a level.
+    """Concatenate per-batch lists of levels into one tensor per level.
 
     Example:
         >>> batches = [[torch.zeros(n, 8), torch.zeros(n, 16)] for n in (2, 3)]

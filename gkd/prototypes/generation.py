@@ -57,8 +57,8 @@ class Generation:
         bank: The prototypes, on the CPU. Its metadata tell the image and box of each.
         rows: Instance of every prototype on every level, in the bank's order, ``(P_l,)`` int64.
         images: The instances' images with their boxes, in the order of the features.
-        teacher: The teacher's features of all instances, ``(N, D_T)``, one tensor a level; of
-            several processes what tells those of given rows.
+        teacher: The teacher's features of all instances, ``(N, D_T)``, one tensor per level. With
+            several processes, objects that return the features of given rows take their place.
         student: The student's, ``(N, D_S)``.
     """
 
@@ -72,20 +72,20 @@ class Generation:
 class PrototypeGenerationModule:
     """PGM: find, for every class and FPN level, real instances that span both feature spaces.
 
-    Every image is run once, whatever the number of its classes; processes share the images, and
+    Every image is run once, however many classes it was chosen for. Processes share the images and
     read each other's features from disk. The teacher does not change, so its features are computed
-    once, and kept on disk for a resumed run, too (the paper's PGM; method section 1).
+    once; they are kept on disk, also for a resumed run (the paper's PGM; method section 1).
 
     Args:
-        num_prototypes: Prototypes a class and level, K.
+        num_prototypes: Prototypes per class and level, K.
         alpha: Weight of the disagreement between both spaces' coefficients.
-        max_images: Images a class at most.
+        max_images: Maximum number of images per class.
         min_size: Width and height that a box must exceed, in pixels of the annotation.
         interval: Epochs between two generations.
         bandwidth: Width of the density kernel, in cosine distance.
-        density_quantile: Instances below this quantile of density are no candidates.
+        density_quantile: Instances whose density is not above this quantile are no candidates.
         seed: Seed of the choice of images.
-        batch_size: Images a forward pass.
+        batch_size: Images per forward pass.
         workers: Processes that load images ahead; 0 loads in the main process. By default as many
             as the training's loader has.
         selection: How prototypes are chosen. ``'joint'`` is the method's; ``'random'``,
@@ -202,7 +202,7 @@ class PrototypeGenerationModule:
 
     def run(self, detector: BaseDetector, levels: Sequence[int], batches: list[list[int]],
             role: str) -> Share:
-        """Features of this process's share of the batches, one tensor a level."""
+        """Features of this process's share of the batches, one tensor per level."""
         rank, world_size = get_dist_info()
         share = batches[rank::world_size]
         device = next(detector.parameters()).device
@@ -215,7 +215,7 @@ class PrototypeGenerationModule:
         """Select every class's prototypes on every level; processes share the classes.
 
         Returns:
-            Their instances ``(P_l,)``, class after class, one tensor a level; and the offsets of
+            Their instances ``(P_l,)``, class after class, one tensor per level; and the offsets of
             the classes, which are those of every level.
         """
         labels = torch.from_numpy(np.concatenate([image.labels for image in images]))

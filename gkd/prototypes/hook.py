@@ -43,7 +43,7 @@ class PrototypeHook(Hook):
             self.build(datasets)
 
     def build(self, datasets: Union[dict, list]) -> None:
-        """Build the data sets of their configs."""
+        """Build the data sets from their configs."""
         configs = datasets if isinstance(datasets, (list, tuple)) else [datasets]
         for config in configs:
             dataset = build_dataset(config)
@@ -92,7 +92,7 @@ def reload_bank(folder: str, epoch: int, logger: logging.Logger) -> PrototypeBan
     Args:
         folder: Where the banks are.
         epoch: Number of the epoch, from 0; later banks are not looked at.
-        logger: What is said goes there.
+        logger: Where messages go.
 
     Raises:
         ConfigError: There is none.

@@ -83,14 +83,14 @@ def select_prototypes(
 def _density(features: Tensor, bandwidth: float, max_pairs: int) -> Tensor:
     """Sum of a Gaussian of the cosine distances to all instances, ``(N,)``.
 
-    Densities are compared in single precision: the filter looks at strict inequality, and what
-    the last bits of a double say is rounding, not density.
+    Densities are compared in single precision: the filter tests strict inequality, and the last
+    bits of a double differ by rounding, not by density.
     """
     density = features.new_zeros(len(features))
     rows = max(1, max_pairs // len(features))
     for start in range(0, len(features), rows):
         block, rest = slice(start, start + rows), slice(start + rows, None)
-        # Similarity is symmetric: what a block's columns say of the rest need not come again.
+        # Similarity is symmetric: a block also gives the rest its share, so no pair comes twice.
         distance = (features[block] @ features[start:].T).sub_(1).div_(bandwidth)
         kernel = distance.square_().neg_().exp_()
         density[block] += kernel.sum(dim=1)

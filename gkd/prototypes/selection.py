@@ -16,8 +16,8 @@ def choose_instances(selection: str, teacher: Tensor, student: Tensor, num_proto
                      seed: int = 0, **pursuit: float) -> Tensor:
     """Choose the prototypes of one class on one level.
 
-    All ways give equally many prototypes, so that their effects compare. Where there are fewer
-    instances than that, ``'random'`` and ``'kmeans'`` repeat theirs.
+    All ways give the same number of prototypes, so that their effects can be compared. If there
+    are fewer instances than that, ``'random'`` and ``'kmeans'`` repeat some.
 
     Args:
         selection: ``'joint'`` searches both feature spaces at once
@@ -28,7 +28,7 @@ def choose_instances(selection: str, teacher: Tensor, student: Tensor, num_proto
         teacher: The teacher's features of N instances, float of shape ``(N, D_T)``.
         student: The student's features of the same instances, float of shape ``(N, D_S)``.
         num_prototypes: How many to choose, K.
-        seed: Of ``'random'`` and of the first centres of ``'kmeans'``.
+        seed: Seed of ``'random'`` and of the first centres of ``'kmeans'``.
         **pursuit: Further settings of the search.
 
     Returns:
@@ -46,7 +46,7 @@ def choose_instances(selection: str, teacher: Tensor, student: Tensor, num_proto
     if selection == 'joint':
         return select_prototypes(teacher, student, num_prototypes, **pursuit)
     if selection in ('teacher', 'student'):
-        # In two equal spaces all coefficients agree: what is left is the search in one.
+        # In two equal spaces all coefficients agree, so this is the search in one space.
         space = teacher if selection == 'teacher' else student
         return select_prototypes(space, space, num_prototypes, **pursuit)
     if selection == 'random':
@@ -59,7 +59,7 @@ def choose_instances(selection: str, teacher: Tensor, student: Tensor, num_proto
 
 
 def nearest_to_centres(teacher: Tensor, student: Tensor, clusters: int, seed: int) -> np.ndarray:
-    """Rows of the instances that are nearest to the centres of k-means, one a cluster."""
+    """Rows of the instances that are nearest to the centres of k-means, one per cluster."""
     from scipy.cluster.vq import kmeans2  # the search itself needs nothing but torch
 
     features = torch.cat([F.normalize(teacher.double(), dim=1),

@@ -1,7 +1,8 @@
-"""Instance features that several processes compute, each a share, and none holds.
+"""Instance features of which each of several processes computes a share and none holds all.
 
-Every process writes its share to a file, and all of a node map the files of all: the system keeps
-what was read in memory once, however many processes read it, and may drop it again.
+Every process writes its share to a file, and every process of a node maps all these files. The
+system keeps what was read in memory only once, however many processes read it, and may drop it
+again.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ def save_share(folder: str, role: str, key: str, share: Share,
                rank: Optional[int] = None) -> None:
     """Write a process's share, by default this one's; the file appears whole or not at all.
 
-    ``key`` tells what it is of.
+    ``key`` identifies what the features were computed from.
     """
     save_tensors(share_path(folder, role, rank),
                  {str(level): features for level, features in enumerate(share)},
@@ -95,7 +96,7 @@ def is_cached(folder: str, role: str, key: str) -> bool:
     except CheckpointError as error:
         logger().warning(str(error))
         return False
-    # Of earlier versions: a tensor a batch.
+    # Files of earlier versions hold one tensor per batch, under other names.
     return all(name.isdigit() for name in tensors)
 
 
@@ -105,13 +106,13 @@ def join_shares(folder: str, role: str, key: str, counts: Sequence[int]) -> list
     All processes call this together, after each has written its share.
 
     Args:
-        folder: Where the files are. Where nodes do not share it, those of the others are copied.
+        folder: Where the files are. If nodes do not share it, the files of other nodes are copied.
         role: Whose features they are.
-        key: What they are of; files of anything else are not read.
+        key: What they were computed from; files with another key are not read.
         counts: Instances of every batch; processes take batches in turn.
 
     Returns:
-        One a level.
+        The features, one entry per level.
 
     Raises:
         StorageError: A file cannot be read although its process has written it.
@@ -173,7 +174,7 @@ def map_share(path: str, key: str) -> Optional[Share]:
 
 
 def remove_shares(folder: str, role: str) -> None:
-    """Remove the files of a role; they stay readable for who has mapped them.
+    """Remove the files of a role; processes that have mapped them can still read them.
 
     All processes call this together.
     """
@@ -187,7 +188,7 @@ def remove_shares(folder: str, role: str) -> None:
 def all_gather(value: object) -> list:
     """What every process has, in order of rank.
 
-    Features lie on the CPU, and so does their exchange: NCCL would move them through GPU memory.
+    Features are on the CPU and are exchanged there: NCCL would move them through GPU memory.
     """
     if not dist.is_initialized():
         return [value]

@@ -151,7 +151,7 @@ def format_columns(rows: Sequence[Row], columns: Sequence[str]) -> str:
 
 
 def format_csv(rows: Sequence[Row], columns: Sequence[str]) -> str:
-    """The same as numbers: mean, spread and gain of every value, a line a method.
+    """The same as numbers: mean, spread and gain of every value, one line per method.
 
     Standard deviations of a single run are empty.
 
@@ -186,7 +186,7 @@ def draw_comparison(rows: Sequence[Row], title: str, path: str) -> None:
 def comparison_figure(rows: Sequence[Row], title: str) -> plt.Figure:
     """The gains in AP over the plain student, by :func:`gains_figure`.
 
-    Gains and not APs: students of several seeds differ by more than methods do.
+    Gains are drawn instead of APs, because students of several seeds differ more than methods do.
 
     Args:
         rows: The methods; those without runs are left out.
@@ -204,7 +204,7 @@ def gains_figure(gains: Mapping[str, Sequence[Sequence[float]]], title: str) -> 
     """Dot-and-whisker plot of gains in AP, the best on top.
 
     Args:
-        gains: By the name of a method its gains, in the groups of
+        gains: The gains of every method by its name, in groups as for
             :func:`~gkd.report.intervals.confidence_interval`.
         title: Title of the picture.
     """

@@ -18,10 +18,10 @@ MATCH_IOU = 0.5
 
 
 def results_figure(dataset: Dataset, results: Sequence, num_images: int) -> plt.Figure:
-    """Draw what a detector has found on validation images that hold as many objects as most do.
+    """Draw what a detector has found on validation images with a typical number of objects.
 
-    On every image as many boxes are drawn as there are objects, those with the highest scores:
-    green boxes match an object (IoU above 0.5), red ones none; missed objects are yellow.
+    On every image the boxes with the highest scores are drawn, as many as there are objects. Green
+    boxes match an object (IoU above 0.5), red ones none; missed objects are yellow.
 
     Args:
         dataset: The validation data.
@@ -40,7 +40,7 @@ def results_figure(dataset: Dataset, results: Sequence, num_images: int) -> plt.
 
 
 def typical_images(dataset: Dataset, num_images: int) -> list[int]:
-    """Images that hold as many objects as most do."""
+    """Images whose number of objects is closest to the median."""
     counts = np.array([len(dataset.get_ann_info(index)['labels'])
                        for index in range(len(dataset))])
     typical = np.abs(counts - np.median(counts[counts > 0]))
@@ -51,7 +51,7 @@ def best_first(result: Sequence[np.ndarray]) -> Tensor:
     """Detections of all classes, best first: ``(n, 6)`` of box, score, label.
 
     Args:
-        result: ``(n, 5)`` of box and score, one array a class.
+        result: ``(n, 5)`` of box and score, one array per class.
     """
     boxes = np.concatenate([np.insert(found, 5, label, axis=1)
                             for label, found in enumerate(result)])

@@ -13,7 +13,7 @@ from gkd.report.runs import DETECTOR, DISTILLED, PLAIN, TEACHER, Run
 from gkd.report.validation import Precision
 from gkd.work_dir import BINS
 
-# Told apart by people who see no red or no green, on white and on black.
+# Colours that people with red-green blindness can tell apart, on white and on black.
 SHADES = {
     TEACHER: ['#8f78d8', '#b08fe0', '#6f5bb8'],
     DETECTOR: ['#3a8fd0', '#6db3e6', '#2f6fa5', '#8ac7ee'],
@@ -87,7 +87,7 @@ def draw_sizes(runs: Sequence[Run], metrics: dict[str, dict[str, float]]) -> Opt
 
 def draw_precision(runs: Sequence[Run],
                    precisions: dict[str, Precision]) -> dict[str, go.Figure]:
-    """Precision over recall, a figure an IoU, by its title."""
+    """Precision over recall, one figure per IoU threshold, by its title."""
     plots = {}
     for run in runs:
         if run.name not in precisions:
@@ -134,7 +134,7 @@ def add_decay(plot: go.Figure, epochs: int) -> None:
 
 
 def draw_weights(run: Run) -> dict[str, go.Figure]:
-    """How a run's robust weights are distributed over the epochs, a figure a level."""
+    """How a run's robust weights are distributed in every epoch, one figure per level."""
     epochs = {int(number): epoch['robust_weights']
               for number, epoch in run.record.get('epochs', {}).items()
               if any(map(any, epoch.get('robust_weights', ())))}
@@ -165,7 +165,7 @@ def draw_weights(run: Run) -> dict[str, go.Figure]:
 
 
 def draw_time(runs: Sequence[Run]) -> Optional[go.Figure]:
-    """Where the time of a step goes, a bar a run; None if nothing is known."""
+    """Where the time of a step goes, one bar per run; None if nothing is known."""
     seconds = {run.name: run.step_seconds() for run in runs}
     seconds = {name: parts for name, parts in seconds.items() if parts}
     if not seconds:
@@ -190,7 +190,7 @@ def parts_of(plot: go.Figure) -> dict[str, str]:
 
 
 def metrics_of(run: Run, precisions: dict[str, Precision]) -> dict[str, float]:
-    """A run's last metrics: as training measured them, else of its saved detections."""
+    """A run's last metrics: as training measured them, else from its saved detections."""
     if run.evaluations:
         return run.evaluations[max(run.evaluations)]
     found = precisions.get(run.name)

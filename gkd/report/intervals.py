@@ -14,13 +14,12 @@ RESAMPLES = 10_000
 
 @dataclass(frozen=True)
 class Interval:
-    """Mean of several differences, and the interval that holds the true mean with 95 %.
+    """Mean of several differences, and its 95 % confidence interval.
 
     Attributes:
         mean: The mean.
-        count: Of how many.
-        low: Lower end of the interval; None for a single difference, which tells nothing of
-            chance.
+        count: Number of differences.
+        low: Lower end of the interval; None for a single difference, which has no interval.
         high: Upper end, likewise.
     """
 
@@ -38,12 +37,12 @@ class Interval:
 def confidence_interval(groups: Sequence[Sequence[float]]) -> Interval:
     """Mean over all differences with its 95 % interval.
 
-    Of one group, Student's t. Of several, whose members share something (a teacher, a validation
-    strip), a hierarchical bootstrap: groups are drawn with replacement, then members of each.
-    Where each group has a single member, groups are members, and t it is.
+    With one group, it is Student's t interval. With several groups, whose members share something
+    (a teacher, a validation strip), it is a hierarchical bootstrap: groups are drawn with
+    replacement, then members of each. If each group has a single member, it is Student's t again.
 
     Args:
-        groups: The differences, one sequence a group; none empty, one at least.
+        groups: The differences, one sequence per group; at least one group, and none empty.
 
     Example:
         >>> print(confidence_interval([[1.0, 2.0, 3.0]]))

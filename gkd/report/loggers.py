@@ -57,8 +57,8 @@ class ImageLoggerHook(Hook):
     hook by itself; name it in ``custom_hooks`` to change how much is drawn.
 
     Args:
-        num_images: Validation images, those with as many objects as most have.
-        num_classes: Classes, the first ones that have prototypes.
+        num_images: Number of validation images to draw; they have a typical number of objects.
+        num_classes: Number of classes to draw, the first ones that have prototypes.
     """
 
     # After the hook that evaluates (70), before the loggers (90), which end a step of W&B.
@@ -94,7 +94,7 @@ class ImageLoggerHook(Hook):
             self.show(runner, self.detections, results)
 
     def show(self, runner, draw, *args) -> None:
-        """Draw pictures and send them to all loggers; a run does not end where that fails."""
+        """Draw pictures and send them to all loggers; a failure here does not end the run."""
         loggers = [hook for hook in runner.hooks if isinstance(hook, TAKE_IMAGES)]
         if not loggers:
             return
@@ -114,7 +114,7 @@ class ImageLoggerHook(Hook):
 
     def prototypes(self, runner, bank) -> Iterator[tuple[str, np.ndarray]]:
         """Pictures of a bank, by name."""
-        # Not above: the libraries that draw take a while, and most trainings need them at the end.
+        # Imported here: the drawing libraries are slow, and most runs need them only at the end.
         from gkd.report.drawing import pixels_of
         from gkd.report.prototypes import prototype_figure
         datasets = next(hook for hook in runner.hooks if isinstance(hook, PrototypeHook)).datasets

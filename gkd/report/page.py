@@ -32,10 +32,10 @@ NOTHING = '–'
 
 
 def write_report(work_dir: str, others: Sequence[str], path: str) -> None:
-    """Write the report of a run, next to its teacher and other runs.
+    """Write the report of a run, compared with its teacher and other runs.
 
     Args:
-        work_dir: Work dir of the run. What it lacks, the report lacks.
+        work_dir: Work dir of the run. The report leaves out what is missing there.
         others: Work dirs to compare it with.
         path: HTML file to write.
 
@@ -144,7 +144,7 @@ def ap_table(runs: Sequence[Run], metrics: dict[str, dict[str, float]]) -> list[
 
 
 def memory_table(runs: Sequence[Run]) -> dict[str, list[str]]:
-    """Rows of the memory table, a cell a run; rows without any number are left out."""
+    """Rows of the memory table, one cell per run; rows without any number are left out."""
     rows: dict[str, list[Optional[float]]] = {}
     for part, title in MEMORY.items():
         rows[title] = [run.record.get('weights', {}).get(part) for run in runs]
@@ -171,7 +171,7 @@ def peak_memory(run: Run) -> Optional[float]:
 
 
 def versions_table(runs: Sequence[Run]) -> dict[str, list[str]]:
-    """Rows of versions and settings, a cell a run."""
+    """Rows of versions and settings, one cell per run."""
     found = {}
     for run in runs:
         head = next((line for line in run.lines if 'config' in line), {})
@@ -187,6 +187,6 @@ def versions_table(runs: Sequence[Run]) -> dict[str, list[str]]:
 
 
 def shorten(path: str) -> str:
-    """A path from the working directory on, if it is in there."""
+    """A path relative to the working directory, if it is inside of it."""
     relative = osp.relpath(path)
     return path if relative.startswith(osp.pardir) else relative

@@ -12,7 +12,7 @@ from gkd.report.drawing import crop, plt, save
 
 def draw_prototypes(bank: PrototypeBank, folder: str, classes: Sequence[str], label: int,
                     path: str) -> None:
-    """Draw a class's prototypes: a row a level, in order of choice.
+    """Draw a class's prototypes: one row per level, in order of choice.
 
     Args:
         bank: A bank that the :class:`gkd.prototypes.PrototypeGenerationModule` made.

@@ -1,4 +1,4 @@
-"""Record what a run's report shows and its logs do not hold."""
+"""Record what the report of a run shows but its logs do not hold."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ PACKAGES = ('torch', 'torchvision', 'mmcv', 'mmcv-full', 'mmdet', 'numpy', 'pyco
 class TrainingRecorder(Hook):
     """Record a run and leave ``WORK_DIR/report.html``.
 
-    ``WORK_DIR/record.json`` gets, epoch by epoch, how robust weights are distributed on every
-    level (of the first process), and where the time and memory of a step go;
-    ``WORK_DIR/detections.bbox.json`` what the last evaluation detected, as COCO results. The
-    methods of the detectors are timed from outside and stay as they are. Values are copied from
-    the GPU once in every interval of the run's loggers.
+    ``WORK_DIR/record.json`` gets for every epoch the distribution of robust weights on every level
+    (of the first process), and where the time and memory of a step go.
+    ``WORK_DIR/detections.bbox.json`` gets what the last evaluation detected, as COCO results. The
+    methods of the detectors are timed from outside and are not changed. Values are copied from the
+    GPU once in every interval of the run's loggers.
     """
 
     PRIORITY = 'NORMAL'  # after the optimiser's hook, before the loggers
@@ -99,13 +99,13 @@ class TrainingRecorder(Hook):
             self.stopwatch.forget('data')
 
     def before_train_iter(self, runner) -> None:
-        """The data are there."""
+        """Stop timing the wait for data, and begin to time the step."""
         if runner.rank == 0:
             self.stopwatch.stop('data')
             self.stopwatch.start('step')
 
     def after_train_iter(self, runner) -> None:
-        """The optimiser has made its step."""
+        """Stop timing the step; update the record at the loggers' interval."""
         if runner.rank > 0:
             return
         self.stopwatch.stop('backward')
@@ -135,7 +135,7 @@ class TrainingRecorder(Hook):
         self.collect_detections(runner)
         self.record['seconds'] = time.time() - self.started
         save(osp.join(runner.work_dir, RECORD), self.record)
-        # Not above: the libraries that draw are needed now, not when a training is started.
+        # Imported here: the drawing libraries are needed now, not when a training starts.
         from gkd.report.page import write_report
         path = osp.join(runner.work_dir, REPORT)
         try:
@@ -165,7 +165,7 @@ class Stopwatch:
     """Sum up the time of named spans, without making the host wait for the device.
 
     Args:
-        device: On a GPU its own clock is used; data are waited for on the host's.
+        device: On a GPU, the GPU's clock is used; the wait for data is timed by the host's clock.
 
     Attributes:
         kept: Largest memory in MiB that a span has left allocated on a GPU.
@@ -247,7 +247,7 @@ class WeightHistogram:
         return method(*args, **kwargs)
 
     def look(self, method: Callable, *args, **kwargs) -> tuple:
-        """Count the weights of a step: of its first call only, which has the instances' own."""
+        """Count the weights of a step's first call, which are those of the instances."""
         result = method(*args, **kwargs)
         if self.first:
             self.first = False
@@ -260,7 +260,7 @@ class WeightHistogram:
         return result
 
     def read(self, before: Optional[list[list[int]]]) -> list[list[int]]:
-        """Counts so far added to those before; begins anew."""
+        """Return the counts so far, added to those before, and set them to 0."""
         counts = self.counts.tolist()
         self.counts.zero_()
         if before is None:

@@ -24,32 +24,32 @@ from gkd.errors import DataError
 from gkd.progress import say
 
 COLUMN_OF = dict(zip(METRICS.values(), ('AP', 'AP50', 'AP75', 'APs', 'APm', 'APl')))
-TEACHER, STUDENT, PLAIN = 'teacher', 'student', 'plain'  # methods that are none
+TEACHER, STUDENT, PLAIN = 'teacher', 'student', 'plain'  # values of `method` that teach nothing
 
 
 @dataclass(frozen=True)
 class Result:
-    """What one training came to; a row of the CSV. All values are text, as they stand there.
+    """The result of one training; a row of the CSV. All values are text, as in the file.
 
     Attributes:
         data: The data set, such as ``'digit-scenes'``.
         family: The detectors' type, such as ``'RetinaNet'``; of teacher and student if they
             differ, such as ``'FasterRCNN to RetinaNet'``.
-        teacher_seed: Empty for a training without a teacher.
-        student_seed: Empty for the teacher's own.
-        strip: The part that validates, of data that several parts can validate in turn.
-        method: Name of what was taught; ``'plain'`` is the student that trained on alone,
+        teacher_seed: The teacher's seed; empty for a training without a teacher.
+        student_seed: The student's seed; empty for the teacher's own training.
+        strip: The part of the data used for validation, if several parts can be.
+        method: Name of what was taught; ``'plain'`` is the student that was trained further alone,
             ``'student'`` the one that all start from, ``'teacher'`` the teacher.
         options: Settings that were replaced for this run, ``KEY=VALUE``, divided by blanks.
         settings: What the method's name stood for, as JSON.
-        AP: On the validation data after the last epoch, in percent.
-        AP50: Likewise; so are the others.
-        AP75: Empty, like all others, if there was nothing to measure.
-        APs: Of COCO's small objects.
-        APm: Of medium ones.
-        APl: Of large ones.
+        AP: AP on the validation data after the last epoch, in percent.
+        AP50: Likewise, as are the following.
+        AP75: Empty, like the other APs, if there was nothing to measure.
+        APs: AP of COCO's small objects.
+        APm: AP of medium objects.
+        APl: AP of large objects.
         machine: The processor that trained.
-        version: Of gkd, with the commit if it is known, and of torch and MMDetection.
+        version: Versions of gkd, with the commit if it is known, of torch and of MMDetection.
     """
 
     data: str
@@ -71,7 +71,7 @@ class Result:
 
     @property
     def run(self) -> tuple[str, ...]:
-        """What identifies the training; the same once more would repeat it."""
+        """What identifies the training; another one with the same values would repeat it."""
         return astuple(self)[:7] + (self.machine,)
 
 
@@ -92,7 +92,7 @@ def metrics_text(metrics: dict[str, float]) -> dict[str, str]:
 def read_results(path: str) -> list[Result]:
     """Read the rows of a CSV; none if there is no file.
 
-    Where a training is there more than once, the last row counts.
+    If a training has more than one row, the last row counts.
 
     Raises:
         DataError: The file is no such CSV.
@@ -120,7 +120,7 @@ def parse(text: str, path: str) -> list[Result]:
 
 
 def append_result(path: str, result: Result) -> None:
-    """Append a row, unless the very same row is there; other processes may do so meanwhile."""
+    """Append a row unless the same row is there; other processes may append at the same time."""
     os.makedirs(osp.dirname(osp.abspath(path)), exist_ok=True)
     with open(path, 'a+', encoding='utf-8', newline='') as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -138,7 +138,7 @@ def append_result(path: str, result: Result) -> None:
 
 @contextmanager
 def alone(path: str) -> Iterator[None]:
-    """Hold ``path``, a file that is made for nothing else, against other processes."""
+    """Lock ``path``, a file made only for this purpose, against other processes."""
     os.makedirs(osp.dirname(osp.abspath(path)), exist_ok=True)
     with open(path, 'w') as file:
         try:

@@ -36,7 +36,7 @@ class Run:
         role: What it is next to the others: ``'teacher'``, ``'plain student'``, ...
         work_dir: Its folder; None for a bare checkpoint.
         config: Config that it was trained with.
-        text: The same as it was logged.
+        text: Text of the config as it was logged.
         checkpoint: Its last checkpoint; None if there is none yet.
         detections: File of COCO results, which may not exist.
         lines: Lines of its JSON logs that count, oldest first.
@@ -269,7 +269,7 @@ def parse_config(text: str, work_dir: str) -> Config:
 
 
 def read_logs(work_dir: str) -> list[dict]:
-    """Lines of all JSON logs of a run; what a later start repeats replaces what was before."""
+    """Lines of all JSON logs of a run; lines of a later start replace those they repeat."""
     lines: list[dict] = []
     for name in sorted(os.listdir(work_dir)):
         if name.endswith('.log.json'):
@@ -282,7 +282,7 @@ def read_logs(work_dir: str) -> list[dict]:
 
 
 def read_log(path: str) -> list[dict]:
-    """Lines of a JSON log; one that was cut short ends it."""
+    """Lines of a JSON log, up to a line that was cut short."""
     lines = []
     with open(path, encoding='utf-8') as file:
         for text in file:

@@ -18,8 +18,8 @@ def read_scalars(work_dir: str) -> tuple[list[dict], str | None]:
         work_dir: Holds a folder ``TIME/vis_data`` for every start.
 
     Returns:
-        Lines with ``mode``, ``epoch`` and ``iter``, from 1 within the epoch, where what a later
-        start repeats replaces what was before; and the config, None if nothing was trained.
+        Lines with ``mode``, ``epoch`` and ``iter``, which counts from 1 within the epoch; lines of
+        a later start replace those they repeat. And the config, None if nothing was trained.
     """
     lines, text = [], None
     for path in sorted(glob(osp.join(escape(work_dir), '*', 'vis_data', 'scalars.json'))):
@@ -40,7 +40,7 @@ def read_scalars(work_dir: str) -> tuple[list[dict], str | None]:
 
 
 def lines_of(path: str) -> Iterator[dict]:
-    """Lines of a file, by the names of MMDetection 2; one that was cut short ends it."""
+    """Lines of a file with the names of MMDetection 2, up to a line that was cut short."""
     with open(path, encoding='utf-8') as file:
         for text in file:
             try:
@@ -60,7 +60,7 @@ def place(line: dict) -> tuple[int, bool, int]:
 
 
 def with_names_of_mmdetection_2(config: Config) -> Config:
-    """A config of MMDetection 3 with what reports look for, where MMDetection 2 has it."""
+    """A config of MMDetection 3 with what reports need, in the places of MMDetection 2."""
     dataset = (config.get('val_dataloader') or {}).get('dataset') or {}
     config.data = dict(val=dict(
         dataset, img_prefix=(dataset.get('data_prefix') or {}).get('img') or '',

@@ -125,9 +125,10 @@ class Validation:
     def pictures(self, detections: Sequence[list[dict]], most: int = 6) -> list[Picture]:
         """The images on which detectors differ most.
 
-        Of every detector as many boxes are taken as the image has objects, those with the highest
-        scores: scores of different detectors cannot be compared. Detectors differ on an object if
-        some, but not all, have found it; a single detector is shown where it misses most.
+        From every detector, the boxes with the highest scores are taken, as many as the image has
+        objects, because scores of different detectors cannot be compared. Detectors differ on an
+        object if some, but not all, have found it; a single detector is shown where it misses
+        most.
 
         Args:
             detections: COCO results of every detector.

@@ -1,4 +1,4 @@
-"""Going on with other settings: what changed since the checkpoint, and what of it takes effect."""
+"""Resuming with other settings: what changed since the checkpoint, and what takes effect."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from mmcv import Config
 from mmcv.runner import BaseRunner
 
 NEW_OPTIMIZER = '--new-optimizer'
-# The checkpoint has its own; a setting beginning so says nothing to a run that goes on.
+# The checkpoint has its own values; settings with these prefixes do not affect a resumed run.
 FROM_CHECKPOINT = ('optimizer.', 'load_from', 'seed', 'model.student.checkpoint')
 STARTING_WEIGHTS = ('init_cfg', 'pretrained')
-# They are no settings of the training.
+# Entries with these prefixes are no settings of the training.
 NO_SETTINGS = ('gpu_ids', 'work_dir', 'resume_from', 'auto_resume', 'dist_params', 'device',
                'custom_hooks_names')
 MOST = 12  # settings that are listed
@@ -24,7 +24,7 @@ def tell_changes(runner: BaseRunner, before: Optional[str], text: str,
     """Log which settings differ from those of the checkpoint, and which of them take effect.
 
     Args:
-        runner: Whose log it is.
+        runner: The runner whose log is written.
         before: Text of the config in the checkpoint; None if it has none.
         text: Text of the config of this run.
         new_optimizer: Whether the settings of the optimiser are applied.
@@ -55,13 +55,13 @@ GONE = 'not set'
 
 
 def is_from_checkpoint(key: str) -> bool:
-    """Whether a setting only matters to a run that starts."""
+    """Whether a setting only matters to a run that starts anew."""
     return key.startswith(FROM_CHECKPOINT) or (
         key.startswith('model.') and any(part in STARTING_WEIGHTS for part in key.split('.')))
 
 
 def resume_without_optimizer(runner: BaseRunner, checkpoint: str, device: str) -> dict:
-    """Resume all but the optimiser: a state of another type breaks it while it is loaded.
+    """Resume all but the optimiser, which would break if it loaded the state of another type.
 
     Args:
         runner: The runner.
@@ -101,7 +101,7 @@ def optimizer_settings(runner: BaseRunner) -> list[dict]:
 
 
 def parsed(text: str) -> Optional[dict]:
-    """The settings of a config's text, which is not run; None if it holds more than settings.
+    """Read settings from a config's text without running it; None if it holds anything else.
 
     Example:
         >>> parsed('a = dict(b=[1, -2.5], c=range(0, 2))')

@@ -39,7 +39,7 @@ def add_pair_options(parser: argparse.ArgumentParser, folder: str,
     """Add what a tool needs that looks at a trained teacher and student.
 
     Args:
-        parser: Of the tool.
+        parser: The tool's parser.
         folder: Where the tool writes to, below ``work_dirs``.
         default: The config that it looks at if none is given; None makes the config required.
     """

@@ -58,7 +58,7 @@ def load_config(path: str, options: Optional[dict] = None) -> Config:
     update_data_root(config)
     try:
         config = compat_cfg(config)
-        # Its value has another name now; with both, a kept config could not be read again.
+        # Its value now has another name. With both names, a saved config could not be read again.
         config.data.pop('imgs_per_gpu', None)
         return config
     except (AttributeError, KeyError, AssertionError) as error:
@@ -104,7 +104,7 @@ def untrained_model(config: Config) -> BaseDetector:
     for role in {'teacher', 'student'} & config.model.keys():
         config.model[role].checkpoint = None
     before = logging.root.manager.disable
-    logging.disable(logging.WARNING)  # of untrained weights
+    logging.disable(logging.WARNING)  # no warnings about untrained weights
     try:
         return build_model(config)
     finally:

@@ -82,8 +82,8 @@ class EpochBar(Hook):
 def log_file(logger: logging.Logger, path: str) -> Iterator[None]:
     """Write all messages of a logger, and the traceback of an unforeseen exception, to a file too.
 
-    Only the first process does. mmcv's own logger would keep the file of the first run of a
-    process, and so mix up the runs of a notebook.
+    Only the first process writes. mmcv's own logger would keep writing to the file of a process's
+    first run, and so mix up the runs of a notebook.
 
     Args:
         logger: The logger.
@@ -108,7 +108,7 @@ def log_file(logger: logging.Logger, path: str) -> Iterator[None]:
 
 @contextmanager
 def without_details() -> Iterator[None]:
-    """Let warnings through only: mmcv tells of every parameter how it was initialised."""
+    """Log only warnings: mmcv would log how every single parameter was initialised."""
     before = logging.root.manager.disable
     logging.disable(max(before, logging.INFO))
     try:

@@ -37,7 +37,7 @@ from gkd.running.config import naming, shorten
 def prototype_datasets(config: Config) -> list[ConfigDict]:
     """Configs of the data sets that prototypes come from: the training data, as tests see it.
 
-    Wrappers that repeat, balance or mix images are taken off: every image counts once.
+    Wrappers that repeat, balance or mix images are removed: every image counts once.
     """
     with naming('data.test'):
         pipeline = leaf_configs(config.data.test)[0].pipeline
@@ -93,7 +93,7 @@ def loader_settings(config: Config, part: str) -> dict:
     """Settings of the loader of ``data.val`` or ``data.test``, one image at a time by default.
 
     Raises:
-        ConfigError: The number of images a batch is none.
+        ConfigError: The number of images per batch is not valid.
     """
     settings = {'samples_per_gpu': 1, 'workers_per_gpu': 0, 'shuffle': False,
                 **config.data.get(f'{part}_dataloader', {})}
@@ -131,7 +131,7 @@ def build_evaluated_dataset(config: Config, part: str) -> Dataset:
 def check_settings(entry: ConfigDict, key: str) -> None:
     """Raise DataError if the files or classes that a data set names cannot be right.
 
-    Embedded data sets are made. Files on other things than a disk are not looked at.
+    Embedded data sets are created. Files that are not on a disk are not checked.
 
     Args:
         entry: Config of a data set without wrappers.
@@ -159,15 +159,15 @@ def check_settings(entry: ConfigDict, key: str) -> None:
 
 
 def look_at_test_data(config: Config) -> None:
-    """Look at annotations that only a test will read, so that it does not fail after the training.
+    """Check annotations that only a test will read, so that it does not fail after the training.
 
-    A file that is not there yet is named; it is not needed now.
+    The log names a file that does not exist yet; it is not needed now.
 
     Args:
         config: A config to train with.
 
     Raises:
-        DataError: A file is there, and broken.
+        DataError: A file exists, but is broken.
     """
     with naming('data.val or data.test'):
         read = {path for part in ('train', 'val') for path in annotation_files(config.data[part])}
@@ -233,11 +233,11 @@ def leaf_datasets(dataset: CustomDataset) -> list[CustomDataset]:
 
 
 def check_classes(dataset: CustomDataset, key: str) -> None:
-    """Raise DataError if a COCO file has not the classes of the config, in their order.
+    """Raise DataError if a COCO file lacks classes of the config, or has them in another order.
 
     MMDetection numbers classes in the order of the file's categories. It would skip a class that
-    is missing, and number all after it wrongly; in another order than the config's, the boxes of
-    one data set would be of other classes than those of the next, or than the teacher's.
+    is missing, and number all classes after it wrongly. If the order differs from the config's,
+    the same number means different classes in different data sets, or for the teacher.
     """
     if not isinstance(dataset, CocoDataset):
         return
@@ -264,7 +264,7 @@ def check_classes(dataset: CustomDataset, key: str) -> None:
 def check_images(dataset: CustomDataset, key: str) -> None:
     """Raise DataError if the folder, all images, or one of them is missing.
 
-    Only a disk is looked at: asking another storage for every image would take too long.
+    Only files on a disk are checked: asking another storage for every image would take too long.
     """
     if not len(dataset):
         raise DataError(f'{key}: no image of {dataset.ann_file} can be used; images without boxes '
@@ -281,7 +281,7 @@ def check_images(dataset: CustomDataset, key: str) -> None:
         for path in names if isinstance(names, list) else [names]:
             folder, name = osp.split(osp.join(dataset.img_prefix or '', path))
             folders[folder].add(name)
-    # One listing a folder: asking for every file takes minutes on network disks.
+    # List each folder once: asking for every file takes minutes on network disks.
     absent = [osp.join(folder, name) for folder, names in folders.items()
               for name in sorted(names - set(os.listdir(folder) if osp.isdir(folder) else ()))]
     if absent:
@@ -315,7 +315,7 @@ def image_loader(dataset: CustomDataset) -> Optional[object]:
 def check_annotations(dataset: CustomDataset, key: str) -> None:
     """Raise DataError if annotations lack what the pipeline or MMDetection's formats need.
 
-    Boxes of COCO files have been looked at when the file was read.
+    Boxes of COCO files were checked when the file was read.
     """
     if isinstance(getattr(dataset, 'coco', None), COCO):
         loads_masks = any(getattr(step, 'with_mask', False)
@@ -343,10 +343,10 @@ def check_annotations(dataset: CustomDataset, key: str) -> None:
 
 
 def check_teacher_classes(model: nn.Module, dataset: CustomDataset, key: str) -> None:
-    """Raise ConfigError if the teacher's checkpoint numbers the data set's classes otherwise.
+    """Raise ConfigError if the teacher's checkpoint numbers the data set's classes differently.
 
-    Classes that the data set does not name are let through: they may have been renamed. A teacher
-    with more classes than the student must know all of the data set's, in whatever order.
+    Classes of the teacher that the data set does not name are allowed: they may have been renamed.
+    A teacher with more classes than the student must know all of the data set's, in any order.
 
     Args:
         model: A detector; only a distiller is looked at.
@@ -402,7 +402,7 @@ def check_num_classes(model: nn.Module, dataset: CustomDataset, key: str) -> Non
     """Raise ConfigError if a head and the data set count classes differently.
 
     Args:
-        model: A detector; of a distiller the student is looked at.
+        model: A detector; for a distiller, its student is checked.
         dataset: Its data set.
         key: Place of the data set in the config, for messages.
     """

@@ -39,7 +39,7 @@ def evaluation_hook(config: Config, model: nn.Module, dataset: Dataset) -> EvalH
         dataset: That of ``data.val``.
 
     Raises:
-        ConfigError: A setting cannot be right.
+        ConfigError: A setting is not valid.
     """
     distributed = torch.distributed.is_initialized()
     check_num_classes(model, dataset, 'data.val')
@@ -85,14 +85,14 @@ class EvaluationRecorder(Hook):
         self.metrics: dict[str, float] = {}
 
     def before_run(self, runner) -> None:
-        """A resumed run knows what it has measured before, and which epoch was the best."""
+        """Restore the metrics that a resumed run measured before, and its best epoch."""
         history = self.history(runner)
         self.metrics = history.get(str(runner.epoch), {})
         if history and self.evaluation.save_best is not None:
             self.remember_best(runner, history)
 
     def remember_best(self, runner, history: dict[str, dict[str, float]]) -> None:
-        """Find the best epoch: an epoch's checkpoint is written before its evaluation."""
+        """Find the best epoch; the checkpoint was written before its epoch was evaluated."""
         evaluation = self.evaluation
         if evaluation.key_indicator == 'auto':
             first, *_ = next(iter(history.values()))
@@ -141,7 +141,7 @@ class EvaluationRecorder(Hook):
         """Metrics by epoch, of the epochs that are done.
 
         Raises:
-            DataError: The file is something else.
+            DataError: The file does not hold metrics by epoch.
         """
         if not osp.isfile(self.path(runner)):
             return {}
@@ -155,7 +155,7 @@ class EvaluationRecorder(Hook):
 
 
 class MissedEvaluation(Hook):
-    """Evaluate the epoch that a run is resumed after, if it was killed before that was done.
+    """Evaluate the last finished epoch of a resumed run, if its evaluation was interrupted.
 
     Args:
         recorder: What has been evaluated, and by which hook.
@@ -187,7 +187,7 @@ def check_metrics(model: BaseDetector, dataset: CustomDataset, metrics: Sequence
     """Raise ConfigError for a metric that a COCO data set lacks, before hours of detection.
 
     Args:
-        model: The detector; of a distiller the student is looked at.
+        model: The detector; for a distiller, its student is checked.
         dataset: The data set that would be evaluated.
         metrics: Names of metrics.
         key: Where they were asked for, for messages.

@@ -90,7 +90,7 @@ def export_student(config: Config, checkpoint: str, output: str) -> str:
 
 
 def exported_meta(checkpoint: dict) -> dict:
-    """What plain MMDetection asks an exported checkpoint besides weights, in plain values.
+    """What plain MMDetection needs in an exported checkpoint besides weights, as plain values.
 
     Args:
         checkpoint: The loaded checkpoint of a training.

@@ -40,14 +40,14 @@ EMA_PRIORITY = 49  # before checkpoints and evaluations, which see the averages
 
 @HOOKS.register_module()
 class ResumableCheckpointHook(CheckpointHook):
-    """Write checkpoints from which a run goes on exactly, inside an epoch too.
+    """Write checkpoints from which a run resumes exactly, inside an epoch too.
 
-    At the end of an epoch ``epoch_N.pth`` is written, inside of one ``epoch_N_iter_I.pth``, of
-    which the last two are kept until the epoch's own takes their place.
+    ``epoch_N.pth`` is written at the end of an epoch, ``epoch_N_iter_I.pth`` inside of one. The
+    last two of the latter are kept until the epoch's own checkpoint replaces them.
 
     Args:
         inside_epoch: Iterations between two checkpoints inside an epoch; 0 writes none.
-        **settings: Those of mmcv's hook. With ``by_epoch=False`` its ``interval`` is taken for
+        **settings: Those of mmcv's hook. With ``by_epoch=False`` its ``interval`` is used as
             ``inside_epoch``.
     """
 
@@ -109,7 +109,7 @@ class ResumeHook(Hook):
             model.bank = PrototypeBank(**self.state['bank']).to(device)
 
     def before_train_epoch(self, runner) -> None:
-        """Put random states, or the place in the epoch, back."""
+        """Restore the random states, or the position in the epoch."""
         self.order.epoch = runner.epoch
         self.order.skip = 0
         state, self.state = self.state, None
@@ -135,11 +135,11 @@ class ResumeHook(Hook):
 
 
 class HookStates(Hook):
-    """Give hooks back what they kept, once all of them are ready.
+    """Restore the states of hooks, once all of them are ready.
 
     - ``EMAHook`` and its like: the averaged weights.
     - ``YOLOXModeSwitchHook``: that it has switched, if its epoch is over.
-    - Any hook with ``state_dict()`` and ``load_state_dict(state)``: what it wants.
+    - Any hook with ``state_dict()`` and ``load_state_dict(state)``: what it returned.
 
     Args:
         resume: The hook that takes the state out of the checkpoint.
@@ -151,7 +151,7 @@ class HookStates(Hook):
         self.resume = resume
 
     def before_run(self, runner) -> None:
-        """Put the states back; nothing of them stays in what a logger or a checkpoint writes."""
+        """Restore the states, and remove them from what loggers and checkpoints write."""
         meta = runner.meta if runner.meta is not None else {}
         averages = meta.pop(EMA, {})
         meta.pop(KEY, None)  # an EMAHook with `resume_from` has read the checkpoint once more
@@ -189,7 +189,7 @@ class HookStates(Hook):
     def switch_again(self, hook: YOLOXModeSwitchHook, runner) -> None:
         """Let YOLOX train without mosaic and with its L1 loss if it did before.
 
-        The hook itself switches in one epoch, and never after it.
+        The hook itself switches only at the start of one epoch, and never later.
         """
         if runner.epoch + 1 > runner.max_epochs - hook.num_last_epochs:
             self.resume.order.dataset.update_skip_type_keys(hook.skip_type_keys)
@@ -200,8 +200,8 @@ class ImageOrder(Sampler):
     """A sampler with which an epoch can be resumed at any batch.
 
     With worker processes every image gets its own seed for augmentation, so that augmentation
-    depends neither on the number of workers nor on where the epoch was resumed. Without workers
-    it draws from the random generators of the training.
+    depends neither on the number of workers nor on where the epoch was resumed. Without workers,
+    augmentation draws from the random generators of the training.
 
     Args:
         loader: Loader whose sampler gives the order; the sampler is replaced by this one.
@@ -275,7 +275,7 @@ def training_state(runner, batches: int) -> dict:
 def find_checkpoint(resume: str, config: Config) -> Optional[str]:
     """The checkpoint to go on from, None to start anew; all processes call this together.
 
-    A damaged checkpoint in the work dir is named and the one before it is taken.
+    If a checkpoint in the work dir is damaged, the log names it and the one before it is taken.
 
     Args:
         resume: ``'auto'``, ``'never'`` or a path.

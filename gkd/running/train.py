@@ -101,10 +101,10 @@ def train(config: Config, resume: str = 'auto', validate: bool = True,
     Raises:
         GKDError: Something in the config, the data or the checkpoints is wrong.
     """
-    # All that can be wrong is looked at before anything is written.
+    # Everything that can be wrong is checked before anything is written.
     check_training(config)
     check_seed(config)
-    # OpenCV's threads and those of the loader's workers would get into each other's way.
+    # OpenCV's threads and those of the loader's workers would slow each other down.
     setup_multi_processes(config)
     config.gpu_ids = range(get_dist_info()[1])
     device = use_device()
@@ -135,14 +135,14 @@ def train(config: Config, resume: str = 'auto', validate: bool = True,
         kept = keep_config(runner, config, text)
         runner.run([loader], [('train', 1)])
         if runner.rank == 0:
-            # Not above: the libraries that draw are needed at the end alone.
+            # Imported here: the drawing libraries are needed only at the end.
             from gkd.report.summary import summarise
             logger.info(f'Done.\n\n{summarise(runner.work_dir, config.filename or kept)}')
     return recorder.metrics if recorder else {}
 
 
 def initial_model(config: Config, train_set: CustomDataset) -> BaseDetector:
-    """The model with its initial weights, which fits the training data.
+    """The model with its initial weights, after a check that it fits the training data.
 
     A distiller without a :class:`~gkd.prototypes.PrototypeHook` gets one in ``custom_hooks``.
     """
@@ -165,7 +165,7 @@ def check_seed(config: Config) -> None:
     """Set the seed 0 where a config has none, so that any run can be resumed and repeated.
 
     Raises:
-        ConfigError: It is no seed.
+        ConfigError: The seed is not valid.
     """
     if config.get('seed') is None:
         config.seed = 0
@@ -188,7 +188,7 @@ def make_runner(config: Config, text: str, model: nn.Module,
 
     Args:
         config: The config.
-        text: The same as it was read.
+        text: Text of the config as it was read.
         model: The model on its device, wrapped.
         logger: Where messages go.
     """
@@ -213,7 +213,7 @@ def register_hooks(runner: BaseRunner, config: Config, loader: DataLoader,
         runner: The runner.
         config: The config.
         loader: The loader, whose order of images is made resumable.
-        evaluation: The hook that evaluates, if one shall.
+        evaluation: The hook that evaluates; None without evaluation.
 
     Returns:
         What keeps the metrics of the evaluations; None without any.

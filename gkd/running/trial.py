@@ -26,7 +26,7 @@ from gkd.running.config import naming
 from gkd.running.data import leaf_datasets, loader_settings
 from gkd.running.resume import random_state, set_random_state
 
-# These measure any number of images.
+# These can measure any number of images.
 USUAL_EVALUATIONS = [kind.evaluate for kind in (CocoDataset, ConcatDataset, CustomDataset,
                                                 VOCDataset)]
 
@@ -53,19 +53,19 @@ def try_evaluation(model: nn.Module, device: torch.device, dataset: Dataset, loa
                    options: dict, key: str) -> dict[str, float]:
     """Evaluate two images of every data set, so that no setting fails after an epoch of training.
 
-    Weights, statistics and random states stay as they are. Data sets whose ``evaluate`` is none of
-    MMDetection's usual ones are not measured, only detected on: it may want all images.
+    Weights, statistics and random states stay as they are. On data sets whose ``evaluate`` is none
+    of MMDetection's usual ones, the trial only detects: their ``evaluate`` may need all images.
 
     Args:
         model: A detector.
         device: Where it runs.
         dataset: The data set, possibly several in one.
         loader_config: Settings of its loader.
-        options: Of the data set's ``evaluate``; ``metric`` among them.
+        options: Options of the data set's ``evaluate``, including ``metric``.
         key: Place of the data set in the config, for messages.
 
     Returns:
-        The metrics, which mean nothing; empty if they were not computed or nothing was detected.
+        The metrics, whose values mean nothing; empty if nothing was computed or detected.
 
     Raises:
         ConfigError: The evaluation fails; with the reason.

@@ -1,10 +1,10 @@
 """A stand-in for mmcv's compiled operators, running on torchvision's kernels and on torch.
 
 mmcv keeps its operators in one compiled extension, ``mmcv._ext``, which takes many minutes to
-build and does not build on every torch. torchvision ships compiled ones for every torch; most of
-what MMDetection's detectors call can be had from those, the rest in a few lines of torch. One
-file an operator; each function keeps the name, the arguments and the results of mmcv's, which are
-written into buffers that the caller hands over.
+build and does not build on every torch. torchvision ships compiled operators for every torch. Most
+of what MMDetection's detectors call can be built on those, the rest in a few lines of torch. There
+is one file per operator. Each function keeps the name, the arguments and the results of mmcv's;
+results are written into buffers that the caller hands over.
 
 For: mmcv 1.x installed without its operators (``MMCV_WITH_OPS=0``) and mmcv-lite 2.x, every
 torch. Compiled operators are used as they are.

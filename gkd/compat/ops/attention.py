@@ -9,7 +9,7 @@ from torch import Tensor
 def ms_deform_attn_forward(value: Tensor, value_spatial_shapes: Tensor,
                            value_level_start_index: Tensor, sampling_locations: Tensor,
                            attention_weights: Tensor, im2col_step: int) -> Tensor:
-    """Sum what is sampled of the maps of several levels, weighted by attention.
+    """Sum samples of the maps of several levels, weighted by attention.
 
     mmcv calls it for tensors on GPUs; on CPUs it computes the same by itself.
 
@@ -27,7 +27,7 @@ def ms_deform_attn_forward(value: Tensor, value_spatial_shapes: Tensor,
     Source: Zhu et al., Deformable DETR, ICLR 2021, Eq. 3.
     """
     from mmcv.ops.multi_scale_deform_attn import multi_scale_deformable_attn_pytorch
-    shapes = value_spatial_shapes.tolist()  # once, not twice a level
+    shapes = value_spatial_shapes.tolist()  # one copy to the host instead of two per level
     return multi_scale_deformable_attn_pytorch(value, shapes, sampling_locations,
                                                attention_weights)
 

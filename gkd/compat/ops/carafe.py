@@ -43,7 +43,7 @@ def carafe_forward(features: Tensor, masks: Tensor, rfeatures: Tensor, routput: 
     """:func:`carafe_naive_forward`, as mmcv's faster kernel is called.
 
     Args:
-        rfeatures: Like ``features``, written to: what the backward pass gets of them.
+        rfeatures: Like ``features``, written to; the backward pass gets it instead of them.
         routput: Not used.
         rmasks: Not used.
     """

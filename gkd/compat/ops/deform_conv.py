@@ -1,4 +1,4 @@
-"""Deformable convolution 1 and 2, on torchvision's, which is both."""
+"""Deformable convolution 1 and 2, on torchvision's operator, which computes both."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def deform_conv_forward(input: Tensor, weight: Tensor, offset: Tensor, output: T
         output: ``(n, c', h', w')``, written to.
         columns: Not used.
         ones: Not used.
-        kW: Columns of the kernel; ``kH`` its rows. Further pairs alike: stride ``dW``, ``dH``,
-            padding and dilation.
+        kW: Columns of the kernel; ``kH`` its rows. The other pairs likewise: stride ``dW``,
+            ``dH``, padding and dilation.
         group: Groups of channels.
         deformable_group: Groups of channels with offsets of their own.
         im2col_step: Not used; torchvision chooses how many images it takes at a time.
@@ -130,12 +130,12 @@ def _gradients(grad_output: Tensor, input: Tensor, weight: Tensor, offset: Tenso
 
 def _prepared(input: Tensor, weight: Tensor, offset: Tensor, mask: Optional[Tensor],
               bias: Optional[Tensor]) -> list[Tensor]:
-    """Fill in what is not there, and give torchvision what its kernels can take."""
+    """Fill in missing arguments, and convert all to what torchvision's kernels can take."""
     dtype = kernel_dtype(input, weight, offset)
     mask = input.new_zeros(len(input), 1) if mask is None else mask
     bias = weight.new_zeros(len(weight)) if bias is None else bias
-    # torchvision takes the integer part before it looks whether a place is on the map, and reads
-    # or writes anywhere where that is no number.
+    # torchvision takes the integer part before it checks whether a place is on the map. For a
+    # place that is no number it would read or write anywhere in memory.
     offset = offset.nan_to_num(FAR, FAR, -FAR).clamp(-FAR, FAR)
     return [tensor.to(dtype) for tensor in (input, weight, offset, mask, bias)]
 

@@ -65,7 +65,7 @@ def _pool(features: Tensor, rois: Tensor, offset: Tensor, bins: tuple[int, int],
 
     samples = samples_of_bins(rois, bins, spatial_scale, sampling_ratio)
     pooled = features.new_zeros(len(rois), features.shape[1], down, across)
-    # grid_sample wants one image a call; no image has a RoI of another.
+    # grid_sample needs a call per image; a RoI is pooled from its own image only.
     for image in range(len(features)):
         own = (rois[:, 0] == image).nonzero().flatten()
         for among, rows, columns in groups(samples[own]):

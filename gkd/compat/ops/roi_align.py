@@ -61,7 +61,7 @@ def _largest_samples(features: Tensor, rois: Tensor, bins: tuple[int, int], spat
     shift, smallest = (0.5, 0.0) if aligned else (0.0, 1.0)
     samples = samples_of_bins(rois, bins, spatial_scale, sampling_ratio, at_least=smallest)
     for chosen, down, across in groups(samples):
-        # Bins as fine as the samples, one sample each, are the samples.
+        # With bins as fine as the samples and one sample each, the bins are the samples.
         fine = (bins[0] * down, bins[1] * across)
         values = torch.ops.torchvision.roi_align(features, rois[chosen], spatial_scale, *fine, 1,
                                                  aligned)

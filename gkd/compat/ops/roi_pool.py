@@ -26,7 +26,7 @@ def roi_pool_forward(input: Tensor, rois: Tensor, output: Tensor, argmax: Tensor
     """
     height, width = input.shape[-2:]
     dtype = kernel_dtype(input)
-    dtype = torch.float if dtype == torch.half else dtype  # numbers cells one by one to 2048 only
+    dtype = torch.float if dtype == torch.half else dtype  # half is exact only up to cell 2048
     x1, y1, x2, y2 = rois[:, 1:].to(dtype).unbind(dim=1)
     top, bottom = _bins(y1 * spatial_scale, (y2 + 1) * spatial_scale, pooled_height, height)
     left, right = _bins(x1 * spatial_scale, (x2 + 1) * spatial_scale, pooled_width, width)

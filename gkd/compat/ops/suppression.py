@@ -1,4 +1,4 @@
-"""Non-maximum suppression: hard, soft, and with the boxes that each kept one suppressed."""
+"""Non-maximum suppression: hard, soft, and with lists of what each kept box suppressed."""
 
 from __future__ import annotations
 
@@ -70,14 +70,14 @@ def softnms(boxes: Tensor, scores: Tensor, dets: Tensor, iou_threshold: float, s
 
 
 def nms_match(dets: Tensor, iou_threshold: float) -> list[list[int]]:
-    """Suppress, and keep with each box those that it suppressed.
+    """Suppress boxes, and list with each kept box those that it suppressed.
 
     Args:
         dets: ``(n, 5)`` as x1, y1, x2, y2, score, on the CPU.
         iou_threshold: boxes that overlap a kept one by this or more are suppressed.
 
     Returns:
-        One list of indices a kept box, highest score first: itself, then what it suppressed.
+        One list of indices per kept box, highest score first: itself, then what it suppressed.
     """
     corners, score = dets[:, :4].numpy().astype(np.float32), dets[:, 4].numpy()
     left = np.argsort(-score, kind='stable')

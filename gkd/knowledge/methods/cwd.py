@@ -31,8 +31,8 @@ def channel_divergence(student: Tensor, teacher: Tensor, temperature: float = 1.
     :math:`\phi(y_c) = \mathrm{softmax}(y_c / T)` over :math:`H W` cells; the loss is
     :math:`T^2 \, \mathrm{KL}(\phi(y^T_c) \,\|\, \phi(y^S_c))`, mean over channels and images.
 
-    Source: the paper's channel-wise divergence. The mean over the images of a batch is the public
-    implementation's (MMRazor's ``ChannelWiseDivergence``).
+    Source: the paper's channel-wise divergence. The mean over the images of a batch is from the
+    public implementation (MMRazor's ``ChannelWiseDivergence``).
 
     Args:
         student: the student's map, float of shape ``(B, C, H, W)``. The only argument that
@@ -64,8 +64,9 @@ class CWD(Knowledge):
 
     Args:
         pair: Traits of teacher and student; the :class:`gkd.distiller.Distiller` fills it in.
-        loss_weight: Factor of the loss of each level. By default, as all of the following, as in
-            the authors' release for detectors; MMRazor's configurations have 10, and all levels.
+        loss_weight: Factor of the loss of each level. The defaults of this and all following
+            arguments are from the authors' release for detectors; MMRazor's configurations have a
+            weight of 10 and teach all levels.
         temperature: Softens the distributions of cells.
         levels: Paired levels to teach, 0 being the finest; by default the 4 finest.
 

@@ -1,4 +1,4 @@
-"""DeFeat: objects and background taught apart, on maps and in the classification of proposals.
+"""DeFeat: teach objects and background separately, on maps and in classifying proposals.
 
 *Distilling Object Detectors via Decoupled Features*, CVPR 2021, https://arxiv.org/abs/2103.14475.
 """
@@ -73,13 +73,13 @@ class DeFeat(Knowledge):
 
     **Classification** (its decoupled proposals of the classification head), for two-stage
     detectors: the divergence of the class distributions of teacher and student at the proposals
-    that the student sampled, positives and negatives apart, each with a temperature and a weight
-    (:func:`proposal_divergence`). The public implementation takes the teacher's proposals unless
-    it is told to take the student's.
+    that the student sampled, separately for positives and negatives, each with a temperature and a
+    weight (:func:`proposal_divergence`). The public implementation takes the teacher's proposals
+    unless it is told to take the student's.
 
     Defaults are those of the public implementation's configuration for Pascal VOC. It lists the
-    settings of the classification without switching it on; weights for COCO are not published
-    (among the implementation's issues an author remembers 4 and 16 for the maps). The public
+    settings of the classification but does not switch it on. Weights for COCO are not published
+    (in an issue of the implementation, an author recalls 4 and 16 for the maps). The public
     implementation can also teach backbone maps, which are not taught here.
 
     Args:

@@ -30,45 +30,51 @@ ONE_STAGE = MappingProxyType(dict(attention_weight=2.4e-2, feature_weight=4.2e-4
                                   relation_weight=4.2e-4, temperature=0.1))
 TWO_STAGE = MappingProxyType(dict(attention_weight=4e-3, feature_weight=7e-5,
                                   relation_weight=7e-5, temperature=0.5))
-# Of the non-local blocks, level by level from the finest on; further levels are like the last.
-POOLING = (8, 4, 2, 2, 2)  # cells, height and width that one key stands for
-FINE_LEVELS, FINE_CHANNELS = 2, 64  # inner channels of so many finest levels, at most
+# For the non-local blocks, level by level from the finest; further levels are like the last.
+POOLING = (8, 4, 2, 2, 2)  # height and width, in cells, that one key stands for
+FINE_LEVELS, FINE_CHANNELS = 2, 64  # the 2 finest levels have at most 64 inner channels
 
 
 @KNOWLEDGE.register_module()
 class FBKD(Knowledge):
     r"""Teach where the teacher looks, what it sees there, and how the places of an image relate.
 
-    With :math:`A` the student's and the teacher's map of a level, :math:`G^s` and :math:`G^c` the
-    mean of :math:`|A|` over channels and over cells, and every norm an L2 norm over the whole
-    batch, a level's losses are (paper, Sec. 3.1 and 3.2):
+    Let :math:`A` be a level's map, of the student or of the teacher, and let :math:`G^s` and
+    :math:`G^c` be the means of :math:`|A|` over channels and over cells. Every norm is an L2 norm
+    over the whole batch. The losses of a level are (paper, Sec. 3.1 and 3.2):
 
     * attention transfer :math:`\|G^s(A^S) - G^s(A^T)\| + \|G^c(A^S) - G^c(A^T)\|`;
     * feature imitation :math:`\sqrt{\sum (A^S - A^T)^2 M^s M^c}`, where :math:`M^s` and
       :math:`M^c` are the means of both detectors' attention masks, softmaxes of :math:`G / T` over
       the cells and over the channels, without gradient;
-    * relation :math:`\|r(A^S) - r(A^T)\|`, :math:`r` being a non-local block for each detector,
-      :class:`NonLocal`, whose keys stand for 8, 4, 2, 2 and 2 cells a side, from the finest level
-      on, and which is narrower on the two finest.
+    * relation :math:`\|r(A^S) - r(A^T)\|`, where :math:`r` is a non-local block
+      (:class:`NonLocal`), one for each detector. From the finest level on, one of its keys stands
+      for 8, 4, 2, 2 and 2 cells a side. The block has fewer channels on the two finest levels.
 
-    Levels are summed. The student's maps, attention and relations pass adaptation layers before
-    they are compared, as the authors' do: 1x1 convolutions for the maps and the relations, a fully
-    connected layer for the channels, a 3x3 convolution for the cells. The teacher's non-local
-    block is trained too, with the student; the teacher is not.
+    The losses are summed over levels. The student's maps, attention and relations pass adaptation
+    layers before they are compared, as in the authors' code: 1x1 convolutions for the maps and the
+    relations, a fully connected layer for the channels, a 3x3 convolution for the cells. The
+    teacher's non-local block is trained together with the student; the teacher itself is frozen.
 
-    Where paper and published code part: the attention that is transferred is that of the absolute
-    values (paper; the code takes the mean of the signed ones), features are masked by cell and
-    channel (paper; the code for two-stage detectors only by cell), and of the paper's weights and
-    temperatures each goes where the code has it. The student's masks are those of its adapted map,
-    whose channels are the teacher's, so that channel counts may differ.
+    The paper and the published code differ in three points, which are settled here as follows:
+
+    * The attention that is transferred is the mean of the absolute values, as in the paper. The
+      code takes the mean of the signed values.
+    * Features are masked by cell and by channel, as in the paper. The code masks them only by cell
+      for two-stage detectors.
+    * Each of the paper's weights and temperatures is used where the code uses it.
+
+    The student's masks come from its adapted map, which has as many channels as the teacher's, so
+    that the detectors' channel counts may differ.
 
     Args:
         pair: Traits of teacher and student; the :class:`gkd.distiller.Distiller` fills it in.
-        attention_weight: Factor of the attention transfer. By default, as all of the following,
-            what the authors' code has: 2.4e-2 for one-stage, 4e-3 for two-stage students.
+        attention_weight: Factor of the attention transfer. The defaults of this and all following
+            arguments are from the authors' code: here 2.4e-2 for one-stage students and 4e-3 for
+            two-stage students.
         feature_weight: Factor of the masked imitation; by default 4.2e-4 or 7e-5.
         relation_weight: Factor of the relations; by default 4.2e-4 or 7e-5.
-        temperature: Of the masks; by default 0.1 or 0.5.
+        temperature: Temperature of the masks; by default 0.1 or 0.5.
 
     Raises:
         ConfigError: ``temperature`` is not positive.
@@ -116,12 +122,12 @@ class FBKD(Knowledge):
                     loss_fbkd_relation=self.relation_weight * relation)
 
     def adapt_cells(self, cells: Sequence[Tensor], maps: Sequence[Tensor]) -> list[Tensor]:
-        """Adapt the attention of the cells of maps, ``(B, H_l * W_l)`` a level."""
+        """Adapt the attention of the cells of maps, ``(B, H_l * W_l)`` per level."""
         return [level.spatial_adaptation(values.view_as(feature[:, :1])).flatten(1)
                 for level, values, feature in zip(self.levels, cells, maps)]
 
     def adapt_channels(self, channels: Sequence[Tensor]) -> list[Tensor]:
-        """Adapt the attention of channels, ``(B, C_l)`` a level; levels that are alike at once."""
+        """Adapt the attention of channels, ``(B, C_l)`` per level; equal levels together."""
         layers = [level.channel_adaptation for level in self.levels]
         adapted = []
         for alike in self.alike:
@@ -183,14 +189,15 @@ def inner_channels(channels: int, level: int) -> int:
 class NonLocal(nn.Module):
     r"""A non-local block with dot products, in linear memory.
 
-    :math:`r_i = x_i + W\, \frac{1}{J} \sum_j (\theta_i \cdot \phi_j)\, g_j` over all :math:`J`
-    cells of the max-pooled :math:`\phi` and :math:`g`, with 1x1 convolutions to fewer channels,
-    and back to all of them by :math:`W`, which is batch normalised and starts at 0 (paper, Sec.
-    3.2 and Fig. 2; sizes as in the authors' code). As no softmax stands between the two products,
-    the second one may come first: no matrix of all pairs of cells is ever built.
+    It computes :math:`r_i = x_i + W\, \frac{1}{J} \sum_j (\theta_i \cdot \phi_j)\, g_j` over all
+    :math:`J` cells of the max-pooled :math:`\phi` and :math:`g`. 1x1 convolutions make
+    :math:`\theta`, :math:`\phi` and :math:`g`, with fewer channels than the map; :math:`W` leads
+    back to all channels, is batch normalised and starts at 0 (paper, Sec. 3.2 and Fig. 2; sizes as
+    in the authors' code). There is no softmax between the two products, so the second one can be
+    computed first: no matrix of all pairs of cells is ever built.
 
-    All layers start as torch initialises them. If they started much smaller, batch normalisation
-    would see little but its own epsilon, and the relations would be the maps.
+    All layers start as torch initialises them. If they started much smaller, the epsilon of batch
+    normalisation would outweigh the variance, and the relations would be just the maps.
 
     Args:
         channels: Channels of the map.
@@ -227,7 +234,7 @@ class NonLocal(nn.Module):
 
 
 def join(groups: Sequence[Sequence[nn.Conv2d]]) -> list[tuple[Tensor, Tensor]]:
-    """Weight and bias of one 1x1 convolution in place of several of the same map, per group.
+    """Per group, weight and bias of one 1x1 convolution that replaces several on the same map.
 
     All groups are joined at once: a GPU takes longer to start copying a few numbers than to copy
     many.
@@ -262,7 +269,7 @@ def relate(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
 
 
 class Relate(torch.autograd.Function):
-    """:func:`relate` of cells in one row, with a gradient of few operations."""
+    """:func:`relate` for cells in one row, with a gradient that takes few operations."""
 
     @staticmethod
     def forward(ctx, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
@@ -294,10 +301,10 @@ def feature_masks(student: Attention, teacher: Attention,
     Args:
         student: Attention of the student's adapted maps.
         teacher: Attention of the teacher's maps.
-        temperature: Of the masks.
+        temperature: Temperature of the masks.
 
     Returns:
-        Of cells ``(L, B, S)`` and of channels ``(L, B, C)``, without gradient, see
+        Masks of cells ``(L, B, S)`` and of channels ``(L, B, C)``, without gradient; see
         :func:`~gkd.knowledge.attention.attention_masks`.
     """
     both = Attention(*([*own, *target] for own, target in zip(student, teacher)))

@@ -37,34 +37,36 @@ TWO_STAGE = MappingProxyType(dict(foreground_weight=5e-5, background_weight=2.5e
 
 @KNOWLEDGE.register_module()
 class FGD(Knowledge):
-    r"""Teach objects and background apart where the teacher attends, and the context of a map.
+    r"""Teach objects and background separately where the teacher attends, and a map's context.
 
     With :math:`F` a level's map (the student's after a 1x1 convolution where channel counts
     differ), :math:`A^s = HW\,\mathrm{softmax}(\mathrm{mean}_c |F| / T)` and
     :math:`A^c = C\,\mathrm{softmax}(\mathrm{mean}_{hw} |F| / T)`, the losses of an image are
 
     * focal (paper, Sec. 3.1): :math:`\sum S A^s_T A^c_T (F_T - F_S)^2` over the cells of objects
-      and over those of the background, :math:`S` dividing each object by its area and the
-      background by its own (:func:`scale_masks`);
+      and, separately, over those of the background, where :math:`S` divides each object by its
+      area and the background by the area of the background (:func:`scale_masks`);
     * attention (paper, Sec. 3.1): :math:`\sum |A^s_T - A^s_S| + \sum |A^c_T - A^c_S|`;
-    * global (paper, Sec. 3.2): :math:`\sum (R(F_T) - R(F_S))^2`, :math:`R` being a global context
-      block (GCNet) for each detector; the teacher's is trained too, the teacher is not.
+    * global (paper, Sec. 3.2): :math:`\sum (R(F_T) - R(F_S))^2`, where :math:`R` is a global
+      context block (GCNet), one for each detector. The teacher's block is trained too; the teacher
+      itself is frozen.
 
-    Images are averaged, levels summed, as the authors do. Boxes are drawn by the level's stride;
-    the authors' code divides them by the size of the image without its padding, but takes the size
-    of the map with it, which moves them where an image is padded. The authors' one-stage students
-    also start from the teacher's neck and head: ``inherit=['neck', 'bbox_head']`` in the
-    distillation config's ``student``.
+    Losses are averaged over images and summed over levels, as in the authors' code. Boxes are
+    scaled to a level by its stride. The authors' code instead divides them by the size of the
+    image without its padding and multiplies them by the size of the map, which includes the
+    padding; this shifts the boxes of padded images. The authors' one-stage students also start
+    from the teacher's neck and head: ``inherit=['neck', 'bbox_head']`` in the distillation
+    config's ``student``.
 
     Args:
         pair: Traits of teacher and student; the :class:`gkd.distiller.Distiller` fills it in.
-        foreground_weight: Factor of objects, the paper's alpha. By default, as all weights, the
-            authors' choice: 1e-3 for one-stage students with anchors, 1.6e-3 without anchors, 5e-5
-            for two-stage students.
+        foreground_weight: Factor of objects, the paper's alpha. All weights default to the
+            authors' choice, this one to 1e-3 for one-stage students with anchors, 1.6e-3 for those
+            without anchors and 5e-5 for two-stage students.
         background_weight: Factor of the background, beta; by default half of that.
         attention_weight: Factor of the attention, gamma; by default 5e-4, 8e-4 or 5e-5.
         global_weight: Factor of the context, lambda; by default 5e-6, 8e-6 or 5e-7.
-        temperature: Of the attention; the authors' 0.5 (0.8 for their FCOS).
+        temperature: Temperature of the attention; the authors use 0.5 (0.8 for their FCOS).
         levels: Paired levels to teach, 0 being the finest. By default the authors' choice: all
             for one-stage students, the 4 finest (without P6) for two-stage students.
 
@@ -122,12 +124,13 @@ class FGD(Knowledge):
 @torch.no_grad()
 def scale_masks(boxes: list[Tensor], stride: float,
                 size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Weights of a map's cells: objects by their area, the background by its own.
+    """Weights of a map's cells: 1 / the area of their object, or of the background.
 
     A box covers the cells ``floor(x1 / stride)..ceil(x2 / stride)`` by
-    ``floor(y1 / stride)..ceil(y2 / stride)``, both ends included as in the authors' code, and
-    writes 1 / their number into those that the map has; the smallest box wins where several
-    overlap. Cells of no box hold 1 / their number in the second mask.
+    ``floor(y1 / stride)..ceil(y2 / stride)``, both ends included as in the authors' code. It
+    writes 1 / the number of these cells into those that lie on the map; where boxes overlap, the
+    smallest one wins. In the second mask, cells outside all boxes hold 1 / the number of such
+    cells.
 
     Source: paper, Sec. 3.1, binary and scale mask.
 
@@ -159,7 +162,7 @@ def object_masks(boxes: list[Tensor], strides: Sequence[float],
     padded = instances.padded
     scale = on_device(strides, padded.device, padded.dtype)[:, None, None, None]
     first, last = (padded[..., :2] / scale).floor(), (padded[..., 2:] / scale).ceil()
-    # What fills images up weighs nothing.
+    # The boxes that fill up images weigh nothing.
     weights = (instances.numbers > 0) / (last - first + 1).prod(dim=3)
     cells = torch.arange(max(map(max, sizes)), device=padded.device)
     covered = (cells >= first[..., None]) & (cells <= last[..., None])
@@ -170,7 +173,7 @@ def object_masks(boxes: list[Tensor], strides: Sequence[float],
 
 
 def background_mask(objects: Tensor) -> Tensor:
-    """1 / the number of cells ``(..., N)`` of no object, in these cells."""
+    """In every cell ``(..., N)`` without an object, 1 / the number of such cells; else 0."""
     free = (objects == 0).to(objects.dtype)
     return free / free.sum(dim=-1, keepdim=True).clamp(min=1)
 
@@ -190,7 +193,7 @@ def focal_losses(student: list[Tensor], teacher: list[Tensor], masks: tuple[Tens
         Losses of objects and of background, summed over levels, scalars.
     """
     squared = masked_squares(student, teacher, *masks)
-    # What fills levels up is no background.
+    # The cells that fill up smaller levels are no background.
     foreground = stack_padded([level.flatten(1) for level in objects], filling=1)
     return tuple((squared * mask).sum() / squared.shape[1]
                  for mask in (foreground, background_mask(foreground)))

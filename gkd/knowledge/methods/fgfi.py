@@ -31,7 +31,7 @@ def near_objects(anchors: Tensor, boxes: Sequence[Tensor], threshold: float = 0.
     """Find the anchors near an object: those that overlap it almost as well as its best anchor.
 
     An anchor is near an object if their IoU is above ``threshold`` times the IoU of the object's
-    best anchor; what overlaps an object badly on all anchors still has a neighbourhood.
+    best anchor. So an object that no anchor overlaps well still has anchors near it.
 
     Source: the paper, Sec. 3.1 (imitation region estimation).
 
@@ -53,7 +53,7 @@ def near_objects(anchors: Tensor, boxes: Sequence[Tensor], threshold: float = 0.
         iou = box_iou(image_boxes, anchors)
         return (iou > threshold * iou.amax(dim=1, keepdim=True)).any(dim=0)
 
-    # Image by image, as overlaps are of size boxes x anchors: 1e8 numbers for a crowded image.
+    # Image by image, because overlaps take boxes x anchors numbers: 1e8 for a crowded image.
     return torch.stack([near(image_boxes) for image_boxes in boxes])
 
 
@@ -90,15 +90,16 @@ class FGFI(Knowledge):
     :math:`\lambda / (2 N_p) \sum I\, (f_{adapt}(F^S) - F^T)^2`, summed over channels (the paper's
     Eq. 2 and 3).
 
-    The paper describes a single map. Here sum and :math:`N_p` run over all paired levels, and an
-    object's best anchor is sought among the anchors of all levels: so an object is imitated where
-    anchors of its size are, which comes to what the authors advise for FPN (only on the levels
-    that an object is assigned to). The adaptation is a 3x3 convolution for every level without
-    the public implementation's ReLU, as FPN maps have both signs. Anchors are those of the
-    student: a one-stage head's or an RPN's.
+    The paper describes a single map. Here the sum and :math:`N_p` run over all paired levels, and
+    an object's best anchor is the best among the anchors of all levels. The map of an object is
+    therefore imitated on the levels that have anchors of its size. This amounts to what the
+    authors advise for FPN: imitate only on the levels that an object is assigned to. The
+    adaptation is a 3x3 convolution for every level. It lacks the public implementation's ReLU,
+    because FPN maps have values of both signs. The anchors are those of the student's one-stage
+    head or RPN.
 
-    The loss is silent for the first 400 iterations of the public implementation; here the
-    learning rate's warm-up and the adaptation's small start take that part.
+    In the public implementation the loss is 0 during the first 400 iterations. Here the learning
+    rate's warm-up and the small initial weights of the adaptation serve the same purpose.
 
     Args:
         pair: Traits of teacher and student; the :class:`gkd.distiller.Distiller` fills it in.

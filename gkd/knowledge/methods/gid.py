@@ -24,13 +24,13 @@ if TYPE_CHECKING:
     from gkd.detectors import DetectorInfo, DetectorPair
     from gkd.detectors.step import Step
 
-AT_ONCE = 2  # instances an image that are compared with all anchors together
+AT_ONCE = 2  # instances per image that are compared with all anchors at a time
 
-# The authors' settings that this file has no argument for.
+# The authors' settings for which GID has no argument.
 CANDIDATES = 3000  # places with the largest difference that instances are chosen from
 MIN_SIDE = 10  # pixels
 ROI_SIZE = 10  # cells
-SAMPLES = 2  # of RoIAlign, a cell and axis
+SAMPLES = 2  # of RoIAlign, per cell and axis
 
 
 def areas(boxes: Tensor) -> Tensor:
@@ -41,7 +41,7 @@ def areas(boxes: Tensor) -> Tensor:
 def overlaps(boxes: Tensor, others: Tensor, total: Tensor) -> Tensor:
     """IoU of boxes ``(..., 4)`` with others ``(..., 4)``, pair by pair; shapes may broadcast.
 
-    The sum of both areas is asked for, as areas are the same throughout a loop.
+    The caller passes the sum of both areas, because the areas stay the same throughout a loop.
     """
     low = torch.maximum(boxes[..., :2], others[..., :2])
     high = torch.minimum(boxes[..., 2:], others[..., 2:])
@@ -62,15 +62,16 @@ def select_instances(
 ) -> tuple[Tensor, Tensor]:
     """Select the general instances: distinct boxes that are scored most differently.
 
-    A place's score is the difference of the student's and the teacher's scores, its box that of
-    the one who is surer. Of the places, those with the highest scores are kept whose boxes do not
-    overlap a better one by more than the threshold (non-maximum suppression over all classes and
-    levels). Boxes are clipped to their image, without its padding; those of less than 10 pixels on
-    a side and those beyond the 3000 best before suppression are never selected.
+    The score of a place is the absolute difference of the student's and the teacher's scores; its
+    box is that of the detector with the higher score. Non-maximum suppression over all classes and
+    levels then keeps the places with the highest scores whose boxes do not overlap a better one by
+    more than the threshold. Boxes are clipped to their image without its padding. Boxes of 10
+    pixels or less on a side are never selected, nor are those beyond the 3000 best before
+    suppression.
 
-    Source: the authors' code, of the paper's general instance selection module: the score as the
-    difference of the two largest class scores, 10 and 3000. Whether that score is the paper's
-    equation to the letter has not been checked.
+    Source: the authors' code of the paper's general instance selection module. From the code come
+    the score, as the difference of both detectors' largest class scores, and the numbers 10 and
+    3000. It has not been checked whether that score is exactly the paper's equation.
 
     Args:
         student_scores: the student's scores at N places, in [0, 1], float of shape ``(B, N)``.
@@ -80,7 +81,7 @@ def select_instances(
         teacher_boxes: the teacher's, likewise.
         sizes: height and width of every image in pixels, without its padding.
         num_instances: the paper's K, the instances of an image.
-        iou_threshold: boxes may overlap so far.
+        iou_threshold: the largest IoU that two selected boxes may have.
 
     Returns:
         Boxes ``(B, num_instances, 4)``, best first, and which of them are instances
@@ -102,7 +103,7 @@ def select_instances(
                        boxes.dtype)
     boxes = torch.minimum(boxes.clamp(min=0), limits)
     fits = ((boxes[..., 2:] - boxes[..., :2]) > MIN_SIDE).all(dim=-1)
-    # Of a fixed size throughout, as counting what is left would wait for the device.
+    # All sizes are fixed: to count what is left, the host would have to wait for the device.
     used = -1
     scores = difference.abs().masked_fill(~fits, used)
     scores, places = scores.topk(min(CANDIDATES, scores.shape[1]), dim=1)
@@ -125,8 +126,8 @@ def select_instances(
 def responsible_anchors(anchors: Tensor, boxes: Tensor, valid: Tensor, threshold: float) -> Tensor:
     """Find the anchors that would be positive if the instances were the ground truth.
 
-    An anchor is if it overlaps an instance by the threshold at least, or overlaps it the best of
-    all anchors.
+    An anchor is positive if its IoU with an instance reaches the threshold, or if that IoU is
+    above 0 and no other anchor has a higher IoU with the instance.
 
     Source: the mask of the paper's response-based distillation.
 
@@ -148,7 +149,7 @@ def responsible_anchors(anchors: Tensor, boxes: Tensor, valid: Tensor, threshold
     boxes = (boxes * valid[..., None]).unsqueeze(2)  # a box of no size overlaps nothing
     boxes_areas, anchors_areas = areas(boxes), areas(anchors)
     least = torch.finfo(boxes.dtype).tiny
-    # A few instances an image at a time: with all of them the overlaps would take gigabytes.
+    # A few instances per image at a time: with all of them the overlaps would take gigabytes.
     for some, some_areas in zip(boxes.split(AT_ONCE, dim=1), boxes_areas.split(AT_ONCE, dim=1)):
         iou = overlaps(some, anchors, some_areas + anchors_areas)
         best = iou.amax(dim=2, keepdim=True)
@@ -160,10 +161,10 @@ def responsible_anchors(anchors: Tensor, boxes: Tensor, valid: Tensor, threshold
 def feature_loss(student: Tensor, teacher: Tensor, valid: Tensor) -> Tensor:
     """Teach the student the teacher's features of the instances.
 
-    The squared difference of the RoI features, summed over channels, mean over the cells of all
-    instances.
+    The loss is the squared difference of the RoI features, summed over channels and averaged over
+    the cells of all instances.
 
-    Source: the paper's feature-based distillation; the mean over cells is the authors' code's.
+    Source: the paper's feature-based distillation; the mean over cells is from the authors' code.
 
     Args:
         student: the student's adapted RoI features, float of shape ``(n, C, h, w)``. The only
@@ -182,8 +183,8 @@ def feature_loss(student: Tensor, teacher: Tensor, valid: Tensor) -> Tensor:
 def relation_loss(student: Tensor, teacher: Tensor, valid: Tensor) -> Tensor:
     """Teach the student how far the instances lie apart in the teacher's feature space.
 
-    Smooth L1 (beta 1) between the Euclidean distances of all pairs of instances of the batch,
-    divided by their mean in either space; mean over pairs.
+    The loss is smooth L1 (beta 1) between the Euclidean distances of all pairs of instances of the
+    batch, averaged over pairs. In each space the distances are first divided by their mean.
 
     Source: the paper's relation-based distillation.
 
@@ -199,7 +200,7 @@ def relation_loss(student: Tensor, teacher: Tensor, valid: Tensor) -> Tensor:
     pairs = valid[:, None] & valid & ~torch.eye(len(valid), dtype=torch.bool, device=valid.device)
     count = pairs.sum().clamp(min=1)
 
-    # Of all pairs at once by products, which are exact where vectors are not far from 0.
+    # Distances of all pairs at once by products; these are exact if vectors are not far from 0.
     vectors = torch.stack([student, teacher.detach()]).flatten(2)
     vectors = vectors - vectors.mean(dim=1, keepdim=True)
     squared = vectors.square().sum(dim=2)
@@ -214,8 +215,8 @@ def relation_loss(student: Tensor, teacher: Tensor, valid: Tensor) -> Tensor:
 def class_response_loss(student: Tensor, teacher: Tensor, anchors: Tensor) -> Tensor:
     """Teach the student the teacher's class scores at the responsible anchors.
 
-    Binary cross-entropy, with the teacher's scores as targets, summed over classes, mean over the
-    anchors. At equal scores it is as large as the teacher's entropy, not 0.
+    The loss is the binary cross-entropy with the teacher's scores as targets, summed over classes
+    and averaged over the anchors. If both scores are equal, it is the teacher's entropy, not 0.
 
     Source: the paper's response-based distillation.
 
@@ -237,7 +238,8 @@ def class_response_loss(student: Tensor, teacher: Tensor, anchors: Tensor) -> Te
 def box_response_loss(student: Tensor, teacher: Tensor, anchors: Tensor) -> Tensor:
     """Teach the student the teacher's box offsets at the responsible anchors.
 
-    Absolute difference, summed over the four offsets, mean over the anchors.
+    The loss is the absolute difference, summed over the four offsets and averaged over the
+    anchors.
 
     Source: the paper's response-based distillation.
 
@@ -258,31 +260,31 @@ def box_response_loss(student: Tensor, teacher: Tensor, anchors: Tensor) -> Tens
 class GID(Knowledge):
     """General instance distillation: features, relations and responses where detectors disagree.
 
-    Instances are selected by the predictions of the dense heads (:func:`select_instances`), a
-    two-stage detector's RPN among them, whose only class is "object"; the ground truth plays no
-    part. They are pooled by RoIAlign to 10 x 10 cells, each from the level of its size, and the
-    student's features pass a 3x3 convolution.
+    Instances are selected by the predictions of the dense heads (:func:`select_instances`),
+    without the ground truth. The dense head of a two-stage detector is its RPN, whose only class
+    is "object". RoIAlign pools each instance to 10 x 10 cells, from the level that its size
+    belongs to; the student's features then pass a 3x3 convolution.
 
     The authors' code (a reproduction for Detectron2) builds that convolution for whole maps and
-    then leaves it out; here it is applied as in the paper, to what is pooled, for the relations
-    too.
+    then does not use it. Here it is applied to the pooled features, as in the paper, for the
+    relation loss too.
 
     Args:
         pair: Traits of teacher and student; the :class:`gkd.distiller.Distiller` fills it in.
         feature_weight: Factor of :func:`feature_loss`.
         relation_weight: Factor of :func:`relation_loss`.
         class_weight: Factor of :func:`class_response_loss`.
-        box_weight: Factor of :func:`box_response_loss`. All four by default as in the authors'
-            configurations for RetinaNet; there are none for two-stage detectors.
+        box_weight: Factor of :func:`box_response_loss`. The defaults of all four weights are from
+            the authors' configurations for RetinaNet; they have none for two-stage detectors.
         num_instances: Instances of an image, the paper's K.
-        iou_threshold: Instances may overlap so far; the paper's 0.3.
-        anchor_iou: Anchors that overlap an instance so far answer for it, and the best one in any
-            case. By default the usual threshold of positives: 0.5 for one-stage detectors, 0.7 for
-            an RPN.
+        iou_threshold: The largest IoU that two instances may have; 0.3 as in the paper.
+        anchor_iou: Anchors whose IoU with an instance reaches this value are taught; an instance's
+            best anchor always is. By default the usual threshold of positive anchors: 0.5 for
+            one-stage detectors, 0.7 for an RPN.
 
     Raises:
-        ConfigError: The dense heads do not predict the same offsets of the same anchors, score
-            classes by softmax, or levels differ in their channels.
+        ConfigError: The dense heads do not predict the same offsets of the same anchors, one of
+            them scores classes by softmax, or a detector's levels differ in their channels.
     """
 
     needs = Needs(dense=True)
@@ -331,14 +333,14 @@ class GID(Knowledge):
 def pool_rois(maps: tuple[Tensor, ...], strides: tuple[int, ...], boxes: Tensor) -> Tensor:
     """RoI features ``(B * K, C, 10, 10)`` of boxes ``(B, K, 4)``, each from its own level.
 
-    Levels are those of the paper on feature pyramid networks: of a pyramid whose strides double,
-    the map of stride 16 for boxes of 224 pixels up to twice that.
+    The level follows the rule of the paper on feature pyramid networks: if strides double from
+    level to level, boxes of 224 up to 448 pixels are pooled from the map of stride 16.
     """
     images = torch.arange(len(boxes), device=boxes.device).repeat_interleave(boxes.shape[1])
     boxes = boxes.flatten(0, 1)
     levels = map_levels(boxes, len(maps), finest_scale=14 * strides[0])
     rois = torch.cat([images[:, None], boxes], dim=1).to(maps[0].dtype)
-    # A few boxes on every level cost less than finding out which belong to which.
+    # Pooling these few boxes on every level costs less than finding out the level of each.
     pooled = torch.stack([roi_align(feature, rois, ROI_SIZE, 1 / stride, SAMPLES, aligned=True)
                           for feature, stride in zip(maps, strides)])
     own = levels == torch.arange(len(maps), device=boxes.device)[:, None]

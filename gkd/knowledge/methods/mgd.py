@@ -24,20 +24,21 @@ if TYPE_CHECKING:
 
 @KNOWLEDGE.register_module()
 class MGD(Knowledge):
-    r"""Let the student generate the teacher's full map from a map of its own with random gaps.
+    r"""Let the student generate the teacher's full map from its own, randomly masked map.
 
-    On every level the student's map (after a 1x1 convolution where channel counts differ) loses
-    random cells, all channels at once, and a block of two 3x3 convolutions with a ReLU between
-    them, :math:`G`, generates the teacher's map from the rest (paper, Sec. 3):
-    :math:`\sum (F^T - G(F^S M))^2` for an image, over all cells, lost or not. Images are averaged,
-    levels summed, as the authors do. The authors' one-stage students also start from the teacher's
-    neck and head: ``inherit=['neck', 'bbox_head']`` in the distillation config's ``student``.
+    On every level, random cells of the student's map (after a 1x1 convolution where channel counts
+    differ) are masked, in all channels at once. A block :math:`G` of two 3x3 convolutions with a
+    ReLU between them generates the teacher's map from the remaining cells (paper, Sec. 3). The
+    loss of an image is :math:`\sum (F^T - G(F^S M))^2` over all cells, masked or not. It is
+    averaged over images and summed over levels, as in the authors' code. The authors' one-stage
+    students also start from the teacher's neck and head: ``inherit=['neck', 'bbox_head']`` in the
+    distillation config's ``student``.
 
     Args:
         pair: Traits of teacher and student; the :class:`gkd.distiller.Distiller` fills it in.
-        loss_weight: Factor of the loss, the paper's alpha. By default, as the mask ratio, the
+        loss_weight: Factor of the loss, the paper's alpha. Like the mask ratio, it defaults to the
             authors' choice for detection: 2e-5 for one-stage, 5e-7 for two-stage students.
-        mask_ratio: Probability of a cell to be lost, the paper's lambda, in [0, 1); by default
+        mask_ratio: Probability that a cell is masked, the paper's lambda, in [0, 1); by default
             0.65 for one-stage, 0.45 for two-stage students.
         levels: Paired levels to teach, 0 being the finest. By default the authors' choice: all
             for one-stage students, the 4 finest (without P6) for two-stage students.
@@ -80,7 +81,7 @@ def random_mask(feature: Tensor, ratio: float) -> Tensor:
 
     Args:
         feature: The map ``(B, C, H, W)``; the mask has its device and dtype.
-        ratio: Share of cells to lose, in [0, 1).
+        ratio: Probability that a cell is masked, in [0, 1).
     """
     images, _, height, width = feature.shape
     # Drawn in float32 whatever the map's precision: half precision is too coarse for a ratio.

@@ -28,19 +28,19 @@ if TYPE_CHECKING:
 @full_precision
 def prediction_guided_loss(student: Tensor, teacher: Tensor, student_logits: Tensor,
                            teacher_logits: Tensor) -> Tensor:
-    r"""Teach the student the teacher's features, most where their predictions differ.
+    r"""Teach the student the teacher's features, most where the predictions of both differ.
 
-    With the mean squared difference of the logits of a cell, :math:`P`, and that of its features,
-    :math:`F`, the loss is :math:`\|P F\|_2 / (H W)`, the norm over the cells of an image, mean
-    over images. Both factors pass a gradient on.
+    Let :math:`P` be the mean squared difference of a cell's logits, and :math:`F` that of its
+    features. The loss is :math:`\|P F\|_2 / (H W)`, where the norm is taken over the cells of an
+    image, averaged over images. Gradients flow through both factors.
 
     Source: the paper's prediction-guided feature imitation, in the form of a public implementation
-    (``PredictionGuidedFeatureImitation``, a loss for MMRazor that was never released), whose
-    weight of 1.5 belongs to it. Its :math:`P` is the difference of class predictions; as there,
-    these are logits, as probabilities of background hardly differ anywhere and would leave next to
-    nothing to learn. An early commit of it takes the mean of :math:`P F`, the last one the norm;
-    that one divides by the number of images once more, which is left out here, so that the loss
-    does not depend on how many images a GPU has.
+    (``PredictionGuidedFeatureImitation``, a loss for MMRazor that was never released); the weight
+    of 1.5 belongs to this form. :math:`P` compares class predictions. As in that implementation,
+    these are logits: probabilities of background hardly differ anywhere and would leave almost
+    nothing to learn. An early commit of the implementation takes the mean of :math:`P F`, the last
+    one the norm. The last one also divides by the number of images once more; this is left out
+    here, so that the loss does not depend on the number of images per GPU.
 
     Args:
         student: the student's map, float of shape ``(B, C, H, W)``. It receives a gradient.
@@ -87,7 +87,7 @@ def rank_loss(student: Tensor, teacher: Tensor, objects: Tensor,
             objects, float of shape ``(n,)``. The only argument that receives a gradient.
         teacher: the teacher's scores of the same anchors, float of shape ``(n,)``.
         objects: object of every anchor, LongTensor of shape ``(n,)``, counted over the batch.
-        counts: number of every image's objects, those without a positive anchor too.
+        counts: number of objects of every image, including those without a positive anchor.
 
     Returns:
         Scalar; 0, with a gradient of 0, for no anchor.
@@ -113,11 +113,11 @@ class PFI(Knowledge):
     """Prediction-guided feature imitation, and rank mimicking.
 
     Feature imitation (:func:`prediction_guided_loss`, mean over levels) reads the class logits of
-    the dense heads at all anchors and so wants the same anchors in both detectors. Rank mimicking
-    (:func:`rank_loss`) wants positive anchors besides, which anchor-based one-stage students have.
-    The paper treats one-stage detectors only; with two-stage ones the logits are the RPN's, object
-    or not, and ranks are left out. The student's maps pass a 1x1 convolution where teacher and
-    student differ in channels.
+    the dense heads at all anchors and so needs the same anchors in both detectors. Rank mimicking
+    (:func:`rank_loss`) also needs positive anchors, which anchor-based one-stage students have.
+    The paper treats one-stage detectors only. For two-stage detectors the logits are those of the
+    RPN (object or not), and rank mimicking is left out. The student's maps pass a 1x1 convolution
+    where teacher and student differ in channels.
 
     Args:
         pair: Traits of teacher and student; the :class:`gkd.distiller.Distiller` fills it in.

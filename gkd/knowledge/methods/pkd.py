@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from gkd.detectors import DetectorPair
     from gkd.detectors.step import Step
 
-# A channel of a smaller standard deviation is constant; dividing by it would only amplify rounding
-# errors.
+# A channel with a smaller standard deviation counts as constant; dividing by it would only amplify
+# rounding errors.
 CONSTANT = 1e-6
 
 
@@ -54,9 +54,9 @@ def normalise(feature: Tensor) -> Tensor:
 def pearson_loss(student: Tensor, teacher: Tensor) -> Tensor:
     r"""Teach the student a map that correlates with the teacher's, channel by channel.
 
-    Half the mean squared difference of the normalised maps, which is :math:`1 - r` with the
-    Pearson correlation coefficient :math:`r` of a channel over all cells of all images, averaged
-    over channels.
+    The loss is half the mean squared difference of the normalised maps. This equals :math:`1 - r`,
+    averaged over channels, where :math:`r` is the Pearson correlation coefficient of a channel
+    over all cells of all images.
 
     Source: the paper's normalisation and imitation loss. The public implementation (MMRazor's
     ``PKDLoss``) divides by the sample's standard deviation; here it is the population's, for which
@@ -83,19 +83,19 @@ def pearson_loss(student: Tensor, teacher: Tensor) -> Tensor:
 class PKD(Knowledge):
     r"""Pearson correlation distillation of FPN maps, for teachers and students of any kind.
 
-    The loss is the weighted sum over levels of :func:`pearson_loss`. As neither mean nor magnitude
-    of a channel count, levels and channels of large values do not outweigh the others, and the
-    detectors' heads may differ. The student's maps pass a 1x1 convolution where teacher and
-    student differ in channels; the authors' configurations have no such pair.
+    The loss is the weighted sum over levels of :func:`pearson_loss`. It ignores the mean and the
+    magnitude of a channel. So levels and channels with large values do not outweigh the others,
+    and the detectors' heads may differ. The student's maps pass a 1x1 convolution where teacher
+    and student differ in channels; the authors' configurations have no such pair.
 
     Args:
         pair: Traits of teacher and student; the :class:`gkd.distiller.Distiller` fills it in.
         loss_weight: Factor of the loss. By default the authors' choice in their configurations in
             MMRazor: 6 for a two-stage student, 10 for a one-stage student. (With a Mask R-CNN
             teacher they use 6 for a one-stage student too.)
-        num_levels: How many levels are taught, from the finest on; at most those there are. 4 of a
-            pyramid's 5 in the authors' configurations.
-        levels: Instead, the paired levels to teach, 0 being the finest.
+        num_levels: How many levels are taught, from the finest on; all if there are fewer. The
+            authors' configurations teach 4 of a pyramid's 5.
+        levels: The paired levels to teach, instead of ``num_levels``; 0 is the finest.
 
     Raises:
         ConfigError: ``num_levels`` is less than 1, or a level is not there.

@@ -1,7 +1,7 @@
-"""RKD: imitate how a batch's instances lie to each other, by distances and angles.
+"""RKD: imitate the distances and angles between the instances of a batch.
 
 *Relational Knowledge Distillation*, CVPR 2019, https://arxiv.org/abs/1904.05068; here in the form
-in which the published code of global knowledge offers it as its alternative.
+of the published code of global knowledge, which offers it as an alternative.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from gkd.detectors import DetectorPair
     from gkd.detectors.step import Step
 
-# Instances that are nearer to each other than this lie at the same place.
+# Instances that are nearer to each other than this count as lying at the same place.
 SAME = 1e-6
 
 
@@ -35,9 +35,9 @@ SAME = 1e-6
 def distance_loss(student: Tensor, teacher: Tensor) -> Tensor:
     """Teach the student the distances between the instances in the teacher's space.
 
-    Smooth L1 (beta 1) between the Euclidean distances of all pairs, divided by their mean in
-    either space; mean over all ``n * n`` pairs, those of an instance with itself too. Of several
-    levels the sum.
+    The loss is smooth L1 (beta 1) between the Euclidean distances of all pairs, averaged over all
+    ``n * n`` pairs, including those of an instance with itself. In each space the distances are
+    first divided by their mean. The losses of several levels are summed.
 
     Source: the paper's distance-wise loss. The two spaces may have different dimensions.
 
@@ -73,9 +73,9 @@ def distance_loss(student: Tensor, teacher: Tensor) -> Tensor:
 def angle_loss(student: Tensor, teacher: Tensor) -> Tensor:
     """Teach the student the angles that the instances form in the teacher's space.
 
-    Smooth L1 (beta 1) between the cosines of the angle at every instance to every two others;
-    mean over all ``n * n * n`` triples. Where two of a triple are the same, or lie at the same
-    place, its cosine is 0. Of several levels the sum.
+    The loss is smooth L1 (beta 1) between the cosines of the angles at every instance to every two
+    others, averaged over all ``n * n * n`` triples. If one of the two others is the instance
+    itself or lies at the same place, the cosine is 0. The losses of several levels are summed.
 
     Source: the paper's angle-wise loss.
 
@@ -97,7 +97,7 @@ def angle_loss(student: Tensor, teacher: Tensor) -> Tensor:
     def cosines(features: Tensor) -> Tensor:
         directions = features.unsqueeze(-3) - features.unsqueeze(-2)
         lengths = torch.linalg.vector_norm(directions, dim=-1, keepdim=True)
-        # Divided by infinity, what has no direction becomes 0 and passes no gradient on.
+        # A vector without a direction is divided by infinity: it becomes 0 and has no gradient.
         directions = directions / lengths.masked_fill(lengths < SAME, torch.inf)
         return directions @ directions.mT
 
@@ -111,17 +111,18 @@ class RKD(Knowledge):
 
     Instances are pooled as for global knowledge (method section 2.1), on every level; the losses
     are :func:`distance_loss` and :func:`angle_loss`, sum over levels. They compare instances with
-    each other and so need neither prototypes nor equal channels. Levels, weights, decay and
-    instances are by default those of the published code of global knowledge (``use_rkd``).
+    each other and so need neither prototypes nor equal channels. The defaults of levels, weights,
+    decay and instances are from the published code of global knowledge (``use_rkd``).
 
     Args:
         pair: Traits of teacher and student; the :class:`gkd.distiller.Distiller` fills it in.
         distance_weight: Factor of the distances.
         angle_weight: Factor of the angles.
         instances: ``'positives'`` relates the positives that the student's sampler chose, ``'gt'``
-            the ground-truth boxes; ``'auto'`` the positives where the student samples some.
-        max_instances: Of a step that has more, so many are drawn at random: the cosines of n
-            instances are ``n * n * n`` numbers a level.
+            the ground-truth boxes; ``'auto'`` the positives if the student samples some, else the
+            ground-truth boxes.
+        max_instances: If a step has more instances, this many are drawn at random, because the
+            cosines of n instances are ``n * n * n`` numbers per level.
         decay: Lower both weights from 1 to 0 over training.
         levels: Paired levels to teach, 0 being the finest; by default all.
 
