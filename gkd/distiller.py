@@ -312,16 +312,30 @@ def unpadded_sizes(batch: Batch, images: Tensor) -> list[tuple[int, int]]:
 
 
 def build_knowledge(config: dict, pair: DetectorPair) -> Knowledge:
-    """Build a kind of knowledge from its config, with errors for people."""
+    """Build a kind of knowledge from its config, with errors for people.
+
+    Args:
+        config: Its registered name as ``type``, and its settings.
+        pair: Traits of teacher and student.
+
+    Raises:
+        ConfigError: The type or a setting is unknown, or the pair cannot be taught so.
+    """
     settings = dict(config)
     kind = KNOWLEDGE.get(settings.pop('type', None))
     if kind is None:
         raise ConfigError(f'model.knowledge: type {config.get("type")!r} is unknown; '
                           f'known are {sorted(KNOWLEDGE.module_dict)}.')
     try:
-        return kind(pair=pair, **settings)
+        built = kind(pair=pair, **settings)
     except TypeError as error:
         raise ConfigError(f'model.knowledge: {error}') from error
+    if built.needs.logits:
+        # Whatever the method itself asks: at other places the teacher's would be of other boxes.
+        pair.require_logits_of_positives(
+            f'model.knowledge: {config["type"]} needs class logits',
+            'teach by methods that need none, such as PKD or CWD.')
+    return built
 
 
 def build_generation(config: dict) -> PrototypeGenerationModule:

@@ -126,17 +126,27 @@ class DetectorPair:
     def require_same_places(self, key: str, advice: str) -> None:
         """Raise ConfigError unless the dense heads predict at the same places.
 
-        These are the same anchors, or one a cell on maps of the same strides, with whatever
-        anchors. Arguments as above.
+        These are the same anchors, or one a cell with whatever anchors, on maps of the same
+        strides. Arguments as above.
         """
         teacher, student = self.teacher, self.student
-        if teacher.anchors == student.anchors != ():
-            return
         if {*teacher.places, *student.places} != {1}:
             self.require_same_anchors(key, advice)
         if teacher.strides != student.strides:
             raise ConfigError(f'{key}: teacher and student predict on maps of different strides '
                               f'({teacher.strides} and {student.strides}); {advice}')
+
+    def require_logits_of_positives(self, key: str, advice: str) -> None:
+        """Raise ConfigError unless both detectors classify the positives that the student samples.
+
+        A RoI head classifies whatever boxes it is given. A dense head has logits at its own places
+        alone, so a one-stage teacher must predict at the places of a one-stage student. Arguments
+        as above.
+        """
+        self.require_class_logits(key, advice)
+        if not self.teacher.is_two_stage:
+            self.require_same_family(key, advice)
+            self.require_same_places(key, advice)
 
     @property
     def num_levels(self) -> int:
