@@ -255,10 +255,10 @@ class Distiller(DetectorShell):
             part.maps = tuple(map(widened, part.maps))
             self.frozen.check()
         if self.pair.teacher.num_classes != self.pair.num_classes:
-            self.keep_students_classes(part, step)
+            self.keep_students_classes(part)
         return part
 
-    def keep_students_classes(self, part: DetectorOutputs, step: Step) -> None:
+    def keep_students_classes(self, part: DetectorOutputs) -> None:
         """Leave in a teacher's part of a step the logits of the student's classes, in their order.
 
         Raises:
@@ -272,8 +272,7 @@ class Distiller(DetectorShell):
         for name in ('logits', 'proposal_logits'):
             if getattr(part, name) is not None:
                 setattr(part, name, getattr(part, name)[:, self.teacher_columns])
-        for stage in step.stages:
-            stage.teacher = stage.teacher[:, self.teacher_columns]
+        part.stage_logits = [logits[:, self.teacher_columns] for logits in part.stage_logits]
         # An RPN's only tell objects from background.
         if part.dense is not None and not self.pair.teacher.is_two_stage:
             part.dense.logits = part.dense.logits[..., self.teacher_columns]

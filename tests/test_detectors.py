@@ -141,15 +141,17 @@ def test_each_stage_of_a_cascade_is_taught_by_the_same_stage():
     losses = coverage.step(model, coverage.batch_of(model))
     step = coverage.observed(model, coverage.batch_of(model))
     assert [number for number, _ in seen] == [0, 1, 2] * 2
-    for (_, logits), stage in zip(seen[-2:], step.stages):
-        assert torch.equal(logits, stage.teacher)
-        assert len(logits) == len(stage.student) == len(stage.labels) == sum(map(len, stage.boxes))
+    later = [*zip(step.student.stage_logits, step.teacher.stage_logits)]
+    assert len(later) == len(step.stages) == 2
+    for (_, logits), stage, (own, target) in zip(seen[-2:], step.stages, later):
+        assert torch.equal(logits, target)
+        assert len(logits) == len(own) == len(stage.labels) == sum(map(len, stage.boxes))
 
     def loss(student, teacher):
         return kind.soft_label(student, teacher, torch.ones(len(student)))['loss_soft']
 
     first, second, third = [loss(step.student.logits, step.teacher.logits),
-                            *(loss(stage.student, stage.teacher) for stage in step.stages)]
+                            *(loss(*logits) for logits in later)]
     taught = kind(step)['loss_soft']
     torch.testing.assert_close(taught, first + 0.5 * second + 0.25 * third)
     assert min(first, second, third) > 1e-3 and 'loss_soft' in losses

@@ -79,6 +79,8 @@ class DetectorOutputs:
         proposal_logits: Class logits at the sampled proposals, ``(m, num_logits)``; two-stage
             only, the teacher's only if a kind of knowledge needs ``proposals``.
         dense: Predictions at all anchors; only if a kind of knowledge needs ``dense``.
+        stage_logits: Class logits of each of the step's ``stages`` at its own ``n_k`` positives,
+            ``(n_k, num_logits)``; the teacher's are of the same stage if it is a cascade.
     """
 
     maps: tuple[Tensor, ...]
@@ -86,26 +88,22 @@ class DetectorOutputs:
     roi_features: Optional[Tensor] = None
     proposal_logits: Optional[Tensor] = None
     dense: Optional[DensePredictions] = None
+    stage_logits: list[Tensor] = field(default_factory=list)
 
 
 @dataclass
 class Stage:
-    """A later stage of a cascade student, at the ``n`` positives that it trained on.
+    """A later stage of a cascade student: the ``n`` positives that it trained on.
 
     Attributes:
         boxes: The positives of every image, ``(n_b, 4)`` as ``x1, y1, x2, y2`` in pixels.
         labels: Class of the ground truth that each was assigned to, ``(n,)``, int64.
         loss_weight: Factor of the stage's own losses.
-        student: The student's class logits, ``(n, num_logits)``.
-        teacher: The teacher's, of the same stage if it is a cascade; only if a kind of knowledge
-            needs ``logits``.
     """
 
     boxes: list[Tensor]
     labels: Tensor
     loss_weight: float
-    student: Tensor
-    teacher: Optional[Tensor] = None
 
 
 @dataclass

@@ -345,9 +345,10 @@ class RobustDistillingModule(Knowledge):
 
     def teach_stages(self, step: Step, losses: dict[str, Tensor]) -> None:
         """Add the soft labels of a cascade's later stages, as far as their own losses count."""
-        for stage in step.stages:
+        for stage, *logits in zip(step.stages, step.student.stage_logits,
+                                  step.teacher.stage_logits):
             weights = self.weigh_boxes(step, stage.boxes, stage.labels)
-            taught = self.soft_label(stage.student, stage.teacher, weights)
+            taught = self.soft_label(*logits, weights)
             losses['loss_soft'] = losses['loss_soft'] + stage.loss_weight * taught['loss_soft']
 
     def teach_places(self, step: Step, instances: Instances, labels: Tensor,
