@@ -237,7 +237,7 @@ class Distiller(DetectorShell):
         losses, step = self.student_step(batch)
         images = step.images
         if self.teacher_images is not None:
-            images = self.teacher_images(images, unpadded_sizes(batch, images))
+            images = self.teacher_images(images, step.image_sizes)
         step.teacher = self.teacher_step(images, step)
         step.bank, step.progress = self.bank, self.progress
         return losses, step
@@ -296,18 +296,6 @@ def preprocessing_map(student: BaseDetector, teacher: BaseDetector) -> Optional[
     logger().info(f'The teacher was trained on images of {wanted}, the student\'s preprocessor '
                   f'makes {given}: they are converted for it.')
     return found
-
-
-def unpadded_sizes(batch: Batch, images: Tensor) -> list[tuple[int, int]]:
-    """Height and width without padding of a batch's images, in pixels of ``images``.
-
-    Args:
-        batch: Images and what is known of them.
-        images: The same as the student took them: it may have resized all of them.
-    """
-    ratios = [new / old for new, old in zip(images.shape[-2:], batch.images.shape[-2:])]
-    return [tuple(round(side * ratio) for side, ratio in zip(meta['img_shape'], ratios))
-            for meta in batch.metas]
 
 
 def build_knowledge(config: dict, pair: DetectorPair) -> Knowledge:
