@@ -114,7 +114,7 @@ class Step:
     student's part is taken from the very forward pass that gives its detection losses.
 
     Attributes:
-        padded_size: Height and width of the batch's images in pixels, padding included.
+        images: The batch as the student saw it, ``(B, C, H, W)``, padding included.
         image_sizes: Height and width of every image in pixels, without its padding.
         strides: Stride of every paired level in pixels, finest first.
         gt_boxes: Ground-truth boxes of every image, ``(g_b, 4)`` as ``x1, y1, x2, y2`` in pixels.
@@ -133,8 +133,6 @@ class Step:
             students only.
         positions: Where each positive is among all anchors of the student, ``(n, 2)`` int64 as
             image and anchor; one-stage students only.
-        dense_positives: Which places of ``student.dense`` are positives, ``(B, N)`` bool; only of
-            anchor-based one-stage students, and if a kind of knowledge needs ``dense``.
         place_labels: Class that each place of ``student.dense`` was trained as, ``(B, N)`` int64,
             the number of classes for background; only of one-stage students that sample nothing
             but show it, and if a kind of knowledge needs ``dense``.
@@ -143,10 +141,9 @@ class Step:
         proposals: All proposals that the student sampled, of every image its positives first, then
             its negatives, ``(m_b, 4)``; two-stage students only. ``m`` is the sum of all ``m_b``.
         proposal_positives: Which of these are positives, ``(m,)`` bool.
-        images: The batch as the student saw it, ``(B, C, H, W)``, for the teacher.
     """
 
-    padded_size: tuple[int, int]
+    images: Tensor
     image_sizes: list[tuple[int, int]]
     strides: tuple[int, ...]
     gt_boxes: list[Tensor]
@@ -160,12 +157,10 @@ class Step:
     objects: Optional[Tensor] = None
     roi_levels: Optional[Tensor] = None
     positions: Optional[Tensor] = None
-    dense_positives: Optional[Tensor] = None
     place_labels: Optional[Tensor] = None
     stages: list[Stage] = field(default_factory=list)
     proposals: Optional[list[Tensor]] = None
     proposal_positives: Optional[Tensor] = None
-    images: Optional[Tensor] = None
 
 
 @dataclass
