@@ -81,13 +81,19 @@ class DetectorPair:
     student: DetectorInfo
     strides: tuple[int, ...]
 
-    def require_class_logits(self, key: str, advice: str) -> None:
-        """Raise ConfigError unless both detectors can classify given boxes.
+    def require_positives(self, key: str, advice: str) -> None:
+        """Raise ConfigError unless the student samples positive boxes.
 
         Args:
             key: What asks for it, as a config names it, for the message.
             advice: What to do about it, likewise.
         """
+        if not self.student.samples_positives:
+            raise ConfigError(f'{key}: student {self.student.name} samples no positive boxes; '
+                              f'{advice}')
+
+    def require_class_logits(self, key: str, advice: str) -> None:
+        """Raise ConfigError unless both detectors can classify given boxes; arguments as above."""
         for role, info in (('teacher', self.teacher), ('student', self.student)):
             if not info.classifies_boxes:
                 raise ConfigError(f'{key}: {role} {info.name} gives no class logits for given '

@@ -38,6 +38,7 @@ from gkd.knowledge.losses import (
     soft_label_loss,
     trust,
 )
+from gkd.knowledge.settings import choose_instances
 from gkd.registry import KNOWLEDGE
 
 if TYPE_CHECKING:
@@ -212,14 +213,11 @@ class RobustDistillingModule(Knowledge):
         if not 0 <= start < 1:
             raise ConfigError(f'RobustDistillingModule.start = {start!r}: must be at least 0 and '
                               f'below 1, a share of the training.')
-        if instances not in ('auto', 'positives', 'gt'):
-            raise ConfigError(f'RobustDistillingModule.instances = {instances!r}: '
-                              f'must be "auto", "positives" or "gt".')
+        instances = choose_instances(instances, pair, 'RobustDistillingModule',
+                                     'set instances="gt" to teach at the ground truth.')
         if isinstance(soft_label, str) and soft_label != 'auto':
             raise ConfigError(f'RobustDistillingModule.soft_label = {soft_label!r}: '
                               f'must be "auto", None or a dict of settings.')
-        if instances == 'auto':
-            instances = 'positives' if pair.student.samples_positives else 'gt'
         left_out = 'soft_label=None.'
         if soft_label == 'auto':
             soft_label = DEFAULTS
@@ -227,10 +225,6 @@ class RobustDistillingModule(Knowledge):
                 refuse_soft_labels(pair)
             except ConfigError as error:
                 soft_label, left_out = None, str(error).replace('soft_label: ', '', 1)
-        if instances == 'positives' and not pair.student.samples_positives:
-            raise ConfigError(
-                f'RobustDistillingModule: student {pair.student.name} samples no positive boxes; '
-                f'set instances="gt" to teach at the ground truth.')
         self.instances = instances
         self.robust = robust
         self.decay = decay
