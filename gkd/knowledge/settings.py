@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Optional
 
 from gkd.errors import ConfigError
 
 if TYPE_CHECKING:
     from gkd.detectors import DetectorPair
+
+
+def value_or(value: Optional[float], default: float) -> float:
+    """A setting, or the method's own choice where a config leaves it out: where it is None.
+
+    Example:
+        >>> value_or(0.0, default=2.0), value_or(None, default=2.0)
+        (0.0, 2.0)
+    """
+    return default if value is None else value
 
 
 def choose_instances(instances: str, pair: DetectorPair, method: str, advice: str) -> str:

@@ -21,6 +21,7 @@ from gkd.knowledge.base import Knowledge
 from gkd.knowledge.channels import channels_of, match_channels, taught_levels
 from gkd.knowledge.instances import Instances, on_device
 from gkd.knowledge.precision import full_precision
+from gkd.knowledge.settings import value_or
 from gkd.registry import KNOWLEDGE
 
 if TYPE_CHECKING:
@@ -83,14 +84,10 @@ class FGD(Knowledge):
             default = TWO_STAGE
         else:
             default = ANCHOR_BASED if pair.student.anchors else ANCHOR_FREE
-
-        def chosen(value: Optional[float], name: str) -> float:
-            return default[name] if value is None else value
-
-        self.foreground_weight = chosen(foreground_weight, 'foreground_weight')
-        self.background_weight = chosen(background_weight, 'background_weight')
-        self.attention_weight = chosen(attention_weight, 'attention_weight')
-        self.global_weight = chosen(global_weight, 'global_weight')
+        self.foreground_weight = value_or(foreground_weight, default['foreground_weight'])
+        self.background_weight = value_or(background_weight, default['background_weight'])
+        self.attention_weight = value_or(attention_weight, default['attention_weight'])
+        self.global_weight = value_or(global_weight, default['global_weight'])
         self.temperature = temperature
         self.levels = taught_levels(pair, levels, 'FGD', 4 if pair.student.is_two_stage else None)
         student, teacher = channels_of(pair, self.levels)
