@@ -46,7 +46,7 @@ class FGD(Knowledge):
 
     * focal (paper, Sec. 3.1): :math:`\sum S A^s_T A^c_T (F_T - F_S)^2` over the cells of objects
       and over those of the background, :math:`S` dividing each object by its area and the
-      background by its own (:func:`scale_masks`);
+      background by its own (:func:`object_masks`, :func:`background_mask`);
     * attention (paper, Sec. 3.1): :math:`\sum |A^s_T - A^s_S| + \sum |A^c_T - A^c_S|`;
     * global (paper, Sec. 3.2): :math:`\sum (R(F_T) - R(F_S))^2`, :math:`R` being a global context
       block (GCNet) for each detector; the teacher's is trained too, the teacher is not.
@@ -117,41 +117,31 @@ class FGD(Knowledge):
 
 
 @torch.no_grad()
-def scale_masks(boxes: list[Tensor], stride: float,
-                size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Weights of a map's cells: objects by their area, the background by its own.
+def object_masks(boxes: list[Tensor], strides: Sequence[float],
+                 sizes: Sequence[tuple[int, int]]) -> list[Tensor]:
+    """Weights of the objects' cells, each object's by its area, on every level.
 
     A box covers the cells ``floor(x1 / stride)..ceil(x2 / stride)`` by
     ``floor(y1 / stride)..ceil(y2 / stride)``, both ends included as in the authors' code, and
     writes 1 / their number into those that the map has; the smallest box wins where several
-    overlap. Cells of no box hold 1 / their number in the second mask.
+    overlap. Cells of no box hold 0.
 
     Source: paper, Sec. 3.1, binary and scale mask.
 
     Args:
         boxes: Per image the boxes ``x1, y1, x2, y2`` in pixels, float of shape ``(n_b, 4)``.
-        stride: Pixels per cell.
-        size: ``(H, W)`` of the map.
+        strides: Pixels per cell of every level.
+        sizes: ``(H_l, W_l)`` of every level's map.
 
     Returns:
-        ``(foreground, background)``, float of shape ``(B, H, W)``, without gradient.
+        Float of shape ``(B, H_l, W_l)`` a level, without gradient.
 
     Example:
         >>> boxes = [torch.tensor([[8.0, 0.0, 16.0, 8.0]])]
-        >>> scale_masks(boxes, stride=8, size=(2, 4))
-        (tensor([[[0.0000, 0.2500, 0.2500, 0.0000],
-                  [0.0000, 0.2500, 0.2500, 0.0000]]]),
-         tensor([[[0.2500, 0.0000, 0.0000, 0.2500],
-                  [0.2500, 0.0000, 0.0000, 0.2500]]]))
+        >>> object_masks(boxes, strides=[8], sizes=[(2, 4)])
+        [tensor([[[0.0000, 0.2500, 0.2500, 0.0000],
+                 [0.0000, 0.2500, 0.2500, 0.0000]]])]
     """
-    [objects] = object_masks(boxes, [stride], [size])
-    return objects, background_mask(objects.flatten(1)).view_as(objects)
-
-
-@torch.no_grad()
-def object_masks(boxes: list[Tensor], strides: Sequence[float],
-                 sizes: Sequence[tuple[int, int]]) -> list[Tensor]:
-    """Weights of the objects' cells ``(B, H_l, W_l)`` on every level, see :func:`scale_masks`."""
     instances = Instances.of(boxes)
     padded = instances.padded
     scale = on_device(strides, padded.device, padded.dtype)[:, None, None, None]
@@ -167,7 +157,12 @@ def object_masks(boxes: list[Tensor], strides: Sequence[float],
 
 
 def background_mask(objects: Tensor) -> Tensor:
-    """1 / the number of cells ``(..., N)`` of no object, in these cells."""
+    """1 / the number of cells ``(..., N)`` of no object, in these cells.
+
+    Example:
+        >>> background_mask(torch.tensor([0.0, 0.5, 0.5, 0.0]))
+        tensor([0.5000, 0.0000, 0.0000, 0.5000])
+    """
     free = (objects == 0).to(objects.dtype)
     return free / free.sum(dim=-1, keepdim=True).clamp(min=1)
 
