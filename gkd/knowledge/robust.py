@@ -247,10 +247,7 @@ class RobustDistillingModule(Knowledge):
         """Compute the losses of one step; see :class:`Knowledge`."""
         decay = 1 - step.progress if self.decay else 1.0
         losses = {}
-        if self.instances == 'gt':
-            boxes, labels = step.gt_boxes, torch.cat(step.gt_labels)
-        else:
-            boxes, labels = step.boxes, step.labels
+        boxes, labels = self.taught_instances(step)
         instances = Instances.of(boxes)
         compared = self.compare(step, instances)
         weights, of_positives = self.weigh(step, compared, labels)
@@ -259,10 +256,8 @@ class RobustDistillingModule(Knowledge):
         if self.global_knowledge is not None:
             losses.update(self.global_knowledge(compared, weights, decay))
         if self.local_knowledge is not None:
-            maps = step.student.maps
-            masks = draw_masks(instances, levels, own, [feature.shape[2:] for feature in maps],
-                               step.strides)
-            losses.update(self.local_knowledge(maps, step.teacher.maps, masks, decay))
+            masks = self.masks(step, instances, levels, own)
+            losses.update(self.local_knowledge(step.student.maps, step.teacher.maps, masks, decay))
         if self.soft_label is not None:
             if self.pair.student.trains_places:
                 losses.update(self.teach_places(step, instances, labels, own))
@@ -277,6 +272,28 @@ class RobustDistillingModule(Knowledge):
             # Not left out: distributed training waits for the gradient of every layer.
             losses = {name: 0 * loss for name, loss in losses.items()}
         return losses
+
+    def taught_instances(self, step: Step) -> tuple[list[Tensor], Tensor]:
+        """Boxes of every image, ``(n_b, 4)``, and classes, ``(n,)``, of what is taught."""
+        if self.instances == 'gt':
+            return step.gt_boxes, torch.cat(step.gt_labels)
+        return step.boxes, step.labels
+
+    def masks(self, step: Step, instances: Instances, levels: Tensor,
+              weights: Tensor) -> list[Tensor]:
+        """The mask of local knowledge on every level.
+
+        Args:
+            step: The step.
+            instances: What is taught.
+            levels: Level of every instance, ``(n,)``.
+            weights: Its robust weight there, ``(n,)``.
+
+        Returns:
+            Weights of the cells, ``(B, H_l, W_l)`` a level.
+        """
+        sizes = [feature.shape[2:] for feature in step.student.maps]
+        return draw_masks(instances, levels, weights, sizes, step.strides)
 
     def bases(self, bank: PrototypeBank) -> list[Basis]:
         """The bank's prototypes as similarities need them, arranged once a bank."""
