@@ -20,7 +20,7 @@ from gkd.detectors.inspection import inspect_detector
 from gkd.detectors.step import Needs, recorded  # noqa: E402
 from gkd.errors import CheckpointError, ConfigError  # noqa: E402
 from gkd.frameworks import to_batch
-from gkd.knowledge import Knowledge
+from gkd.knowledge import Knowledge, RobustDistillingModule
 from gkd.registry import KNOWLEDGE
 
 
@@ -151,6 +151,22 @@ def test_families_and_channels_mix():
     assert RDM_TERMS - {'loss_soft'} < losses_of(model, small.batch()).keys()
     model = build_distiller(small.retinanet(24), small.faster_rcnn(16), knowledge=knowledge)
     assert RDM_TERMS - {'loss_soft'} < losses_of(model, small.batch()).keys()
+
+
+def test_what_is_taught_at_what_is_said():
+    pair = steps.pair()
+    assert RobustDistillingModule(pair).describe('RetinaNet') == (
+        'global knowledge, local knowledge, soft labels at the positives that RetinaNet trains on')
+    fcos = steps.info(samples_positives=False, classifies_boxes=False, trains_places=True)
+    pair = dataclasses.replace(pair, student=fcos)
+    cells = 'soft labels at the cells that the student trains as objects'
+    module = RobustDistillingModule(pair, local_knowledge=None)
+    assert module.describe() == f'global knowledge at the ground-truth boxes; {cells}'
+    assert module.describe_left_out() == ''
+    module = RobustDistillingModule(pair, global_knowledge=None, local_knowledge=None)
+    assert module.describe() == cells
+    module = RobustDistillingModule(pair, soft_label=None)
+    assert module.describe_left_out() == 'soft labels: soft_label=None.'
 
 
 def test_anchor_free_student_learns_at_ground_truth():

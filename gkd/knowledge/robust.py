@@ -273,6 +273,24 @@ class RobustDistillingModule(Knowledge):
             losses = {name: 0 * loss for name, loss in losses.items()}
         return losses
 
+    def describe(self, student: str = 'the student') -> str:
+        """What is taught at what, in words; see :class:`Knowledge`."""
+        at_places = self.pair.student.trains_places
+        at_boxes = [name for name, taught in (
+            ('global knowledge', self.global_knowledge is not None),
+            ('local knowledge', self.local_knowledge is not None),
+            ('soft labels', self.soft_label is not None and not at_places)) if taught]
+        boxes = {'positives': f'the positives that {student} trains on',
+                 'gt': 'the ground-truth boxes'}[self.instances]
+        said = [f'{", ".join(at_boxes)} at {boxes}'] if at_boxes else []
+        if self.soft_label is not None and at_places:
+            said.append(f'soft labels at the cells that {student} trains as objects')
+        return '; '.join(said)
+
+    def describe_left_out(self) -> str:
+        """Soft labels and why they are left out, if they are; see :class:`Knowledge`."""
+        return '' if self.soft_label is not None else f'soft labels: {self.left_out}'
+
     def taught_instances(self, step: Step) -> tuple[list[Tensor], Tensor]:
         """Boxes of every image, ``(n_b, 4)``, and classes, ``(n,)``, of what is taught."""
         if self.instances == 'gt':
@@ -400,17 +418,11 @@ def own_level(weights: Tensor, levels: Tensor) -> Tensor:
 
 def say_what_is_taught(module: RobustDistillingModule) -> None:
     """Log once what a module teaches at what, and why it leaves soft labels out if it does."""
-    parts = [name for name, part in (('global knowledge', module.global_knowledge),
-                                     ('local knowledge', module.local_knowledge),
-                                     ('soft labels', module.soft_label)) if part is not None]
-    student = module.pair.student.name
-    if module.soft_label is not None and module.pair.student.trains_places:
-        parts[-1] += f' (at the places that {student} trains as objects)'
-    boxes = {'positives': f'the positives that {student} trains on',
-             'gt': 'the ground-truth boxes'}[module.instances]
-    logger().info(f'{type(module).__name__} teaches {", ".join(parts)} at {boxes}.')
-    if module.soft_label is None:
-        logger().info(f'{type(module).__name__} leaves out soft labels: {module.left_out}')
+    name = type(module).__name__
+    logger().info(f'{name} teaches {module.describe(module.pair.student.name)}.')
+    left_out = module.describe_left_out()
+    if left_out:
+        logger().info(f'{name} leaves out {left_out}')
 
 
 def build(kind: type, settings: Optional[Mapping], key: str, *args) -> Optional[nn.Module]:
