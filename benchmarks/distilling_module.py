@@ -85,7 +85,7 @@ class Module:
             [self.boxes, self.labels, self.levels])
         size = (case.height, case.width)
         self.step = Step(
-            size, [size] * case.images, STRIDES, self.boxes,
+            torch.zeros(case.images, 3, *size), [size] * case.images, STRIDES, self.boxes,
             list(self.labels.split(case.positives)), self.outputs(case), self.outputs(case),
             self.bank, boxes=self.boxes, labels=self.labels, roi_levels=self.levels)
         self.inputs = [*self.step.student.maps, self.step.student.logits]

@@ -85,10 +85,9 @@ def records(family: str, images: int, channels: int = 16,
     bank = PrototypeBank(*([torch.rand(10 * CLASSES, channels) for _ in strides] for _ in '12'),
                          offsets=[torch.arange(0, 10 * CLASSES + 1, 10)] * 5)
     return DetectorPair(info, info, strides), Step(
-        (side, side), [(side, side)] * images, strides, boxes, labels, outputs(), outputs(), bank,
-        boxes=boxes, labels=torch.cat(labels), objects=torch.arange(count),
-        dense_positives=torch.rand(images, sum(size**2 for size in sides)) > 0.9,
-        proposals=proposals, roi_levels=torch.arange(count) % 4,
+        torch.zeros(images, 3, side, side), [(side, side)] * images, strides, boxes, labels,
+        outputs(), outputs(), bank, boxes=boxes, labels=torch.cat(labels),
+        objects=torch.arange(count), proposals=proposals, roi_levels=torch.arange(count) % 4,
         proposal_positives=torch.cat([torch.arange(len(image)) < len(image) // 2
                                       for image in proposals]))
 

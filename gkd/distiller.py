@@ -238,7 +238,7 @@ class Distiller(DetectorShell):
         losses, step = self.student_step(batch)
         images = step.images
         if self.teacher_images is not None:
-            images = self.teacher_images(images, unpadded_sizes(batch, images))
+            images = self.teacher_images(images, step.image_sizes)
         step.teacher = self.teacher_step(images, step)
         step.bank, step.progress = self.bank, self.progress
         return losses, step
@@ -256,10 +256,10 @@ class Distiller(DetectorShell):
             part.maps = tuple(map(widened, part.maps))
             self.frozen.check()
         if self.pair.teacher.num_classes != self.pair.num_classes:
-            self.keep_students_classes(part, step)
+            self.keep_students_classes(part)
         return part
 
-    def keep_students_classes(self, part: DetectorOutputs, step: Step) -> None:
+    def keep_students_classes(self, part: DetectorOutputs) -> None:
         """Reduce the teacher's logits of a step to the student's classes, in the student's order.
 
         Raises:
@@ -273,8 +273,7 @@ class Distiller(DetectorShell):
         for name in ('logits', 'proposal_logits'):
             if getattr(part, name) is not None:
                 setattr(part, name, getattr(part, name)[:, self.teacher_columns])
-        for stage in step.stages:
-            stage.teacher = stage.teacher[:, self.teacher_columns]
+        part.stage_logits = [logits[:, self.teacher_columns] for logits in part.stage_logits]
         # The logits of an RPN only tell objects from background.
         if part.dense is not None and not self.pair.teacher.is_two_stage:
             part.dense.logits = part.dense.logits[..., self.teacher_columns]
@@ -300,29 +299,31 @@ def preprocessing_map(student: BaseDetector, teacher: BaseDetector) -> Optional[
     return found
 
 
-def unpadded_sizes(batch: Batch, images: Tensor) -> list[tuple[int, int]]:
-    """Height and width without padding of a batch's images, in pixels of ``images``.
+def build_knowledge(config: dict, pair: DetectorPair) -> Knowledge:
+    """Build a kind of knowledge from its config, with errors for people.
 
     Args:
-        batch: Images and what is known of them.
-        images: The same as the student took them: it may have resized all of them.
+        config: Its registered name as ``type``, and its settings.
+        pair: Traits of teacher and student.
+
+    Raises:
+        ConfigError: The type or a setting is unknown, or the pair cannot be taught so.
     """
-    ratios = [new / old for new, old in zip(images.shape[-2:], batch.images.shape[-2:])]
-    return [tuple(round(side * ratio) for side, ratio in zip(meta['img_shape'], ratios))
-            for meta in batch.metas]
-
-
-def build_knowledge(config: dict, pair: DetectorPair) -> Knowledge:
-    """Build a kind of knowledge from its config, with errors for people."""
     settings = dict(config)
     kind = KNOWLEDGE.get(settings.pop('type', None))
     if kind is None:
         raise ConfigError(f'model.knowledge: type {config.get("type")!r} is unknown; '
                           f'known are {sorted(KNOWLEDGE.module_dict)}.')
     try:
-        return kind(pair=pair, **settings)
+        built = kind(pair=pair, **settings)
     except TypeError as error:
         raise ConfigError(f'model.knowledge: {error}') from error
+    if built.needs.logits:
+        # Whatever the method itself asks: at other places the teacher's would be of other boxes.
+        pair.require_logits_of_positives(
+            f'model.knowledge: {config["type"]} needs class logits',
+            'teach by methods that need none, such as PKD or CWD.')
+    return built
 
 
 def build_generation(config: dict) -> PrototypeGenerationModule:

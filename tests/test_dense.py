@@ -87,12 +87,12 @@ def test_dense_predictions_cover_the_paired_levels_alone():
     torch.testing.assert_close(step.student.dense.anchors, step.teacher.dense.anchors)
 
 
-def test_places_that_a_one_stage_student_trains_as_objects():
+def test_positives_of_a_one_stage_student_are_places_of_its_dense_predictions():
     _, step, *_ = step_of(small.retinanet(24), small.retinanet())
-    positives, dense = step.dense_positives, step.student.dense
-    assert positives.sum() == len(step.labels) > 4
-    torch.testing.assert_close(dense.logits[positives], step.student.logits)
-    torch.testing.assert_close(dense.anchors.expand(2, -1, 4)[positives], torch.cat(step.boxes))
+    dense, (image, place) = step.student.dense, step.positions.unbind(dim=1)
+    assert len(place) == len(step.labels) > 4
+    torch.testing.assert_close(dense.logits[image, place], step.student.logits)
+    torch.testing.assert_close(dense.anchors[place], torch.cat(step.boxes))
 
 
 @pytest.mark.parametrize('family', small.FAMILIES)
@@ -131,7 +131,7 @@ def test_without_anchors_there_are_logits_alone():
     _, step, *_ = step_of(small.fcos(24), small.fcos())
     dense = step.student.dense
     assert dense.logits.shape == (2, sum(dense.counts), small.NUM_CLASSES)
-    assert dense.anchors is dense.boxes is step.dense_positives is None
+    assert dense.anchors is dense.boxes is None
     assert step.teacher.dense.counts == dense.counts
 
 
@@ -145,7 +145,7 @@ def test_nothing_is_computed_that_nobody_asked_for(family):
     with recorded(getattr(model.teacher, HEADS[family]), 'forward') as calls:
         teacher = model.teacher_step(data['img'], step)
     assert not calls
-    assert step.student.dense is step.dense_positives is None
+    assert step.student.dense is None
     assert teacher.dense is teacher.logits is teacher.proposal_logits is None
 
 
@@ -155,7 +155,7 @@ def test_a_step_knows_the_images_with_and_without_their_padding(family):
     data['img_metas'][1]['img_shape'] = (100, 72, 3)
     detector = small.FAMILIES[family]
     _, step, *_ = step_of(detector(24), detector(), data)
-    assert step.padded_size == (128, 128)
+    assert step.images.shape[-2:] == (128, 128)
     assert step.image_sizes == [(128, 128), (100, 72)]
 
 

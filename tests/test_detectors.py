@@ -74,12 +74,13 @@ def test_teacher_sees_the_batch_that_the_student_has_resized():
     random.seed(0)  # YOLOX draws its sizes with it
     for _ in range(4):
         step = coverage.observed(model, batch)
-        sizes.add(step.padded_size)
-        assert step.images.shape[-2:] == step.padded_size == step.image_sizes[0]
+        size = tuple(step.images.shape[-2:])
+        sizes.add(size)
+        assert size == step.image_sizes[0]
         for own, target in zip(step.student.maps, step.teacher.maps):
             assert own.shape[-2:] == target.shape[-2:]
         # Boxes are of the resized images.
-        assert step.gt_boxes[0][1, 2].item() == pytest.approx(0.95 * step.padded_size[1])
+        assert step.gt_boxes[0][1, 2].item() == pytest.approx(0.95 * size[1])
     assert len(sizes) > 1
 
 
@@ -141,15 +142,17 @@ def test_each_stage_of_a_cascade_is_taught_by_the_same_stage():
     losses = coverage.step(model, coverage.batch_of(model))
     step = coverage.observed(model, coverage.batch_of(model))
     assert [number for number, _ in seen] == [0, 1, 2] * 2
-    for (_, logits), stage in zip(seen[-2:], step.stages):
-        assert torch.equal(logits, stage.teacher)
-        assert len(logits) == len(stage.student) == len(stage.labels) == sum(map(len, stage.boxes))
+    later = [*zip(step.student.stage_logits, step.teacher.stage_logits)]
+    assert len(later) == len(step.stages) == 2
+    for (_, logits), stage, (own, target) in zip(seen[-2:], step.stages, later):
+        assert torch.equal(logits, target)
+        assert len(logits) == len(own) == len(stage.labels) == sum(map(len, stage.boxes))
 
     def loss(student, teacher):
         return kind.soft_label(student, teacher, torch.ones(len(student)))['loss_soft']
 
     first, second, third = [loss(step.student.logits, step.teacher.logits),
-                            *(loss(stage.student, stage.teacher) for stage in step.stages)]
+                            *(loss(*logits) for logits in later)]
     taught = kind(step)['loss_soft']
     torch.testing.assert_close(taught, first + 0.5 * second + 0.25 * third)
     assert min(first, second, third) > 1e-3 and 'loss_soft' in losses

@@ -1,6 +1,7 @@
 """The distiller: what it computes, what it leaves alone, what it refuses."""
 
 import copy
+import dataclasses
 import logging
 import random
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import small_detectors as small  # noqa: E402
+from helpers import synthetic_steps as steps
 from helpers.distillers import RDM_TERMS, build, build_distiller, losses_of, total
 from mmcv import Config
 from mmdet.models import build_detector
@@ -15,9 +17,11 @@ from mmdet.models import build_detector
 import gkd  # noqa: F401
 from gkd.detectors import one_stage  # noqa: E402
 from gkd.detectors.inspection import inspect_detector
-from gkd.detectors.step import recorded  # noqa: E402
+from gkd.detectors.step import Needs, recorded  # noqa: E402
 from gkd.errors import CheckpointError, ConfigError  # noqa: E402
 from gkd.frameworks import to_batch
+from gkd.knowledge import Knowledge, RobustDistillingModule
+from gkd.registry import KNOWLEDGE
 
 
 @pytest.mark.parametrize('family', small.FAMILIES)
@@ -149,6 +153,22 @@ def test_families_and_channels_mix():
     assert RDM_TERMS - {'loss_soft'} < losses_of(model, small.batch()).keys()
 
 
+def test_what_is_taught_at_what_is_said():
+    pair = steps.pair()
+    assert RobustDistillingModule(pair).describe('RetinaNet') == (
+        'global knowledge, local knowledge, soft labels at the positives that RetinaNet trains on')
+    fcos = steps.info(samples_positives=False, classifies_boxes=False, trains_places=True)
+    pair = dataclasses.replace(pair, student=fcos)
+    cells = 'soft labels at the cells that the student trains as objects'
+    module = RobustDistillingModule(pair, local_knowledge=None)
+    assert module.describe() == f'global knowledge at the ground-truth boxes; {cells}'
+    assert module.describe_left_out() == ''
+    module = RobustDistillingModule(pair, global_knowledge=None, local_knowledge=None)
+    assert module.describe() == cells
+    module = RobustDistillingModule(pair, soft_label=None)
+    assert module.describe_left_out() == 'soft labels: soft_label=None.'
+
+
 def test_anchor_free_student_learns_at_ground_truth():
     knowledge = [dict(type='RobustDistillingModule', soft_label=None, instances='gt')]
     model = build_distiller(small.fcos(), small.fcos(), knowledge=knowledge)
@@ -194,6 +214,50 @@ def test_refuses_with_the_reason(teacher, student, settings, message):
     knowledge = [dict(type='RobustDistillingModule', **settings)]
     with pytest.raises(ConfigError, match=message):
         build_detector(small.distiller(teacher, student, knowledge=knowledge))
+
+
+@KNOWLEDGE.register_module()
+class WantsLogits(Knowledge):
+    """Needs logits and asks nothing of the pair, as a user's own method may."""
+
+    needs = Needs(logits=True)
+
+    def forward(self, step):
+        return dict(loss_wanted=step.student.logits.sum() * 0)
+
+
+@pytest.mark.parametrize('teacher, student, message', [
+    (small.retinanet(octave_base_scale=2), small.retinanet(),
+     'different anchors.*anchor_generator'),
+    (small.fcos(), small.retinanet(), 'different anchors'),
+    (small.retinanet(), small.faster_rcnn(), 'a one-stage teacher .* and a two-stage student'),
+    (small.fcos(), small.fcos(), 'student FCOS gives no class logits'),
+])
+def test_refuses_logits_of_other_places_whatever_the_method_asks(teacher, student, message):
+    with pytest.raises(ConfigError, match=f'model.knowledge: WantsLogits needs class logits: '
+                                          f'.*{message}.*teach by methods that need none'):
+        build(small.distiller(teacher, student, knowledge=[dict(type='WantsLogits')]))
+
+
+@pytest.mark.parametrize('teacher, student', [
+    (small.retinanet(24), small.retinanet()),
+    (small.faster_rcnn(24), small.faster_rcnn()),
+    (small.faster_rcnn(24), small.retinanet()),
+])
+def test_teachers_that_can_classify_the_positives_are_served(teacher, student):
+    model = build_distiller(teacher, student, knowledge=[dict(type='WantsLogits')])
+    _, step = model.observe(to_batch(**small.batch()))
+    assert len(step.teacher.logits) == len(step.student.logits) == sum(map(len, step.boxes)) > 4
+
+
+def test_anchors_of_other_strides_are_other_places():
+    """The same anchors around every cell, but the teacher's cells lie twice as far apart."""
+    pair = steps.pair()
+    pair.require_same_places('key', 'advice')
+    strides = tuple(2 * stride for stride in pair.strides)
+    moved = dataclasses.replace(pair, teacher=dataclasses.replace(pair.teacher, strides=strides))
+    with pytest.raises(ConfigError, match=r'key: .*different strides .*\(16, 32, 64\).*advice'):
+        moved.require_same_places('key', 'advice')
 
 
 def test_refuses_unknown_or_repeated_knowledge():

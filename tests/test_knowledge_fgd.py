@@ -9,7 +9,7 @@ from helpers.by_hand import softmax
 from helpers.synthetic_steps import BOXES, pair, synthetic_step
 
 from gkd.errors import ConfigError
-from gkd.knowledge.methods.fgd import FGD, scale_masks
+from gkd.knowledge.methods.fgd import FGD, background_mask, object_masks
 from gkd.registry import KNOWLEDGE
 
 TERMS = {'loss_fgd_fg', 'loss_fgd_bg', 'loss_fgd_attention', 'loss_fgd_global'}
@@ -122,7 +122,8 @@ def test_masks(stride):
     boxes = [torch.tensor([[0., 0., 64., 64.], [10., 12., 30., 29.], [11., 11., 70., 20.]]),
              NO_BOXES, torch.tensor([[-9., 32., 8., 40.]])]
     size = (64 // stride, 64 // stride)
-    foreground, background = scale_masks(boxes, stride, size)
+    [foreground] = object_masks(boxes, [stride], [size])
+    background = background_mask(foreground.flatten(1)).view_as(foreground)
     for image, own in enumerate(boxes[1:], 1):
         objects, rest = slow_masks(own, stride, size)
         torch.testing.assert_close(foreground[image], torch.tensor(objects))

@@ -168,7 +168,7 @@ def test_no_instance_lies_in_the_padding_of_a_smaller_image():
     corners = corners * torch.tensor([340., 210.])
     for part in (step.student, step.teacher):
         part.dense.boxes = torch.cat([corners, corners + 40], dim=2)
-    step.image_sizes, step.padded_size = [(160, 384), (256, 200)], (256, 384)
+    step.image_sizes = [(160, 384), (256, 200)]
     chosen = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(gid, 'pool_rois', lambda maps, strides, boxes: chosen.append(boxes)

@@ -128,9 +128,9 @@ def test_no_tensor_of_boxes_by_channels_by_cells():
     bank = PrototypeBank(student=[torch.rand(10 * classes, channels)] * 2,
                          teacher=[torch.rand(10 * classes, channels)] * 2, offsets=[offsets] * 2)
     size = (cells * strides[0],) * 2
-    step = Step(size, [size] * images, strides, boxes, list(labels.split(positives)), outputs(),
-                outputs(), bank, boxes=boxes, labels=labels,
-                roi_levels=torch.zeros(len(labels), dtype=torch.long))
+    step = Step(torch.zeros(images, 3, *size), [size] * images, strides, boxes,
+                list(labels.split(positives)), outputs(), outputs(), bank, boxes=boxes,
+                labels=labels, roi_levels=torch.zeros(len(labels), dtype=torch.long))
     with LargestTensor() as largest:
         sum(module(step).values()).backward()
     assert step.student.maps[0].grad is not None

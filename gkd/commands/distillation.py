@@ -136,26 +136,11 @@ def teaching(model: nn.Module) -> list[tuple[str, str]]:
     rows.append(('maps', f'strides {", ".join(map(str, pair.strides))}; {channels[0]} channels '
                          f'of the student, {channels[1]} of the teacher'))
     for kind in model.knowledge:
-        rows.append(('teaches', taught(kind)))
-        if getattr(kind, 'left_out', '') and kind.soft_label is None:
-            rows.append(('leaves out', f'soft labels: {kind.left_out}'))
+        rows.append(('teaches', kind.describe()))
+        if kind.describe_left_out():
+            rows.append(('leaves out', kind.describe_left_out()))
     rows.append(('classes', classes(model)))
     return rows
-
-
-def taught(kind: nn.Module) -> str:
-    """A kind of knowledge in words."""
-    if type(kind).__name__ != GKD:
-        return type(kind).__name__
-    parts = [name for name, part in (('global knowledge', kind.global_knowledge),
-                                     ('local knowledge', kind.local_knowledge),
-                                     ('soft labels', kind.soft_label)) if part is not None]
-    at = {'positives': 'the positives that the student trains on',
-          'gt': 'the ground-truth boxes'}[kind.instances]
-    if kind.soft_label is not None and kind.pair.student.trains_places:
-        places = parts.pop()
-        at += f'; {places} at the cells that the student trains as objects'
-    return f'{", ".join(parts)} at {at}'
 
 
 def describe(model: nn.Module, role: str) -> str:

@@ -120,27 +120,6 @@ def dense_predictions(head: nn.Module, outputs: tuple[list[Tensor], ...],
     return predictions
 
 
-def positive_places(head: nn.Module, scores: list[Tensor], pair: DetectorPair,
-                    info: DetectorInfo, positions: Tensor) -> Tensor:
-    """Mark the positives among a dense head's places on the paired levels.
-
-    Args:
-        head: The head, built by MMDetection.
-        scores: Class logits of every level of the detector, ``(B, A * C, H_l, W_l)``.
-        pair: Traits of teacher and student.
-        info: Traits of this detector.
-        positions: Image and anchor, among those of all levels, of every positive ``(n, 2)``.
-
-    Returns:
-        ``(B, N)`` bool.
-    """
-    counts = [level[0].numel() // head.cls_out_channels for level in scores]
-    positives = torch.zeros(len(scores[0]), sum(counts), dtype=torch.bool, device=positions.device)
-    positives[positions[:, 0], positions[:, 1]] = True
-    split = positives.split(counts, dim=1)
-    return torch.cat([split[level] for level in pair.levels(info)], dim=1)
-
-
 def per_place(scores: Tensor, channels: int) -> Tensor:
     """Turn a map ``(B, A * channels, H, W)`` into ``(B, H * W * A, channels)``.
 

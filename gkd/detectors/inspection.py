@@ -339,7 +339,8 @@ def positives_are_true(student: BaseDetector, info: DetectorInfo, batch: Batch) 
     if info.is_two_stage:
         return len(step.student.proposal_logits) == sum(map(len, step.proposals))
     head = main_head(student)
-    sizes = [tuple(-(-side // stride) for side in step.padded_size) for stride in info.strides]
+    sizes = [tuple(-(-side // stride) for side in step.images.shape[-2:])
+             for stride in info.strides]
     anchors = torch.cat(head.prior_generator.grid_priors(sizes, device=boxes.device))
     return torch.equal(anchors[step.positions[:, 1]], boxes)
 

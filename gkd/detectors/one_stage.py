@@ -8,7 +8,7 @@ from typing import Union
 import torch
 from torch import Tensor
 
-from gkd.detectors.dense import class_logits, dense_predictions, main_head, positive_places
+from gkd.detectors.dense import class_logits, dense_predictions, main_head
 from gkd.detectors.pair import DetectorInfo, DetectorPair
 from gkd.detectors.places import place_labels, recorded_targets
 from gkd.detectors.step import Call, DetectorOutputs, Needs, Step, recorded
@@ -70,8 +70,6 @@ def student_step(student: BaseDetector, pair: DetectorPair, needs: Needs,
                                          for values in (step.labels, step.objects))
         scores = class_logits(outputs[0], info)
         step.student.logits = logits_at(scores, step.positions, head.cls_out_channels)
-        if needs.dense:
-            step.dense_positives = positive_places(head, outputs[0], pair, info, step.positions)
     return losses, step
 
 
@@ -116,11 +114,11 @@ def start_step(pair: DetectorPair, features: Call, batch: Batch) -> Step:
     seen = features.args[0]
     factors = [new / old for new, old in zip(seen.shape[-2:], batch.images.shape[-2:])]
     return Step(
-        padded_size=tuple(seen.shape[-2:]),
+        images=seen,
         image_sizes=[tuple(round(side * factor) for side, factor in
                            zip(meta['img_shape'][:2], factors)) for meta in batch.metas],
         strides=pair.strides, gt_boxes=batch.gt_boxes, gt_labels=batch.gt_labels,
-        student=DetectorOutputs(paired_maps(features.result, pair, pair.student)), images=seen)
+        student=DetectorOutputs(paired_maps(features.result, pair, pair.student)))
 
 
 def paired_maps(features: tuple[Tensor, ...], pair: DetectorPair,

@@ -81,13 +81,19 @@ class DetectorPair:
     student: DetectorInfo
     strides: tuple[int, ...]
 
-    def require_class_logits(self, key: str, advice: str) -> None:
-        """Raise ConfigError unless both detectors can classify given boxes.
+    def require_positives(self, key: str, advice: str) -> None:
+        """Raise ConfigError unless the student samples positive boxes.
 
         Args:
             key: What requires it, as named in a config, for the message.
             advice: What to do about it, likewise.
         """
+        if not self.student.samples_positives:
+            raise ConfigError(f'{key}: student {self.student.name} samples no positive boxes; '
+                              f'{advice}')
+
+    def require_class_logits(self, key: str, advice: str) -> None:
+        """Raise ConfigError unless both detectors can classify given boxes; arguments as above."""
         for role, info in (('teacher', self.teacher), ('student', self.student)):
             if not info.classifies_boxes:
                 raise ConfigError(f'{key}: {role} {info.name} gives no class logits for given '
@@ -130,13 +136,23 @@ class DetectorPair:
         strides, with any anchors. Arguments as above.
         """
         teacher, student = self.teacher, self.student
-        if teacher.anchors == student.anchors != ():
-            return
         if {*teacher.places, *student.places} != {1}:
             self.require_same_anchors(key, advice)
         if teacher.strides != student.strides:
             raise ConfigError(f'{key}: teacher and student predict on maps of different strides '
                               f'({teacher.strides} and {student.strides}); {advice}')
+
+    def require_logits_of_positives(self, key: str, advice: str) -> None:
+        """Raise ConfigError unless both detectors classify the positives that the student samples.
+
+        A RoI head classifies whatever boxes it is given. A dense head has logits at its own places
+        alone, so a one-stage teacher must predict at the places of a one-stage student. Arguments
+        as above.
+        """
+        self.require_class_logits(key, advice)
+        if not self.teacher.is_two_stage:
+            self.require_same_family(key, advice)
+            self.require_same_places(key, advice)
 
     @property
     def num_levels(self) -> int:

@@ -79,6 +79,8 @@ class DetectorOutputs:
         proposal_logits: Class logits at the sampled proposals, ``(m, num_logits)``; two-stage
             only, the teacher's only if a kind of knowledge needs ``proposals``.
         dense: Predictions at all anchors; only if a kind of knowledge needs ``dense``.
+        stage_logits: Class logits of each of the step's ``stages`` at its own ``n_k`` positives,
+            ``(n_k, num_logits)``; the teacher's are of the same stage if it is a cascade.
     """
 
     maps: tuple[Tensor, ...]
@@ -86,26 +88,22 @@ class DetectorOutputs:
     roi_features: Optional[Tensor] = None
     proposal_logits: Optional[Tensor] = None
     dense: Optional[DensePredictions] = None
+    stage_logits: list[Tensor] = field(default_factory=list)
 
 
 @dataclass
 class Stage:
-    """A later stage of a cascade student, at the ``n`` positives that it trained on.
+    """A later stage of a cascade student: the ``n`` positives that it trained on.
 
     Attributes:
         boxes: The positives of every image, ``(n_b, 4)`` as ``x1, y1, x2, y2`` in pixels.
         labels: Class of the ground truth that each was assigned to, ``(n,)``, int64.
         loss_weight: Factor of the stage's own losses.
-        student: The student's class logits, ``(n, num_logits)``.
-        teacher: The teacher's, of the same stage if it is a cascade; only if a kind of knowledge
-            needs ``logits``.
     """
 
     boxes: list[Tensor]
     labels: Tensor
     loss_weight: float
-    student: Tensor
-    teacher: Optional[Tensor] = None
 
 
 @dataclass
@@ -116,7 +114,7 @@ class Step:
     student's part is taken from the very forward pass that gives its detection losses.
 
     Attributes:
-        padded_size: Height and width of the batch's images in pixels, padding included.
+        images: The batch as the student saw it, ``(B, C, H, W)``, padding included.
         image_sizes: Height and width of every image in pixels, without its padding.
         strides: Stride of every paired level in pixels, finest first.
         gt_boxes: Ground-truth boxes of every image, ``(g_b, 4)`` as ``x1, y1, x2, y2`` in pixels.
@@ -135,8 +133,6 @@ class Step:
             students only.
         positions: Where each positive is among all anchors of the student, ``(n, 2)`` int64 as
             image and anchor; one-stage students only.
-        dense_positives: Which places of ``student.dense`` are positives, ``(B, N)`` bool; only of
-            anchor-based one-stage students, and if a kind of knowledge needs ``dense``.
         place_labels: Class that each place of ``student.dense`` was trained as, ``(B, N)`` int64,
             the number of classes for background; only for one-stage students that sample nothing
             but show what they train, and only if a kind of knowledge needs ``dense``.
@@ -146,10 +142,9 @@ class Step:
             then its negatives, ``(m_b, 4)``; two-stage students only. ``m`` is the sum of all
             ``m_b``.
         proposal_positives: Which of these are positives, ``(m,)`` bool.
-        images: The batch as the student saw it, ``(B, C, H, W)``, for the teacher.
     """
 
-    padded_size: tuple[int, int]
+    images: Tensor
     image_sizes: list[tuple[int, int]]
     strides: tuple[int, ...]
     gt_boxes: list[Tensor]
@@ -163,12 +158,10 @@ class Step:
     objects: Optional[Tensor] = None
     roi_levels: Optional[Tensor] = None
     positions: Optional[Tensor] = None
-    dense_positives: Optional[Tensor] = None
     place_labels: Optional[Tensor] = None
     stages: list[Stage] = field(default_factory=list)
     proposals: Optional[list[Tensor]] = None
     proposal_positives: Optional[Tensor] = None
-    images: Optional[Tensor] = None
 
 
 @dataclass

@@ -62,9 +62,9 @@ def student_step(student: BaseDetector, pair: DetectorPair, needs: Needs,
                    for stage in range(len(samples))] if is_cascade(roi_head) \
             else [forwards[-1].result]
         add_positives(step, samples[0], outputs[0])
-        step.stages = [later_stage(sampled, result, weight) for sampled, result, weight in
-                       zip(samples[1:], outputs[1:], roi_head.stage_loss_weights[1:])] \
-            if is_cascade(roi_head) else []
+        if is_cascade(roi_head):
+            for later in zip(samples[1:], outputs[1:], roi_head.stage_loss_weights[1:]):
+                add_stage(step, *later)
         extractor = first(roi_head.bbox_roi_extractor)
         if pair.student.pools_maps:
             step.roi_levels = roi_levels(extractor, bbox2roi(step.boxes), pair)
@@ -130,14 +130,15 @@ def add_positives(step: Step, sampled: list, outputs: dict) -> None:
         step.student.roi_features = positive_rows(outputs['bbox_feats'], step)
 
 
-def later_stage(sampled: list, outputs: dict, loss_weight: float) -> Stage:
-    """What a stage after the first classified; arguments as above, and its losses' factor."""
+def add_stage(step: Step, sampled: list, outputs: dict, loss_weight: float) -> None:
+    """Add to a step what a later stage saw; arguments as above, and the factor of its losses."""
     counts = [len(sampled_boxes(result)) for result in sampled]
     boxes = [positive_boxes(result) for result in sampled]
-    logits = torch.cat([rows[:len(positives)] for rows, positives in
-                        zip(outputs['cls_score'].split(counts), boxes)])
-    return Stage(boxes, torch.cat([result.pos_gt_labels for result in sampled]), loss_weight,
-                 logits)
+    labels = torch.cat([result.pos_gt_labels for result in sampled])
+    step.stages.append(Stage(boxes, labels, loss_weight))
+    step.student.stage_logits.append(torch.cat([
+        rows[:len(positives)] for rows, positives in
+        zip(outputs['cls_score'].split(counts), boxes)]))
 
 
 @torch.no_grad()
@@ -169,9 +170,9 @@ def teacher_step(teacher: BaseDetector, pair: DetectorPair, needs: Needs, img: T
         features = tuple(map(widened, features))
         with pooling_without_waiting(teacher.roi_head, rois.is_cuda):
             outputs = classify(teacher.roi_head, features, rois)
-            for number, stage in enumerate(step.stages, start=1):
-                stage.teacher = classify(teacher.roi_head, features, bbox2roi(stage.boxes),
-                                         number)['cls_score']
+            part.stage_logits = [
+                classify(teacher.roi_head, features, bbox2roi(stage.boxes), number)['cls_score']
+                for number, stage in enumerate(step.stages, start=1)]
         logits, pooled = outputs['cls_score'], outputs.get('bbox_feats')
         if needs.proposals:
             part.proposal_logits = logits

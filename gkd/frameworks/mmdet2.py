@@ -96,7 +96,8 @@ def to_batch(img: Tensor, img_metas: list[dict], gt_bboxes: list[Tensor],
 def synthetic_batch(images: Tensor, boxes: Tensor, labels: Tensor,
                     gt_masks: Optional[np.ndarray] = None,
                     gt_semantic_seg: Optional[Tensor] = None,
-                    proposals: Optional[Tensor] = None) -> Batch:
+                    proposals: Optional[Tensor] = None,
+                    size: Optional[tuple[int, int]] = None) -> Batch:
     """A training batch whose images all have the same ground truth.
 
     Args:
@@ -106,11 +107,12 @@ def synthetic_batch(images: Tensor, boxes: Tensor, labels: Tensor,
         gt_masks: Masks of the boxes, ``(n, H, W)`` uint8.
         gt_semantic_seg: Classes of the cells of a map, ``(h, w)`` int64.
         proposals: ``(m, 4)`` in pixels.
+        size: Height and width of the images without their padding; by default they have none.
     """
     height, width = images.shape[-2:]
     shape = (height, width, 3)
-    meta = dict(img_shape=shape, ori_shape=shape, pad_shape=shape, flip=False, filename='',
-                ori_filename='', scale_factor=np.ones(4, np.float32),
+    meta = dict(img_shape=(*(size or (height, width)), 3), ori_shape=shape, pad_shape=shape,
+                flip=False, filename='', ori_filename='', scale_factor=np.ones(4, np.float32),
                 batch_input_shape=(height, width), border=np.array([0, height, 0, width]))
     further = {}
     if gt_masks is not None:

@@ -114,7 +114,8 @@ def to_batch(inputs: Tensor, data_samples: list) -> Batch:
 def synthetic_batch(images: Tensor, boxes: Tensor, labels: Tensor,
                     gt_masks: Optional[np.ndarray] = None,
                     gt_semantic_seg: Optional[Tensor] = None,
-                    proposals: Optional[Tensor] = None) -> Batch:
+                    proposals: Optional[Tensor] = None,
+                    size: Optional[tuple[int, int]] = None) -> Batch:
     """A training batch whose images all have the same ground truth.
 
     Args:
@@ -124,13 +125,15 @@ def synthetic_batch(images: Tensor, boxes: Tensor, labels: Tensor,
         gt_masks: Masks of the boxes, ``(n, H, W)`` uint8.
         gt_semantic_seg: Classes of the cells of a map, ``(h, w)`` int64.
         proposals: ``(m, 4)`` in pixels.
+        size: Height and width of the images without their padding; by default they have none.
     """
     height, width = images.shape[-2:]
     samples = []
     for _ in images:
         sample = DetDataSample(metainfo=dict(
-            img_shape=(height, width), ori_shape=(height, width), pad_shape=(height, width),
-            batch_input_shape=(height, width), scale_factor=(1.0, 1.0), flip=False, img_path=''))
+            img_shape=size or (height, width), ori_shape=(height, width),
+            pad_shape=(height, width), batch_input_shape=(height, width), scale_factor=(1.0, 1.0),
+            flip=False, img_path=''))
         sample.gt_instances = InstanceData(bboxes=boxes.clone(), labels=labels.clone())
         sample.ignored_instances = InstanceData(bboxes=boxes[:0].clone(),
                                                 labels=labels[:0].clone())

@@ -44,3 +44,15 @@ class Knowledge(nn.Module):
             Scalars by name; a name starts with ``loss`` and is logged as it is.
         """
         raise NotImplementedError
+
+    def describe(self, student: str = 'the student') -> str:
+        """What is taught at what, in words.
+
+        Args:
+            student: What to call the student.
+        """
+        return type(self).__name__
+
+    def describe_left_out(self) -> str:
+        """What is taught to other pairs but not to this, and why; empty if there is nothing."""
+        return ''

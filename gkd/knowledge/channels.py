@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Optional
 
@@ -55,12 +55,12 @@ def channels_of(pair: DetectorPair, levels: Sequence[int]) -> tuple[list[int], l
                  for info in (pair.student, pair.teacher))
 
 
-def alike_levels(student: Sequence[int], teacher: Sequence[int]) -> list[range]:
+def alike_levels(student: Sequence[Hashable], teacher: Sequence[Hashable]) -> list[range]:
     """Group neighbouring levels with equal numbers of channels, which are computed together.
 
     Args:
-        student: Channels of the student's levels.
-        teacher: Channels of the teacher's, likewise.
+        student: Channels of the student's levels, or whole shapes where more must agree.
+        teacher: The teacher's, likewise.
 
     Example:
         >>> alike_levels([8, 8, 8], [8, 16, 16])

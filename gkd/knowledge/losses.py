@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from typing import Optional
 
 import torch
@@ -12,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from gkd.knowledge.channels import alike_levels
 from gkd.knowledge.instances import on_device
 from gkd.knowledge.precision import full_precision
 
@@ -46,13 +46,9 @@ class Basis:
             teacher: The teacher's, ``(P_l, D_T)``.
             offsets: Where the classes of every level begin and end, ``(num_classes + 1,)``.
         """
-        def shape(level: int) -> tuple:
-            return student[level].shape, teacher[level].shape
-
+        shapes = [[level.shape for level in role] for role in (student, teacher)]
         bases = []
-        for _, alike in groupby(range(len(student)), shape):
-            alike = [*alike]
-            levels = range(alike[0], alike[-1] + 1)
+        for levels in alike_levels(*shapes):
             units = [Unit.apply(torch.stack([role[level] for level in levels])).mT.contiguous()
                      for role in (student, teacher)]
             classes = torch.stack([classes_of(offsets[level], len(student[level]))

@@ -38,6 +38,7 @@ from gkd.knowledge.losses import (
     soft_label_loss,
     trust,
 )
+from gkd.knowledge.settings import choose_instances
 from gkd.registry import KNOWLEDGE
 
 if TYPE_CHECKING:
@@ -215,14 +216,11 @@ class RobustDistillingModule(Knowledge):
         if not 0 <= start < 1:
             raise ConfigError(f'RobustDistillingModule.start = {start!r}: must be at least 0 and '
                               f'below 1, a share of the training.')
-        if instances not in ('auto', 'positives', 'gt'):
-            raise ConfigError(f'RobustDistillingModule.instances = {instances!r}: '
-                              f'must be "auto", "positives" or "gt".')
+        instances = choose_instances(instances, pair, 'RobustDistillingModule',
+                                     'set instances="gt" to teach at the ground truth.')
         if isinstance(soft_label, str) and soft_label != 'auto':
             raise ConfigError(f'RobustDistillingModule.soft_label = {soft_label!r}: '
                               f'must be "auto", None or a dict of settings.')
-        if instances == 'auto':
-            instances = 'positives' if pair.student.samples_positives else 'gt'
         left_out = 'soft_label=None.'
         if soft_label == 'auto':
             soft_label = DEFAULTS
@@ -230,10 +228,6 @@ class RobustDistillingModule(Knowledge):
                 refuse_soft_labels(pair)
             except ConfigError as error:
                 soft_label, left_out = None, str(error).replace('soft_label: ', '', 1)
-        if instances == 'positives' and not pair.student.samples_positives:
-            raise ConfigError(
-                f'RobustDistillingModule: student {pair.student.name} samples no positive boxes; '
-                f'set instances="gt" to teach at the ground truth.')
         self.instances = instances
         self.robust = robust
         self.decay = decay
@@ -256,10 +250,7 @@ class RobustDistillingModule(Knowledge):
         """Compute the losses of one step; see :class:`Knowledge`."""
         decay = 1 - step.progress if self.decay else 1.0
         losses = {}
-        if self.instances == 'gt':
-            boxes, labels = step.gt_boxes, torch.cat(step.gt_labels)
-        else:
-            boxes, labels = step.boxes, step.labels
+        boxes, labels = self.taught_instances(step)
         instances = Instances.of(boxes)
         compared = self.compare(step, instances)
         weights, of_positives = self.weigh(step, compared, labels)
@@ -268,10 +259,8 @@ class RobustDistillingModule(Knowledge):
         if self.global_knowledge is not None:
             losses.update(self.global_knowledge(compared, weights, decay))
         if self.local_knowledge is not None:
-            maps = step.student.maps
-            masks = draw_masks(instances, levels, own, [feature.shape[2:] for feature in maps],
-                               step.strides)
-            losses.update(self.local_knowledge(maps, step.teacher.maps, masks, decay))
+            masks = self.masks(step, instances, levels, own)
+            losses.update(self.local_knowledge(step.student.maps, step.teacher.maps, masks, decay))
         if self.soft_label is not None:
             if self.pair.student.trains_places:
                 losses.update(self.teach_places(step, instances, labels, own))
@@ -286,6 +275,46 @@ class RobustDistillingModule(Knowledge):
             # The losses stay in the graph: distributed training waits for every layer's gradient.
             losses = {name: 0 * loss for name, loss in losses.items()}
         return losses
+
+    def describe(self, student: str = 'the student') -> str:
+        """What is taught at what, in words; see :class:`Knowledge`."""
+        at_places = self.pair.student.trains_places
+        at_boxes = [name for name, taught in (
+            ('global knowledge', self.global_knowledge is not None),
+            ('local knowledge', self.local_knowledge is not None),
+            ('soft labels', self.soft_label is not None and not at_places)) if taught]
+        boxes = {'positives': f'the positives that {student} trains on',
+                 'gt': 'the ground-truth boxes'}[self.instances]
+        said = [f'{", ".join(at_boxes)} at {boxes}'] if at_boxes else []
+        if self.soft_label is not None and at_places:
+            said.append(f'soft labels at the cells that {student} trains as objects')
+        return '; '.join(said)
+
+    def describe_left_out(self) -> str:
+        """Soft labels and why they are left out, if they are; see :class:`Knowledge`."""
+        return '' if self.soft_label is not None else f'soft labels: {self.left_out}'
+
+    def taught_instances(self, step: Step) -> tuple[list[Tensor], Tensor]:
+        """Boxes of every image, ``(n_b, 4)``, and classes, ``(n,)``, of what is taught."""
+        if self.instances == 'gt':
+            return step.gt_boxes, torch.cat(step.gt_labels)
+        return step.boxes, step.labels
+
+    def masks(self, step: Step, instances: Instances, levels: Tensor,
+              weights: Tensor) -> list[Tensor]:
+        """The mask of local knowledge on every level.
+
+        Args:
+            step: The step.
+            instances: What is taught.
+            levels: Level of every instance, ``(n,)``.
+            weights: Its robust weight there, ``(n,)``.
+
+        Returns:
+            Weights of the cells, ``(B, H_l, W_l)`` a level.
+        """
+        sizes = [feature.shape[2:] for feature in step.student.maps]
+        return draw_masks(instances, levels, weights, sizes, step.strides)
 
     def bases(self, bank: PrototypeBank) -> list[Basis]:
         """The bank's prototypes in the form that similarities need, arranged once per bank."""
@@ -348,9 +377,10 @@ class RobustDistillingModule(Knowledge):
 
     def teach_stages(self, step: Step, losses: dict[str, Tensor]) -> None:
         """Add the soft labels of a cascade's later stages, with the weights of their losses."""
-        for stage in step.stages:
+        for stage, *logits in zip(step.stages, step.student.stage_logits,
+                                  step.teacher.stage_logits):
             weights = self.weigh_boxes(step, stage.boxes, stage.labels)
-            taught = self.soft_label(stage.student, stage.teacher, weights)
+            taught = self.soft_label(*logits, weights)
             losses['loss_soft'] = losses['loss_soft'] + stage.loss_weight * taught['loss_soft']
 
     def teach_places(self, step: Step, instances: Instances, labels: Tensor,
@@ -391,17 +421,11 @@ def own_level(weights: Tensor, levels: Tensor) -> Tensor:
 
 def say_what_is_taught(module: RobustDistillingModule) -> None:
     """Log once what a module teaches, at which boxes, and why it may leave out soft labels."""
-    parts = [name for name, part in (('global knowledge', module.global_knowledge),
-                                     ('local knowledge', module.local_knowledge),
-                                     ('soft labels', module.soft_label)) if part is not None]
-    student = module.pair.student.name
-    if module.soft_label is not None and module.pair.student.trains_places:
-        parts[-1] += f' (at the places that {student} trains as objects)'
-    boxes = {'positives': f'the positives that {student} trains on',
-             'gt': 'the ground-truth boxes'}[module.instances]
-    logger().info(f'{type(module).__name__} teaches {", ".join(parts)} at {boxes}.')
-    if module.soft_label is None:
-        logger().info(f'{type(module).__name__} leaves out soft labels: {module.left_out}')
+    name = type(module).__name__
+    logger().info(f'{name} teaches {module.describe(module.pair.student.name)}.')
+    left_out = module.describe_left_out()
+    if left_out:
+        logger().info(f'{name} leaves out {left_out}')
 
 
 def build(kind: type, settings: Optional[Mapping], key: str, *args) -> Optional[nn.Module]:

@@ -9,13 +9,12 @@ import matplotlib
 import numpy as np
 import torch
 from matplotlib.colors import Normalize
-from mmcv.parallel import DataContainer
 from torch import Tensor
 
 from gkd.datasets.images import read_image
 from gkd.errors import ConfigError
-from gkd.frameworks import to_batch
-from gkd.knowledge.instances import instance_mask, map_levels, pool_instances
+from gkd.frameworks import synthetic_batch, test_view
+from gkd.knowledge.instances import Instances, map_levels
 from gkd.knowledge.losses import robust_weights
 from gkd.knowledge.robust import RobustDistillingModule
 from gkd.looking.agreement import coordinates, typicality
@@ -105,27 +104,17 @@ def local_masks(trained: TrainedPair, bank: PrototypeBank,
     if module is None:
         raise ConfigError(f'{trained.config.filename} has no RobustDistillingModule in '
                           f'`model.knowledge`, which draws the mask of local knowledge.')
-    views = image.dataset.prepare_test_img(image.index)
-    pixels, meta = views['img'][0], views['img_metas'][0].data
-    pixels = pixels.data if isinstance(pixels, DataContainer) else pixels
-    scale = np.asarray(meta['scale_factor'], dtype=np.float32)
-    pixels = pixels[None].to(trained.device)
-    boxes = [torch.from_numpy(image.boxes * scale).to(trained.device)]
-    labels = [torch.from_numpy(image.labels).to(trained.device)]
-    _, step = distiller.observe(to_batch(pixels, [meta], boxes, labels))
-    if module.instances == 'positives':
-        boxes, labels = step.boxes, [step.labels]
-    bank = bank.to(trained.device)
-    masks = []
-    for level, stride in enumerate(step.strides):
-        of_teacher, of_student = (pool_instances(part.maps[level], boxes, 1 / stride)
-                                  for part in (step.teacher, step.student))
-        weights = robust_weights(of_student, of_teacher, bank.student[level], bank.teacher[level],
-                                 labels[0], bank.offsets[level])
-        masks.append(instance_mask(boxes, [weights], level, bank.num_levels,
-                                   step.strides[level], step.student.maps[level].shape[-2:])[0])
+    pixels, scale, size = test_view(image.dataset, image.index)
+    given = pixels[None], torch.from_numpy(image.boxes * scale), torch.from_numpy(image.labels)
+    batch = synthetic_batch(*(part.to(trained.device) for part in given), size=size)
+    _, step = distiller.observe(batch)
+    step.bank = bank.to(trained.device)
+    boxes, labels = module.taught_instances(step)
+    instances = Instances.of(boxes)
+    masks = module.masks(step, instances, map_levels(instances.boxes, len(step.strides)),
+                         module.weigh_boxes(step, boxes, labels))
     height, width = pixels.shape[-2:]
-    return [mask.cpu() for mask in masks], (width / scale[0], height / scale[1])
+    return [mask[0].cpu() for mask in masks], (width / scale[0], height / scale[1])
 
 
 def choose_images(trust: Trust, count: int) -> list[int]:

@@ -121,7 +121,8 @@ def train(config: Config, resume: str = 'auto', validate: bool = True,
     if config.get('auto_scale_lr'):
         auto_scale_lr(config, torch.distributed.is_initialized(), logger)
     text = config.pretty_text  # mmcv takes settings out of the config
-    wrapped = wrap(place(model, device, config), device, config.get('find_unused_parameters', False))
+    wrapped = wrap(place(model, device, config), device,
+                   config.get('find_unused_parameters', False))
     runner = make_runner(config, text, wrapped, logger)
     recorder = register_hooks(runner, config, loader, evaluation)
 

@@ -66,9 +66,6 @@ def synthetic_step(family='one-stage', teacher_channels=8, student_channels=8, s
     negatives = 6 * images
     grid = anchors().to(dtype)
     places = tuple(len(ANCHOR_SHAPES) * (IMAGE_SIZE // stride) ** 2 for stride in STRIDES)
-    trained = torch.zeros(images, len(grid), dtype=torch.bool)
-    for image, count in enumerate(counts):
-        trained[image, torch.randperm(len(grid), generator=generator)[:count]] = True
 
     def random(*shape):
         return torch.randn(*shape, generator=generator, dtype=dtype)
@@ -88,11 +85,11 @@ def synthetic_step(family='one-stage', teacher_channels=8, student_channels=8, s
                 anchors=grid, deltas=deltas, boxes=grid + deltas * size))
 
     step = Step(
-        padded_size=(IMAGE_SIZE, IMAGE_SIZE), image_sizes=[(IMAGE_SIZE, IMAGE_SIZE)] * images,
-        strides=STRIDES, gt_boxes=list(boxes), gt_labels=list(labels),
-        student=outputs(student_channels), teacher=outputs(teacher_channels), bank=bank,
-        progress=progress, boxes=positives, labels=torch.cat(labels)[objects], objects=objects,
-        dense_positives=trained if one_stage else None,
+        images=torch.zeros(images, 3, IMAGE_SIZE, IMAGE_SIZE),
+        image_sizes=[(IMAGE_SIZE, IMAGE_SIZE)] * images, strides=STRIDES, gt_boxes=list(boxes),
+        gt_labels=list(labels), student=outputs(student_channels),
+        teacher=outputs(teacher_channels), bank=bank, progress=progress, boxes=positives,
+        labels=torch.cat(labels)[objects], objects=objects,
         roi_levels=None if one_stage else torch.arange(sum(counts)) % len(STRIDES),
         proposal_positives=(None if one_stage else
                             torch.arange(sum(counts) + negatives) < sum(counts)))

@@ -20,6 +20,7 @@ from gkd.knowledge.attention import Attention, attention, attention_masks, maske
 from gkd.knowledge.base import Knowledge
 from gkd.knowledge.channels import alike_levels
 from gkd.knowledge.precision import full_precision
+from gkd.knowledge.settings import value_or
 from gkd.registry import KNOWLEDGE
 
 if TYPE_CHECKING:
@@ -85,14 +86,10 @@ class FBKD(Knowledge):
                  temperature: Optional[float] = None):
         super().__init__(pair)
         default = TWO_STAGE if pair.student.is_two_stage else ONE_STAGE
-
-        def chosen(value: Optional[float], name: str) -> float:
-            return default[name] if value is None else value
-
-        self.attention_weight = chosen(attention_weight, 'attention_weight')
-        self.feature_weight = chosen(feature_weight, 'feature_weight')
-        self.relation_weight = chosen(relation_weight, 'relation_weight')
-        self.temperature = chosen(temperature, 'temperature')
+        self.attention_weight = value_or(attention_weight, default['attention_weight'])
+        self.feature_weight = value_or(feature_weight, default['feature_weight'])
+        self.relation_weight = value_or(relation_weight, default['relation_weight'])
+        self.temperature = value_or(temperature, default['temperature'])
         if self.temperature <= 0:
             raise ConfigError(f'FBKD.temperature = {temperature!r}: must be positive.')
         channels = pair.channels(pair.student), pair.channels(pair.teacher)

@@ -21,6 +21,7 @@ from gkd.knowledge.base import Knowledge
 from gkd.knowledge.channels import channels_of, match_channels, taught_levels
 from gkd.knowledge.instances import Instances, on_device
 from gkd.knowledge.precision import full_precision
+from gkd.knowledge.settings import value_or
 from gkd.registry import KNOWLEDGE
 
 if TYPE_CHECKING:
@@ -45,7 +46,8 @@ class FGD(Knowledge):
 
     * focal (paper, Sec. 3.1): :math:`\sum S A^s_T A^c_T (F_T - F_S)^2` over the cells of objects
       and, separately, over those of the background, where :math:`S` divides each object by its
-      area and the background by the area of the background (:func:`scale_masks`);
+      area and the background by the area of the background (:func:`object_masks`,
+      :func:`background_mask`);
     * attention (paper, Sec. 3.1): :math:`\sum |A^s_T - A^s_S| + \sum |A^c_T - A^c_S|`;
     * global (paper, Sec. 3.2): :math:`\sum (R(F_T) - R(F_S))^2`, where :math:`R` is a global
       context block (GCNet), one for each detector. The teacher's block is trained too; the teacher
@@ -85,14 +87,10 @@ class FGD(Knowledge):
             default = TWO_STAGE
         else:
             default = ANCHOR_BASED if pair.student.anchors else ANCHOR_FREE
-
-        def chosen(value: Optional[float], name: str) -> float:
-            return default[name] if value is None else value
-
-        self.foreground_weight = chosen(foreground_weight, 'foreground_weight')
-        self.background_weight = chosen(background_weight, 'background_weight')
-        self.attention_weight = chosen(attention_weight, 'attention_weight')
-        self.global_weight = chosen(global_weight, 'global_weight')
+        self.foreground_weight = value_or(foreground_weight, default['foreground_weight'])
+        self.background_weight = value_or(background_weight, default['background_weight'])
+        self.attention_weight = value_or(attention_weight, default['attention_weight'])
+        self.global_weight = value_or(global_weight, default['global_weight'])
         self.temperature = temperature
         self.levels = taught_levels(pair, levels, 'FGD', 4 if pair.student.is_two_stage else None)
         student, teacher = channels_of(pair, self.levels)
@@ -122,42 +120,31 @@ class FGD(Knowledge):
 
 
 @torch.no_grad()
-def scale_masks(boxes: list[Tensor], stride: float,
-                size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Weights of a map's cells: 1 / the area of their object, or of the background.
+def object_masks(boxes: list[Tensor], strides: Sequence[float],
+                 sizes: Sequence[tuple[int, int]]) -> list[Tensor]:
+    """Weights of the objects' cells on every level: 1 / the area of their object.
 
     A box covers the cells ``floor(x1 / stride)..ceil(x2 / stride)`` by
     ``floor(y1 / stride)..ceil(y2 / stride)``, both ends included as in the authors' code. It
     writes 1 / the number of these cells into those that lie on the map; where boxes overlap, the
-    smallest one wins. In the second mask, cells outside all boxes hold 1 / the number of such
-    cells.
+    smallest one wins. Cells outside all boxes hold 0.
 
     Source: paper, Sec. 3.1, binary and scale mask.
 
     Args:
         boxes: Per image the boxes ``x1, y1, x2, y2`` in pixels, float of shape ``(n_b, 4)``.
-        stride: Pixels per cell.
-        size: ``(H, W)`` of the map.
+        strides: Pixels per cell of every level.
+        sizes: ``(H_l, W_l)`` of every level's map.
 
     Returns:
-        ``(foreground, background)``, float of shape ``(B, H, W)``, without gradient.
+        Float of shape ``(B, H_l, W_l)`` a level, without gradient.
 
     Example:
         >>> boxes = [torch.tensor([[8.0, 0.0, 16.0, 8.0]])]
-        >>> scale_masks(boxes, stride=8, size=(2, 4))
-        (tensor([[[0.0000, 0.2500, 0.2500, 0.0000],
-                  [0.0000, 0.2500, 0.2500, 0.0000]]]),
-         tensor([[[0.2500, 0.0000, 0.0000, 0.2500],
-                  [0.2500, 0.0000, 0.0000, 0.2500]]]))
+        >>> object_masks(boxes, strides=[8], sizes=[(2, 4)])
+        [tensor([[[0.0000, 0.2500, 0.2500, 0.0000],
+                 [0.0000, 0.2500, 0.2500, 0.0000]]])]
     """
-    [objects] = object_masks(boxes, [stride], [size])
-    return objects, background_mask(objects.flatten(1)).view_as(objects)
-
-
-@torch.no_grad()
-def object_masks(boxes: list[Tensor], strides: Sequence[float],
-                 sizes: Sequence[tuple[int, int]]) -> list[Tensor]:
-    """Weights of the objects' cells ``(B, H_l, W_l)`` on every level, see :func:`scale_masks`."""
     instances = Instances.of(boxes)
     padded = instances.padded
     scale = on_device(strides, padded.device, padded.dtype)[:, None, None, None]
@@ -173,7 +160,12 @@ def object_masks(boxes: list[Tensor], strides: Sequence[float],
 
 
 def background_mask(objects: Tensor) -> Tensor:
-    """In every cell ``(..., N)`` without an object, 1 / the number of such cells; else 0."""
+    """In every cell ``(..., N)`` without an object, 1 / the number of such cells; else 0.
+
+    Example:
+        >>> background_mask(torch.tensor([0.0, 0.5, 0.5, 0.0]))
+        tensor([0.5000, 0.0000, 0.0000, 0.5000])
+    """
     free = (objects == 0).to(objects.dtype)
     return free / free.sum(dim=-1, keepdim=True).clamp(min=1)
 

@@ -187,7 +187,5 @@ def refuse_ranks(pair: DetectorPair) -> None:
     if pair.student.is_two_stage:
         raise ConfigError(f'PFI: ranks are those of the anchors of a one-stage detector, and '
                           f'student {pair.student.name} is a two-stage one; {advice}')
-    if not pair.student.samples_positives:
-        raise ConfigError(f'PFI: student {pair.student.name} samples no positive anchors to '
-                          f'rank; {advice}')
+    pair.require_positives('PFI', advice)
     pair.require_class_logits('PFI', advice)

@@ -21,6 +21,7 @@ from gkd.knowledge.base import Knowledge
 from gkd.knowledge.channels import alike_levels, channels_of, taught_levels
 from gkd.knowledge.instances import Instances, mean_windows, pool_maps
 from gkd.knowledge.precision import full_precision
+from gkd.knowledge.settings import choose_instances
 from gkd.registry import KNOWLEDGE
 
 if TYPE_CHECKING:
@@ -135,14 +136,8 @@ class RKD(Knowledge):
                  max_instances: int = 128, decay: bool = True,
                  levels: Optional[Sequence[int]] = None):
         super().__init__(pair)
-        if instances not in ('auto', 'positives', 'gt'):
-            raise ConfigError(f'RKD.instances = {instances!r}: must be "auto", "positives" or '
-                              f'"gt".')
-        if instances == 'auto':
-            instances = 'positives' if pair.student.samples_positives else 'gt'
-        if instances == 'positives' and not pair.student.samples_positives:
-            raise ConfigError(f'RKD: student {pair.student.name} samples no positive boxes; set '
-                              f'instances="gt" to relate the ground truth.')
+        instances = choose_instances(instances, pair, 'RKD',
+                                     'set instances="gt" to relate the ground truth.')
         if max_instances < 2:
             raise ConfigError(f'RKD.max_instances = {max_instances}: must be at least 2.')
         self.distance_weight = distance_weight
