@@ -28,9 +28,10 @@ from gkd.checkpoints import REPOSITORY
 from gkd.commands import run
 from gkd.errors import DataError
 from gkd.files import write_atomically
-from gkd.report.comparison import NOTHING, gains_figure, markdown
+from gkd.report.comparison import gains_figure, markdown
 from gkd.report.drawing import save
 from gkd.report.intervals import confidence_interval
+from gkd.report.names import NOTHING
 from gkd.report.results import PLAIN, STUDENT, TEACHER, Result, read_results
 
 BLOCK = re.compile(r'(<!-- results:(.*?)-->\n)(.*?)(<!-- end of results -->)', re.DOTALL)

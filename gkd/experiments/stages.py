@@ -23,8 +23,9 @@ from gkd.distiller import Distiller
 from gkd.experiments.methods import without_methods
 from gkd.files import write_atomically
 from gkd.progress import say
+from gkd.report.logs import read_log
 from gkd.report.results import machine, version
-from gkd.report.runs import median_step, read_log
+from gkd.report.runs import median_step
 from gkd.running.config import load_config
 from gkd.work_dir import EVALUATION, PROCESS
 

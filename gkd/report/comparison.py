@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from gkd.datasets.coco_eval import METRICS
 from gkd.report.drawing import plt, save
 from gkd.report.intervals import confidence_interval
+from gkd.report.names import NOTHING
 
 TEACHER, PLAIN = 'teacher', 'plain student'
-NOTHING = '–'
 SHOWN = ('AP', 'AP50')  # in a table of a single gain
 GREY, BLUE = '#777777', '#1f77b4'
 

@@ -11,6 +11,7 @@ from typing import Any, Optional
 from gkd.datasets.coco_eval import METRICS
 from gkd.installed import mmdet_major
 from gkd.report import figures
+from gkd.report.names import NOTHING
 from gkd.report.runs import (
     DISTILLED,
     PLAIN,
@@ -28,7 +29,6 @@ MEMORY = {'student': 'weights of the student', 'teacher': 'weights of the teache
           'knowledge': 'weights of the knowledge'}
 KEPT = {'student': 'kept by the student for the backward pass', 'teacher': 'kept by the teacher',
         'knowledge': 'kept by the knowledge for the backward pass'}
-NOTHING = '–'
 
 
 def write_report(work_dir: str, others: Sequence[str], path: str) -> None:

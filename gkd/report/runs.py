@@ -13,6 +13,7 @@ from gkd.detectors.source import DetectorSource, find_file
 from gkd.distiller import Distiller
 from gkd.errors import ConfigError, DataError
 from gkd.frameworks import Config
+from gkd.report.logs import order, read_log
 from gkd.report.scalars import read_scalars, with_names_of_mmdetection_2
 from gkd.work_dir import (
     DETECTIONS,
@@ -279,23 +280,6 @@ def read_logs(work_dir: str) -> list[dict]:
                 lines = [line for line in lines if 'mode' not in line or order(line) < first]
             lines += new
     return lines
-
-
-def read_log(path: str) -> list[dict]:
-    """Lines of a JSON log; one that was cut short ends it."""
-    lines = []
-    with open(path, encoding='utf-8') as file:
-        for text in file:
-            try:
-                lines.append(json.loads(text))
-            except ValueError:
-                break
-    return lines
-
-
-def order(line: dict) -> tuple[int, bool, int]:
-    """Place of a line among all of a run: evaluations come after the steps of their epoch."""
-    return line['epoch'], line['mode'] == 'val', line['iter']
 
 
 def read_json(path: str) -> dict:

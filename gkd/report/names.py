@@ -1,0 +1,3 @@
+"""What tables, pages and pictures of results call things."""
+
+NOTHING = '–'  # stands where there is no number
