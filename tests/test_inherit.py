@@ -10,7 +10,7 @@ from mmcv import Config
 from gkd.detectors.source import DetectorSource
 from gkd.errors import ConfigError
 from gkd.experiments.comparison_plan import plan
-from gkd.report.comparison import PLAIN
+from gkd.report.names import PLAIN_STUDENT
 from gkd.running.config import load_config
 
 PARTS = ['neck', 'bbox_head']
@@ -91,4 +91,4 @@ def test_the_student_that_trains_alone_in_a_comparison_has_nothing_of_the_teache
     settings = {method: Config.fromfile(runs[0].config).model
                 for method, runs in planned.runs.items()}
     assert settings['pkd'].student.inherit == PARTS
-    assert 'inherit' not in settings[PLAIN].student
+    assert 'inherit' not in settings[PLAIN_STUDENT].student

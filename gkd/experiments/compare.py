@@ -24,13 +24,13 @@ from gkd.experiments.stages import Schedule, Training, read
 from gkd.files import write_atomically
 from gkd.progress import on_terminal, progress, say
 from gkd.report.comparison import (
-    TEACHER,
     Row,
     draw_comparison,
     format_columns,
     format_comparison,
     format_csv,
 )
+from gkd.report.names import TEACHER
 from gkd.report.results import alone, append_result
 from gkd.running.config import load_config
 
