@@ -20,6 +20,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from gkd.commands.allocator import keep_freed_memory
 from gkd.commands.device import add_device_option
+from gkd.report.results import processor
 
 __all__ = ['REPOSITORY', 'RESULTS', 'add_device_option', 'device', 'device_name',
            'in_fresh_process', 'interleave', 'kernels', 'machine', 'memory_of_process',
@@ -176,13 +177,7 @@ def in_fresh_process(script: str, *arguments: str) -> str:
 
 def machine() -> dict[str, str]:
     """What the numbers were measured on."""
-    name = platform.processor()
-    if os.path.exists('/proc/cpuinfo'):
-        for line in Path('/proc/cpuinfo').read_text().splitlines():
-            if line.startswith('model name'):
-                name = line.split(':', 1)[1].strip()
-                break
-    return dict(device=device_name(), processor=name, cores=str(os.cpu_count()),
+    return dict(device=device_name(), processor=processor(), cores=str(os.cpu_count()),
                 threads=str(torch.get_num_threads()), load=f'{os.getloadavg()[0]:.1f}',
                 torch=torch.__version__, python=platform.python_version())
 

@@ -16,8 +16,7 @@ import step_overhead
 import torch
 
 from gkd.experiments.methods import choose_methods, variant
-
-PLAIN = 'plain student'
+from gkd.report.names import PLAIN_STUDENT
 
 
 def training_step(family: str, method: str) -> Callable[[], None]:
@@ -26,10 +25,10 @@ def training_step(family: str, method: str) -> Callable[[], None]:
     Args:
         family: Of the detectors.
         method: Its name in ``configs/_base_/comparison.py``, combinations with ``+``;
-            :data:`PLAIN` teaches nothing.
+            :data:`PLAIN_STUDENT` teaches nothing.
     """
     config = inputs.quickstart_config(family)
-    settings = (dict(knowledge=[]) if method == PLAIN
+    settings = (dict(knowledge=[]) if method == PLAIN_STUDENT
                 else choose_methods(config, [method])[method])
     distiller = step_overhead.build_distiller(variant(config, settings).model)
     data = inputs.first_batch(config)
@@ -44,13 +43,13 @@ def training_step(family: str, method: str) -> Callable[[], None]:
 
 def measure_method(family: str, method: str, rounds: int) -> dict:
     """Time and memory of one method against the plain student, as a row of the table."""
-    steps = {name: training_step(family, name) for name in (PLAIN, method)}
+    steps = {name: training_step(family, name) for name in (PLAIN_STUDENT, method)}
     seconds = measure.interleave(steps, rounds)
     launched = {name: measure.kernels(step)[0] for name, step in steps.items()}
-    ratios = [taught / plain for plain, taught in zip(seconds[PLAIN], seconds[method])]
-    extra = [taught - plain for plain, taught in zip(seconds[PLAIN], seconds[method])]
+    ratios = [taught / plain for plain, taught in zip(seconds[PLAIN_STUDENT], seconds[method])]
+    extra = [taught - plain for plain, taught in zip(seconds[PLAIN_STUDENT], seconds[method])]
     memory = {name: int(measure.in_fresh_process(
-        __file__, '--families', family, '--memory', name)) for name in (PLAIN, method)}
+        __file__, '--families', family, '--memory', name)) for name in (PLAIN_STUDENT, method)}
     return dict(family=family, method=method, extra=measure.summary(extra), memory=memory,
                 ratio=measure.summary(ratios), kernels=launched,
                 seconds={name: measure.summary(times) for name, times in seconds.items()})
@@ -60,7 +59,7 @@ def added_kernels(kernels: dict, method: str, **_) -> str:
     """Kernels of the plain student's step and what a method adds; known on a GPU only."""
     if kernels[method] is None:
         return '-'
-    return f'{kernels[PLAIN]}, {kernels[method] - kernels[PLAIN]}'
+    return f'{kernels[PLAIN_STUDENT]}, {kernels[method] - kernels[PLAIN_STUDENT]}'
 
 
 def measure_memory(family: str, method: str) -> int:
@@ -88,13 +87,13 @@ def main() -> None:
     measure.report('methods', rows, {
         'family': lambda row: row['family'],
         'method': lambda row: row['method'],
-        'plain student s': lambda row: f'{row["seconds"][PLAIN]["median"]:.3f}',
+        'plain student s': lambda row: f'{row["seconds"][PLAIN_STUDENT]["median"]:.3f}',
         'added s': lambda row: measure.show(row['extra']),
         'step / student alone': lambda row: measure.show(row['ratio'], 2),
         'kernels of a plain step, added': lambda row: added_kernels(**row),
-        'peak memory of a plain step, MB': lambda row: f'{row["memory"][PLAIN] / 1e6:.0f}',
+        'peak memory of a plain step, MB': lambda row: f'{row["memory"][PLAIN_STUDENT] / 1e6:.0f}',
         'added MB': lambda row: '{:.0f}'.format(
-            (row['memory'][row['method']] - row['memory'][PLAIN]) / 1e6),
+            (row['memory'][row['method']] - row['memory'][PLAIN_STUDENT]) / 1e6),
     }, 'What a method adds to the plain student\'s step (median, quartiles)')
 
 

@@ -20,8 +20,10 @@ from gkd.detectors.step import DensePredictions
 from gkd.prototypes import PrototypeBank
 from gkd.registry import KNOWLEDGE
 
-METHODS = ('RobustDistillingModule', 'CWD', 'DeFeat', 'FBKD', 'FGD', 'FGFI', 'GID', 'MGD', 'PFI',
-           'PKD', 'RKD')
+# The module of this project first, then the methods that it is compared with.
+METHODS = sorted((name for name, kind in KNOWLEDGE.module_dict.items()
+                  if kind.__module__.startswith('gkd.')),
+                 key=lambda name: (name != 'RobustDistillingModule', name))
 CLASSES = 80
 STRIDES = {'one-stage': (8, 16, 32, 64, 128), 'two-stage': (4, 8, 16, 32, 64)}
 

@@ -19,8 +19,8 @@ from mmdet.models import build_detector
 
 from gkd.detectors.step import recorded
 from gkd.distiller import Distiller
+from gkd.experiments.cost import random_bank, training_batch
 from gkd.frameworks import to_batch
-from gkd.prototypes import PrototypeBank
 
 PROTOTYPES = 10
 
@@ -109,13 +109,7 @@ def build_distiller(model: dict) -> Distiller:
     torch.manual_seed(0)
     distiller = build_detector(model)
     distiller.init_weights()
-    pair = distiller.pair
-    count = PROTOTYPES * pair.num_classes
-    distiller.bank = PrototypeBank(
-        student=[torch.rand(count, channels) for channels in pair.channels(pair.student)],
-        teacher=[torch.rand(count, channels) for channels in pair.channels(pair.teacher)],
-        offsets=[torch.arange(0, count + 1, PROTOTYPES) for _ in pair.strides])
-    distiller.bank = distiller.bank.to(measure.device())
+    distiller.bank = random_bank(distiller.pair, PROTOTYPES).to(measure.device())
     return distiller.to(measure.device()).train()
 
 
@@ -135,14 +129,11 @@ def random_batch(family: str, size: tuple[int, int] = (800, 1344), images: int =
     height, width = size
     # Anchors match many to a box; of the RPN, which is not trained here, few proposals match any.
     boxes = 8 if family == 'retinanet' else 64
-    meta = dict(img_shape=(height, width, 3), ori_shape=(height, width, 3),
-                pad_shape=(height, width, 3), scale_factor=1.0, flip=False, filename='random')
     generator = torch.Generator().manual_seed(0)
-    return measure.on_device(dict(
-        img=torch.randn(images, 3, height, width, generator=generator),
-        img_metas=[dict(meta) for _ in range(images)],
-        gt_bboxes=[inputs.random_boxes(boxes, size, generator) for _ in range(images)],
-        gt_labels=[torch.randint(80, (boxes,), generator=generator) for _ in range(images)]))
+    return measure.on_device(training_batch(
+        torch.randn(images, 3, height, width, generator=generator),
+        [inputs.random_boxes(boxes, size, generator) for _ in range(images)],
+        [torch.randint(80, (boxes,), generator=generator) for _ in range(images)]))
 
 
 SETTINGS = dict(quickstart=quickstart_step, coco=coco_step)

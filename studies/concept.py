@@ -18,9 +18,10 @@ from gkd.prototypes import PrototypeBank
 from gkd.prototypes.contributions import align, principal_plane
 from gkd.prototypes.features import CandidateImage, CandidateImages
 from gkd.report.drawing import crop, plt, save
-from gkd.report.figures import DISTILLED, GREY, PLAIN, SHADES, TEACHER
+from gkd.report.figures import DISTILLED, GREY, SHADES
+from gkd.report.names import PLAIN_STUDENT, TEACHER
 
-COLOURS = {'teacher': SHADES[TEACHER][0], 'student': SHADES[PLAIN][0],
+COLOURS = {'teacher': SHADES[TEACHER][0], 'student': SHADES[PLAIN_STUDENT][0],
            'distilled student': SHADES[DISTILLED][0]}
 MARKED = '#c2402e'
 

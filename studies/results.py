@@ -28,13 +28,13 @@ from gkd.checkpoints import REPOSITORY
 from gkd.commands import run
 from gkd.errors import DataError
 from gkd.files import write_atomically
-from gkd.report.comparison import NOTHING, gains_figure, markdown
+from gkd.report.comparison import gains_figure, markdown
 from gkd.report.drawing import save
 from gkd.report.intervals import confidence_interval
-from gkd.report.results import PLAIN, STUDENT, TEACHER, Result, read_results
+from gkd.report.names import NOTHING
+from gkd.report.results import COLUMN_OF, PLAIN, STUDENT, TEACHER, Result, read_results
 
 BLOCK = re.compile(r'(<!-- results:(.*?)-->\n)(.*?)(<!-- end of results -->)', re.DOTALL)
-COLUMNS = ('AP', 'AP50', 'AP75', 'APs', 'APm', 'APl')
 GAINS = ('AP', 'AP50')
 NAMES = {TEACHER: 'teacher', STUDENT: 'student, before', PLAIN: 'student alone'}
 KEYS = ('data', 'family', 'methods', 'options', 'strip', 'against', 'mmdet', 'plot')
@@ -141,7 +141,7 @@ def grouped_gains(runs, rows, against):
 
 def table(methods, gains, rows, options):
     """Markdown table: mean of every metric over runs, mean gains with their intervals."""
-    shown = [column for column in COLUMNS if any(getattr(row, column) for row in rows)]
+    shown = [column for column in COLUMN_OF.values() if any(getattr(row, column) for row in rows)]
     cells = [['taught', 'runs', *shown, *(f'gain in {column}' for column in GAINS), 'pairs',
               'higher AP']]
     for name in (*NAMES, *methods):

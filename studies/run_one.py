@@ -27,8 +27,8 @@ from gkd.experiments.comparison_plan import plan
 from gkd.experiments.methods import choose_methods
 from gkd.experiments.quickstart import CONFIGS
 from gkd.experiments.stages import digest
-from gkd.report.comparison import PLAIN
-from gkd.report.results import alone, append_result, machine, read_results
+from gkd.report.names import PLAIN_STUDENT
+from gkd.report.results import PLAIN, alone, append_result, machine, read_results
 from gkd.running.cli import DictAction
 from gkd.running.config import load_config
 from gkd.running.data import leaf_configs
@@ -73,7 +73,7 @@ def main():
                          else leaf_configs(config.data.train)[0].ann_file)
     work_dir = osp.abspath(args.work_dir or osp.join(WORK_DIR, '_'.join(filter(None, (
         osp.splitext(osp.basename(path))[0], args.strip)))))
-    recipes = {} if args.method == 'plain' else choose_methods(config, [args.method])
+    recipes = {} if args.method == PLAIN else choose_methods(config, [args.method])
     # Blanks stand between options only.
     options = ' '.join(f'{key}={value}'.replace(' ', '')
                        for key, value in sorted(args.cfg_options.items()))
@@ -82,7 +82,7 @@ def main():
                    suffix=f'-{digest([options])[:8]}' if options else '')
     if args.method in planned.refused:
         raise ConfigError(f'{args.method}: {planned.refused[args.method]}')
-    training = planned.runs[PLAIN if args.method == 'plain' else args.method][args.seed]
+    training = planned.runs[PLAIN_STUDENT if args.method == PLAIN else args.method][args.seed]
 
     done = next((row for row in read_results(args.results)
                  if row.run == planned.identify(training, options, machine())), None)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from helpers import small_detectors as small
 from helpers import tiny_data
+from helpers.distillers import assert_same_state
 from helpers.refusals import append, train
 from helpers.running import run_tool, succeed
 from mmcv import Config
@@ -15,12 +16,6 @@ EMA = dict(type='EMAHook', momentum=0.1)
 
 def state(path):
     return torch.load(path)['state_dict']
-
-
-def equal(first, second):
-    assert first.keys() == second.keys()
-    for name, tensor in first.items():
-        assert torch.equal(tensor, second[name]), name
 
 
 @pytest.mark.parametrize('hook', [EMA, dict(type='ExpMomentumEMAHook', momentum=0.1)])
@@ -36,7 +31,7 @@ def test_a_run_with_averages_goes_on_exactly(folder, hook):
     (folder / 'work').rename(folder / 'before')
     train('--epochs', '1')
     train('--epochs', '2')
-    equal(state('work/epoch_2.pth'), whole)
+    assert_same_state(state('work/epoch_2.pth'), whole)
     succeed('test', 'distiller.py', 'work/epoch_2.pth')
     succeed('export_student', 'distiller.py', 'work/epoch_2.pth', 'student.pth')
     assert not [name for name in state('student.pth') if name.startswith('ema_')]
@@ -77,7 +72,7 @@ def test_averages_and_states_inside_an_epoch(folder):
     # Killed after the step and before its checkpoint: it is done once more.
     train('--epochs', '2')
     resumed = torch.load('work/epoch_2.pth')
-    equal(resumed['state_dict'], whole['state_dict'])
+    assert_same_state(resumed['state_dict'], whole['state_dict'])
     assert resumed['meta']['resume']['hooks'] == dict(Kill=dict(count=4))
 
 
@@ -87,8 +82,8 @@ def test_a_plain_detector_with_averages_is_tested_and_exported(folder):
     succeed('test', 'student.py', 'work/latest.pth')
     succeed('export_student', 'student.py', 'work/latest.pth', 'plain.pth')
     averaged = state('work/latest.pth')
-    equal(state('plain.pth'), {name: tensor for name, tensor in averaged.items()
-                               if not name.startswith('ema_')})
+    assert_same_state(state('plain.pth'), {name: tensor for name, tensor in averaged.items()
+                                           if not name.startswith('ema_')})
     # It serves as a checkpoint to start from, too.
     append('distiller.py', 'model["student"]["checkpoint"] = "work/latest.pth"')
     succeed('train', 'distiller.py', '--work-dir', 'next', '--epochs', '1', '--no-validate')
@@ -150,4 +145,4 @@ custom_hooks = [{MODE!r}]''')
     seen.clear()
     train(*args)
     assert seen == whole[3:]
-    equal(state('work/latest.pth'), final)
+    assert_same_state(state('work/latest.pth'), final)

@@ -4,13 +4,13 @@ import pytest
 import torch
 from helpers import small_detectors as small
 from helpers import tiny_data
-from helpers.distillers import build
+from helpers.distillers import assert_same_state, build
 from mmcv import Config
 
 from gkd.detectors.source import DetectorSource
 from gkd.errors import ConfigError
 from gkd.experiments.comparison_plan import plan
-from gkd.report.comparison import PLAIN
+from gkd.report.names import PLAIN_STUDENT
 from gkd.running.config import load_config
 
 PARTS = ['neck', 'bbox_head']
@@ -25,11 +25,6 @@ def distiller(tmp_path, parts, teacher=None, checkpoint=None, seed=0):
                       knowledge=[dict(type='PKD')]), seed)
 
 
-def assert_equal(one, other):
-    assert one.keys() == other.keys()
-    assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
-
-
 @pytest.mark.parametrize('own', [False, True], ids=['from scratch', 'from a checkpoint'])
 def test_parts_are_the_teachers_and_the_rest_is_not(tmp_path, own):
     checkpoint = (tiny_data.write_weights(tmp_path / 'own.pth', small.retinanet(), seed=3)
@@ -38,16 +33,16 @@ def test_parts_are_the_teachers_and_the_rest_is_not(tmp_path, own):
     usual = distiller(tmp_path, None, checkpoint=checkpoint)
     for name in PARTS:
         inherited = model.student.get_submodule(name).state_dict()
-        assert_equal(inherited, model.teacher.get_submodule(name).state_dict())
+        assert_same_state(inherited, model.teacher.get_submodule(name).state_dict())
         assert any(not torch.equal(tensor, usual.student.get_submodule(name).state_dict()[key])
                    for key, tensor in inherited.items())
-    assert_equal(model.student.backbone.state_dict(), usual.student.backbone.state_dict())
+    assert_same_state(model.student.backbone.state_dict(), usual.student.backbone.state_dict())
     # It learns on its own from there.
     assert not {id(p) for p in model.student.parameters()} & {id(p) for p in
                                                               model.teacher.parameters()}
     assert all(parameter.requires_grad for parameter in model.student.neck.parameters())
-    assert_equal(distiller(tmp_path, PARTS, checkpoint=checkpoint).student.state_dict(),
-                 model.student.state_dict())
+    assert_same_state(distiller(tmp_path, PARTS, checkpoint=checkpoint).student.state_dict(),
+                      model.student.state_dict())
 
 
 def test_a_checkpoint_of_the_distiller_comes_after_what_is_inherited(tmp_path):
@@ -57,7 +52,7 @@ def test_a_checkpoint_of_the_distiller_comes_after_what_is_inherited(tmp_path):
             parameter.add_(1)
     resumed = distiller(tmp_path, PARTS, seed=1)
     resumed.load_state_dict(model.state_dict())
-    assert_equal(resumed.state_dict(), model.state_dict())
+    assert_same_state(resumed.state_dict(), model.state_dict())
 
 
 @pytest.mark.parametrize('parts, teacher, problem', [
@@ -91,4 +86,4 @@ def test_the_student_that_trains_alone_in_a_comparison_has_nothing_of_the_teache
     settings = {method: Config.fromfile(runs[0].config).model
                 for method, runs in planned.runs.items()}
     assert settings['pkd'].student.inherit == PARTS
-    assert 'inherit' not in settings[PLAIN].student
+    assert 'inherit' not in settings[PLAIN_STUDENT].student

@@ -6,14 +6,12 @@ import math
 import pytest
 import torch
 from helpers.by_hand import random, softmax
-from helpers.synthetic_steps import info, pair, synthetic_step
+from helpers.synthetic_steps import EMPTY, info, pair, synthetic_step
 
 from gkd.detectors import DetectorPair
 from gkd.errors import ConfigError
 from gkd.knowledge.methods.cwd import CWD, channel_divergence
 from gkd.registry import KNOWLEDGE
-
-EMPTY = dict(boxes=[torch.zeros(0, 4)] * 2, labels=[torch.zeros(0, dtype=torch.long)] * 2)
 
 
 def slow_channel_divergence(student, teacher, temperature=1.):

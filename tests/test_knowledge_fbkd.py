@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from helpers.by_hand import convolve
-from helpers.synthetic_steps import STRIDES, info, pair, synthetic_step
+from helpers.synthetic_steps import STRIDES, info, pair, step_4_6, synthetic_step
 from torch._subclasses import FakeTensorMode
 
 from gkd.detectors import DetectorPair
@@ -23,10 +23,6 @@ def build(detectors=None, **settings):
     for parameter in module.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
     return module
-
-
-def step_4_6(**settings):
-    return synthetic_step(student_channels=4, teacher_channels=6, dtype=torch.float64, **settings)
 
 
 def slow_mask(values, temperature):

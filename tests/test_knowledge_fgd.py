@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 from helpers.by_hand import softmax
-from helpers.synthetic_steps import BOXES, pair, synthetic_step
+from helpers.synthetic_steps import BOXES, pair, step_4_6, synthetic_step
 
 from gkd.errors import ConfigError
 from gkd.knowledge.methods.fgd import FGD, background_mask, object_masks
@@ -22,11 +22,6 @@ def build(detectors=None, **settings):
     for parameter in module.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
     return module
-
-
-def step_4_6(boxes=BOXES, **settings):
-    return synthetic_step(student_channels=4, teacher_channels=6, dtype=torch.float64,
-                          boxes=[image_boxes.double() for image_boxes in boxes], **settings)
 
 
 def slow_attention(feature, temperature):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from helpers.by_hand import convolve
-from helpers.synthetic_steps import pair, synthetic_step
+from helpers.synthetic_steps import pair, step_4_6, synthetic_step
 
 from gkd.errors import ConfigError
 from gkd.knowledge.methods import mgd
@@ -13,10 +13,6 @@ from gkd.registry import KNOWLEDGE
 
 def build(**settings):
     return MGD(pair(teacher_channels=6, student_channels=4), **settings).double()
-
-
-def step_4_6(**settings):
-    return synthetic_step(student_channels=4, teacher_channels=6, dtype=torch.float64, **settings)
 
 
 def checkerboard(feature, ratio):

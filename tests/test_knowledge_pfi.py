@@ -9,11 +9,13 @@ from helpers.by_hand import random
 from helpers.synthetic_steps import (
     ANCHOR_SHAPES,
     BOXES,
+    EMPTY,
     IMAGE_SIZE,
     LABELS,
     STRIDES,
     info,
     pair,
+    pair_of,
     synthetic_step,
 )
 
@@ -21,8 +23,6 @@ from gkd.detectors import DetectorPair, Needs
 from gkd.errors import ConfigError
 from gkd.knowledge.methods.pfi import PFI, prediction_guided_loss, rank_loss
 from gkd.registry import KNOWLEDGE
-
-EMPTY = dict(boxes=[torch.zeros(0, 4)] * 2, labels=[torch.zeros(0, dtype=torch.long)] * 2)
 
 
 def slow_feature_loss(student, teacher):
@@ -150,19 +150,6 @@ def test_gradients():
         lambda own: rank_loss(own, random(5, seed=1).sigmoid(), objects, [2, 1]), scores)
 
 
-def test_gradients_reach_the_student_and_not_the_teacher():
-    module = PFI(pair(teacher_channels=12))
-    step = synthetic_step(teacher_channels=12)
-    student, teacher = step.student, step.teacher
-    taught = [*student.maps, student.logits, student.dense.logits, *module.parameters()]
-    others = [*teacher.maps, teacher.logits, teacher.dense.logits]
-    for tensor in others:
-        tensor.requires_grad_()
-    sum(module(step).values()).backward()
-    assert all(tensor.grad.abs().sum() > 0 for tensor in taught)
-    assert all(tensor.grad is None for tensor in others)
-
-
 @pytest.mark.parametrize('boxes', [EMPTY, dict(boxes=[BOXES[0], torch.zeros(0, 4)],
                                                labels=[LABELS[0], EMPTY['labels'][1]])])
 def test_images_without_objects(boxes):
@@ -172,7 +159,8 @@ def test_images_without_objects(boxes):
     assert all(loss.isfinite() for loss in losses.values())
     assert (losses['loss_pfi_rank'] == 0) == (boxes is EMPTY)
     sum(losses.values()).backward()
-    assert student.logits.grad is not None and student.maps[0].grad.abs().sum() > 0
+    assert student.logits.grad is not None
+    assert all(tensor.grad.any() for tensor in (*student.maps, student.dense.logits))
 
 
 @pytest.mark.parametrize('family, settings', [('two-stage', {}),
@@ -185,17 +173,13 @@ def test_ranks_can_be_left_out(family, settings):
     assert PFI(pair()).needs == Needs(dense=True, logits=True)
 
 
-def other(first=None, second=None):
-    return DetectorPair(first or info(), second or info(), STRIDES)
-
-
 @pytest.mark.parametrize('unfit, settings, reason', [
-    (other(info('two-stage')), {}, 'predict different things'),
-    (other(info(sigmoid=False)), {}, 'other by softmax'),
-    (other(info(anchors=())), {}, 'different anchors'),
+    (pair_of(info('two-stage')), {}, 'predict different things'),
+    (pair_of(info(sigmoid=False)), {}, 'other by softmax'),
+    (pair_of(info(anchors=())), {}, 'different anchors'),
     (pair('two-stage'), dict(rank_weight=4.), 'set rank_weight=0'),
-    (other(*[info(anchors=(), samples_positives=False)] * 2), {}, 'set rank_weight=0'),
-    (other(info(classifies_boxes=False)), {}, 'teacher RetinaNet gives no class logits'),
+    (pair_of(*[info(anchors=(), samples_positives=False)] * 2), {}, 'set rank_weight=0'),
+    (pair_of(info(classifies_boxes=False)), {}, 'teacher RetinaNet gives no class logits'),
 ])
 def test_refusals(unfit, settings, reason):
     with pytest.raises(ConfigError, match=reason):
@@ -203,7 +187,8 @@ def test_refusals(unfit, settings, reason):
 
 
 def test_anchor_free_detectors_can_imitate_features():
-    assert PFI(other(*[info(anchors=(), samples_positives=False)] * 2), rank_weight=0)
+    module = PFI(pair_of(*[info(anchors=(), samples_positives=False)] * 2), rank_weight=0)
+    assert module(synthetic_step()).keys() == {'loss_pfi_feature'}
 
 
 def test_autocast_computes_the_losses_in_float32():

@@ -3,13 +3,11 @@
 import pytest
 import torch
 from helpers.by_hand import random
-from helpers.synthetic_steps import STRIDES, pair, synthetic_step
+from helpers.synthetic_steps import EMPTY, STRIDES, pair, synthetic_step
 
 from gkd.errors import ConfigError
 from gkd.knowledge.methods.pkd import PKD, pearson_loss
 from gkd.registry import KNOWLEDGE
-
-EMPTY = dict(boxes=[torch.zeros(0, 4)] * 2, labels=[torch.zeros(0, dtype=torch.long)] * 2)
 
 
 def slow_pearson_loss(student, teacher):

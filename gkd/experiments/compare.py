@@ -8,7 +8,7 @@ import os.path as osp
 import queue
 import time
 from collections.abc import Sequence
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Optional, Union
 
 import torch
@@ -24,13 +24,13 @@ from gkd.experiments.stages import Schedule, Training, read
 from gkd.files import write_atomically
 from gkd.progress import on_terminal, progress, say
 from gkd.report.comparison import (
-    TEACHER,
     Row,
     draw_comparison,
     format_columns,
     format_comparison,
     format_csv,
 )
+from gkd.report.names import TEACHER
 from gkd.report.results import alone, append_result
 from gkd.running.config import load_config
 
@@ -113,57 +113,95 @@ def run_all(comparison: Comparison, jobs: int, results: str) -> None:
         jobs: How many to run at once.
         results: CSV to append a row to for every training.
     """
-    waiting = comparison.stages()
-    schedule = Schedule([type(stage).__name__ for stage in waiting], jobs)
-    unmade = {stage.output for stage in waiting}
-    running = {}
-    environments: queue.Queue[dict] = queue.Queue()
-    for environment in shares(jobs):
-        environments.put(environment)
-
-    def work(stage: Stage) -> Optional[float]:
-        environment = environments.get()
-        try:
-            return run_stage(stage, environment, jobs > 1)
-        finally:
-            environments.put(environment)
-
-    def end(stage: Stage, seconds: Optional[float]) -> None:
-        schedule.end(type(stage).__name__, seconds)
-        unmade.remove(stage.output)
-        comparison.measured[stage.output] = measure(stage, comparison)
-        if isinstance(stage, Training):
-            append_result(results, comparison.result(stage))
-
+    runner = StageRunner(comparison, jobs, results)
     # A single stage draws bars of its own.
     quiet = jobs == 1 or not on_terminal()
     with ThreadPoolExecutor(jobs) as pool, children_end_too(), \
-            progress(None, 'stages', len(waiting), disable=quiet, bar_format=BAR) as bar:
+            progress(None, 'stages', len(runner.waiting), disable=quiet, bar_format=BAR) as bar:
         while True:
-            ready = next((stage for stage in waiting if unmade.isdisjoint(stage.inputs)), None)
-            if ready is not None and len(running) < jobs:
-                waiting.remove(ready)
-                schedule.begin(osp.relpath(osp.dirname(ready.output)))
-                running[pool.submit(work, ready)] = ready
-            elif running:
-                done = wait(running, timeout=1, return_when=FIRST_COMPLETED).done
-                names = ', '.join(osp.basename(osp.dirname(stage.output))
-                                  for stage in running.values())
-                bar.set_postfix_str(f'{schedule.times()}: {names}')
+            ready = runner.ready()
+            if ready is not None and len(runner.running) < jobs:
+                runner.start(ready, pool)
+            elif runner.running:
+                done = wait(runner.running, timeout=1, return_when=FIRST_COMPLETED).done
+                bar.set_postfix_str(str(runner))
                 for future in done:
-                    stage = running.pop(future)
                     bar.update()
-                    try:
-                        end(stage, future.result())
-                    except StageFailed as error:
-                        say(f'\n{error}')
-                        comparison.failed.add(stage.output)
+                    runner.end(future)
                 if done:
                     write_report(comparison)
             else:
                 break
-    comparison.failed.update(stage.output for stage in waiting)
+    comparison.failed.update(stage.output for stage in runner.waiting)
     write_report(comparison)
+
+
+class StageRunner:
+    """Runs the stages of a comparison in threads, and keeps what each came to.
+
+    Args:
+        comparison: The stages.
+        jobs: How many to run at once.
+        results: CSV to append a row to for every training.
+
+    Attributes:
+        waiting: Stages that have not been started.
+        running: Those that have been, by what their threads will return.
+    """
+
+    def __init__(self, comparison: Comparison, jobs: int, results: str):
+        self.comparison = comparison
+        self.jobs = jobs
+        self.results = results
+        self.waiting = comparison.stages()
+        self.running: dict[Future, Stage] = {}
+        self.unmade = {stage.output for stage in self.waiting}
+        self.schedule = Schedule([type(stage).__name__ for stage in self.waiting], jobs)
+        self.environments: queue.Queue[dict] = queue.Queue()
+        for environment in shares(jobs):
+            self.environments.put(environment)
+
+    def __str__(self) -> str:
+        """Times, and the stages that run."""
+        names = ', '.join(osp.basename(osp.dirname(stage.output))
+                          for stage in self.running.values())
+        return f'{self.schedule.times()}: {names}'
+
+    def ready(self) -> Optional[Stage]:
+        """The first stage whose inputs are there, None if no stage has them yet."""
+        return next((stage for stage in self.waiting if self.unmade.isdisjoint(stage.inputs)),
+                    None)
+
+    def start(self, stage: Stage, pool: ThreadPoolExecutor) -> None:
+        """Run a stage in a thread of its own."""
+        self.waiting.remove(stage)
+        self.schedule.begin(osp.relpath(osp.dirname(stage.output)))
+        self.running[pool.submit(self.run, stage)] = stage
+
+    def run(self, stage: Stage) -> Optional[float]:
+        """Run a stage on its share of the processors; returns what :func:`run_stage` does."""
+        environment = self.environments.get()
+        try:
+            return run_stage(stage, environment, self.jobs > 1)
+        finally:
+            self.environments.put(environment)
+
+    def end(self, future: Future) -> None:
+        """Note what an ended stage came to, or that it failed."""
+        stage = self.running.pop(future)
+        try:
+            self.keep(stage, future.result())
+        except StageFailed as error:
+            say(f'\n{error}')
+            self.comparison.failed.add(stage.output)
+
+    def keep(self, stage: Stage, seconds: Optional[float]) -> None:
+        """Measure a finished stage and write a training's row."""
+        self.schedule.end(type(stage).__name__, seconds)
+        self.unmade.remove(stage.output)
+        self.comparison.measured[stage.output] = measure(stage, self.comparison)
+        if isinstance(stage, Training):
+            append_result(self.results, self.comparison.result(stage))
 
 
 def run_stage(stage: Stage, environment: Optional[dict] = None,

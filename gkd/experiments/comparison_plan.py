@@ -22,8 +22,8 @@ from gkd.experiments.methods import variant, without_methods
 from gkd.experiments.stages import Detection, Training
 from gkd.files import write_atomically
 from gkd.progress import silence
-from gkd.report.comparison import PLAIN, TEACHER
-from gkd.report.results import COLUMNS, STUDENT, Result, metrics_text
+from gkd.report.names import PLAIN_STUDENT
+from gkd.report.results import COLUMNS, PLAIN, STUDENT, TEACHER, Result, metrics_text
 from gkd.running.config import load_config, untrained_model
 from gkd.running.data import build_checked_dataset, leaf_configs
 from gkd.work_dir import LATEST
@@ -78,7 +78,7 @@ class Comparison:
         stages = [*self.preparation]
         if self.teacher in self.detections:
             stages.append(self.detections[self.teacher])
-        for seed in self.runs[PLAIN]:
+        for seed in self.runs[PLAIN_STUDENT]:
             for runs in self.runs.values():
                 stages.append(runs[seed])
                 if runs[seed].checkpoint in self.detections:
@@ -89,10 +89,10 @@ class Comparison:
         """What identifies a training among the rows of a CSV: :attr:`Result.run`."""
         method = next((method for method, runs in self.runs.items() if training in runs.values()),
                       TEACHER if training.checkpoint == self.teacher else STUDENT)
-        teacher_seed = '' if method in (PLAIN, STUDENT) else str(self.teacher_seed)
+        teacher_seed = '' if method in (PLAIN_STUDENT, STUDENT) else str(self.teacher_seed)
         student_seed = '' if method == TEACHER else str(training.seed)
         return (self.data, self.family, teacher_seed, student_seed, self.strip,
-                'plain' if method == PLAIN else method, options, machine)
+                PLAIN if method == PLAIN_STUDENT else method, options, machine)
 
     def result(self, training: Training, options: str = '') -> Result:
         """Row of a finished training.
@@ -147,7 +147,8 @@ def plan(config: Config, title: str, recipes: dict[str, dict], seeds: Sequence[i
     students = planner.students(seeds)
     runs = {method: {seed: planner.run(method, settings, seed, students.get(seed))
                      for seed in seeds}
-            for method, settings in {PLAIN: NOTHING, **recipes}.items() if method not in refused}
+            for method, settings in {PLAIN_STUDENT: NOTHING, **recipes}.items()
+            if method not in refused}
     detections = {}
     if detect and dataset is not None:
         detections[teacher] = planner.detection('teacher', teacher)
@@ -255,8 +256,8 @@ class Planner:
         """
         config = variant(self.config, settings)
         name, starts, teacher = f'{method}{self.suffix}', {}, self.other_teacher
-        if method == PLAIN:
-            name, teacher = f'plain{self.suffix}', ''
+        if method == PLAIN_STUDENT:
+            name, teacher = f'{PLAIN}{self.suffix}', ''
             # The plain student is the same under all teachers and takes nothing from them.
             config.model.teacher.checkpoint = None
             config.model.student.pop('inherit', None)

@@ -221,16 +221,19 @@ def random_bank(pair, num_prototypes: int) -> PrototypeBank:
 def noise(width: int, height: int, images: int, num_classes: int) -> dict:
     """A training batch of noise, each image with boxes of several sizes all over it."""
     generator = np.random.default_rng(0)
-    data = dict(img=torch.randn(images, 3, height, width), img_metas=[], gt_bboxes=[],
-                gt_labels=[])
+    pixels, boxes, labels = torch.randn(images, 3, height, width), [], []
     for _ in range(images):
         corner = generator.uniform(0, 0.7, (BOXES, 2))
         size = generator.uniform(0.1, 0.3, (BOXES, 2))
-        boxes = np.concatenate([corner, corner + size], axis=1) * np.tile([width, height], 2)
-        data['gt_bboxes'].append(torch.from_numpy(boxes.astype(np.float32)))
-        data['gt_labels'].append(torch.from_numpy(generator.integers(0, num_classes, BOXES)))
-        shape = (height, width, 3)
-        data['img_metas'].append(dict(
-            img_shape=shape, ori_shape=shape, pad_shape=shape, filename='noise', flip=False,
-            ori_filename='noise', scale_factor=np.ones(4, np.float32)))
-    return data
+        corners = np.concatenate([corner, corner + size], axis=1) * np.tile([width, height], 2)
+        boxes.append(torch.from_numpy(corners.astype(np.float32)))
+        labels.append(torch.from_numpy(generator.integers(0, num_classes, BOXES)))
+    return training_batch(pixels, boxes, labels)
+
+
+def training_batch(pixels: Tensor, boxes: list[Tensor], labels: list[Tensor]) -> dict:
+    """What MMDetection trains on, of images ``(B, 3, H, W)`` that nothing resized or padded."""
+    shape = (*pixels.shape[2:], 3)
+    metas = [dict(img_shape=shape, ori_shape=shape, pad_shape=shape, filename='noise', flip=False,
+                  ori_filename='noise', scale_factor=np.ones(4, np.float32)) for _ in boxes]
+    return dict(img=pixels, img_metas=metas, gt_bboxes=boxes, gt_labels=labels)

@@ -171,17 +171,18 @@ class GenerationPlan:
                           f'{processes} processes'),
             ('instances', f'{most}{sum(self.instances):,}, of {len(found)} of '
                           f'{len(self.instances)} classes, {each}'),
-            ('kept on disk', f'{most}{size(self.teacher_bytes)} of teacher\'s features, and '
-                             f'{size(self.bank_bytes)} for every bank'
-                             + ('' if processes == 1 else f'; {size(self.student_bytes)} of the '
-                                'student\'s features while a bank is made')),
-            ('in memory', f'{most}{size(self.feature_bytes)} of features, once a node however '
-                          f'many processes it has; {size(mapped)} of it mapped from disk, which '
-                          f'the system may drop'),
+            ('kept on disk', f'{most}{with_prefix(self.teacher_bytes)}B of teacher\'s features, '
+                             f'and {with_prefix(self.bank_bytes)}B for every bank'
+                             + ('' if processes == 1 else
+                                f'; {with_prefix(self.student_bytes)}B of the student\'s features '
+                                f'while a bank is made')),
+            ('in memory', f'{most}{with_prefix(self.feature_bytes)}B of features, once a node '
+                          f'however many processes it has; {with_prefix(mapped)}B of it mapped '
+                          f'from disk, which the system may drop'),
             ('search', f'{len(found) * len(self.teacher_channels)} searches '
                        f'({len(found)} classes on {len(self.teacher_channels)} levels), '
                        f'{self.operations / 1e12:,.2f} TFLOP in double precision, the largest in '
-                       f'{size(self.search_bytes)}'),
+                       f'{with_prefix(self.search_bytes)}B'),
         ]
         if processes == 1:
             rows = [row for row in rows if row[0] != 'a process']
@@ -237,14 +238,14 @@ def annotated_datasets(config: Config) -> list[CustomDataset]:
     return datasets
 
 
-def size(count: int) -> str:
-    """Bytes for people.
+def with_prefix(number: float) -> str:
+    """A number for people, with the prefix of the unit that follows it.
 
     Example:
-        >>> size(3_520_000_000)
-        '3.5 GB'
+        >>> with_prefix(41_755_286), f'{with_prefix(3_520_000_000)}B', f'{with_prefix(512)}B'
+        ('41.8 M', '3.5 GB', '512 B')
     """
-    for unit, factor in (('GB', 10 ** 9), ('MB', 10 ** 6), ('kB', 10 ** 3)):
-        if count >= factor:
-            return f'{count / factor:.1f} {unit}'
-    return f'{count} B'
+    for prefix, factor in (('T', 10 ** 12), ('G', 10 ** 9), ('M', 10 ** 6), ('k', 10 ** 3)):
+        if number >= factor:
+            return f'{number / factor:.1f} {prefix}'
+    return f'{number:.0f} '

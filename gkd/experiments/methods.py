@@ -12,10 +12,11 @@ from mmcv import Config
 
 from gkd.detectors.source import REPOSITORY, read_config
 from gkd.errors import ConfigError
+from gkd.report.results import PLAIN, STUDENT, TEACHER
 
 METHODS = osp.join(REPOSITORY, 'configs', '_base_', 'comparison.py')
 OWN = 'gkd'
-RESERVED = ('plain', 'student', 'teacher', 'configs', 'detections')
+RESERVED = (PLAIN, STUDENT, TEACHER, 'configs', 'detections')
 KEYS = ('methods', 'variants')  # of a distillation config; trainings know nothing of them
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from gkd.errors import ConfigError
 from gkd.experiments.cost import Cost, MeasuredStep
-from gkd.experiments.generation_plan import FLOAT32, size
+from gkd.experiments.generation_plan import FLOAT32, with_prefix
 
 # Width and height of the images that the step is measured on. All strides in use divide them.
 PROBES = ((256, 256), (512, 256))
@@ -33,7 +33,6 @@ class TrainingPlan:
         width: Width of the largest images, in pixels.
         height: Likewise.
         cost: Cost of a step on one GPU.
-        extrapolated: Whether it was measured on smaller images.
         parameters: Parameters of student, teacher and distillation.
         trained: Parameters that the optimiser changes.
         optimizer_bytes: State of the optimiser.
@@ -48,7 +47,6 @@ class TrainingPlan:
     width: int
     height: int
     cost: Cost
-    extrapolated: bool
     parameters: dict[str, int]
     trained: int
     optimizer_bytes: int
@@ -80,23 +78,23 @@ class TrainingPlan:
         """The plan in words."""
         batch = self.images * self.gpus
         base, scaled = self.learning_rate
-        operations = ', '.join(f'{name} {count(getattr(self.cost, name))}FLOP'
+        operations = ', '.join(f'{name} {with_prefix(getattr(self.cost, name))}FLOP'
                                for name in ('student', 'teacher', 'extra')
                                if getattr(self.cost, name))
-        parts = ', '.join(f'{size(amount)} of {name}'
+        parts = ', '.join(f'{with_prefix(amount)}B of {name}'
                           for name, amount in self.memory_parts.items() if amount)
-        parameters = ', '.join(f'{name} {count(number)}'
+        parameters = ', '.join(f'{name} {with_prefix(number)}'
                                for name, number in self.parameters.items() if number)
         return [f'{name + ":":16}{text}' for name, text in (
-            ('parameters', f'{parameters}; {count(self.trained)} are trained'),
+            ('parameters', f'{parameters}; {with_prefix(self.trained)} are trained'),
             ('batch', f'{self.images} images of at most {self.width} x {self.height} on each of '
                       f'{self.gpus} GPUs, {batch} a step'),
             ('learning rate', f'{scaled:g}' + (f', scaled from {base:g}' if base != scaled
                                                else ', as in the config')),
             ('a step', f'{operations} on each GPU'),
-            ('memory', f'{size(self.memory)} a GPU in single precision, without what CUDA, cuDNN '
-                       f'and fragmentation take; in a step {parts}'),
-            ('checkpoints', f'{self.checkpoints} of {size(self.checkpoint_bytes)} each'))]
+            ('memory', f'{with_prefix(self.memory)}B a GPU in single precision, without what '
+                       f'CUDA, cuDNN and fragmentation take; in a step {parts}'),
+            ('checkpoints', f'{self.checkpoints} of {with_prefix(self.checkpoint_bytes)}B each'))]
 
 
 def make_plan(config: Config, gpus: int = 1, image: Optional[tuple[int, int]] = None,
@@ -119,8 +117,7 @@ def make_plan(config: Config, gpus: int = 1, image: Optional[tuple[int, int]] = 
         config.data.get('samples_per_gpu', 1)
     step = MeasuredStep(config)
     pixels = [w * h for w, h in probes]
-    extrapolated = not exact and width * height > max(pixels)
-    if extrapolated:
+    if not exact and width * height > max(pixels):
         first, second = (step.cost(*probe, images) for probe in probes)
         cost = first.towards(second, (width * height - pixels[0]) / (pixels[1] - pixels[0]))
     else:
@@ -134,8 +131,7 @@ def make_plan(config: Config, gpus: int = 1, image: Optional[tuple[int, int]] = 
     state = sum(map(tensor_bytes, model.state_dict().values()))
     has_bank = step.distils and model.needs.bank
     return TrainingPlan(
-        gpus=gpus, images=images, width=width, height=height, cost=cost,
-        extrapolated=extrapolated, parameters=parameters,
+        gpus=gpus, images=images, width=width, height=height, cost=cost, parameters=parameters,
         trained=sum(parameter.numel() for parameter in model.parameters()
                     if parameter.requires_grad),
         optimizer_bytes=optimizer_bytes, checkpoint_bytes=state + optimizer_bytes,
@@ -191,16 +187,3 @@ def parameter_count(module: nn.Module) -> int:
 def tensor_bytes(tensor: Tensor) -> int:
     """Bytes of a tensor's values."""
     return tensor.numel() * tensor.element_size()
-
-
-def count(number: float) -> str:
-    """A number for people, with a prefix of units.
-
-    Example:
-        >>> count(41_755_286)
-        '41.8 M'
-    """
-    for unit, factor in (('T', 10 ** 12), ('G', 10 ** 9), ('M', 10 ** 6), ('k', 10 ** 3)):
-        if number >= factor:
-            return f'{number / factor:.1f} {unit}'
-    return f'{number:.0f} '

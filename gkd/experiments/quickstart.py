@@ -21,7 +21,8 @@ from gkd.files import write_atomically
 from gkd.looking.detections import draw_detections
 from gkd.prototypes import PrototypeBank
 from gkd.prototypes.hook import latest_bank
-from gkd.report.comparison import PLAIN, format_gain
+from gkd.report.comparison import format_gain
+from gkd.report.names import PLAIN_STUDENT
 from gkd.report.page import write_report
 from gkd.report.prototypes import draw_prototypes
 from gkd.running.config import load_config
@@ -83,7 +84,7 @@ def quickstart(data: str = 'digit-scenes', family: str = 'retinanet', seeds: Seq
     table = format_gain(metrics_by_row(comparison))
     write_atomically(osp.join(work_dir, 'table.md'), table)
     teacher = comparison.preparation[0]
-    plain, distilled = (comparison.runs[method][seeds[-1]] for method in (PLAIN, OWN))
+    plain, distilled = (comparison.runs[method][seeds[-1]] for method in (PLAIN_STUDENT, OWN))
     draw_pictures(teacher, plain, distilled, work_dir)
     report = osp.join(work_dir, REPORT)
     write_report(distilled.work_dir, [plain.work_dir], report)
@@ -100,7 +101,7 @@ def metrics_by_row(comparison: Comparison) -> dict[str, list[dict[str, float]]]:
     """Metrics of all runs, by the name of their row in the table."""
     teacher, *students = comparison.preparation
     rows = {'teacher': [teacher], 'student': students,
-            'student, continued': comparison.runs[PLAIN].values(),
+            'student, continued': comparison.runs[PLAIN_STUDENT].values(),
             'student, distilled': comparison.runs[OWN].values()}
     return {name: [training.metrics() for training in trainings]
             for name, trainings in rows.items()}

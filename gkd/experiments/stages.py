@@ -23,10 +23,11 @@ from gkd.distiller import Distiller
 from gkd.experiments.methods import without_methods
 from gkd.files import write_atomically
 from gkd.progress import say
+from gkd.report.logs import read_log
 from gkd.report.results import machine, version
-from gkd.report.runs import median_step, read_log
+from gkd.report.runs import median_step
 from gkd.running.config import load_config
-from gkd.work_dir import EVALUATION, PROCESS
+from gkd.work_dir import DETECTIONS, EVALUATION, PROCESS
 
 STAMP = 'stage.txt'
 
@@ -177,7 +178,7 @@ class Detection:
     @property
     def output(self) -> str:
         """File that the stage makes."""
-        return osp.join(self.folder, 'detections.bbox.json')
+        return osp.join(self.folder, DETECTIONS)
 
     @property
     def inputs(self) -> list[str]:

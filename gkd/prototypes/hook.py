@@ -19,6 +19,7 @@ from gkd.frameworks import (
     is_module_wrapper,
     prototype_datasets,
 )
+from gkd.work_dir import PROTOTYPES
 
 
 @HOOKS.register_module()
@@ -56,7 +57,7 @@ class PrototypeHook(Hook):
         distiller.progress = runner.epoch / runner.max_epochs
         if not distiller.needs.bank:
             return
-        folder = osp.join(runner.work_dir, 'prototypes')
+        folder = osp.join(runner.work_dir, PROTOTYPES)
         device = next(distiller.parameters()).device
         epoch = str(runner.epoch + 1)
         if distiller.bank is not None and distiller.bank.metadata.get('epoch') == epoch:

@@ -11,9 +11,8 @@ from dataclasses import dataclass, field
 from gkd.datasets.coco_eval import METRICS
 from gkd.report.drawing import plt, save
 from gkd.report.intervals import confidence_interval
+from gkd.report.names import NOTHING, PLAIN_STUDENT, TEACHER
 
-TEACHER, PLAIN = 'teacher', 'plain student'
-NOTHING = '–'
 SHOWN = ('AP', 'AP50')  # in a table of a single gain
 GREY, BLUE = '#777777', '#1f77b4'
 
@@ -86,7 +85,7 @@ def format_comparison(rows: Sequence[Row], columns: Sequence[str] = tuple(METRIC
     plain = plain_of(rows)
     cells = [['method', 'seeds', *columns, 'gain in AP', 'time per step', 'peak memory']]
     for row in rows:
-        compared = row.name not in (TEACHER, PLAIN)
+        compared = row.name not in (TEACHER, PLAIN_STUDENT)
         gains = row.gains(plain, 'AP') if compared else []
         cells.append([row.name, str(len(row.runs)),
                       *(cell(row.values(column)) for column in columns), gain_text(gains),
@@ -144,7 +143,7 @@ def format_columns(rows: Sequence[Row], columns: Sequence[str]) -> str:
     for row in rows:
         cells.append([row.name, str(len(row.runs))])
         for column in columns:
-            gains = row.gains(plain, column) if row.name not in (TEACHER, PLAIN) else []
+            gains = row.gains(plain, column) if row.name not in (TEACHER, PLAIN_STUDENT) else []
             gain = f' ({statistics.mean(gains):+.1f})' if gains else ''
             cells[-1].append(cell(row.values(column)) + gain)
     return markdown(cells) + format_notes(rows)
@@ -170,7 +169,7 @@ def format_csv(rows: Sequence[Row], columns: Sequence[str]) -> str:
     for row in rows:
         numbers = []
         for column in columns:
-            gains = row.gains(plain, column) if row.name not in (TEACHER, PLAIN) else []
+            gains = row.gains(plain, column) if row.name not in (TEACHER, PLAIN_STUDENT) else []
             for values in (row.values(column), gains):
                 numbers.append(f'{statistics.mean(values):.4f}' if values else '')
                 numbers.append(f'{statistics.stdev(values):.4f}' if len(values) > 1 else '')
@@ -194,9 +193,9 @@ def comparison_figure(rows: Sequence[Row], title: str) -> plt.Figure:
     """
     plain = plain_of(rows)
     gains = {row.name: [row.gains(plain, 'AP')] for row in rows
-             if row.name not in (PLAIN, TEACHER) and row.gains(plain, 'AP')}
+             if row.name not in (PLAIN_STUDENT, TEACHER) and row.gains(plain, 'AP')}
     marks = [f'{row.name} {cell(row.values("AP"))} AP' for row in rows
-             if row.name in (PLAIN, TEACHER) and row.values('AP')]
+             if row.name in (PLAIN_STUDENT, TEACHER) and row.values('AP')]
     return gains_figure(gains, '\n'.join([title, ', '.join(marks)]))
 
 
@@ -234,7 +233,7 @@ def gains_figure(gains: Mapping[str, Sequence[Sequence[float]]], title: str) -> 
 
 def plain_of(rows: Sequence[Row]) -> Row:
     """The plain student's row, without runs if there is none."""
-    return next((row for row in rows if row.name == PLAIN), Row(PLAIN))
+    return next((row for row in rows if row.name == PLAIN_STUDENT), Row(PLAIN_STUDENT))
 
 
 def cell(values: Sequence[float]) -> str:
@@ -247,7 +246,7 @@ def cost_cell(row: Row, plain: Row, column: str, digits: str, unit: str) -> str:
     values = row.values(column)
     if not values:
         return NOTHING
-    extra = row.gains(plain, column) if row.name != PLAIN else []
+    extra = row.gains(plain, column) if row.name != PLAIN_STUDENT else []
     more = f' ({statistics.mean(extra):+{digits}} {unit})' if extra else ''
     return f'{statistics.mean(values):{digits}} {unit}{more}'
 

@@ -9,7 +9,8 @@ from typing import Optional
 import plotly.graph_objects as go
 
 from gkd.datasets.coco_eval import METRICS
-from gkd.report.runs import DETECTOR, DISTILLED, PLAIN, TEACHER, Run
+from gkd.report.names import PLAIN_STUDENT, TEACHER
+from gkd.report.runs import DETECTOR, DISTILLED, Run
 from gkd.report.validation import Precision
 from gkd.work_dir import BINS
 
@@ -17,7 +18,7 @@ from gkd.work_dir import BINS
 SHADES = {
     TEACHER: ['#8f78d8', '#b08fe0', '#6f5bb8'],
     DETECTOR: ['#3a8fd0', '#6db3e6', '#2f6fa5', '#8ac7ee'],
-    PLAIN: ['#d98a1f', '#efb35c', '#b36b0d', '#f5cd8f'],
+    PLAIN_STUDENT: ['#d98a1f', '#efb35c', '#b36b0d', '#f5cd8f'],
     DISTILLED: ['#3a8fd0', '#6db3e6', '#2f6fa5', '#8ac7ee'],
 }
 PARTS = {'data': '#8d99a6', 'student': '#3a8fd0', 'teacher': '#8f78d8', 'knowledge': '#3aa675',
@@ -53,8 +54,8 @@ def draw_ap(runs: Sequence[Run]) -> Optional[go.Figure]:
     """AP after every evaluated epoch; None if nothing was evaluated."""
     plot = figure('epoch', 'AP in percent')
     for run in runs:
-        values = {epoch: 100 * metrics['bbox_mAP'] for epoch, metrics in
-                  sorted(run.evaluations.items()) if 'bbox_mAP' in metrics}
+        values = {epoch: 100 * metrics[METRICS['AP']] for epoch, metrics in
+                  sorted(run.evaluations.items()) if METRICS['AP'] in metrics}
         if values:
             plot.add_scatter(x=list(values), y=list(values.values()), name=run.name,
                              mode='lines+markers', line=dict(color=colours(runs)[run.name]),
@@ -157,7 +158,7 @@ def draw_weights(run: Run) -> dict[str, go.Figure]:
                          colorscale=[[0, colour + '00'], [1, colour]], showscale=False,
                          hovertemplate='epoch %{x}, weight %{y:.3f}: %{z:.1%}<extra></extra>')
         plot.add_scatter(x=list(rows), y=means, name='mean', mode='lines+markers',
-                         line=dict(color=SHADES[PLAIN][0]), hovertemplate='mean %{y:.3f}')
+                         line=dict(color=SHADES[PLAIN_STUDENT][0]), hovertemplate='mean %{y:.3f}')
         plot.update_yaxes(range=[lowest, 1])
         plot.update_xaxes(tickvals=list(rows) if len(rows) <= 12 else None, tickformat='d')
         plots[f'level {level}'] = plot

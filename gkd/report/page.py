@@ -11,10 +11,9 @@ from typing import Any, Optional
 from gkd.datasets.coco_eval import METRICS
 from gkd.installed import mmdet_major
 from gkd.report import figures
+from gkd.report.names import NOTHING, PLAIN_STUDENT, TEACHER
 from gkd.report.runs import (
     DISTILLED,
-    PLAIN,
-    TEACHER,
     Run,
     read_json,
     read_runs,
@@ -28,7 +27,6 @@ MEMORY = {'student': 'weights of the student', 'teacher': 'weights of the teache
           'knowledge': 'weights of the knowledge'}
 KEPT = {'student': 'kept by the student for the backward pass', 'teacher': 'kept by the teacher',
         'knowledge': 'kept by the knowledge for the backward pass'}
-NOTHING = '–'
 
 
 def write_report(work_dir: str, others: Sequence[str], path: str) -> None:
@@ -111,8 +109,8 @@ def summarize(runs: Sequence[Run], metrics: dict[str, dict[str, float]]) -> str:
     if DISTILLED not in means:
         return ''
     text = f'The distilled student reaches AP {means[DISTILLED]:.1f}'
-    if PLAIN in means:
-        gain = means[DISTILLED] - means[PLAIN]
+    if PLAIN_STUDENT in means:
+        gain = means[DISTILLED] - means[PLAIN_STUDENT]
         text += f', {abs(gain):.1f} {"more" if gain >= 0 else "less"} than the plain student'
     if TEACHER in means:
         text += f'; its teacher has {means[TEACHER]:.1f}'
@@ -123,21 +121,21 @@ def role_means(runs: Sequence[Run], metrics: dict[str, dict[str, float]]) -> dic
     """Mean AP in percent of the runs of each role."""
     values: dict[str, list[float]] = {}
     for run in runs:
-        if 'bbox_mAP' in metrics[run.name]:
-            values.setdefault(run.role, []).append(100 * metrics[run.name]['bbox_mAP'])
+        if METRICS['AP'] in metrics[run.name]:
+            values.setdefault(run.role, []).append(100 * metrics[run.name][METRICS['AP']])
     return {role: statistics.mean(aps) for role, aps in values.items()}
 
 
 def ap_table(runs: Sequence[Run], metrics: dict[str, dict[str, float]]) -> list[dict[str, Any]]:
     """Rows of the AP table: ``run``, ``epoch``, ``cells`` and ``gain`` over the plain student."""
-    plain = role_means(runs, metrics).get(PLAIN)
+    plain = role_means(runs, metrics).get(PLAIN_STUDENT)
     rows = []
     for run in runs:
         found = metrics[run.name]
         values = [found.get(key, -1) for key in METRICS.values()]
         gain = ''
-        if run.role == DISTILLED and plain is not None and 'bbox_mAP' in found:
-            gain = f'{100 * found["bbox_mAP"] - plain:+.1f}'
+        if run.role == DISTILLED and plain is not None and METRICS['AP'] in found:
+            gain = f'{100 * found[METRICS["AP"]] - plain:+.1f}'
         rows.append(dict(run=run, epoch=max(run.evaluations, default=NOTHING), gain=gain,
                          cells=[f'{100 * v:.1f}' if v >= 0 else NOTHING for v in values]))
     return rows

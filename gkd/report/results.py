@@ -151,8 +151,11 @@ def alone(path: str) -> Iterator[None]:
 
 def machine() -> str:
     """Name of the GPU, or of the processor if there is none."""
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else processor()
+
+
+def processor() -> str:
+    """Name of the processor."""
     if osp.isfile('/proc/cpuinfo'):
         with open('/proc/cpuinfo') as file:
             model = re.search(r'model name\s*: (.+)', file.read())

@@ -9,10 +9,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Optional, Union
 
+from gkd.datasets.coco_eval import METRICS
 from gkd.detectors.source import DetectorSource, find_file
 from gkd.distiller import Distiller
 from gkd.errors import ConfigError, DataError
 from gkd.frameworks import Config
+from gkd.report.logs import order, read_log
+from gkd.report.names import PLAIN_STUDENT, TEACHER
 from gkd.report.scalars import read_scalars, with_names_of_mmdetection_2
 from gkd.work_dir import (
     DETECTIONS,
@@ -22,9 +25,8 @@ from gkd.work_dir import (
     last_whole_checkpoint,
 )
 
-TEACHER, PLAIN, DISTILLED, DETECTOR = ('teacher', 'plain student', 'distilled student',
-                                       'detector')
-ORDER = (TEACHER, DETECTOR, PLAIN, DISTILLED)
+DISTILLED, DETECTOR = 'distilled student', 'detector'
+ORDER = (TEACHER, DETECTOR, PLAIN_STUDENT, DISTILLED)
 
 
 @dataclass
@@ -157,7 +159,7 @@ def read_runs(work_dir: str, others: Sequence[str] = ()) -> tuple[Run, list[Run]
             runs.append(read_run(other))
     if any(run.is_distilled for run in runs):
         for run in runs:
-            run.role = PLAIN if run.role == DETECTOR else run.role
+            run.role = PLAIN_STUDENT if run.role == DETECTOR else run.role
     for run in runs:
         alone = sum(other.role == run.role for other in runs) == 1
         run.name = run.role if alone else f'{run.role} ({run.name})'
@@ -181,7 +183,7 @@ def read_run(work_dir: str) -> Run:
         raise DataError(f'{work_dir} is not the work dir of a training: it has neither {RECORD} '
                         f'nor a log (*.log.json, */vis_data/scalars.json).')
     # MMDetection's own trainings have their metrics in the log only.
-    evaluations = {line['epoch']: line for line in lines if 'bbox_mAP' in line}
+    evaluations = {line['epoch']: line for line in lines if METRICS['AP'] in line}
     evaluations.update((int(epoch), metrics) for epoch, metrics in
                        read_json(osp.join(work_dir, EVALUATION)).items())
     config = parse_config(text, work_dir)
@@ -191,7 +193,7 @@ def read_run(work_dir: str) -> Run:
     if run.is_distilled:
         run.role = DISTILLED
     elif config.model.type == Distiller.__name__:
-        run.role = PLAIN
+        run.role = PLAIN_STUDENT
     return run
 
 
@@ -279,23 +281,6 @@ def read_logs(work_dir: str) -> list[dict]:
                 lines = [line for line in lines if 'mode' not in line or order(line) < first]
             lines += new
     return lines
-
-
-def read_log(path: str) -> list[dict]:
-    """Lines of a JSON log, up to a line that was cut short."""
-    lines = []
-    with open(path, encoding='utf-8') as file:
-        for text in file:
-            try:
-                lines.append(json.loads(text))
-            except ValueError:
-                break
-    return lines
-
-
-def order(line: dict) -> tuple[int, bool, int]:
-    """Place of a line among all of a run: evaluations come after the steps of their epoch."""
-    return line['epoch'], line['mode'] == 'val', line['iter']
 
 
 def read_json(path: str) -> dict:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os.path as osp
 from collections.abc import Iterator
 from glob import escape, glob
 from math import ceil
 
 from gkd.frameworks import Config
+from gkd.report.logs import order, read_log
 
 
 def read_scalars(work_dir: str) -> tuple[list[dict], str | None]:
@@ -26,7 +26,7 @@ def read_scalars(work_dir: str) -> tuple[list[dict], str | None]:
         new = list(lines_of(path))
         if not new:
             continue
-        lines = [line for line in lines if place(line) < place(new[0])] + new
+        lines = [line for line in lines if order(line) < order(new[0])] + new
         config = osp.join(osp.dirname(path), 'config.py')
         if osp.isfile(config):
             with open(config, encoding='utf-8') as file:
@@ -41,22 +41,12 @@ def read_scalars(work_dir: str) -> tuple[list[dict], str | None]:
 
 def lines_of(path: str) -> Iterator[dict]:
     """Lines of a file with the names of MMDetection 2, up to a line that was cut short."""
-    with open(path, encoding='utf-8') as file:
-        for text in file:
-            try:
-                line = json.loads(text)
-            except ValueError:
-                return
-            if 'loss' in line and 'epoch' in line:
-                yield dict(line, mode='train')
-            elif any('/' in name for name in line):
-                metrics = {name.rpartition('/')[2]: value for name, value in line.items()}
-                yield dict(metrics, mode='val', epoch=line['step'], iter=0)
-
-
-def place(line: dict) -> tuple[int, bool, int]:
-    """Place of a line among all of a run: evaluations come after the steps of their epoch."""
-    return line['epoch'], line['mode'] == 'val', line['iter']
+    for line in read_log(path):
+        if 'loss' in line and 'epoch' in line:
+            yield dict(line, mode='train')
+        elif any('/' in name for name in line):
+            metrics = {name.rpartition('/')[2]: value for name, value in line.items()}
+            yield dict(metrics, mode='val', epoch=line['step'], iter=0)
 
 
 def with_names_of_mmdetection_2(config: Config) -> Config:

@@ -13,7 +13,8 @@ from gkd.datasets.coco_eval import METRICS
 from gkd.detectors.source import DetectorSource
 from gkd.distiller import Distiller
 from gkd.installed import mmdet_major
-from gkd.report.comparison import NOTHING, markdown
+from gkd.report.comparison import markdown
+from gkd.report.names import NOTHING
 from gkd.report.page import peak_memory, shorten
 from gkd.report.runs import Run, median_step, read_run
 from gkd.work_dir import LATEST, REPORT

@@ -17,6 +17,7 @@ from mmdet.models.detectors import BaseDetector
 from torch import nn
 from torch.utils.data import Dataset
 
+from gkd.datasets.coco_eval import METRICS
 from gkd.distiller import Distiller
 from gkd.errors import ConfigError, DataError
 from gkd.files import write_atomically
@@ -129,7 +130,7 @@ class EvaluationRecorder(Hook):
                         and isinstance(value, (int, float))}
         if not self.metrics and isinstance(self.evaluation.dataloader.dataset, CocoDataset):
             # MMDetection gives no metrics where nothing at all was detected.
-            self.metrics = dict(bbox_mAP=0.0, bbox_mAP_50=0.0, bbox_mAP_75=0.0)
+            self.metrics = {METRICS[name]: 0.0 for name in ('AP', 'AP50', 'AP75')}
         history = {**self.history(runner), str(runner.epoch + 1): self.metrics}
         write_atomically(self.path(runner), json.dumps(history, indent=2))
 

@@ -13,6 +13,8 @@ from mmcv import Config
 from mmcv.runner import get_dist_info, wrap_fp16_model
 from mmdet.apis import multi_gpu_test, single_gpu_test
 from mmdet.datasets import CocoDataset, build_dataloader
+from torch import nn
+from torch.utils.data import Dataset
 
 from gkd.commands.layout import place
 from gkd.errors import CheckpointError, ConfigError
@@ -54,13 +56,7 @@ def test(config: Config, checkpoint: str, metrics: Sequence[str] = (), out: Opti
     Raises:
         GKDError: Config, checkpoint or data are missing or do not fit.
     """
-    if out is not None and not out.endswith(('.pkl', '.pickle')):
-        raise ConfigError(f'--out {out}: must end in .pkl or .pickle')
-    if not osp.isfile(checkpoint):
-        raise CheckpointError(f'no such checkpoint: {checkpoint}')
-    distributed = torch.distributed.is_initialized()
-    if distributed and show_dir is not None:
-        raise ConfigError('--show-dir draws in one process only; leave the number of GPUs out.')
+    check_request(checkpoint, out, show_dir)
     open_logger(config.get('log_level', 'INFO'))
     config = student_config(config)
     model = load_detector(config, checkpoint)
@@ -68,31 +64,19 @@ def test(config: Config, checkpoint: str, metrics: Sequence[str] = (), out: Opti
     loader_config = loader_settings(config, 'test')
     check_num_classes(model, dataset, 'data.test')
     model.CLASSES = dataset.CLASSES
-    options = dict(eval_options or {})
-    parts = leaf_datasets(dataset)
-    if format_only and not hasattr(dataset, 'format_results'):
-        raise ConfigError(f'--format-only writes one data set, data.test has {len(parts)}; name '
-                          f'one with --cfg-options data.test.ann_file=FILE.')
-    if format_only and isinstance(dataset, CocoDataset):
-        # Without a prefix MMDetection writes into a folder that it deletes at once.
-        options.setdefault('jsonfile_prefix', osp.join(osp.dirname(checkpoint), 'results'))
+    options = evaluation_options(dataset, eval_options or {}, checkpoint, format_only)
     check_metrics(model, dataset, metrics, '--eval')
-    check_options(dataset.format_results if format_only else parts[0].evaluate, options,
-                  '--eval-options')
+    check_options(dataset.format_results if format_only else leaf_datasets(dataset)[0].evaluate,
+                  options, '--eval-options')
     device = use_device()
     if config.get('fp16') is not None and device.type == 'cuda':
         wrap_fp16_model(model)
     if metrics:
         try_evaluation(model, device, dataset, loader_config,
                        dict(metric=list(metrics), **options), 'data.test')
-    with naming('data.test_dataloader'):
-        loader = build_dataloader(dataset, dist=distributed, **loader_config)
     wrapped = wrap(place(model, device, config), device)
-    if distributed:
-        results = multi_gpu_test(wrapped, loader, tmpdir=shared_folder(osp.dirname(checkpoint)))
-    else:
-        results = single_gpu_test(wrapped, loader, out_dir=show_dir,
-                                  show_score_thr=show_score_thr)
+    results = detect(wrapped, dataset, loader_config, osp.dirname(checkpoint), show_dir,
+                     show_score_thr)
     if get_dist_info()[0] > 0:
         return {}
     if out is not None:
@@ -105,6 +89,67 @@ def test(config: Config, checkpoint: str, metrics: Sequence[str] = (), out: Opti
         files, _ = dataset.format_results(results, **options)
         print('wrote', *(sorted(set(files.values())) if isinstance(files, dict) else [files]))
     return dataset.evaluate(results, metric=list(metrics), **options) if metrics else {}
+
+
+def check_request(checkpoint: str, out: Optional[str], show_dir: Optional[str]) -> None:
+    """Raise GKDError for what cannot be done, before anything is built.
+
+    Args:
+        checkpoint: As in :func:`test`.
+        out: Likewise.
+        show_dir: Likewise.
+    """
+    if out is not None and not out.endswith(('.pkl', '.pickle')):
+        raise ConfigError(f'--out {out}: must end in .pkl or .pickle')
+    if not osp.isfile(checkpoint):
+        raise CheckpointError(f'no such checkpoint: {checkpoint}')
+    if torch.distributed.is_initialized() and show_dir is not None:
+        raise ConfigError('--show-dir draws in one process only; leave the number of GPUs out.')
+
+
+def evaluation_options(dataset: Dataset, options: dict, checkpoint: str,
+                       format_only: bool) -> dict[str, Any]:
+    """The options of the data set's ``evaluate`` or ``format_results``, with their defaults.
+
+    Args:
+        dataset: That of ``data.test``.
+        options: What the user gave.
+        checkpoint: As in :func:`test`.
+        format_only: Likewise.
+
+    Raises:
+        ConfigError: Several data sets were to write their results.
+    """
+    if not format_only:
+        return dict(options)
+    if not hasattr(dataset, 'format_results'):
+        raise ConfigError(f'--format-only writes one data set, data.test has '
+                          f'{len(leaf_datasets(dataset))}; name one with --cfg-options '
+                          f'data.test.ann_file=FILE.')
+    if not isinstance(dataset, CocoDataset):
+        return dict(options)
+    # Without a prefix MMDetection writes into a folder that it deletes at once.
+    return dict(jsonfile_prefix=osp.join(osp.dirname(checkpoint), 'results')) | options
+
+
+def detect(model: nn.Module, dataset: Dataset, loader_config: dict, folder: str,
+           show_dir: Optional[str], show_score_thr: float) -> Optional[list]:
+    """MMDetection's raw results, in the first process those of all.
+
+    Args:
+        model: The detector, wrapped for its device.
+        dataset: That of ``data.test``.
+        loader_config: Settings of its loader.
+        folder: Where several processes collect their results.
+        show_dir: As in :func:`test`.
+        show_score_thr: Likewise.
+    """
+    distributed = torch.distributed.is_initialized()
+    with naming('data.test_dataloader'):
+        loader = build_dataloader(dataset, dist=distributed, **loader_config)
+    if distributed:
+        return multi_gpu_test(model, loader, tmpdir=shared_folder(folder))
+    return single_gpu_test(model, loader, out_dir=show_dir, show_score_thr=show_score_thr)
 
 
 def shared_folder(parent: str) -> str:

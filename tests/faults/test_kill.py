@@ -25,7 +25,9 @@ def test_killed_training_goes_on_exactly(reference, tmp_path, place, share, goes
     config, folder, counts = reference
     status, _ = kill.train(config, tmp_path, Fault(place, round(share * counts[place])))
     assert status == -kill.signal.SIGKILL
-    assert (tmp_path / 'latest.pth').resolve().name == goes_on_from or goes_on_from is None
+    newest = tmp_path / 'latest.pth'
+    assert kill.load_checkpoint_file(newest)  # whole, whatever was being written
+    assert newest.resolve().name == goes_on_from or goes_on_from is None
     status, _ = kill.train(config, tmp_path)
     assert status == 0, (tmp_path / 'output_0.txt').read_text()
     assert kill.differences(folder, tmp_path) == []

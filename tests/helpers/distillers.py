@@ -30,6 +30,13 @@ def losses_of(model, data, seed=0):
     return model.forward_train(**copy.deepcopy(data))
 
 
+def assert_same_state(one, other):
+    """Two state dicts hold the same tensors."""
+    assert one.keys() == other.keys()
+    for name, tensor in one.items():
+        assert torch.equal(tensor, other[name]), name
+
+
 def total(losses):
     return sum(sum(value) if isinstance(value, list) else value
                for name, value in losses.items() if 'loss' in name)

@@ -12,6 +12,7 @@ ANCHOR_SHAPES = ((1.0, 1.0), (2.0, 1.0), (1.0, 2.0))  # width, height in units o
 BOXES = [torch.tensor([[3.0, 5.0, 30.0, 28.0], [20.0, 10.0, 60.0, 61.0]]),
          torch.tensor([[33.0, 9.0, 44.0, 50.0]])]
 LABELS = [torch.tensor([0, 2]), torch.tensor([1])]
+EMPTY = dict(boxes=[torch.zeros(0, 4)] * 2, labels=[torch.zeros(0, dtype=torch.long)] * 2)
 POSITIVES_AN_IMAGE = 5
 
 
@@ -34,6 +35,11 @@ def info(family='one-stage', channels=8, **traits):
 def pair(family='one-stage', teacher_channels=8, student_channels=8):
     """A teacher and a student of one family."""
     return DetectorPair(info(family, teacher_channels), info(family, student_channels), STRIDES)
+
+
+def pair_of(teacher=None, student=None):
+    """A pair of which one detector, or each, is another than usual."""
+    return DetectorPair(teacher or info(), student or info(), STRIDES)
 
 
 def anchors():
@@ -96,6 +102,12 @@ def synthetic_step(family='one-stage', teacher_channels=8, student_channels=8, s
     for leaf in leaves(step.student):
         leaf.requires_grad_()
     return step
+
+
+def step_4_6(boxes=BOXES, **settings):
+    """A step in double precision; the student's maps have 4 channels, the teacher's 6."""
+    return synthetic_step(student_channels=4, teacher_channels=6, dtype=torch.float64,
+                          boxes=[image_boxes.double() for image_boxes in boxes], **settings)
 
 
 def leaves(outputs):
