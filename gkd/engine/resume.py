@@ -74,7 +74,7 @@ class ResumableCheckpointHook(CheckpointHook):
         model = unwrap(runner.model)
         if state['bank'] is not None:
             device = next(model.parameters()).device
-            model.bank = PrototypeBank(**state['bank']).to(device)
+            model.bank = PrototypeBank.from_state_dict(state['bank']).to(device)
         length = len(runner.train_dataloader)
         alike = is_same_setup(state, runner.world_size, length, runner.logger)
         self.order.skip = state['batches'] * length // state['length']
@@ -212,7 +212,7 @@ def training_state(runner, batches: int) -> dict:
     share_buffers(runner)
     bank = getattr(model, 'bank', None)
     state = dict(batches=batches, length=len(runner.train_dataloader),
-                 bank=None if bank is None else vars(bank.to('cpu')),
+                 bank=None if bank is None else bank.state_dict(),
                  random=all_gather(random_state()))
     if not runner.optim_wrapper.should_update():
         # An epoch may end between two steps of the optimiser.

@@ -98,7 +98,7 @@ class FiniteLossHook(Hook):
             torch.save(dict(
                 state_dict=model.state_dict(), batch=plain(runner.data_batch), random=self.before,
                 losses=dict(runner.outputs['log_vars']), epoch=runner.epoch, iter=runner.iter,
-                bank=None if bank is None else vars(bank.to('cpu')),
+                bank=None if bank is None else bank.state_dict(),
                 progress=getattr(model, 'progress', None)), file)
 
 
@@ -131,7 +131,7 @@ def replay(config: Config, path: str) -> dict[str, float]:
     load_strictly(model, step, path)
     model.train()
     if step['bank'] is not None:
-        model.bank = PrototypeBank(**step['bank'])
+        model.bank = PrototypeBank.from_state_dict(step['bank'])
     if step['progress'] is not None:
         model.progress = step['progress']
     set_random_state(step['random'])

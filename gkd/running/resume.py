@@ -97,7 +97,7 @@ class ResumeHook(Hook):
         if self.state is not None and self.state['bank'] is not None:
             model = unwrap(runner.model)
             device = next(model.parameters()).device
-            model.bank = PrototypeBank(**self.state['bank']).to(device)
+            model.bank = PrototypeBank.from_state_dict(self.state['bank']).to(device)
 
     def before_train_epoch(self, runner) -> None:
         """Put random states, or the place in the epoch, back."""
@@ -246,10 +246,9 @@ def training_state(runner, batches: int) -> dict:
     model = unwrap(runner.model)
     check_weights(model, 'optimizer_config.grad_clip')
     bank = getattr(model, 'bank', None)
-    if bank is not None:
-        bank = vars(bank.to('cpu'))
     sampler = runner.data_loader.batch_sampler.sampler
-    return dict(batches=batches, length=len(runner.data_loader), bank=bank,
+    return dict(batches=batches, length=len(runner.data_loader),
+                bank=None if bank is None else bank.state_dict(),
                 hooks={type(hook).__name__: hook.state_dict() for hook in runner.hooks
                        if hasattr(hook, 'state_dict')},
                 random=all_gather(random_state()),
