@@ -10,7 +10,7 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from torch import Tensor
 
-from gkd.engine.resume import unwrap
+from gkd.compat.wrapper import unwrap
 from gkd.errors import NumericalError
 
 ADVICE = ('Usual causes: a learning rate that is too high, no warm-up, no gradient clipping '

@@ -21,9 +21,9 @@ from mmengine.registry import HOOKS
 from torch.utils.data import DataLoader
 
 from gkd.bank import PrototypeBank
+from gkd.compat.wrapper import unwrap
 from gkd.errors import ConfigError
 from gkd.finite import check_weights
-from gkd.frameworks import is_module_wrapper
 from gkd.prototypes.generation import all_gather
 from gkd.randomness import SeededItems, random_state, set_random_state
 from gkd.resume import KEPT_INSIDE, KEY, is_same_setup, remove_inside, with_seeds
@@ -177,11 +177,6 @@ class BatchOrder:
         if now is not None:
             set_random_state(now)
         yield from batches[skip:]
-
-
-def unwrap(model: torch.nn.Module) -> torch.nn.Module:
-    """The model without what distributes it."""
-    return model.module if is_module_wrapper(model) else model
 
 
 def share_buffers(runner) -> None:

@@ -13,12 +13,12 @@ from mmcv.runner import HOOKS, Hook, OptimizerHook
 
 from gkd.commands.layout import place
 from gkd.compat.checkpoint import load_checkpoint_file, load_strictly
+from gkd.compat.wrapper import unwrap
 from gkd.errors import CheckpointError, NumericalError
 from gkd.files import written_whole
 from gkd.prototypes import PrototypeBank
 from gkd.randomness import random_state, set_random_state
 from gkd.running.config import build_model
-from gkd.running.device import unwrap
 
 ADVICE = ('Usual causes: a learning rate that is too high, no warm-up, no gradient clipping '
           '(optimizer_config.grad_clip), boxes without area.')

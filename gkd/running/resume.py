@@ -22,13 +22,13 @@ from torch.utils.data import DataLoader, Sampler
 
 from gkd.compat.checkpoint import load_checkpoint_file
 from gkd.compat.runner import EMA
+from gkd.compat.wrapper import unwrap
 from gkd.errors import CheckpointError
 from gkd.finite import check_weights
 from gkd.prototypes import PrototypeBank
 from gkd.prototypes.generation import all_gather
 from gkd.randomness import SeededItems, random_state, set_random_state
 from gkd.resume import KEPT_INSIDE, KEY, is_same_setup, remove_inside, with_seeds
-from gkd.running.device import unwrap
 from gkd.work_dir import INSIDE, LATEST, checkpoints
 
 EMA_HOOKS = (EMAHook, BaseEMAHook)

@@ -10,8 +10,8 @@ from mmengine.config import DictAction
 
 from gkd.commands import add_device_option, add_trust_option, run
 from gkd.compat.checkpoint import load_checkpoint_file, load_strictly, trust_checkpoints
+from gkd.compat.wrapper import unwrap
 from gkd.engine.commands import detector_config, load_config, student_weights
-from gkd.engine.resume import unwrap
 from gkd.engine.runner import Runner
 from gkd.errors import ConfigError
 
