@@ -9,9 +9,10 @@ from mmdet.evaluation import DumpDetResults
 from mmengine.config import DictAction
 
 from gkd.commands import add_device_option, add_trust_option, run
+from gkd.commands.export import student_weights
 from gkd.compat.checkpoint import load_checkpoint_file, load_strictly, trust_checkpoints
 from gkd.compat.wrapper import unwrap
-from gkd.engine.commands import detector_config, load_config, student_weights
+from gkd.engine.commands import detector_config, load_config
 from gkd.engine.runner import Runner
 from gkd.errors import ConfigError
 
