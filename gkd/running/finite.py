@@ -16,12 +16,12 @@ from gkd.compat.checkpoint import load_checkpoint_file, load_strictly
 from gkd.compat.wrapper import unwrap
 from gkd.errors import CheckpointError, NumericalError
 from gkd.files import written_whole
+from gkd.finite import end_of_run
 from gkd.prototypes import PrototypeBank
 from gkd.randomness import random_state, set_random_state
 from gkd.running.config import build_model
 
-ADVICE = ('Usual causes: a learning rate that is too high, no warm-up, no gradient clipping '
-          '(optimizer_config.grad_clip), boxes without area.')
+CLIPPING = 'optimizer_config.grad_clip'
 
 
 @HOOKS.register_module()
@@ -81,10 +81,7 @@ class FiniteLossHook(Hook):
                    f'{runner.inner_iter + 1} (step {runner.iter + 1} of the run). The step is '
                    f'kept: python tools/replay.py CONFIG {path}')
         if self.skipped == self.skip:
-            after = f' after {self.skipped} skipped steps' if self.skipped else ''
-            raise NumericalError(
-                f'{message}\nThe run ends{after}; weights are those before this step. {ADVICE} '
-                f'To leave out such steps: custom_hooks = [dict(type="FiniteLossHook", skip=10)].')
+            raise NumericalError(f'{message}\n{end_of_run(self.skipped, CLIPPING)}')
         self.skipped += 1
         for buffer, value in zip(unwrap(runner.model).buffers(), self.statistics):
             buffer.copy_(value)
