@@ -20,6 +20,7 @@ from gkd.datasets import prepare_embedded
 from gkd.engine.commands import load_config
 from gkd.engine.runner import Runner
 from gkd.errors import ConfigError
+from gkd.quickstart import FAMILIES
 
 
 def parse_args():
@@ -31,8 +32,7 @@ def parse_args():
     parser.add_argument('--amp', action='store_true', help='mixed precision')
     parser.add_argument('--auto-scale-lr', action='store_true',
                         help='scale the learning rate with the images of a step')
-    parser.add_argument('--family', choices=('retinanet', 'faster_rcnn'),
-                        default='retinanet',
+    parser.add_argument('--family', choices=FAMILIES, default='retinanet',
                         help='detector of the quickstart')
     parser.add_argument('--seeds', type=int, nargs='+', default=[0],
                         help='seeds of the quickstart')
@@ -51,7 +51,7 @@ def annotation_file(dataset):
 def main():
     args = parse_args()
     if args.config is None:
-        from quickstart import quickstart  # beside this file; what it draws with is slow to import
+        from gkd.quickstart.mmdet3 import quickstart  # what it draws with is slow to import
         quickstart(args.family, args.seeds, args.epochs, args.work_dir)
         return
     config = load_config(args.config, args.cfg_options)
