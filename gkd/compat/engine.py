@@ -23,6 +23,7 @@ from gkd.compat.distributed import init_distributed
 from gkd.errors import CheckpointError, ConfigError
 from gkd.files import written_whole
 from gkd.installed import numbers
+from gkd.watching import watched
 
 
 def accept_newer_mmcv() -> None:
@@ -138,9 +139,7 @@ def resume_without_running_the_config() -> None:
 
     @functools.wraps(resume)
     def resume_from(self, filename, *args, **kwargs):
-        load = self.load_checkpoint
-
-        def load_without_config(*load_args, **load_kwargs):
+        def load_without_config(load, *load_args, **load_kwargs):
             loaded = load(*load_args, **load_kwargs)
             if 'message_hub' not in loaded or 'epoch' not in loaded.get('meta', {}):
                 raise CheckpointError(
@@ -150,11 +149,8 @@ def resume_without_running_the_config() -> None:
             loaded['meta'].pop('config', None)
             return loaded
 
-        self.load_checkpoint = load_without_config
-        try:
+        with watched(self, 'load_checkpoint', load_without_config):
             resume(self, filename, *args, **kwargs)
-        finally:
-            del self.load_checkpoint
 
     Runner.resume = resume_from
 

@@ -23,6 +23,7 @@ from gkd.compat.checkpoint import (
 )
 from gkd.errors import CheckpointError, ConfigError
 from gkd.files import written_whole
+from gkd.watching import watched
 
 EMA = 'ema'  # in a runner's `meta`
 
@@ -83,9 +84,8 @@ def _resume_without_running(resume):
         if map_location == 'default' and not torch.cuda.is_available():
             map_location = 'cpu'
         config = None
-        load = self.load_checkpoint
 
-        def load_without_config(filename, *args, **kwargs):
+        def load_without_config(load, filename, *args, **kwargs):
             nonlocal config
             loaded = load(filename, *args, **kwargs)
             meta = loaded.get('meta', {})
@@ -106,11 +106,8 @@ def _resume_without_running(resume):
                 meta[EMA] = {name: weights[name] for name in copies}
             return loaded
 
-        self.load_checkpoint = load_without_config
-        try:
+        with watched(self, 'load_checkpoint', load_without_config):
             resume(self, checkpoint, resume_optimizer, map_location)
-        finally:
-            del self.load_checkpoint
         if config is None:
             return
         self.meta['config'] = config
