@@ -18,10 +18,10 @@ from mmengine.model import BaseTTAModel, MMDistributedDataParallel
 from mmengine.optim import AmpOptimWrapper
 from mmengine.runner import Runner, checkpoint
 
-from gkd.compat.checkpoint import load_checkpoint_file, load_strictly, load_url
-from gkd.compat.distributed import init_distributed
+from gkd.compat.checkpoint import load_strictly, load_url
+from gkd.compat.distributed import init_over_gloo
+from gkd.compat.local_files import load_from_local, put
 from gkd.errors import CheckpointError, ConfigError
-from gkd.files import written_whole
 from gkd.installed import numbers
 from gkd.watching import watched
 
@@ -95,10 +95,6 @@ def read_checkpoints_safely() -> None:
     it, MMEngine's own files are refused: they hold its histories of logged numbers.
     For: mmengine 0.x, every torch.
     """
-
-    def load_from_local(filename, map_location=None):
-        return load_checkpoint_file(filename, map_location)
-
     checkpoint.CheckpointLoader.register_scheme('', load_from_local, force=True)
     checkpoint.load_url = load_url
 
@@ -161,17 +157,7 @@ def init_without_gpus() -> None:
     Reason: both choose the GPU of the process's number whether there is one or not.
     For: mmengine 0.x.
     """
-    def mended(launcher, init_with_gpus):
-        def init(backend, *args, **kwargs):
-            if mmengine.device.get_device() != 'cpu':
-                init_with_gpus(backend, *args, **kwargs)
-            else:
-                given = {name: kwargs[name] for name in ('timeout',) if kwargs.get(name)}
-                init_distributed(launcher, **given)
-        return init
-
-    dist_utils._init_dist_pytorch = mended('pytorch', dist_utils._init_dist_pytorch)
-    dist_utils._init_dist_slurm = mended('slurm', dist_utils._init_dist_slurm)
+    init_over_gloo(dist_utils, unless=lambda: mmengine.device.get_device() != 'cpu')
 
     initialise = MMDistributedDataParallel.__init__
 
@@ -209,9 +195,4 @@ def write_files_whole() -> None:
     name.
     For: mmengine 0.x.
     """
-
-    def put(self, obj, filepath):
-        with written_whole(filepath) as file:
-            file.write(obj)
-
     LocalBackend.put = put
