@@ -111,6 +111,23 @@ class PrototypeBank:
         moved.offsets = [offsets.to(device) for offsets in self.offsets]
         return moved
 
+    def state_dict(self) -> dict[str, list[Tensor] | dict[str, str]]:
+        """What a checkpoint holds of the bank: its content on the CPU, by name."""
+        return vars(self.to('cpu'))
+
+    @classmethod
+    def from_state_dict(cls, state: dict[str, list[Tensor] | dict[str, str]]) -> PrototypeBank:
+        """The bank of a checkpoint.
+
+        Args:
+            state: What :meth:`state_dict` returned.
+
+        Raises:
+            ValueError: as for a new bank.
+            TypeError: likewise.
+        """
+        return cls(**state)
+
     def save(self, path: str | os.PathLike) -> None:
         """Write the bank to a safetensors file, whole or not at all.
 

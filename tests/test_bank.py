@@ -45,6 +45,13 @@ def test_comes_back_from_its_file(tmp_path):
     assert os.listdir(path.parent) == [path.name]
 
 
+def test_comes_back_from_a_checkpoint():
+    bank = make_bank()
+    state = bank.state_dict()
+    assert list(state) == ['student', 'teacher', 'offsets', 'metadata']  # as in files of before
+    assert_equal(PrototypeBank.from_state_dict(state), bank)
+
+
 def test_levels_may_share_tensors(tmp_path):
     features, offsets = torch.rand(3, 4), torch.tensor([0, 3])
     bank = PrototypeBank([features] * 2, [features] * 2, [offsets] * 2)

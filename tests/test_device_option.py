@@ -12,7 +12,7 @@ from gkd.errors import ConfigError
 
 TOOLS = ('train', 'test', 'compare', 'distill', 'export_student', 'check_detectors', 'gallery',
          'noise_study', 'draw_trust', 'draw_concept',
-         *(f'mmdet3/{name}' for name in ('train', 'test', 'export_student')))
+         *(f'mmdet3/{name}' for name in ('train', 'test')))
 
 
 @pytest.fixture

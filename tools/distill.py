@@ -8,16 +8,13 @@ import argparse
 import sys
 
 from gkd.commands import add_device_option, add_trust_option, positive, run
-from gkd.compat.checkpoint import trust_checkpoints
+from gkd.commands.settings import DictAction
 from gkd.installed import mmdet_major
 
 if mmdet_major() == 3:
-    from mmengine.config import DictAction
-
     from gkd.engine.distill import distillation_config, prepare
 else:
     from gkd.experiments.distill import distillation_config, prepare
-    from gkd.running.cli import DictAction
 
 EPOCHS = {2: 'runner.max_epochs', 3: 'train_cfg.max_epochs'}
 
@@ -43,8 +40,6 @@ def parse_args():
 
 def main():
     args = parse_args()
-    if args.trust_checkpoint:
-        trust_checkpoints()
     options = dict(args.cfg_options or {})
     if args.work_dir:
         options['work_dir'] = args.work_dir

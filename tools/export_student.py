@@ -5,9 +5,13 @@ import argparse
 import os.path as osp
 
 from gkd.commands import add_device_option, add_trust_option, run
-from gkd.compat.checkpoint import trust_checkpoints
-from gkd.running import export_student, load_config
-from gkd.running.cli import DictAction
+from gkd.commands.settings import add_settings_option
+from gkd.installed import mmdet_major
+
+if mmdet_major() == 3:
+    from gkd.engine.commands import export_student, load_config
+else:
+    from gkd.running import export_student, load_config
 
 
 def parse_args():
@@ -17,8 +21,7 @@ def parse_args():
     parser.add_argument('checkpoint', help='a checkpoint of its training')
     parser.add_argument('output', nargs='?', help='file to write (default: student.pth beside '
                                                   'the checkpoint)')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
-                        help='replace settings of the config')
+    add_settings_option(parser)
     add_device_option(parser)
     add_trust_option(parser)
     return parser.parse_args()
@@ -26,11 +29,12 @@ def parse_args():
 
 def main():
     args = parse_args()
-    if args.trust_checkpoint:
-        trust_checkpoints()
     output = args.output or osp.join(osp.dirname(args.checkpoint), 'student.pth')
     config = load_config(args.config, args.cfg_options)
     own_config = export_student(config, args.checkpoint, output)
+    if mmdet_major() == 3:
+        print(f'wrote {output}; plain MMDetection loads it into the student\'s own config.')
+        return
     print(f'wrote {output}; it fits {own_config}\n\n'
           f'To use it in plain MMDetection:\n'
           f'    import gkd  # only where mmcv is installed without its compiled operators\n'

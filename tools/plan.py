@@ -9,12 +9,12 @@ import argparse
 from math import ceil
 
 from gkd.commands import positive, run
+from gkd.commands.settings import add_settings_option
 from gkd.errors import DataError
 from gkd.experiments.generation_plan import plan_generation
 from gkd.experiments.plan import make_plan
 from gkd.progress import silence
 from gkd.running import load_config
-from gkd.running.cli import DictAction
 
 
 def parse_args():
@@ -33,8 +33,7 @@ def parse_args():
     parser.add_argument('--boxes', type=positive, help='boxes in all training images')
     parser.add_argument('--only-prototypes', action='store_true',
                         help='tell of the generation of prototypes alone, and run no step')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
-                        help='replace settings of the config')
+    add_settings_option(parser)
     args = parser.parse_args()
     if (args.images is None) != (args.boxes is None):
         parser.error('--images and --boxes belong together')

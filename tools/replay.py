@@ -4,8 +4,8 @@
 import argparse
 
 from gkd.commands import run
+from gkd.commands.settings import add_settings_option
 from gkd.running import load_config
-from gkd.running.cli import DictAction
 from gkd.running.finite import replay
 
 
@@ -13,8 +13,7 @@ def parse_args():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', help='config of the run')
     parser.add_argument('step', help='file not_finite_*.pth in its work dir')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
-                        help='replace settings of the config')
+    add_settings_option(parser)
     return parser.parse_args()
 
 

@@ -3,12 +3,11 @@
 
 import argparse
 
-from gkd.commands import add_device_option, add_trust_option, run
-from gkd.compat.checkpoint import trust_checkpoints
+from gkd.commands import add_device_option, add_launcher_options, add_trust_option, run
+from gkd.commands.settings import DictAction, add_settings_option
 from gkd.compat.distributed import init_distributed
 from gkd.errors import ConfigError
 from gkd.running import load_config, test
-from gkd.running.cli import DictAction
 
 
 def parse_args():
@@ -26,15 +25,11 @@ def parse_args():
     parser.add_argument('--show-dir', help='draw the detections into this folder')
     parser.add_argument('--show-score-thr', type=float, default=0.3,
                         help='draw detections with at least this score')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
-                        help='replace settings of the config')
+    add_settings_option(parser)
     parser.add_argument('--eval-options', '--options', nargs='+', action=DictAction,
                         metavar='KEY=VALUE',
                         help='settings for the evaluation or the formatting')
-    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm'], default='none',
-                        help='who started this process; tools/test.sh sets it')
-    parser.add_argument('--local-rank', '--local_rank', type=int, default=0,
-                        help=argparse.SUPPRESS)
+    add_launcher_options(parser, 'test.sh')
     add_device_option(parser)
     add_trust_option(parser)
     return parser.parse_args()
@@ -42,8 +37,6 @@ def parse_args():
 
 def main():
     args = parse_args()
-    if args.trust_checkpoint:
-        trust_checkpoints()
     if args.eval and args.format_only:
         raise ConfigError('--eval and --format-only exclude each other.')
     other_output = args.format_only or args.out or args.show_dir

@@ -4,24 +4,25 @@
 import argparse
 import os.path as osp
 
-from gkd.commands import add_device_option, add_trust_option, positive, run
-from gkd.compat.checkpoint import trust_checkpoints
+from gkd.commands import (
+    add_device_option,
+    add_launcher_options,
+    add_training_options,
+    add_trust_option,
+    run,
+)
+from gkd.commands.settings import add_settings_option
 from gkd.compat.distributed import init_distributed
 from gkd.errors import ConfigError
 from gkd.experiments.quickstart import add_arguments, quickstart
 from gkd.running import load_config, train
-from gkd.running.cli import DictAction
 
 
 def parse_args():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument('config', nargs='?', help='config file; none runs the quickstart')
-    parser.add_argument('--work-dir', help='where checkpoints, logs and prototypes go '
-                                           '(default: work_dirs/NAME_OF_CONFIG)')
-    parser.add_argument('--resume', default='auto', metavar='auto|never|CHECKPOINT',
-                        help='go on from the last checkpoint in the work dir, start anew, or go '
-                             'on from a checkpoint')
+    add_training_options(parser)
     parser.add_argument('--resume-from', dest='resume', metavar='CHECKPOINT',
                         default=argparse.SUPPRESS, help='the same as --resume CHECKPOINT')
     parser.add_argument('--auto-resume', dest='resume', action='store_const', const='auto',
@@ -32,18 +33,10 @@ def parse_args():
     parser.add_argument('--auto-scale-lr', action='store_true',
                         help='scale the learning rate to the images of a step, as '
                              'auto_scale_lr.base_batch_size in the config says')
-    parser.add_argument('--no-validate', action='store_true', help='do not evaluate')
-    parser.add_argument('--seed', type=int, help='replaces the config\'s seed')
-    parser.add_argument('--epochs', type=positive, help='replaces the config\'s number of epochs')
     parser.add_argument('--deterministic', action='store_true',
                         help='use deterministic CUDA kernels only')
-    parser.add_argument('--cfg-options', '--options', nargs='+', action=DictAction,
-                        metavar='KEY=VALUE',
-                        help='replace settings of the config')
-    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm'], default='none',
-                        help='who started this process; tools/train.sh sets it')
-    parser.add_argument('--local-rank', '--local_rank', type=int, default=0,
-                        help=argparse.SUPPRESS)
+    add_settings_option(parser, '--options')
+    add_launcher_options(parser, 'train.sh')
     add_device_option(parser)
     add_trust_option(parser)
     add_arguments(parser.add_argument_group('quickstart only'))
@@ -52,8 +45,6 @@ def parse_args():
 
 def main():
     args = parse_args()
-    if args.trust_checkpoint:
-        trust_checkpoints()
     if args.config is None:
         quickstart(args.data, args.family, args.seeds, args.teacher_seed, args.epochs,
                    args.work_dir)

@@ -14,7 +14,44 @@ def positive(text: str) -> int:
 
 
 def add_trust_option(parser: argparse.ArgumentParser) -> None:
-    """Add ``--trust-checkpoint``."""
-    parser.add_argument('--trust-checkpoint', action='store_true',
+    """Add ``--trust-checkpoint``; it takes effect as soon as it is read."""
+    parser.add_argument('--trust-checkpoint', action=TrustCheckpoints, nargs=0, default=False,
                         help='read checkpoints even if that runs code in them; only for files of '
                              'which you know where they come from')
+
+
+class TrustCheckpoints(argparse.Action):
+    """Let the process read checkpoints that run code, and store that it does."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        """Read the option."""
+        # Here, as it imports MMDetection, which commands for data sets do not need.
+        from gkd.compat.checkpoint import trust_checkpoints
+
+        trust_checkpoints()
+        setattr(namespace, self.dest, True)
+
+
+def add_launcher_options(parser: argparse.ArgumentParser, script: str) -> None:
+    """Add ``--launcher``, and ``--local-rank`` for launchers that pass it on.
+
+    Args:
+        parser: Of the command.
+        script: Name of the file in ``tools/`` that starts the processes.
+    """
+    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm'], default='none',
+                        help=f'who started this process; tools/{script} sets it')
+    parser.add_argument('--local-rank', '--local_rank', type=int, default=0,
+                        help=argparse.SUPPRESS)
+
+
+def add_training_options(parser: argparse.ArgumentParser) -> None:
+    """Add what trainings with both MMDetections take."""
+    parser.add_argument('--work-dir', help='where checkpoints, logs and prototypes go '
+                                           '(default: work_dirs/NAME_OF_CONFIG)')
+    parser.add_argument('--resume', default='auto', metavar='auto|never|CHECKPOINT',
+                        help='go on from the last checkpoint in the work dir, start anew, or go '
+                             'on from a checkpoint')
+    parser.add_argument('--no-validate', action='store_true', help='do not evaluate')
+    parser.add_argument('--seed', type=int, help='replaces the config\'s seed')
+    parser.add_argument('--epochs', type=positive, help='replaces the config\'s number of epochs')

@@ -18,15 +18,13 @@ import torch
 from torch import nn
 
 from gkd.compat.mismatch import describe_mismatch
+from gkd.compat.wrapper import unwrap
 from gkd.errors import CheckpointError
 from gkd.installed import mmdet_major
 
 if mmdet_major() == 3:
     from mmengine.logging import HistoryBuffer
-    from mmengine.model import is_model_wrapper as is_module_wrapper
 else:
-    from mmcv.parallel import is_module_wrapper
-
     class HistoryBuffer:
         """Stands for what MMEngine keeps of a logged number, in checkpoints of MMDetection 3."""
 
@@ -235,8 +233,7 @@ def load_strictly(model: nn.Module, state_dict: dict, source: str) -> None:
     Raises:
         CheckpointError: with the missing, unexpected and mis-shaped keys and the likely cause.
     """
-    if is_module_wrapper(model):
-        model = model.module
+    model = unwrap(model)
     state_dict = get_state_dict(state_dict, source)
     own = model.state_dict()
     for name in ema_copies(state_dict) - own.keys():

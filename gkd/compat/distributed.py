@@ -6,6 +6,8 @@ import os
 import re
 import subprocess
 from datetime import timedelta
+from types import ModuleType
+from typing import Callable
 
 import torch
 import torch.distributed as dist
@@ -100,12 +102,23 @@ def init_without_gpus() -> None:
     """
     from mmcv.runner import dist_utils
 
-    def mended(launcher, init_with_gpus):
+    init_over_gloo(dist_utils, unless=lambda: torch.cuda.is_available())
+
+
+def init_over_gloo(dist_utils: ModuleType, unless: Callable[[], bool]) -> None:
+    """Let ``init_dist`` of mmcv or MMEngine call :func:`init_distributed` where there is no GPU.
+
+    Args:
+        dist_utils: The module that holds it.
+        unless: Whether there is a GPU.
+    """
+    def mended(launcher: str, init_with_gpus: Callable) -> Callable:
         def init(backend, *args, **kwargs):
-            if torch.cuda.is_available():
+            if unless():
                 init_with_gpus(backend, *args, **kwargs)
             else:
-                init_distributed(launcher)
+                given = {name: kwargs[name] for name in ('timeout',) if kwargs.get(name)}
+                init_distributed(launcher, **given)
         return init
 
     dist_utils._init_dist_pytorch = mended('pytorch', dist_utils._init_dist_pytorch)

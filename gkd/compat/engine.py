@@ -18,11 +18,12 @@ from mmengine.model import BaseTTAModel, MMDistributedDataParallel
 from mmengine.optim import AmpOptimWrapper
 from mmengine.runner import Runner, checkpoint
 
-from gkd.compat.checkpoint import load_checkpoint_file, load_strictly, load_url
-from gkd.compat.distributed import init_distributed
+from gkd.compat.checkpoint import load_strictly, load_url
+from gkd.compat.distributed import init_over_gloo
+from gkd.compat.local_files import load_from_local, put
 from gkd.errors import CheckpointError, ConfigError
-from gkd.files import written_whole
 from gkd.installed import numbers
+from gkd.watching import watched
 
 
 def accept_newer_mmcv() -> None:
@@ -94,10 +95,6 @@ def read_checkpoints_safely() -> None:
     then, MMEngine's own files are refused, because they hold its histories of logged numbers.
     For: mmengine 0.x, every torch.
     """
-
-    def load_from_local(filename, map_location=None):
-        return load_checkpoint_file(filename, map_location)
-
     checkpoint.CheckpointLoader.register_scheme('', load_from_local, force=True)
     checkpoint.load_url = load_url
 
@@ -138,9 +135,7 @@ def resume_without_running_the_config() -> None:
 
     @functools.wraps(resume)
     def resume_from(self, filename, *args, **kwargs):
-        load = self.load_checkpoint
-
-        def load_without_config(*load_args, **load_kwargs):
+        def load_without_config(load, *load_args, **load_kwargs):
             loaded = load(*load_args, **load_kwargs)
             if 'message_hub' not in loaded or 'epoch' not in loaded.get('meta', {}):
                 raise CheckpointError(
@@ -150,11 +145,8 @@ def resume_without_running_the_config() -> None:
             loaded['meta'].pop('config', None)
             return loaded
 
-        self.load_checkpoint = load_without_config
-        try:
+        with watched(self, 'load_checkpoint', load_without_config):
             resume(self, filename, *args, **kwargs)
-        finally:
-            del self.load_checkpoint
 
     Runner.resume = resume_from
 
@@ -165,17 +157,7 @@ def init_without_gpus() -> None:
     Reason: both choose the GPU of the process's number whether there is one or not.
     For: mmengine 0.x.
     """
-    def mended(launcher, init_with_gpus):
-        def init(backend, *args, **kwargs):
-            if mmengine.device.get_device() != 'cpu':
-                init_with_gpus(backend, *args, **kwargs)
-            else:
-                given = {name: kwargs[name] for name in ('timeout',) if kwargs.get(name)}
-                init_distributed(launcher, **given)
-        return init
-
-    dist_utils._init_dist_pytorch = mended('pytorch', dist_utils._init_dist_pytorch)
-    dist_utils._init_dist_slurm = mended('slurm', dist_utils._init_dist_slurm)
+    init_over_gloo(dist_utils, unless=lambda: mmengine.device.get_device() != 'cpu')
 
     initialise = MMDistributedDataParallel.__init__
 
@@ -213,9 +195,4 @@ def write_files_whole() -> None:
     name.
     For: mmengine 0.x.
     """
-
-    def put(self, obj, filepath):
-        with written_whole(filepath) as file:
-            file.write(obj)
-
     LocalBackend.put = put

@@ -14,15 +14,10 @@ from mmcv.fileio.file_client import HardDiskBackend
 from mmcv.runner import BaseRunner, IterBasedRunner, LoggerHook, checkpoint, epoch_based_runner
 from mmcv.runner.hooks.optimizer import Fp16OptimizerHook
 
-from gkd.compat.checkpoint import (
-    ema_copies,
-    get_state_dict,
-    load_checkpoint_file,
-    load_strictly,
-    load_url,
-)
+from gkd.compat.checkpoint import ema_copies, get_state_dict, load_strictly, load_url
+from gkd.compat.local_files import load_from_local, put
 from gkd.errors import CheckpointError, ConfigError
-from gkd.files import written_whole
+from gkd.watching import watched
 
 EMA = 'ema'  # in a runner's `meta`
 
@@ -34,10 +29,6 @@ def read_checkpoints_safely() -> None:
     it, files with numpy numbers (a run's best score) fail. Downloads execute code on every torch.
     For: mmcv 1.x, every torch.
     """
-
-    def load_from_local(filename, map_location=None):
-        return load_checkpoint_file(filename, map_location)
-
     checkpoint.CheckpointLoader.register_scheme('', load_from_local, force=True)
     checkpoint.load_url = load_url
 
@@ -83,9 +74,8 @@ def _resume_without_running(resume):
         if map_location == 'default' and not torch.cuda.is_available():
             map_location = 'cpu'
         config = None
-        load = self.load_checkpoint
 
-        def load_without_config(filename, *args, **kwargs):
+        def load_without_config(load, filename, *args, **kwargs):
             nonlocal config
             loaded = load(filename, *args, **kwargs)
             meta = loaded.get('meta', {})
@@ -106,11 +96,8 @@ def _resume_without_running(resume):
                 meta[EMA] = {name: weights[name] for name in copies}
             return loaded
 
-        self.load_checkpoint = load_without_config
-        try:
+        with watched(self, 'load_checkpoint', load_without_config):
             resume(self, checkpoint, resume_optimizer, map_location)
-        finally:
-            del self.load_checkpoint
         if config is None:
             return
         self.meta['config'] = config
@@ -196,10 +183,6 @@ def write_files_whole() -> None:
     or, between removing the old link and making the new one, none.
     For: mmcv 1.x.
     """
-
-    def put(self, obj, filepath):
-        with written_whole(filepath) as file:
-            file.write(obj)
 
     def symlink(source, target, overwrite=True, **kwargs):
         if overwrite and osp.lexists(target):

@@ -5,17 +5,12 @@ from __future__ import annotations
 import os.path as osp
 from typing import Optional
 
-import torch
 from mmengine.config import Config, ConfigDict
-from torch import Tensor
 
-from gkd.compat.checkpoint import class_names, get_state_dict, load_checkpoint_file, load_strictly
+from gkd.commands.export import write_student
 from gkd.detectors.source import DetectorSource, find_file, read_config
 from gkd.errors import ConfigError
-from gkd.files import written_whole
 from gkd.frameworks import build_detector
-
-STUDENT_PREFIX = 'student.'
 
 
 def load_config(path: str, options: Optional[dict] = None) -> Config:
@@ -54,14 +49,6 @@ def detector_config(config: Config) -> ConfigDict:
     return DetectorSource.parse(config.model.student, 'model.student').model_config()
 
 
-def student_weights(loaded: dict, path: str) -> dict[str, Tensor]:
-    """The student's weights in a checkpoint of its distillation; all weights of any other."""
-    weights = get_state_dict(loaded, path)
-    students = {name[len(STUDENT_PREFIX):]: tensor for name, tensor in weights.items()
-                if name.startswith(STUDENT_PREFIX)}
-    return students or weights
-
-
 def export_student(config: Config, checkpoint: str, output: str) -> None:
     """Write a checkpoint that plain MMDetection loads strictly into the student's own config.
 
@@ -77,12 +64,4 @@ def export_student(config: Config, checkpoint: str, output: str) -> None:
     if config.model.type != 'Distiller':
         raise ConfigError(f'{config.filename} distils nothing: its `model` is a '
                           f'{config.model.type}.')
-    if osp.exists(output) and osp.samefile(checkpoint, output):
-        raise ConfigError(f'{output} is the checkpoint to export from; name another file.')
-    loaded = load_checkpoint_file(checkpoint)
-    weights = student_weights(loaded, checkpoint)
-    load_strictly(build_detector(detector_config(config)), weights, checkpoint)
-    classes = class_names(loaded)
-    meta = {} if classes is None else dict(CLASSES=classes, dataset_meta=dict(classes=classes))
-    with written_whole(output) as file:
-        torch.save(dict(meta=meta, state_dict=weights), file)
+    write_student(build_detector(detector_config(config)), checkpoint, output)

@@ -10,11 +10,11 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from torch import Tensor
 
-from gkd.engine.resume import unwrap
+from gkd.compat.wrapper import unwrap
 from gkd.errors import NumericalError
+from gkd.finite import end_of_run
 
-ADVICE = ('Usual causes: a learning rate that is too high, no warm-up, no gradient clipping '
-          '(optim_wrapper.clip_grad), boxes without area.')
+CLIPPING = 'optim_wrapper.clip_grad'
 
 
 @HOOKS.register_module()
@@ -70,9 +70,6 @@ class FiniteLossHook(Hook):
         message = (f'{", ".join(broken) or "the loss of another process"} is not finite at epoch '
                    f'{runner.epoch + 1}, iteration {done + 1} (step {runner.iter + 1} of all).')
         if self.skipped == self.skip:
-            after = f' after {self.skipped} skipped steps' if self.skipped else ''
-            raise NumericalError(
-                f'{message}\nThe run ends{after}; weights are those before this step. {ADVICE} '
-                f'To leave out such steps: custom_hooks = [dict(type="FiniteLossHook", skip=10)].')
+            raise NumericalError(f'{message}\n{end_of_run(self.skipped, CLIPPING)}')
         self.skipped += 1
         runner.logger.warning(f'{message} Skipped {self.skipped} of at most {self.skip} steps.')

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import os.path as osp
 from collections.abc import Iterator
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Optional
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from mmengine.dist import get_dist_info, is_main_process
@@ -21,15 +21,13 @@ from mmengine.registry import HOOKS
 from torch.utils.data import DataLoader
 
 from gkd.bank import PrototypeBank
+from gkd.compat.wrapper import unwrap
 from gkd.errors import ConfigError
 from gkd.finite import check_weights
-from gkd.frameworks import is_module_wrapper
 from gkd.prototypes.generation import all_gather
-from gkd.randomness import SeededIndex, SeededItems, random_state, set_random_state
-
-KEY = 'resume'  # in a checkpoint
-INSIDE = 'epoch_{}_iter_{}.pth'  # running epoch, from 1, and how many of its iterations are done
-KEPT_INSIDE = 2
+from gkd.randomness import SeededItems, random_state, set_random_state
+from gkd.resume import KEPT_INSIDE, KEY, is_same_setup, remove_inside, with_seeds
+from gkd.work_dir import INSIDE
 
 
 @HOOKS.register_module()
@@ -76,14 +74,9 @@ class ResumableCheckpointHook(CheckpointHook):
         model = unwrap(runner.model)
         if state['bank'] is not None:
             device = next(model.parameters()).device
-            model.bank = PrototypeBank(**state['bank']).to(device)
+            model.bank = PrototypeBank.from_state_dict(state['bank']).to(device)
         length = len(runner.train_dataloader)
-        alike = len(state['random']) == runner.world_size and state['length'] == length
-        if not alike:
-            runner.logger.warning(
-                f'The checkpoint is of {len(state["random"])} process(es) with '
-                f'{state["length"]} iterations an epoch, this run has {runner.world_size} with '
-                f'{length}: it goes on from there, with other images in a step.')
+        alike = is_same_setup(state, runner.world_size, length, runner.logger)
         self.order.skip = state['batches'] * length // state['length']
         now = state['random'][runner.rank] if alike else None
         if self.order.skip:
@@ -115,7 +108,7 @@ class ResumableCheckpointHook(CheckpointHook):
             backend_args=self.backend_args)
         if is_main_process():
             Path(runner.work_dir, 'last_checkpoint').write_text(osp.join(self.out_dir, name))
-            self.remove_inside(keep=KEPT_INSIDE)
+            remove_inside(self.out_dir, keep=KEPT_INSIDE)
 
     def _save_checkpoint(self, runner) -> None:
         # MMEngine calls this on all processes, and writes with the first one only.
@@ -123,20 +116,13 @@ class ResumableCheckpointHook(CheckpointHook):
         self.state = training_state(runner, batches=0)
         super()._save_checkpoint(runner)
         if is_main_process():
-            self.remove_inside(keep=0)
+            remove_inside(self.out_dir, keep=0)
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
         """Add the state."""
         state, self.state = self.state, None
         if state is not None:
             checkpoint[KEY] = state
-
-    def remove_inside(self, keep: int) -> None:
-        """Remove all but the newest ``keep`` checkpoints inside epochs."""
-        found = sorted(Path(self.out_dir).glob(INSIDE.format('*', '*')),
-                       key=lambda path: path.stat().st_mtime_ns)
-        for path in found[:len(found) - keep]:
-            path.unlink()
 
 
 class BatchOrder:
@@ -183,21 +169,14 @@ class BatchOrder:
         # torch makes two iterators and uses the second one.
         batches = list(self.batches)
         if self.seeded:
-            seeds = iter(np.random.default_rng(
-                [self.seed, get_dist_info()[0], self.epoch]).integers(
-                    2 ** 32, size=sum(map(len, batches))))
-            batches = [[SeededIndex.of(index, int(next(seeds))) for index in batch]
-                       for batch in batches]
+            images = iter(with_seeds([*chain.from_iterable(batches)], self.seed,
+                                     get_dist_info()[0], self.epoch))
+            batches = [[*islice(images, len(batch))] for batch in batches]
         skip, self.skip = self.skip, 0
         now, self.now = self.now, None
         if now is not None:
             set_random_state(now)
         yield from batches[skip:]
-
-
-def unwrap(model: torch.nn.Module) -> torch.nn.Module:
-    """The model without its data-parallel wrapper."""
-    return model.module if is_module_wrapper(model) else model
 
 
 def share_buffers(runner) -> None:
@@ -228,7 +207,7 @@ def training_state(runner, batches: int) -> dict:
     share_buffers(runner)
     bank = getattr(model, 'bank', None)
     state = dict(batches=batches, length=len(runner.train_dataloader),
-                 bank=None if bank is None else vars(bank.to('cpu')),
+                 bank=None if bank is None else bank.state_dict(),
                  random=all_gather(random_state()))
     if not runner.optim_wrapper.should_update():
         # An epoch may end between two steps of the optimiser.

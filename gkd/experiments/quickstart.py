@@ -21,6 +21,7 @@ from gkd.files import write_atomically
 from gkd.looking.detections import draw_detections
 from gkd.prototypes import PrototypeBank
 from gkd.prototypes.hook import latest_bank
+from gkd.quickstart import FAMILIES, ROWS, closing_text
 from gkd.report.comparison import format_gain
 from gkd.report.names import PLAIN_STUDENT
 from gkd.report.page import write_report
@@ -31,7 +32,6 @@ from gkd.work_dir import PROTOTYPES, REPORT
 CONFIGS = {
     'digit-scenes': 'configs/digits/gkd_{}_efficientnet-lite0_r18-w8_fpn_digit-scenes.py',
     'tree-crowns': 'configs/quickstart/gkd_{}_efficientnet-lite0_r18-w8_fpn_tree-crowns.py'}
-FAMILIES = ('retinanet', 'faster_rcnn')
 
 
 def add_arguments(group: argparse._ArgumentGroup) -> None:
@@ -89,28 +89,27 @@ def quickstart(data: str = 'digit-scenes', family: str = 'retinanet', seeds: Seq
     report = osp.join(work_dir, REPORT)
     write_report(distilled.work_dir, [plain.work_dir], report)
     command = f'{path} {osp.relpath(distilled.checkpoint)}'
-    print(f'\n{family} on {data}, validation, seeds {" ".join(map(str, seeds))}, '
-          f'{(time.time() - started) / 60:.1f} min:\n\n{table}\n'
-          f'report:    {osp.relpath(report)}\n'
-          f'pictures:  {osp.relpath(work_dir)}/detections.png, prototypes.png\n'
-          f'evaluate:  bash {tool("test.sh")} {command}\n'
-          f'export:    python {tool("export_student.py")} {command}')
+    print(closing_text(f'{family} on {data}', seeds, started, table, dict(
+        report=osp.relpath(report),
+        pictures=f'{osp.relpath(work_dir)}/detections.png, prototypes.png',
+        evaluate=f'bash {tool("test.sh")} {command}',
+        export=f'python {tool("export_student.py")} {command}')))
 
 
 def metrics_by_row(comparison: Comparison) -> dict[str, list[dict[str, float]]]:
     """Metrics of all runs, by the name of their row in the table."""
     teacher, *students = comparison.preparation
-    rows = {'teacher': [teacher], 'student': students,
-            'student, continued': comparison.runs[PLAIN_STUDENT].values(),
-            'student, distilled': comparison.runs[OWN].values()}
+    rows = ([teacher], students, comparison.runs[PLAIN_STUDENT].values(),
+            comparison.runs[OWN].values())
     return {name: [training.metrics() for training in trainings]
-            for name, trainings in rows.items()}
+            for name, trainings in zip(ROWS, rows)}
 
 
 def draw_pictures(teacher: Training, plain: Training, distilled: Training, work_dir: str) -> None:
     """Draw the detections of the three, and the prototypes of the last generation."""
+    teachers, _, continued, taught = ROWS
     draw_detections([(title, training.settings, training.checkpoint) for title, training in (
-        ('teacher', teacher), ('student, continued', plain), ('student, distilled', distilled))],
+        (teachers, teacher), (continued, plain), (taught, distilled))],
                     osp.join(work_dir, 'detections.png'))
     folder = osp.join(distilled.work_dir, PROTOTYPES)
     data = distilled.settings.data.train

@@ -10,15 +10,9 @@ import time
 from typing import Union
 
 from gkd.bank import PrototypeBank
+from gkd.compat.wrapper import unwrap
 from gkd.errors import CheckpointError, ConfigError, NumericalError
-from gkd.frameworks import (
-    HOOKS,
-    Dataset,
-    Hook,
-    build_dataset,
-    is_module_wrapper,
-    prototype_datasets,
-)
+from gkd.frameworks import HOOKS, Dataset, Hook, build_dataset, prototype_datasets
 from gkd.work_dir import PROTOTYPES
 
 
@@ -53,7 +47,7 @@ class PrototypeHook(Hook):
 
     def before_train_epoch(self, runner) -> None:
         """Set the progress; generate or reload the bank."""
-        distiller = runner.model.module if is_module_wrapper(runner.model) else runner.model
+        distiller = unwrap(runner.model)
         distiller.progress = runner.epoch / runner.max_epochs
         if not distiller.needs.bank:
             return

@@ -8,10 +8,10 @@ from typing import Any, Optional
 
 import numpy as np
 from mmcv import Config
-from mmcv.parallel import is_module_wrapper
 from mmcv.runner import HOOKS, EvalHook, Hook, LoggerHook, TensorboardLoggerHook, WandbLoggerHook
 from mmdet.datasets import CustomDataset
 
+from gkd.compat.wrapper import unwrap
 from gkd.errors import EnvironmentMismatchError
 from gkd.prototypes import PrototypeHook
 
@@ -76,7 +76,7 @@ class ImageLoggerHook(Hook):
 
     def before_train_epoch(self, runner) -> None:
         """Show prototypes that were generated just now."""
-        model = runner.model.module if is_module_wrapper(runner.model) else runner.model
+        model = unwrap(runner.model)
         bank = getattr(model, 'bank', None)
         if runner.rank == 0 and bank is not None and \
                 bank.metadata.get('epoch') == str(runner.epoch + 1):

@@ -16,10 +16,10 @@ from contextlib import ExitStack, suppress
 from typing import Any, Callable, Optional
 
 import torch
-from mmcv.parallel import is_module_wrapper
 from mmcv.runner import HOOKS, EvalHook, Hook, LoggerHook
 from torch import Tensor, nn
 
+from gkd.compat.wrapper import unwrap
 from gkd.distiller import Distiller
 from gkd.files import written_whole
 from gkd.knowledge import RobustDistillingModule
@@ -63,7 +63,7 @@ class TrainingRecorder(Hook):
             keep_results(self.evaluation, osp.join(runner.work_dir, UNFINISHED))
         self.interval = next((hook.interval for hook in runner.hooks
                               if isinstance(hook, LoggerHook)), self.interval)
-        model = runner.model.module if is_module_wrapper(runner.model) else runner.model
+        model = unwrap(runner.model)
         device = next(model.parameters()).device
         earlier = earlier_record(osp.join(runner.work_dir, RECORD), runner.epoch, runner.iter)
         self.started = time.time() - earlier.get('seconds', 0.0)

@@ -8,6 +8,8 @@ from typing import Any, Optional
 from mmcv import Config
 from mmcv.runner import BaseRunner
 
+from gkd.watching import watched
+
 NEW_OPTIMIZER = '--new-optimizer'
 # The checkpoint has its own values; settings with these prefixes do not affect a resumed run.
 FROM_CHECKPOINT = ('optimizer.', 'load_from', 'seed', 'model.student.checkpoint')
@@ -72,11 +74,8 @@ def resume_without_optimizer(runner: BaseRunner, checkpoint: str, device: str) -
         The state of the checkpoint's optimiser, empty if it holds none.
     """
     state: dict = {}
-    runner.optimizer.load_state_dict = state.update
-    try:
+    with watched(runner.optimizer, 'load_state_dict', lambda load, given: state.update(given)):
         runner.resume(checkpoint, map_location=device)
-    finally:
-        del runner.optimizer.load_state_dict
     return state
 
 

@@ -6,32 +6,12 @@ import argparse
 import os.path as osp
 from typing import Optional
 
-import mmcv
 import torch
 from mmcv import Config
 
 from gkd.commands import add_device_option, add_trust_option
-from gkd.compat.checkpoint import trust_checkpoints
+from gkd.commands.settings import add_settings_option
 from gkd.running.config import load_config
-
-
-class DictAction(mmcv.DictAction):
-    """mmcv's KEY=VALUE; text in double quotes is taken as it is, with commas and blanks."""
-
-    def __call__(self, parser, namespace, values, option_string=None):
-        """Read all KEY=VALUE of an option."""
-        for value in values:
-            if not value.partition('=')[0].strip() or '=' not in value:
-                raise argparse.ArgumentError(self, f'{value!r} is not KEY=VALUE')
-        try:
-            super().__call__(parser, namespace, values, option_string)
-        except (ValueError, AssertionError, IndexError) as error:
-            raise argparse.ArgumentError(self, f'{" ".join(values)}: {error}') from None
-
-    @staticmethod
-    def _parse_iterable(val: str):
-        quoted = len(val) > 2 and val[0] == val[-1] == '"' and val[1] not in '(['
-        return val[1:-1] if quoted else mmcv.DictAction._parse_iterable(val)
 
 
 def add_pair_options(parser: argparse.ArgumentParser, folder: str,
@@ -50,8 +30,7 @@ def add_pair_options(parser: argparse.ArgumentParser, folder: str,
                         'student that the config starts from)')
     parser.add_argument('--out', help=f'folder to write to (default: work_dirs/{folder}/CONFIG)')
     add_device_option(parser)
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
-                        help='replace settings of the config')
+    add_settings_option(parser)
     parser.set_defaults(folder=folder, device='cuda' if torch.cuda.is_available() else 'cpu')
     add_trust_option(parser)
 
@@ -65,8 +44,6 @@ def read_pair_options(args: argparse.Namespace) -> tuple[Config, str, str]:
     Raises:
         ConfigError: The config cannot be read.
     """
-    if args.trust_checkpoint:
-        trust_checkpoints()
     name = osp.splitext(osp.basename(args.config))[0]
     return (load_config(args.config, args.cfg_options), name,
             args.out or osp.join('work_dirs', args.folder, name))

@@ -6,7 +6,7 @@ import inspect
 
 import torch
 from mmcv.cnn.utils import revert_sync_batchnorm
-from mmcv.parallel import MMDataParallel, MMDistributedDataParallel, is_module_wrapper
+from mmcv.parallel import MMDataParallel, MMDistributedDataParallel
 from mmcv.utils import get_logger
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -51,8 +51,3 @@ def wrap(model: nn.Module, device: torch.device, find_unused: bool = False) -> n
         return MMDistributedDataParallel(model, device_ids=device_ids, **{keep: False},
                                          find_unused_parameters=find_unused)
     return MMDataParallel(model, device_ids=device_ids or [])
-
-
-def unwrap(model: nn.Module) -> nn.Module:
-    """The model inside a data-parallel wrapper."""
-    return model.module if is_module_wrapper(model) else model

@@ -4,46 +4,15 @@ from __future__ import annotations
 
 import os.path as osp
 
-import torch
 from mmcv import Config
 from mmdet.models.detectors import BaseDetector
-from torch import Tensor
 
-from gkd.compat.checkpoint import (
-    class_names,
-    ema_copies,
-    get_state_dict,
-    load_checkpoint_file,
-    load_strictly,
-)
+from gkd.commands.export import student_weights, write_student
+from gkd.compat.checkpoint import load_checkpoint_file, load_strictly
 from gkd.detectors.source import DetectorSource, find_file
 from gkd.distiller import Distiller
-from gkd.errors import ConfigError
-from gkd.files import write_atomically, written_whole
+from gkd.files import write_atomically
 from gkd.running.config import build_model, student_config
-
-STUDENT_PREFIX = 'student.'
-
-
-def student_weights(checkpoint: dict, source: str) -> dict[str, Tensor]:
-    """The student's weights under a plain detector's names.
-
-    Args:
-        checkpoint: A loaded checkpoint, of a distiller or of a plain detector.
-        source: The file it comes from, for messages.
-
-    Returns:
-        State dict of the student; a plain detector's is returned as it is.
-
-    Raises:
-        CheckpointError: There are no weights in it.
-    """
-    weights = get_state_dict(checkpoint, source)
-    for name in ema_copies(weights):
-        del weights[name]
-    student = {name[len(STUDENT_PREFIX):]: tensor for name, tensor in weights.items()
-               if name.startswith(STUDENT_PREFIX)}
-    return student or weights
 
 
 def load_detector(config: Config, checkpoint: str) -> BaseDetector:
@@ -78,38 +47,8 @@ def export_student(config: Config, checkpoint: str, output: str) -> str:
         CheckpointError: The checkpoint cannot be read or does not hold this config's student.
         ConfigError: ``output`` is the checkpoint itself.
     """
-    loaded = load_checkpoint_file(checkpoint)
-    if osp.exists(output) and osp.samefile(checkpoint, output):
-        raise ConfigError(f'{output} is the checkpoint to export from; name another file.')
-    weights = student_weights(loaded, checkpoint)
-    model = build_model(student_config(config))
-    load_strictly(model, weights, checkpoint)
-    with written_whole(output) as file:
-        torch.save(dict(meta=exported_meta(loaded), state_dict=weights), file)
+    write_student(build_model(student_config(config)), checkpoint, output)
     return own_config(config, output)
-
-
-def exported_meta(checkpoint: dict) -> dict:
-    """What plain MMDetection needs in an exported checkpoint besides weights, as plain values.
-
-    Args:
-        checkpoint: The loaded checkpoint of a training.
-
-    Returns:
-        The classes as MMDetection 2.x (``CLASSES``) and as 3.x (``dataset_meta``, with the colours
-        if there are any) look them up, and where the weights come from.
-    """
-    given = checkpoint.get('meta') or {}
-    meta = {name: given[name] for name in ('epoch', 'iter', 'mmdet_version', 'mmengine_version')
-            if name in given}
-    classes = class_names(checkpoint)
-    if classes is not None:
-        meta['CLASSES'] = classes
-        meta['dataset_meta'] = dict(classes=classes)
-        palette = (given.get('dataset_meta') or {}).get('palette')
-        if isinstance(palette, (list, tuple)):
-            meta['dataset_meta']['palette'] = [tuple(map(int, colour)) for colour in palette]
-    return meta
 
 
 def own_config(config: Config, output: str) -> str:

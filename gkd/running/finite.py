@@ -13,15 +13,15 @@ from mmcv.runner import HOOKS, Hook, OptimizerHook
 
 from gkd.commands.layout import place
 from gkd.compat.checkpoint import load_checkpoint_file, load_strictly
+from gkd.compat.wrapper import unwrap
 from gkd.errors import CheckpointError, NumericalError
 from gkd.files import written_whole
+from gkd.finite import end_of_run
 from gkd.prototypes import PrototypeBank
 from gkd.randomness import random_state, set_random_state
 from gkd.running.config import build_model
-from gkd.running.device import unwrap
 
-ADVICE = ('Usual causes: a learning rate that is too high, no warm-up, no gradient clipping '
-          '(optimizer_config.grad_clip), boxes without area.')
+CLIPPING = 'optimizer_config.grad_clip'
 
 
 @HOOKS.register_module()
@@ -81,10 +81,7 @@ class FiniteLossHook(Hook):
                    f'{runner.inner_iter + 1} (step {runner.iter + 1} of the run). The step is '
                    f'kept: python tools/replay.py CONFIG {path}')
         if self.skipped == self.skip:
-            after = f' after {self.skipped} skipped steps' if self.skipped else ''
-            raise NumericalError(
-                f'{message}\nThe run ends{after}; weights are those before this step. {ADVICE} '
-                f'To leave out such steps: custom_hooks = [dict(type="FiniteLossHook", skip=10)].')
+            raise NumericalError(f'{message}\n{end_of_run(self.skipped, CLIPPING)}')
         self.skipped += 1
         for buffer, value in zip(unwrap(runner.model).buffers(), self.statistics):
             buffer.copy_(value)
@@ -98,7 +95,7 @@ class FiniteLossHook(Hook):
             torch.save(dict(
                 state_dict=model.state_dict(), batch=plain(runner.data_batch), random=self.before,
                 losses=dict(runner.outputs['log_vars']), epoch=runner.epoch, iter=runner.iter,
-                bank=None if bank is None else vars(bank.to('cpu')),
+                bank=None if bank is None else bank.state_dict(),
                 progress=getattr(model, 'progress', None)), file)
 
 
@@ -131,7 +128,7 @@ def replay(config: Config, path: str) -> dict[str, float]:
     load_strictly(model, step, path)
     model.train()
     if step['bank'] is not None:
-        model.bank = PrototypeBank(**step['bank'])
+        model.bank = PrototypeBank.from_state_dict(step['bank'])
     if step['progress'] is not None:
         model.progress = step['progress']
     set_random_state(step['random'])

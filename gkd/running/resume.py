@@ -10,11 +10,9 @@ from __future__ import annotations
 
 import os.path as osp
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, Optional
 
 import mmcv
-import numpy as np
 import torch
 from mmcv import Config
 from mmcv.runner import HOOKS, CheckpointHook, EMAHook, Hook, get_dist_info, save_checkpoint
@@ -24,16 +22,15 @@ from torch.utils.data import DataLoader, Sampler
 
 from gkd.compat.checkpoint import load_checkpoint_file
 from gkd.compat.runner import EMA
+from gkd.compat.wrapper import unwrap
 from gkd.errors import CheckpointError
 from gkd.finite import check_weights
 from gkd.prototypes import PrototypeBank
 from gkd.prototypes.generation import all_gather
-from gkd.randomness import SeededIndex, SeededItems, random_state, set_random_state
-from gkd.running.device import unwrap
-from gkd.work_dir import INSIDE, LATEST, checkpoints, progress_of
+from gkd.randomness import SeededItems, random_state, set_random_state
+from gkd.resume import KEPT_INSIDE, KEY, is_same_setup, remove_inside, with_seeds
+from gkd.work_dir import INSIDE, LATEST, checkpoints
 
-KEY = 'resume'  # in a checkpoint's `meta`
-KEPT_INSIDE = 2
 EMA_HOOKS = (EMAHook, BaseEMAHook)
 EMA_PRIORITY = 49  # before checkpoints and evaluations, which see the averages
 
@@ -71,20 +68,14 @@ class ResumableCheckpointHook(CheckpointHook):
             meta={**runner.meta, KEY: state, 'epoch': runner.epoch, 'iter': runner.iter + 1})
         if self.args['create_symlink']:
             mmcv.symlink(name, osp.join(self.out_dir, LATEST))
-        self.remove_inside(keep=KEPT_INSIDE)
+        remove_inside(self.out_dir, keep=KEPT_INSIDE)
 
     def _save_checkpoint(self, runner) -> None:
         # mmcv calls this on all processes, and goes on with the first one only.
         self.args['meta'] = {KEY: training_state(runner, batches=0)}
         super()._save_checkpoint(runner)
         if runner.rank == 0:
-            self.remove_inside(keep=0)
-
-    def remove_inside(self, keep: int) -> None:
-        """Remove all but the newest ``keep`` checkpoints inside epochs."""
-        found = sorted(Path(self.out_dir).glob(INSIDE.format('*', '*')), key=progress_of)
-        for path in found[:len(found) - keep]:
-            path.unlink()
+            remove_inside(self.out_dir, keep=0)
 
 
 class ResumeHook(Hook):
@@ -106,7 +97,7 @@ class ResumeHook(Hook):
         if self.state is not None and self.state['bank'] is not None:
             model = unwrap(runner.model)
             device = next(model.parameters()).device
-            model.bank = PrototypeBank(**self.state['bank']).to(device)
+            model.bank = PrototypeBank.from_state_dict(self.state['bank']).to(device)
 
     def before_train_epoch(self, runner) -> None:
         """Restore the random states, or the position in the epoch."""
@@ -116,14 +107,9 @@ class ResumeHook(Hook):
         if state is None:
             return
         length = len(runner.data_loader)
-        now, start = (state[name][runner.rank] if len(state[name]) == runner.world_size else None
-                      for name in ('random', 'epoch_start'))
-        if now is None or state['length'] != length:
-            runner.logger.warning(
-                f'The checkpoint is of {len(state["random"])} process(es) with '
-                f'{state["length"]} iterations an epoch, this run has {runner.world_size} with '
-                f'{length}: it goes on from there, with other images in a step.')
-            now = start = None
+        now = start = None
+        if is_same_setup(state, runner.world_size, length, runner.logger):
+            now, start = (state[name][runner.rank] for name in ('random', 'epoch_start'))
         self.order.skip = state['batches'] * length // state['length']
         self.order.states = start, now
         if self.order.skip == 0 and now is not None:
@@ -243,9 +229,7 @@ class ImageOrder(Sampler):
         if now is not None:
             set_random_state(now)
         if self.seeded:
-            seeds = np.random.default_rng([self.seed, get_dist_info()[0], self.epoch]).integers(
-                2 ** 32, size=len(order))
-            order = [SeededIndex.of(index, int(seed)) for index, seed in zip(order, seeds)]
+            order = with_seeds(order, self.seed, get_dist_info()[0], self.epoch)
         return iter(order[self.skip * self.batch_size:])
 
 
@@ -262,10 +246,9 @@ def training_state(runner, batches: int) -> dict:
     model = unwrap(runner.model)
     check_weights(model, 'optimizer_config.grad_clip')
     bank = getattr(model, 'bank', None)
-    if bank is not None:
-        bank = vars(bank.to('cpu'))
     sampler = runner.data_loader.batch_sampler.sampler
-    return dict(batches=batches, length=len(runner.data_loader), bank=bank,
+    return dict(batches=batches, length=len(runner.data_loader),
+                bank=None if bank is None else bank.state_dict(),
                 hooks={type(hook).__name__: hook.state_dict() for hook in runner.hooks
                        if hasattr(hook, 'state_dict')},
                 random=all_gather(random_state()),

@@ -37,6 +37,7 @@ from torch.utils.data import DataLoader
 
 from gkd.commands.explain import explaining
 from gkd.commands.layout import place
+from gkd.compat.wrapper import unwrap
 from gkd.detectors.source import check_checkpoints
 from gkd.distiller import Distiller
 from gkd.errors import CheckpointError, ConfigError
@@ -63,7 +64,7 @@ from gkd.running.data import (
     look_at_test_data,
     prototype_datasets,
 )
-from gkd.running.device import unwrap, use_device, without_sync_on_cpu, wrap
+from gkd.running.device import use_device, without_sync_on_cpu, wrap
 from gkd.running.evaluation import EvaluationRecorder, MissedEvaluation, evaluation_hook
 from gkd.running.finite import FiniteLossHook
 from gkd.running.resume import (

@@ -1,23 +1,18 @@
 """The quickstart's stages: in which order, from what, and what is not trained again."""
 
-import importlib.util
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from small_experiments import TOOLS
 
 from gkd.commands.processes import StageFailed
+from gkd.quickstart import mmdet3 as module
 from gkd.report.results import read_results
 
 
 @pytest.fixture
 def quickstart(monkeypatch, tmp_path):
     """The module; its trainings only write a checkpoint, and ``commands`` lists them."""
-    spec = importlib.util.spec_from_file_location('quickstart', TOOLS / 'quickstart.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-
     def run_tool(command, environment, log):
         config, folder, seed, epochs = command[1], *(
             command[command.index(f'--{name}') + 1] for name in ('work-dir', 'seed', 'epochs'))

@@ -105,6 +105,8 @@ def test_averaged_two_stage_student_is_exported(annotations, tmp_path, monkeypat
     export_student(config, str(tmp_path / 'epoch_1.pth'), str(tmp_path / 'student.pth'))
     exported = load_checkpoint_file(str(tmp_path / 'student.pth'))
     assert tuple(exported['meta']['dataset_meta']['classes']) == CLASSES
+    assert (exported['meta']['epoch'], exported['meta']['iter']) == (1, runner.iter)
+    assert 'mmengine_version' in exported['meta']
     plain = build_detector(Config(detector('two_stage')))
     plain.load_state_dict(exported['state_dict'], strict=True)
     weight = 'roi_head.bbox_head.fc_cls.weight'

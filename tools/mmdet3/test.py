@@ -6,12 +6,13 @@ import os.path as osp
 
 import gkd  # noqa: F401  isort: skip  (says what is missing, if anything is)
 from mmdet.evaluation import DumpDetResults
-from mmengine.config import DictAction
 
-from gkd.commands import add_device_option, add_trust_option, run
-from gkd.compat.checkpoint import load_checkpoint_file, load_strictly, trust_checkpoints
-from gkd.engine.commands import detector_config, load_config, student_weights
-from gkd.engine.resume import unwrap
+from gkd.commands import add_device_option, add_launcher_options, add_trust_option, run
+from gkd.commands.export import student_weights
+from gkd.commands.settings import add_settings_option
+from gkd.compat.checkpoint import load_checkpoint_file, load_strictly
+from gkd.compat.wrapper import unwrap
+from gkd.engine.commands import detector_config, load_config
 from gkd.engine.runner import Runner
 from gkd.errors import ConfigError
 
@@ -26,12 +27,8 @@ def parse_args():
                                       'analysis tools; ends with .pkl')
     parser.add_argument('--show-dir', help='folder to draw detections into, beside the ground '
                                            'truth')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
-                        help='replace settings of the config')
-    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm'], default='none',
-                        help='who started this process; tools/test.sh sets it')
-    parser.add_argument('--local-rank', '--local_rank', type=int, default=0,
-                        help=argparse.SUPPRESS)
+    add_settings_option(parser)
+    add_launcher_options(parser, 'test.sh')
     add_device_option(parser)
     add_trust_option(parser)
     return parser.parse_args()
@@ -39,8 +36,6 @@ def parse_args():
 
 def main():
     args = parse_args()
-    if args.trust_checkpoint:
-        trust_checkpoints()
     config = load_config(args.config, args.cfg_options)
     config.launcher = args.launcher
     if args.work_dir is not None:

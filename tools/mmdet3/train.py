@@ -6,15 +6,21 @@ import os.path as osp
 
 import gkd  # noqa: F401  isort: skip  (says what is missing, if anything is)
 import torch
-from mmengine.config import DictAction
 
-from gkd.commands import add_device_option, add_trust_option, positive, run
+from gkd.commands import (
+    add_device_option,
+    add_launcher_options,
+    add_training_options,
+    add_trust_option,
+    run,
+)
 from gkd.commands.allocator import keep_freed_memory
-from gkd.compat.checkpoint import trust_checkpoints
+from gkd.commands.settings import add_settings_option
 from gkd.datasets import prepare_embedded
 from gkd.engine.commands import load_config
 from gkd.engine.runner import Runner
 from gkd.errors import ConfigError
+from gkd.quickstart import FAMILIES
 
 
 def parse_args():
@@ -22,28 +28,16 @@ def parse_args():
         description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument('config', nargs='?', help='config file, such as one of configs/mmdet3/; '
                                                  'without one the quickstart runs')
-    parser.add_argument('--work-dir', help='where checkpoints, logs and prototypes go '
-                                           '(default: work_dirs/NAME_OF_CONFIG)')
-    parser.add_argument('--resume', default='auto', metavar='auto|never|CHECKPOINT',
-                        help='go on from the last checkpoint in the work dir, start anew, or go '
-                             'on from a checkpoint')
-    parser.add_argument('--no-validate', action='store_true', help='do not evaluate')
-    parser.add_argument('--seed', type=int, help='replaces the config\'s seed')
-    parser.add_argument('--epochs', type=positive, help='replaces the config\'s number of epochs')
+    add_training_options(parser)
     parser.add_argument('--amp', action='store_true', help='mixed precision')
     parser.add_argument('--auto-scale-lr', action='store_true',
                         help='scale the learning rate with the images of a step')
-    parser.add_argument('--family', choices=('retinanet', 'faster_rcnn'),
-                        default='retinanet',
+    parser.add_argument('--family', choices=FAMILIES, default='retinanet',
                         help='detector of the quickstart')
     parser.add_argument('--seeds', type=int, nargs='+', default=[0],
                         help='seeds of the quickstart')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
-                        help='replace settings of the config')
-    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm'], default='none',
-                        help='who started this process; tools/train.sh sets it')
-    parser.add_argument('--local-rank', '--local_rank', type=int, default=0,
-                        help=argparse.SUPPRESS)
+    add_settings_option(parser)
+    add_launcher_options(parser, 'train.sh')
     add_device_option(parser)
     add_trust_option(parser)
     return parser.parse_args()
@@ -56,10 +50,8 @@ def annotation_file(dataset):
 
 def main():
     args = parse_args()
-    if args.trust_checkpoint:
-        trust_checkpoints()
     if args.config is None:
-        from quickstart import quickstart  # beside this file; what it draws with is slow to import
+        from gkd.quickstart.mmdet3 import quickstart  # what it draws with is slow to import
         quickstart(args.family, args.seeds, args.epochs, args.work_dir)
         return
     config = load_config(args.config, args.cfg_options)

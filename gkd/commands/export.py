@@ -1,0 +1,85 @@
+"""The student's weights of a distillation's checkpoint, and the file that they are exported to."""
+
+from __future__ import annotations
+
+import os.path as osp
+
+import torch
+from torch import Tensor, nn
+
+from gkd.compat.checkpoint import (
+    class_names,
+    ema_copies,
+    get_state_dict,
+    load_checkpoint_file,
+    load_strictly,
+)
+from gkd.errors import ConfigError
+from gkd.files import written_whole
+
+STUDENT_PREFIX = 'student.'
+
+
+def student_weights(checkpoint: dict, source: str) -> dict[str, Tensor]:
+    """The student's weights under a plain detector's names.
+
+    Args:
+        checkpoint: A loaded checkpoint, of a distiller or of a plain detector.
+        source: The file it comes from, for messages.
+
+    Returns:
+        State dict of the student; a plain detector's is returned as it is.
+
+    Raises:
+        CheckpointError: There are no weights in it.
+    """
+    weights = get_state_dict(checkpoint, source)
+    for name in ema_copies(weights):
+        del weights[name]
+    student = {name[len(STUDENT_PREFIX):]: tensor for name, tensor in weights.items()
+               if name.startswith(STUDENT_PREFIX)}
+    return student or weights
+
+
+def write_student(student: nn.Module, checkpoint: str, output: str) -> None:
+    """Write a checkpoint with the student's weights alone.
+
+    Args:
+        student: The detector that they must fit; it gets them.
+        checkpoint: A checkpoint of the training.
+        output: File to write; it appears whole or not at all.
+
+    Raises:
+        CheckpointError: The checkpoint cannot be read or holds another student.
+        ConfigError: ``output`` is the checkpoint itself.
+    """
+    loaded = load_checkpoint_file(checkpoint)
+    if osp.exists(output) and osp.samefile(checkpoint, output):
+        raise ConfigError(f'{output} is the checkpoint to export from; name another file.')
+    weights = student_weights(loaded, checkpoint)
+    load_strictly(student, weights, checkpoint)
+    with written_whole(output) as file:
+        torch.save(dict(meta=exported_meta(loaded), state_dict=weights), file)
+
+
+def exported_meta(checkpoint: dict) -> dict:
+    """What plain MMDetection asks an exported checkpoint besides weights, in plain values.
+
+    Args:
+        checkpoint: The loaded checkpoint of a training.
+
+    Returns:
+        The classes as MMDetection 2.x (``CLASSES``) and as 3.x (``dataset_meta``, with the colours
+        if there are any) look them up, and where the weights come from.
+    """
+    given = checkpoint.get('meta') or {}
+    meta = {name: given[name] for name in ('epoch', 'iter', 'mmdet_version', 'mmengine_version')
+            if name in given}
+    classes = class_names(checkpoint)
+    if classes is not None:
+        meta['CLASSES'] = classes
+        meta['dataset_meta'] = dict(classes=classes)
+        palette = (given.get('dataset_meta') or {}).get('palette')
+        if isinstance(palette, (list, tuple)):
+            meta['dataset_meta']['palette'] = [tuple(map(int, colour)) for colour in palette]
+    return meta

@@ -1,0 +1,46 @@
+"""What both MMDetections' exact resume shares: which checkpoints stay, and whose states fit."""
+
+import logging
+import os
+
+import pytest
+
+from gkd.resume import is_same_setup, remove_inside, with_seeds
+
+
+def write(folder, *names):
+    """Write files one after the other."""
+    for time, name in enumerate(names):
+        (folder / name).touch()
+        os.utime(folder / name, (time, time))
+
+
+def test_what_was_written_last_stays(tmp_path):
+    """A run that went back to epoch 2 finds checkpoints of epoch 4."""
+    write(tmp_path, 'epoch_4_iter_2.pth', 'epoch_4_iter_4.pth', 'epoch_1.pth',
+          'epoch_2_iter_8.pth', 'epoch_2_iter_10.pth', 'epoch_2_iter_mine.pth')
+    remove_inside(tmp_path, keep=2)
+    others = ['epoch_1.pth', 'epoch_2_iter_mine.pth']
+    assert sorted(os.listdir(tmp_path)) == sorted(
+        [*others, 'epoch_2_iter_8.pth', 'epoch_2_iter_10.pth'])
+    remove_inside(tmp_path, keep=3)
+    assert len(os.listdir(tmp_path)) == 4
+    remove_inside(tmp_path, keep=0)
+    assert sorted(os.listdir(tmp_path)) == others
+
+
+def test_seeds_are_of_the_run_the_process_and_the_epoch():
+    seeds = [image.seed for image in with_seeds([5, 3, 5], 0, 0, 0)]
+    assert len(set(seeds)) == 3 and with_seeds([5, 3, 5], 0, 0, 0) == [5, 3, 5]
+    assert [image.seed for image in with_seeds([1, 2, 3, 4], 0, 0, 0)][:3] == seeds
+    for other in ((1, 0, 0), (0, 1, 0), (0, 0, 1)):
+        assert [image.seed for image in with_seeds([5, 3, 5], *other)] != seeds
+
+
+@pytest.mark.parametrize('processes, length, same', [(2, 10, True), (1, 10, False), (2, 9, False)])
+def test_another_setup_is_warned_of(caplog, processes, length, same):
+    state = dict(random=[{}, {}], length=10)
+    assert is_same_setup(state, processes, length, logging.getLogger('test')) == same
+    warning = f'is of 2 process(es) with 10 iterations an epoch, this run has {processes} with ' \
+              f'{length}: it goes on from there'
+    assert (warning in caplog.text) != same
