@@ -27,7 +27,7 @@ def remove_inside(folder: str, keep: int) -> None:
     found = sorted((path for path in Path(folder).glob(INSIDE.format('*', '*'))
                     if progress_of(path)),
                    key=lambda path: (path.stat().st_mtime_ns, progress_of(path)))
-    for path in found[:len(found) - keep]:
+    for path in found[:max(len(found) - keep, 0)]:
         path.unlink()
 
 
