@@ -17,6 +17,7 @@ from gkd import errors
 from gkd.backbones import EfficientNetLite0
 from gkd.detectors.source import DetectorSource
 from gkd.distiller import Distiller
+from gkd.knowledge.class_space import ClassSpaceKnowledge
 from gkd.knowledge.robust import GlobalKnowledge, LocalKnowledge, RobustDistillingModule, SoftLabel
 from gkd.prototypes import PrototypeGenerationModule
 from gkd.registry import KNOWLEDGE
@@ -41,6 +42,7 @@ PLACES = {
     '`model.prototypes`': PrototypeGenerationModule,
     'In `model.knowledge`': RobustDistillingModule,
     '`global_knowledge`': GlobalKnowledge,
+    '`global_knowledge` with `space=\'classes\'`': ClassSpaceKnowledge,
     '`local_knowledge`': LocalKnowledge,
     '`soft_label`': SoftLabel,
     **{f'In `model.knowledge`: {name}': kind for name, kind in KNOWLEDGE.module_dict.items()

@@ -34,6 +34,9 @@ class PrototypeBank:
         offsets: per level where the classes' rows begin and end, LongTensor of shape
             ``(num_classes + 1,)``, from 0 to ``P_l``, never decreasing.
         metadata: strings kept with the bank, such as class names or the epoch.
+        class_features: per level how the teacher's dense head reads the same instances, each where
+            it is surest of a class, float of shape ``(P_l, D)``; empty unless a kind of knowledge
+            needs it.
 
     Raises:
         ValueError: if levels, shapes, tensor types or offsets do not fit together.
@@ -51,6 +54,7 @@ class PrototypeBank:
     teacher: list[Tensor]
     offsets: list[Tensor]
     metadata: dict[str, str] = field(default_factory=dict)
+    class_features: list[Tensor] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         if not len(self.student) == len(self.teacher) == len(self.offsets) > 0:
@@ -60,11 +64,10 @@ class PrototypeBank:
             )
         for level in range(self.num_levels):
             self._check_level(level)
-        for key, value in self.metadata.items():
-            if not isinstance(key, str) or not isinstance(value, str):
-                raise TypeError(f'metadata must map str to str, got {key!r}: {value!r}')
-            if key in ('format', 'format_version', CHECKSUM):
-                raise ValueError(f'metadata key {key!r} is reserved for the file format')
+        if self.class_features and \
+                [*map(len, self.class_features)] != [*map(len, self.teacher)]:
+            raise ValueError('class_features must hold a row for every prototype of every '
+                             'level, or nothing')
 
     def _check_level(self, level: int) -> None:
         offsets = self.offsets[level]
@@ -109,6 +112,7 @@ class PrototypeBank:
         moved.student = [prototypes.to(device) for prototypes in self.student]
         moved.teacher = [prototypes.to(device) for prototypes in self.teacher]
         moved.offsets = [offsets.to(device) for offsets in self.offsets]
+        moved.class_features = [features.to(device) for features in self.class_features]
         return moved
 
     def state_dict(self) -> dict[str, list[Tensor] | dict[str, str]]:
@@ -140,7 +144,7 @@ class PrototypeBank:
         tensors = {
             # Levels may share one tensor of offsets, which the format does not allow.
             f'{name}.{level}': tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-            for name in ('student', 'teacher', 'offsets')
+            for name in ('student', 'teacher', 'offsets', 'class_features')
             for level, tensor in enumerate(getattr(self, name))
         }
         save_tensors(path, tensors,
@@ -174,13 +178,15 @@ class PrototypeBank:
             )
         if header.pop(CHECKSUM, None) is None and version != WITHOUT_CHECKSUM:
             raise CheckpointError(f'{path} is damaged: its checksum is missing. {ADVICE}')
-        levels = range(len(tensors) // 3)
+        levels = range(sum(name.startswith('offsets.') for name in tensors))
         try:
             return cls(
                 student=[tensors[f'student.{level}'] for level in levels],
                 teacher=[tensors[f'teacher.{level}'] for level in levels],
                 offsets=[tensors[f'offsets.{level}'] for level in levels],
                 metadata=header,
+                class_features=[tensors[f'class_features.{level}'] for level in levels
+                                if 'class_features.0' in tensors],
             )
         except (KeyError, ValueError) as error:
             raise CheckpointError(f'{path}: broken prototype bank: {error}') from error

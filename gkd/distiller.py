@@ -102,10 +102,11 @@ class Distiller(DetectorShell):
             self.pair = inspect_pair(teacher_model, self.student)
             self.knowledge = nn.ModuleList(build_knowledge(cfg, self.pair) for cfg in knowledge)
         check_inherited(self.student, teacher_model, self.student_source.inherit)
-        # No nn.Module, so that no optimiser, checkpoint, DDP or `.train()` finds its weights.
-        self.frozen = Teacher(teacher_model, teacher_source.precision, teacher_source.graphs)
-
         self.needs = reduce(operator.or_, (kind.needs for kind in self.knowledge), Needs())
+        # No nn.Module, so that no optimiser, checkpoint, DDP or `.train()` finds its weights.
+        self.frozen = Teacher(teacher_model, teacher_source.precision, teacher_source.graphs,
+                              self.needs.class_layers)
+
         if self.needs.bank and prototypes is None:
             raise ConfigError('a kind of knowledge needs prototypes: add `prototypes=dict(type='
                               '"PrototypeGenerationModule")` to `model`.')
@@ -198,7 +199,7 @@ class Distiller(DetectorShell):
                 dist.broadcast(buffer, 0)
         generation = self.prototypes.generate(
             self.teacher, self.student, self.pair.levels(self.pair.teacher),
-            self.pair.levels(self.pair.student), datasets, folder)
+            self.pair.levels(self.pair.student), datasets, folder, self.frozen.class_layers)
         weights = {name: tensor.cpu() for name, tensor in self.student.state_dict().items()}
         generation.bank.metadata['student'] = checksum(weights, {})
         self.bank = generation.bank.to(next(self.parameters()).device)
@@ -241,6 +242,7 @@ class Distiller(DetectorShell):
             images = self.teacher_images(images, step.image_sizes)
         step.teacher = self.teacher_step(images, step)
         step.bank, step.progress = self.bank, self.progress
+        step.class_layers = self.frozen.class_layers
         return losses, step
 
     def student_step(self, batch: Batch) -> tuple[dict[str, Any], Step]:

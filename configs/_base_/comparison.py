@@ -24,6 +24,10 @@ variants = {
     'global-only': {'knowledge.0.local_knowledge': None, 'knowledge.0.soft_label': None},
     'local-only': {'knowledge.0.global_knowledge': None, 'knowledge.0.soft_label': None},
     'soft-only': {'knowledge.0.global_knowledge': None, 'knowledge.0.local_knowledge': None},
+    # global knowledge where the teacher tells classes apart, with the rest and alone
+    'class-space': {'knowledge.0.global_knowledge': dict(space='classes')},
+    'class-space-only': {'knowledge.0.global_knowledge': dict(space='classes'),
+                         'knowledge.0.local_knowledge': None, 'knowledge.0.soft_label': None},
     # the weights of global and local knowledge stay as they are at the start
     'no-decay': {'knowledge.0.decay': False},
     # adaptation layers that start near 0

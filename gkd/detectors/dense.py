@@ -24,6 +24,21 @@ def main_head(detector: nn.Module) -> Optional[nn.Module]:
     return next((head for head in heads if head is not None), None)
 
 
+def class_layers(head: Optional[nn.Module]) -> Optional[nn.Sequential]:
+    """The layers of a dense head between a map and the layer that scores classes.
+
+    None if the head has none, as SSD's, or other ones for every level, as RTMDet's.
+
+    Args:
+        head: A head, built by MMDetection.
+    """
+    layers = getattr(head, 'cls_convs', None)
+    if not isinstance(layers, nn.ModuleList) or not len(layers) \
+            or any(isinstance(layer, nn.ModuleList) for layer in layers):
+        return None
+    return nn.Sequential(*layers)
+
+
 def predicted_maps(head: Optional[nn.Module],
                    maps: tuple[Tensor, ...]) -> Optional[tuple[list[Tensor], ...]]:
     """What a dense head predicts from maps; None without such a head, or if its form differs.

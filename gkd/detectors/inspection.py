@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from gkd.detectors import one_stage, two_stage
-from gkd.detectors.dense import dense_head, main_head, predicted_maps
+from gkd.detectors.dense import class_layers, dense_head, main_head, predicted_maps
 from gkd.detectors.modes import eval_mode
 from gkd.detectors.pair import ONE_STAGE, TWO_STAGE, DetectorInfo, DetectorPair
 from gkd.detectors.places import place_labels, recorded_targets
@@ -231,6 +231,7 @@ def one_stage_traits(detector: BaseDetector, view: View) -> dict:
     traits = dense_traits(head, view)
     # Panoptic heads also have classes of regions; only the other classes have boxes.
     return dict(num_classes=getattr(head, 'num_things_classes', head.num_classes),
+                has_class_layers=traits['predicts_densely'] and class_layers(head) is not None,
                 sigmoid=bool(getattr(head, 'use_sigmoid_cls', True)),
                 # For a student, its training step confirms or corrects this.
                 samples_positives=traits['predicts_densely'] and hasattr(head, 'sampler'),

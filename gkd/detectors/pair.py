@@ -26,6 +26,8 @@ class DetectorInfo:
         sigmoid: Whether classes are scored by independent sigmoids.
         samples_positives: Whether a training step chooses positive proposals or anchors that can
             be recorded.
+        has_class_layers: Whether the dense head reads the maps of all levels by the same layers
+            before it scores classes.
         trains_places: Whether a training step that samples nothing shows which places of the maps
             it trains as objects.
         classifies_boxes: Whether class logits can be had for given positives.
@@ -55,6 +57,7 @@ class DetectorInfo:
     image_channels: int = 3
     ground_truth: tuple[str, ...] = ()
     trains_places: bool = False
+    has_class_layers: bool = False
 
     @property
     def places(self) -> tuple[int, ...]:
@@ -105,6 +108,17 @@ class DetectorPair:
             if not info.predicts_densely:
                 raise ConfigError(f'{key}: {role} {info.name} does not predict classes and boxes '
                                   f'at every place of its maps; {advice}')
+
+    def require_class_layers(self, key: str, advice: str) -> None:
+        """Raise ConfigError unless the teacher's dense head has layers that read classes.
+
+        Args:
+            key: As for :meth:`require_class_logits`.
+            advice: Likewise.
+        """
+        if not self.teacher.has_class_layers:
+            raise ConfigError(f'{key}: teacher {self.teacher.name} has no layers that read the '
+                              f'classes of all levels\' maps, as RetinaNet\'s head has; {advice}')
 
     def require_same_family(self, key: str, advice: str) -> None:
         """Raise ConfigError unless both are one-stage, or both two-stage; arguments as above."""

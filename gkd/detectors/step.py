@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import astuple, dataclass, field
 from typing import Any, Optional
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from gkd.bank import PrototypeBank
 from gkd.watching import watched
@@ -23,16 +23,18 @@ class Needs:
         proposals: Class logits of both at all proposals that a two-stage student sampled.
         dense: What the dense heads of both predict at all anchors.
         bank: A prototype bank, which must have been generated.
+        class_layers: The layers with which the teacher's dense head reads classes from maps.
 
     Example:
         >>> Needs(dense=True) | Needs(bank=True)
-        Needs(logits=False, proposals=False, dense=True, bank=True)
+        Needs(logits=False, proposals=False, dense=True, bank=True, class_layers=False)
     """
 
     logits: bool = False
     proposals: bool = False
     dense: bool = False
     bank: bool = False
+    class_layers: bool = False
 
     def __or__(self, other: Needs) -> Needs:
         """The needs of both together."""
@@ -123,6 +125,8 @@ class Step:
         teacher: What the teacher computed, without gradient; None until it has run.
         bank: The current prototypes; None unless a kind of knowledge needs ``bank``.
         progress: Epochs done / epochs in all, in [0, 1).
+        class_layers: The frozen layers of the teacher's dense head between a map and its class
+            scores, in full precision; only if a kind of knowledge needs ``class_layers``.
         boxes: The positives, proposals (two-stage) or anchors (one-stage) of every image that the
             student's sampler chose, ``(n_b, 4)``; None for a student that samples neither. ``n``
             is the sum of all ``n_b``.
@@ -153,6 +157,7 @@ class Step:
     teacher: Optional[DetectorOutputs] = None
     bank: Optional[PrototypeBank] = None
     progress: float = 0.0
+    class_layers: Optional[nn.Module] = None
     boxes: Optional[list[Tensor]] = None
     labels: Optional[Tensor] = None
     objects: Optional[Tensor] = None

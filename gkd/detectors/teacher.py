@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from gkd.detectors.dense import class_layers, main_head
 from gkd.errors import ConfigError
 from gkd.frameworks import BaseDetector, fuse_conv_bn, logger
 
@@ -39,16 +40,20 @@ class Teacher:
         precision: ``'half'``, ``'bfloat16'`` or ``'full'``, on any device; None for half on a GPU
             and full on the CPU.
         graphs: Number of image shapes for which a :class:`Replay` computes the copy's pyramid.
+        reads_classes: Whether ``class_layers`` are wanted.
 
     Attributes:
         exact: The detector as it was given.
         running: The detector that computes: the exact one, or its copy.
+        class_layers: A copy of the layers of its dense head between a map and its class scores,
+            always in full precision, as gradients pass through it; None unless wanted.
 
     Raises:
         ConfigError: ``precision`` is unknown.
     """
 
-    def __init__(self, detector: BaseDetector, precision: Optional[str] = None, graphs: int = 0):
+    def __init__(self, detector: BaseDetector, precision: Optional[str] = None, graphs: int = 0,
+                 reads_classes: bool = False):
         if precision is not None and precision not in PRECISIONS:
             raise ConfigError(f'model.teacher.precision = {precision!r}: must be one of '
                               f'{", ".join(map(repr, PRECISIONS))}, or None for half on a GPU and '
@@ -57,6 +62,8 @@ class Teacher:
         detector.eval()  # a statement of its own: eval() of some detectors returns nothing
         self.precision = precision
         self.graphs = graphs
+        self.reads_classes = reads_classes
+        self.class_layers: Optional[nn.Sequential] = None
         self.sums: Optional[Tensor] = None  # not finite once a map was not
         self.looked_at: Optional[Tensor] = None  # an earlier value, on its way to the host
         self.event: Optional[torch.cuda.Event] = None
@@ -76,6 +83,8 @@ class Teacher:
     def apply(self, fn: Callable[[Tensor], Tensor]) -> None:
         """Move or cast the detector, as ``nn.Module._apply`` does, and choose what computes."""
         self.exact._apply(fn)
+        if self.reads_classes:
+            self.class_layers = copy.deepcopy(class_layers(main_head(self.exact)))
         device = next(self.exact.parameters()).device
         default = 'half' if device.type == 'cuda' else 'full'
         dtype = PRECISIONS[self.precision or default]

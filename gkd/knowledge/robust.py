@@ -23,6 +23,7 @@ from gkd.errors import ConfigError
 from gkd.frameworks import logger
 from gkd.knowledge.adaptation import adaptation, quiet_adaptation
 from gkd.knowledge.base import Knowledge
+from gkd.knowledge.class_space import ClassSpaceKnowledge
 from gkd.knowledge.instances import (
     Instances,
     draw_masks,
@@ -116,17 +117,16 @@ class LocalKnowledge(nn.Module):
         self.level_reduction = level_reduction
         self.adaptation = quiet_adaptation(pair) if quiet_start else adaptation(pair)
 
-    def forward(self, student: tuple[Tensor, ...], teacher: tuple[Tensor, ...],
+    def forward(self, adapted: list[Tensor], teacher: tuple[Tensor, ...],
                 masks: list[Tensor], decay: float) -> dict[str, Tensor]:
         """Compare maps inside and outside the instances.
 
         Args:
-            student: The student's maps ``(B, C_S, H_l, W_l)``.
+            adapted: The student's adapted maps ``(B, C_T, H_l, W_l)``.
             teacher: The teacher's maps ``(B, C_T, H_l, W_l)``.
             masks: Weights of the instances on every level's cells, ``(B, H_l, W_l)``.
             decay: Factor that falls from 1 to 0 over training.
         """
-        adapted = [adapt(feature) for adapt, feature in zip(self.adaptation, student)]
         levels = local_knowledge_losses(adapted, teacher, masks)
         inside, outside = levels.mean(0) if self.level_reduction == 'mean' else levels.sum(0)
         return dict(loss_local_fg=inside * (self.foreground_weight * decay),
@@ -189,7 +189,9 @@ class RobustDistillingModule(Knowledge):
 
     Args:
         pair: Traits of teacher and student; the :class:`gkd.distiller.Distiller` fills it in.
-        global_knowledge: Settings of :class:`GlobalKnowledge`; None leaves it out.
+        global_knowledge: Settings of :class:`GlobalKnowledge`; None leaves it out. With
+            ``space='classes'`` those of :class:`~gkd.knowledge.class_space.ClassSpaceKnowledge`,
+            which takes its place: not the paper's form, but of more use in our measurements.
         local_knowledge: Settings of :class:`LocalKnowledge`; None leaves it out.
         soft_label: Settings of :class:`SoftLabel`; None leaves it out. ``'auto'`` teaches it with
             its default settings if teacher and student classify the same boxes. Otherwise it is
@@ -232,7 +234,9 @@ class RobustDistillingModule(Knowledge):
         self.robust = robust
         self.decay = decay
         self.start = start
-        self.global_knowledge = build(GlobalKnowledge, global_knowledge, 'global_knowledge')
+        self.global_knowledge = build_global_knowledge(
+            global_knowledge, pair, adapts=local_knowledge is not None)
+        self.in_class_space = isinstance(self.global_knowledge, ClassSpaceKnowledge)
         self.local_knowledge = build(LocalKnowledge, local_knowledge, 'local_knowledge', pair)
         self.soft_label = build(SoftLabel, soft_label, 'soft_label', pair)
         if not any((self.global_knowledge, self.local_knowledge, self.soft_label)):
@@ -242,8 +246,9 @@ class RobustDistillingModule(Knowledge):
         say_what_is_taught(self)
         at_places = pair.student.trains_places
         self.needs = Needs(logits=self.soft_label is not None and not at_places,
-                           dense=self.soft_label is not None and at_places,
-                           bank=robust or self.global_knowledge is not None)
+                           dense=self.soft_label is not None and at_places or self.in_class_space,
+                           bank=robust or self.global_knowledge is not None,
+                           class_layers=self.in_class_space)
         self.arranged: tuple[Optional[PrototypeBank], list[Basis]] = (None, [])
 
     def forward(self, step: Step) -> dict[str, Tensor]:
@@ -256,11 +261,16 @@ class RobustDistillingModule(Knowledge):
         weights, of_positives = self.weigh(step, compared, labels)
         levels = map_levels(instances.boxes, len(step.strides))
         own = own_level(weights, levels)
-        if self.global_knowledge is not None:
+        if self.global_knowledge is not None and not self.in_class_space:
             losses.update(self.global_knowledge(compared, weights, decay))
+        if self.adapting is not None:
+            adapted = [adapt(feature)
+                       for adapt, feature in zip(self.adapting, step.student.maps)]
+        if self.in_class_space:
+            losses.update(self.global_knowledge(step, adapted, decay))
         if self.local_knowledge is not None:
             masks = self.masks(step, instances, levels, own)
-            losses.update(self.local_knowledge(step.student.maps, step.teacher.maps, masks, decay))
+            losses.update(self.local_knowledge(adapted, step.teacher.maps, masks, decay))
         if self.soft_label is not None:
             if self.pair.student.trains_places:
                 losses.update(self.teach_places(step, instances, labels, own))
@@ -275,6 +285,13 @@ class RobustDistillingModule(Knowledge):
             # The losses stay in the graph: distributed training waits for every layer's gradient.
             losses = {name: 0 * loss for name, loss in losses.items()}
         return losses
+
+    @property
+    def adapting(self) -> Optional[nn.ModuleList]:
+        """What brings the student's maps into the teacher's space; None if nothing needs it."""
+        if self.local_knowledge is not None:
+            return self.local_knowledge.adaptation
+        return self.global_knowledge.adaptation if self.in_class_space else None
 
     def describe(self, student: str = 'the student') -> str:
         """What is taught at what, in words; see :class:`Knowledge`."""
@@ -442,6 +459,32 @@ def build(kind: type, settings: Optional[Mapping], key: str, *args) -> Optional[
         raise ConfigError(f'{key} has unknown settings {sorted(unknown)}; '
                           f'it takes {sorted(known)}.')
     return kind(*args, **settings)
+
+
+def build_global_knowledge(settings: Optional[Mapping], pair: DetectorPair,
+                           adapts: bool) -> Optional[nn.Module]:
+    """Build global knowledge in the space that its settings name; None stays None.
+
+    Args:
+        settings: ``space``, ``'maps'`` or ``'classes'``, and those of the part.
+        pair: Traits of teacher and student.
+        adapts: Whether another part adapts the student's maps.
+
+    Raises:
+        ConfigError: The space or a setting is unknown, or the pair cannot be served.
+    """
+    if settings is None:
+        return None
+    settings = dict(settings)
+    space = settings.pop('space', 'maps')
+    if space == 'maps':
+        return build(GlobalKnowledge, settings, 'global_knowledge')
+    if space == 'classes':
+        part = build(ClassSpaceKnowledge, settings, 'global_knowledge', pair)
+        if not adapts:
+            part.adaptation = adaptation(pair)
+        return part
+    raise ConfigError(f'global_knowledge.space = {space!r}: must be "maps" or "classes".')
 
 
 def refuse_soft_labels(pair: DetectorPair) -> None:

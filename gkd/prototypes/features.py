@@ -10,9 +10,10 @@ from typing import Optional
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils import data
 
+from gkd.detectors.dense import main_head, predicted_maps
 from gkd.frameworks import (
     BaseDetector,
     Dataset,
@@ -199,7 +200,8 @@ def stack_images(samples: list[tuple[Tensor, Tensor, tuple[int, int]]]) -> list[
 @torch.no_grad()
 def instance_features(detector: BaseDetector, levels: Sequence[int], images: Tensor,
                       boxes: list[Tensor],
-                      sizes: Optional[list[tuple[int, int]]] = None) -> list[Tensor]:
+                      sizes: Optional[list[tuple[int, int]]] = None,
+                      class_layers: Optional[nn.Module] = None) -> list[Tensor]:
     """Pool every instance on every level (method section 1.1).
 
     Args:
@@ -208,20 +210,74 @@ def instance_features(detector: BaseDetector, levels: Sequence[int], images: Ten
         images: ``(B, 3, H, W)``.
         boxes: Boxes of every image, ``(n_b, 4)`` in pixels of ``images``.
         sizes: Height and width of every image without its padding; by default it has none.
+        class_layers: Layers of the detector's dense head, to read the instances' classes with.
 
     Returns:
-        Features of all instances, ``(sum n_b, C)`` float32 on the CPU, one tensor per level.
+        Features of all instances, ``(sum n_b, C)`` float32 on the CPU, one tensor per level; and
+        one more of :func:`class_features` if there are ``class_layers``.
     """
     images = network_input(detector, images, sizes)
     maps = detector.extract_feat(images)
     height, width = images.shape[-2:]
-    return [pool_instances(maps[level], boxes,
-                           (maps[level].shape[-1] / width, maps[level].shape[-2] / height)).cpu()
-            for level in levels]
+    scales = [(maps[level].shape[-1] / width, maps[level].shape[-2] / height) for level in levels]
+    features = [pool_instances(maps[level], boxes, scale).cpu()
+                for level, scale in zip(levels, scales)]
+    if class_layers is not None:
+        scores = predicted_maps(main_head(detector), maps)[0]
+        features.append(class_features([maps[level] for level in levels],
+                                       [scores[level] for level in levels],
+                                       scales, boxes, class_layers).cpu())
+    return features
+
+
+def class_features(maps: Sequence[Tensor], scores: Sequence[Tensor],
+                   scales: Sequence[tuple[float, float]], boxes: list[Tensor],
+                   class_layers: nn.Module) -> Tensor:
+    """Read the class of every instance at the cell where the head is surest, of all levels.
+
+    Args:
+        maps: The teacher's maps ``(B, C, H_l, W_l)``.
+        scores: Class logits of its dense head, ``(B, A_l * num_classes, H_l, W_l)``.
+        scales: Cells per pixel of every level, of x and y.
+        boxes: Boxes of every image, ``(n_b, 4)`` in pixels.
+        class_layers: The head's layers between a map and its class scores.
+
+    Returns:
+        ``(sum n_b, D)`` float32.
+    """
+    images = torch.repeat_interleave(torch.tensor([*map(len, boxes)])).to(maps[0].device)
+    boxes = torch.cat(boxes)
+    best, found = boxes.new_full((len(boxes),), -torch.inf), None
+    for level, level_scores, scale in zip(maps, scores, scales):
+        read = class_layers(level.float())
+        inside = cells_of_boxes(boxes, level.shape[-2:], scale)
+        sureness = level_scores.float().amax(dim=1).flatten(1)[images]
+        surest, cell = sureness.masked_fill(~inside, -torch.inf).max(dim=1)
+        here = read.flatten(2)[images, :, cell]
+        found = here if found is None else torch.where((surest > best)[:, None], here, found)
+        best = torch.maximum(best, surest)
+    return found
+
+
+def cells_of_boxes(boxes: Tensor, size: tuple[int, int], scale: tuple[float, float]) -> Tensor:
+    """Which cells of a map every box covers, at least one: ``(n, H * W)`` bool.
+
+    Example:
+        >>> cells_of_boxes(torch.tensor([[9.0, 1.0, 20.0, 7.0]]), (2, 3), (1 / 8, 1 / 8))
+        tensor([[False,  True,  True, False, False, False]])
+    """
+    along = []
+    for first, last, count, factor in ((0, 2, size[1], scale[0]), (1, 3, size[0], scale[1])):
+        ends = (boxes[:, [first, last]] * factor).long().clamp(0, count - 1)
+        cells = torch.arange(count, device=boxes.device)
+        along.append((cells >= ends[:, :1]) & (cells <= ends[:, 1:]))
+    columns, rows = along
+    return (rows[:, :, None] & columns[:, None, :]).flatten(1)
 
 
 def batch_features(detector: BaseDetector, levels: Sequence[int], stacks: list[Stack],
-                   device: torch.device) -> list[Tensor]:
+                   device: torch.device,
+                   class_layers: Optional[nn.Module] = None) -> list[Tensor]:
     """Pool every instance of a batch, in the order of its images.
 
     Args:
@@ -229,6 +285,7 @@ def batch_features(detector: BaseDetector, levels: Sequence[int], stacks: list[S
         levels: Levels of its pyramid to pool on.
         stacks: The batch.
         device: Where the detector is.
+        class_layers: As for :func:`instance_features`.
 
     Returns:
         Features of all instances, one tensor per level, as :func:`instance_features` returns them.
@@ -236,7 +293,8 @@ def batch_features(detector: BaseDetector, levels: Sequence[int], stacks: list[S
     by_row: dict[int, list[Tensor]] = {}
     for stack in stacks:
         features = instance_features(detector, levels, stack.images.to(device),
-                                     [box.to(device) for box in stack.boxes], stack.sizes)
+                                     [box.to(device) for box in stack.boxes], stack.sizes,
+                                     class_layers)
         if len(stacks) == 1:
             return features
         counts = [len(box) for box in stack.boxes]

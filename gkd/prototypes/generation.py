@@ -11,7 +11,7 @@ from typing import Optional
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gkd.bank import PrototypeBank
 from gkd.detectors.modes import eval_mode
@@ -129,7 +129,8 @@ class PrototypeGenerationModule:
 
     def generate(self, teacher: BaseDetector, student: BaseDetector,
                  teacher_levels: Sequence[int], student_levels: Sequence[int],
-                 datasets: Sequence[Dataset], cache_dir: str) -> Generation:
+                 datasets: Sequence[Dataset], cache_dir: str,
+                 class_layers: Optional[nn.Module] = None) -> Generation:
         """Build the bank from the student's current weights.
 
         All processes call this together and all get the same bank.
@@ -141,6 +142,7 @@ class PrototypeGenerationModule:
             student_levels: The student's, paired with the teacher's.
             datasets: Data sets with annotations and the test pipeline.
             cache_dir: Where the teacher's features are kept for a resumed run.
+            class_layers: Layers of the teacher's dense head, to read the prototypes' classes with.
 
         Returns:
             The bank, and what it was chosen from.
@@ -152,9 +154,10 @@ class PrototypeGenerationModule:
             self.candidates = self.choose(datasets)
         batches = group_by_size(self.candidates, self.batch_size)
         if self.teacher_features is None:
-            fingerprint = self.fingerprint(teacher, teacher_levels, batches)
+            fingerprint = self.fingerprint(teacher, teacher_levels, batches,
+                                           class_layers is not None)
             if not is_cached(cache_dir, 'teacher', fingerprint):
-                share = self.run(teacher, teacher_levels, batches, 'teacher')
+                share = self.run(teacher, teacher_levels, batches, 'teacher', class_layers)
                 save_share(cache_dir, 'teacher', fingerprint, share)
                 del share
             self.teacher_features = join_shares(cache_dir, 'teacher', fingerprint,
@@ -174,7 +177,10 @@ class PrototypeGenerationModule:
             teacher=[feature[row] for feature, row in zip(self.teacher_features, rows)],
             offsets=[offsets.clone() for _ in rows],
             metadata=dict(origins=json.dumps(origins(rows, images))))
-        return Generation(bank, rows, images, self.teacher_features, student_features)
+        pooled = self.teacher_features[:len(rows)]
+        if class_layers is not None:
+            bank.class_features = [self.teacher_features[-1][row] for row in rows]
+        return Generation(bank, rows, images, pooled, student_features)
 
     def choose(self, datasets: Sequence[Dataset]) -> list[CandidateImage]:
         """Choose the candidates once, and name the classes that have none."""
@@ -201,13 +207,13 @@ class PrototypeGenerationModule:
                 for batch in batches]
 
     def run(self, detector: BaseDetector, levels: Sequence[int], batches: list[list[int]],
-            role: str) -> Share:
+            role: str, class_layers: Optional[nn.Module] = None) -> Share:
         """Features of this process's share of the batches, one tensor per level."""
         rank, world_size = get_dist_info()
         share = batches[rank::world_size]
         device = next(detector.parameters()).device
         loader = load_batches(self.candidates, share, self.workers or 0)
-        return join_levels(batch_features(detector, levels, stacks, device)
+        return join_levels(batch_features(detector, levels, stacks, device, class_layers)
                            for stacks in progress(loader, f'prototypes, {role}', unit='batch'))
 
     def pursue(self, student_features: list[Features], images: list[CandidateImage],
@@ -239,9 +245,11 @@ class PrototypeGenerationModule:
         return rows, offsets
 
     def fingerprint(self, teacher: BaseDetector, levels: Sequence[int],
-                    batches: list[list[int]]) -> str:
+                    batches: list[list[int]], reads_classes: bool) -> str:
         """Hash of all that the teacher's features depend on."""
         digest = hashlib.sha256(repr(levels).encode())
+        if reads_classes:
+            digest.update(b'class_layers')
         if getattr(teacher, 'test_images', None) is not None:
             digest.update(repr(teacher.test_images).encode())
         for name, tensor in teacher.state_dict().items():

@@ -1,0 +1,131 @@
+"""Global knowledge where the teacher tells classes apart: at cells, in the space of its head."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gkd.errors import ConfigError
+from gkd.knowledge.losses import Unit, similarities
+from gkd.knowledge.precision import full_precision
+
+if TYPE_CHECKING:
+    from gkd.detectors import DetectorPair
+    from gkd.detectors.pair import DetectorInfo
+    from gkd.detectors.step import DensePredictions, Step
+
+ADVICE = 'set global_knowledge.space="maps", or global_knowledge=None.'
+
+
+@full_precision
+def class_space_loss(student: Tensor, teacher: Tensor, prototypes: Tensor, weights: Tensor,
+                     temperature: float) -> Tensor:
+    r"""Teach the student which prototypes a cell resembles, of all that there are.
+
+    The similarities of a cell to the prototypes become a distribution, :math:`p = softmax(\cos /
+    T)`; the loss is :math:`KL(p^T \| p^S)`, the weighted mean over cells.
+
+    Args:
+        student: The student's features of n cells in the class space, float ``(n, D)``. The only
+            argument that receives a gradient.
+        teacher: The teacher's, likewise.
+        prototypes: Features of P instances there, ``(P, D)``.
+        weights: What every cell counts for, ``(n,)``, at least 0.
+        temperature: T.
+
+    Returns:
+        Scalar; 0, with a gradient of 0, if no cell counts or there is no prototype.
+
+    Example:
+        >>> cells = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+        >>> class_space_loss(cells, 2 * cells, cells, torch.ones(2), temperature=0.1)
+        tensor(0.)
+        >>> class_space_loss(cells.flip(0), cells, cells, torch.ones(2), temperature=1.0)
+        tensor(0.4621)
+    """
+    basis = Unit.apply(prototypes).mT
+    logits = [similarities(cells, basis) / temperature for cells in (student, teacher.detach())]
+    divergence = F.kl_div(*(F.log_softmax(role, dim=-1) for role in logits), reduction='none',
+                          log_target=True).sum(dim=-1)
+    return (divergence * weights).sum() / weights.sum().clamp(min=torch.finfo(weights.dtype).eps)
+
+
+class ClassSpaceKnowledge(nn.Module):
+    """The student's coordinates in the teacher's class space approach the teacher's.
+
+    Maps hold where objects are as well as what they are, and instances of different classes lie
+    close together there; after the class layers of the teacher's head they do not. The student's
+    adapted maps pass through the same frozen layers, so that the prototypes, as the teacher reads
+    them there, are one basis for both. Not only instances are compared but the cells at which
+    either detector is surest of an object, and by how sure: among them is what the student takes
+    for one. Not the paper's form; see docs/method.md.
+
+    Args:
+        pair: Traits of teacher and student.
+        loss_weight: Factor of the loss.
+        temperature: Divides the cosines; the smaller, the more the nearest prototypes count.
+        num_cells: Cells an image that are compared, on all levels together.
+
+    Raises:
+        ConfigError: A setting is out of range, or the pair cannot be served: the teacher must
+            have class layers, and both detectors predict at every place.
+    """
+
+    def __init__(self, pair: DetectorPair, loss_weight: float = 3.0, temperature: float = 0.1,
+                 num_cells: int = 256):
+        super().__init__()
+        if temperature <= 0:
+            raise ConfigError(f'global_knowledge.temperature = {temperature!r}: must be above 0.')
+        if num_cells < 1:
+            raise ConfigError(f'global_knowledge.num_cells = {num_cells!r}: must be at least 1.')
+        pair.require_class_layers('global_knowledge.space = "classes"', ADVICE)
+        pair.require_dense_predictions('global_knowledge.space = "classes"', ADVICE)
+        self.pair = pair
+        self.loss_weight = loss_weight
+        self.temperature = temperature
+        self.num_cells = num_cells
+
+    def forward(self, step: Step, adapted: list[Tensor], decay: float) -> dict[str, Tensor]:
+        """Compare the cells of a step.
+
+        Args:
+            step: The step, with prototypes and class layers.
+            adapted: The student's maps in the space of the teacher's, ``(B, C_T, H_l, W_l)``.
+            decay: Factor that falls from 1 to 0 over training.
+        """
+        sizes = [feature.shape[-2:].numel() for feature in adapted]
+        surest = torch.maximum(sureness(step.student.dense, self.pair.student, sizes),
+                               sureness(step.teacher.dense, self.pair.teacher, sizes))
+        weights, cells = surest.flatten().topk(
+            min(self.num_cells * len(surest), surest.numel()), sorted=False)
+        student = self.read(step, adapted)[cells]
+        with torch.no_grad():
+            teacher = self.read(step, step.teacher.maps)[cells]
+        loss = class_space_loss(student, teacher, torch.cat(step.bank.class_features), weights,
+                                self.temperature)
+        return dict(loss_global=loss * (self.loss_weight * decay))
+
+    @staticmethod
+    def read(step: Step, maps: list[Tensor]) -> Tensor:
+        """Features of all cells in the class space, ``(B * N, D)``."""
+        read = [step.class_layers(feature).flatten(2) for feature in maps]
+        return torch.cat(read, dim=2).mT.flatten(0, 1)
+
+
+@torch.no_grad()
+def sureness(dense: DensePredictions, info: DetectorInfo, sizes: list[int]) -> Tensor:
+    """The largest class score at every cell of the paired levels, ``(B, N)`` in [0, 1].
+
+    Args:
+        dense: What a dense head predicted.
+        info: Traits of its detector.
+        sizes: Cells of every level.
+    """
+    logits = dense.logits.float()
+    scores = logits.sigmoid() if info.sigmoid else logits.softmax(dim=-1)[..., :info.num_classes]
+    best = scores.amax(dim=-1).split(dense.counts, dim=1)
+    return torch.cat([level.unflatten(1, (size, -1)).amax(dim=-1)
+                      for level, size in zip(best, sizes)], dim=1)

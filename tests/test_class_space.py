@@ -1,0 +1,209 @@
+"""Global knowledge in the teacher's class space."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers import small_detectors as small
+from helpers.distillers import build_distiller, losses_of
+from helpers.synthetic_steps import info, pair_of, synthetic_step
+from torch import nn
+
+from gkd.bank import PrototypeBank
+from gkd.detectors.dense import class_layers
+from gkd.detectors.step import DensePredictions
+from gkd.errors import ConfigError
+from gkd.knowledge import RobustDistillingModule
+from gkd.knowledge.class_space import ClassSpaceKnowledge, class_space_loss, sureness
+from gkd.prototypes.features import class_features, instance_features
+
+IN_CLASS_SPACE = dict(type='RobustDistillingModule', global_knowledge=dict(space='classes'))
+
+
+def random(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def able(**traits):
+    """Traits of a detector whose head has class layers."""
+    return info(has_class_layers=True, **traits)
+
+
+def class_space_pair(**traits):
+    return pair_of(able(), info(**traits))
+
+
+# --- The loss ------------------------------------------------------------------------------------
+
+def test_loss_is_the_divergence_of_similarities():
+    student, teacher, prototypes = random(5, 4), random(5, 4, seed=1), random(7, 4, seed=2)
+    weights = torch.tensor([0.0, 0.1, 1.0, 0.5, 0.2], dtype=torch.float64)
+    expected = 0
+    for cell in range(5):
+        p, q = (torch.stack([F.cosine_similarity(role[cell], prototype, dim=0)
+                             for prototype in prototypes]).div(0.3).softmax(dim=0)
+                for role in (teacher, student))
+        expected += weights[cell] * (p * (p / q).log()).sum()
+    loss = class_space_loss(student, teacher, prototypes, weights, temperature=0.3)
+    torch.testing.assert_close(loss, expected / weights.sum())
+
+
+def test_loss_teaches_the_student_alone():
+    student, teacher, prototypes = (random(5, 4, seed=seed).requires_grad_() for seed in range(3))
+    class_space_loss(student, teacher, prototypes.detach(), torch.ones(5), 0.1).backward()
+    assert student.grad.abs().sum() > 0 and teacher.grad is None
+
+
+@pytest.mark.parametrize('cells, prototypes, weight', [(3, 4, 0.0), (0, 4, 1.0), (3, 0, 1.0)])
+def test_nothing_to_compare_is_no_loss(cells, prototypes, weight):
+    student = random(cells, 6).requires_grad_()
+    loss = class_space_loss(student, random(cells, 6, seed=1), random(prototypes, 6, seed=2),
+                            torch.full((cells,), weight), 0.1)
+    loss.backward()
+    assert loss == 0 and not student.grad.any()
+
+
+# --- The cells -----------------------------------------------------------------------------------
+
+def test_a_cell_is_as_sure_as_its_surest_anchor_and_class():
+    logits = torch.full((1, 5, 2), -9.0)  # a level of two cells with two anchors, and one with one
+    logits[0, 1, 1], logits[0, 4, 0] = 2.0, 1.0
+    found = sureness(DensePredictions(logits, (4, 1)), info(num_classes=2), [2, 1])
+    torch.testing.assert_close(found, torch.tensor([[2.0, -9.0, 1.0]]).sigmoid())
+
+
+def test_background_is_no_class_to_be_sure_of():
+    logits = torch.tensor([[[0.0, 9.0]]])
+    found = sureness(DensePredictions(logits, (1,)), info(num_classes=1, sigmoid=False), [1])
+    torch.testing.assert_close(found, logits.softmax(dim=-1)[..., 0])
+
+
+def test_only_the_surest_cells_are_compared():
+    step = synthetic_step(bank=None)
+    step.class_layers = nn.Identity()
+    step.bank = PrototypeBank(student=[random(3, 8).float()], teacher=[random(3, 8).float()],
+                              offsets=[torch.tensor([0, 3])],
+                              class_features=[random(3, 8).float()])
+    adapted = [feature.detach().clone().requires_grad_() for feature in step.student.maps]
+    part = ClassSpaceKnowledge(class_space_pair(), num_cells=2)
+    part(step, adapted, decay=1.0)['loss_global'].backward()
+    taught = sum(int(feature.grad.any(dim=1).sum()) for feature in adapted)
+    assert taught == 2 * len(adapted[0])
+
+
+# --- The prototypes ------------------------------------------------------------------------------
+
+def test_an_instance_is_read_where_the_head_is_surest():
+    """Of all cells of its box, on all levels; what lies outside is of others."""
+    fine, coarse = torch.arange(16.0).reshape(1, 1, 4, 4), 100 + torch.arange(4.0)
+    scores = torch.zeros(1, 1, 4, 4), torch.zeros(1, 2, 2, 2)
+    scores[0][0, 0, 0, 1] = 3  # in the first box, on the fine level
+    scores[1][0, 1, 1, 1] = 2  # in the second, on the coarse level, by the other anchor
+    scores[0][0, 0, 0, 3] = 9  # in neither
+    boxes = [torch.tensor([[0.0, 0.0, 15.0, 15.0], [16.0, 16.0, 31.0, 31.0]])]
+    found = class_features([fine, coarse.reshape(1, 1, 2, 2)], scores,
+                           [(1 / 8, 1 / 8), (1 / 16, 1 / 16)], boxes, nn.Identity())
+    assert found.flatten().tolist() == [1.0, 103.0]
+
+
+@pytest.mark.parametrize('detector', [small.retinanet, small.fcos])
+def test_class_layers_lead_to_the_heads_own_scores(detector):
+    model = build_distiller(detector(24), detector(), knowledge=[IN_CLASS_SPACE])
+    head, layers = model.teacher.bbox_head, model.frozen.class_layers
+    score = head.retina_cls if detector is small.retinanet else head.conv_cls
+    maps = model.teacher.extract_feat(small.batch()['img'])
+    for feature, scores in zip(maps, head(maps)[0]):
+        assert torch.equal(score(layers(feature)), scores)
+
+
+def test_generation_reads_the_chosen_instances():
+    model = build_distiller(small.retinanet(24), small.retinanet(), knowledge=[IN_CLASS_SPACE])
+    data = small.batch()
+    levels = model.pair.levels(model.pair.teacher)
+    usual = instance_features(model.teacher, levels, data['img'], data['gt_bboxes'])
+    features = instance_features(model.teacher, levels, data['img'], data['gt_bboxes'],
+                                 class_layers=model.frozen.class_layers)
+    assert all(map(torch.equal, usual, features)) and len(features) == len(usual) + 1
+    assert features[-1].shape == (4, model.teacher.bbox_head.feat_channels)
+
+
+def test_a_bank_keeps_them(tmp_path):
+    bank = PrototypeBank(student=[random(2, 3)], teacher=[random(2, 4)],
+                         offsets=[torch.tensor([0, 2])], class_features=[random(2, 5)])
+    bank.save(tmp_path / 'bank.safetensors')
+    loaded = PrototypeBank.load(tmp_path / 'bank.safetensors')
+    assert torch.equal(loaded.class_features[0], bank.class_features[0])
+    assert PrototypeBank(bank.student, bank.teacher, bank.offsets).class_features == []
+    with pytest.raises(ValueError, match='class_features must hold a row for every prototype'):
+        PrototypeBank(bank.student, bank.teacher, bank.offsets, class_features=[random(1, 5)])
+
+
+# --- In a distiller ------------------------------------------------------------------------------
+
+def build(**settings):
+    model = build_distiller(small.retinanet(24), small.retinanet(),
+                            knowledge=[dict(IN_CLASS_SPACE, **settings)])
+    nn.init.kaiming_normal_(model.teacher.bbox_head.retina_cls.weight)
+    model.bank.class_features = [random(len(rows), 24).float() for rows in model.bank.teacher]
+    return model
+
+
+@pytest.mark.parametrize('settings, trained', [
+    (dict(), 'local_knowledge.adaptation'),
+    (dict(local_knowledge=None, soft_label=None), 'global_knowledge.adaptation')])
+def test_it_teaches_the_student_and_the_adaptation(settings, trained):
+    model = build(**settings)
+    losses_of(model, small.batch())['loss_global'].backward()
+    gradients = {name: parameter.grad is not None and bool(parameter.grad.any())
+                 for name, parameter in model.named_parameters()}
+    assert gradients['student.neck.fpn_convs.0.conv.weight']
+    assert gradients[f'knowledge.0.{trained}.0.weight']
+    assert not gradients['student.bbox_head.cls_convs.0.conv.weight']
+    assert all(parameter.grad is None for parameter in model.teacher.parameters())
+    assert all(parameter.grad is None for parameter in model.frozen.class_layers.parameters())
+
+
+def test_other_losses_stay_as_they_are():
+    data = small.batch()
+    ours, usual = losses_of(build(), data), losses_of(build(global_knowledge={}), data)
+    assert ours.keys() == usual.keys()
+    for name in ('loss_local_fg', 'loss_local_bg', 'loss_soft'):
+        assert torch.equal(ours[name], usual[name])
+    assert not torch.equal(ours['loss_global'], usual['loss_global'])
+
+
+def test_a_teacher_that_is_moved_takes_its_class_layers_along():
+    model = build()
+    weight = class_layers(model.teacher.bbox_head)[0].conv.weight
+    with torch.no_grad():
+        weight.fill_(1.0)
+    model.double()
+    copied = model.frozen.class_layers[0].conv.weight
+    assert copied.dtype == torch.float64 and (copied == 1).all() and copied is not weight
+
+
+@pytest.mark.parametrize('teacher, student, settings, says', [
+    (info(), info(), {}, 'global_knowledge.space = "classes": teacher RetinaNet has no layers'),
+    (able(), info(predicts_densely=False, classifies_boxes=False), {},
+     'student RetinaNet does not predict'),
+    (able(), info(), dict(temperature=0), 'temperature = 0: must be above 0'),
+    (able(), info(), dict(num_cells=0), 'num_cells = 0: must be at least 1'),
+    (able(), info(), dict(weight=3), r"unknown settings \['weight'\]"),
+    (able(), info(), dict(space='boxes'), 'space = \'boxes\': must be "maps" or "classes"')])
+def test_what_cannot_be_is_said(teacher, student, settings, says):
+    settings = dict(dict(space='classes'), **settings)
+    with pytest.raises(ConfigError, match=says):
+        RobustDistillingModule(pair_of(teacher, student), global_knowledge=settings,
+                               soft_label=None)
+
+
+def test_a_two_stage_teacher_has_no_class_layers():
+    with pytest.raises(ConfigError, match='teacher FasterRCNN has no layers'):
+        build_distiller(small.faster_rcnn(), small.faster_rcnn(), knowledge=[IN_CLASS_SPACE])
+
+
+def test_class_layers_stay_in_full_precision():
+    model = build()
+    model.frozen.precision = 'half'
+    model.frozen.apply(lambda tensor: tensor)
+    assert next(model.teacher.parameters()).dtype == torch.float16
+    assert next(model.frozen.class_layers.parameters()).dtype == torch.float32
