@@ -68,6 +68,11 @@ class PrototypeBank:
                 [*map(len, self.class_features)] != [*map(len, self.teacher)]:
             raise ValueError('class_features must hold a row for every prototype of every '
                              'level, or nothing')
+        for key, value in self.metadata.items():
+            if not isinstance(key, str) or not isinstance(value, str):
+                raise TypeError(f'metadata must map str to str, got {key!r}: {value!r}')
+            if key in ('format', 'format_version', CHECKSUM):
+                raise ValueError(f'metadata key {key!r} is reserved for the file format')
 
     def _check_level(self, level: int) -> None:
         offsets = self.offsets[level]
@@ -178,7 +183,7 @@ class PrototypeBank:
             )
         if header.pop(CHECKSUM, None) is None and version != WITHOUT_CHECKSUM:
             raise CheckpointError(f'{path} is damaged: its checksum is missing. {ADVICE}')
-        levels = range(sum(name.startswith('offsets.') for name in tensors))
+        levels = range(sum(not name.startswith('class_features.') for name in tensors) // 3)
         try:
             return cls(
                 student=[tensors[f'student.{level}'] for level in levels],

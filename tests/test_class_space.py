@@ -201,6 +201,13 @@ def test_a_two_stage_teacher_has_no_class_layers():
         build_distiller(small.faster_rcnn(), small.faster_rcnn(), knowledge=[IN_CLASS_SPACE])
 
 
+def test_prototypes_of_another_space_are_refused():
+    model = build()
+    model.bank.class_features = []
+    with pytest.raises(ConfigError, match='the prototypes were generated without it'):
+        losses_of(model, small.batch())
+
+
 def test_class_layers_stay_in_full_precision():
     model = build()
     model.frozen.precision = 'half'

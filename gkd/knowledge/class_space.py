@@ -95,7 +95,13 @@ class ClassSpaceKnowledge(nn.Module):
             step: The step, with prototypes and class layers.
             adapted: The student's maps in the space of the teacher's, ``(B, C_T, H_l, W_l)``.
             decay: Factor that falls from 1 to 0 over training.
+
+        Raises:
+            ConfigError: The prototypes are of a training in another space.
         """
+        if not step.bank.class_features:
+            raise ConfigError('global_knowledge.space = "classes": the prototypes were generated '
+                              'without it. Train into another work dir, or --resume never.')
         sizes = [feature.shape[-2:].numel() for feature in adapted]
         surest = torch.maximum(sureness(step.student.dense, self.pair.student, sizes),
                                sureness(step.teacher.dense, self.pair.teacher, sizes))
