@@ -196,6 +196,12 @@ def test_what_cannot_be_is_said(teacher, student, settings, says):
                                soft_label=None)
 
 
+def test_it_says_where_it_teaches():
+    said = build(soft_label=None).knowledge[0].describe()
+    assert said == ('local knowledge at the positives that the student trains on; '
+                    'global knowledge at the cells where either detector is surest of a class')
+
+
 def test_a_two_stage_teacher_has_no_class_layers():
     with pytest.raises(ConfigError, match='teacher FasterRCNN has no layers'):
         build_distiller(small.faster_rcnn(), small.faster_rcnn(), knowledge=[IN_CLASS_SPACE])

@@ -297,12 +297,14 @@ class RobustDistillingModule(Knowledge):
         """What is taught at what, in words; see :class:`Knowledge`."""
         at_places = self.pair.student.trains_places
         at_boxes = [name for name, taught in (
-            ('global knowledge', self.global_knowledge is not None),
+            ('global knowledge', self.global_knowledge is not None and not self.in_class_space),
             ('local knowledge', self.local_knowledge is not None),
             ('soft labels', self.soft_label is not None and not at_places)) if taught]
         boxes = {'positives': f'the positives that {student} trains on',
                  'gt': 'the ground-truth boxes'}[self.instances]
         said = [f'{", ".join(at_boxes)} at {boxes}'] if at_boxes else []
+        if self.in_class_space:
+            said.append('global knowledge at the cells where either detector is surest of a class')
         if self.soft_label is not None and at_places:
             said.append(f'soft labels at the cells that {student} trains as objects')
         return '; '.join(said)
