@@ -13,7 +13,7 @@ from gkd.knowledge.instances import Instances
 from gkd.running.data import check_ground_truth
 
 POSITIVES, TRUTH = 'positives', 'gt'
-# Config, at what it is taught, whether by soft labels, how many of the nine other methods work.
+# Config, at what it is taught, whether by soft labels, how many of the ten other methods work.
 SAMPLE = [
     ('atss/atss_r50_fpn_1x_coco', POSITIVES, True),
     ('paa/paa_r50_fpn_1x_coco', POSITIVES, True),

@@ -65,7 +65,7 @@ of: each as its own teacher, then pairs of different ones. This page is its
 
 - trains its student alone and taught, from the same random numbers: the student's own losses are
   the same to the last bit,
-- takes two steps of the distilling module with its default settings, and one of each of the nine
+- takes two steps of the distilling module with its default settings, and one of each of the ten
   other methods,
 - tests the student on an image.
 
