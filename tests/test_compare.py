@@ -21,6 +21,7 @@ from mmcv import Config
 
 from gkd.commands import processes as tool_processes
 from gkd.commands import run as run_command
+from gkd.commands.settings import DictAction
 from gkd.datasets.coco_eval import evaluate, metrics_of
 from gkd.datasets.degrees import DIGIT_SCENES_DEGREES
 from gkd.errors import ConfigError, DataError
@@ -32,7 +33,6 @@ from gkd.knowledge import Knowledge
 from gkd.registry import KNOWLEDGE
 from gkd.report.comparison import Row, comparison_figure, draw_comparison, format_comparison
 from gkd.report.results import Result, append_result, read_results
-from gkd.running import cli
 from gkd.running.config import load_config
 
 
@@ -450,7 +450,7 @@ def test_no_tool_is_started_while_all_are_ended(tmp_path):
     ('1,2', '1,2'), (0.5, 0.5)])
 def test_settings_arrive_as_they_were(value, read):
     parser = argparse.ArgumentParser()
-    parser.add_argument('--cfg-options', nargs='+', action=cli.DictAction)
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction)
     args = parser.parse_args(['--cfg-options', stages.setting('key.of', value), 'other=1,2'])
     assert args.cfg_options == {'key.of': read, 'other': [1, 2]}
     if read == [1, 2]:
