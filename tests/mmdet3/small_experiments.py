@@ -22,7 +22,7 @@ def detector(family, channels=16):
 
 
 def experiment(annotations, work_dir, family='one_stage', workers=0, hooks=(),
-               inside_epoch=2, launcher='none', accumulated=1, **settings):
+               inside_epoch=2, launcher='none', accumulated=1, space='maps', **settings):
     """A whole config."""
     def data(transforms, **others):
         return dict(type='CocoDataset', metainfo=dict(classes=CLASSES), ann_file=str(annotations),
@@ -37,7 +37,9 @@ def experiment(annotations, work_dir, family='one_stage', workers=0, hooks=(),
     test = dict(batch_size=1, num_workers=0, persistent_workers=False,
                 sampler=dict(type='DefaultSampler', shuffle=False),
                 dataset=data([], test_mode=True))
-    model = small.distiller(detector(family, 24), detector(family), num_prototypes=3, min_size=20)
+    model = small.distiller(
+        detector(family, 24), detector(family), num_prototypes=3, min_size=20,
+        knowledge=[dict(type='RobustDistillingModule', global_knowledge=dict(space=space))])
     return Config(dict(
         default_scope='mmdet', model=model, work_dir=str(work_dir), launcher=launcher,
         train_dataloader=dict(

@@ -48,6 +48,7 @@ def goes_on_exactly(annotations, folder, killed_at, left, **settings):
     bank, other = (PrototypeBank.load(folder / name / 'prototypes' / 'epoch_2.safetensors')
                    for name in ('whole', 'killed'))
     assert all(map(torch.equal, bank.student, other.student))
+    assert all(map(torch.equal, bank.class_features, other.class_features))
 
 
 AVERAGE = dict(type='EMAHook', ema_type='ExpMomentumEMA', momentum=0.1, update_buffers=True,
@@ -57,7 +58,7 @@ AVERAGE = dict(type='EMAHook', ema_type='ExpMomentumEMA', momentum=0.1, update_b
 @pytest.mark.slow
 def test_a_killed_run_with_averaged_weights_goes_on_exactly(annotations, tmp_path):
     goes_on_exactly(annotations, tmp_path, killed_at=6, left='epoch_2_iter_2.pth',
-                    hooks=[AVERAGE])
+                    hooks=[AVERAGE], space='classes')
     averages = [load_checkpoint_file(tmp_path / name / 'epoch_2.pth')['state_dict']
                 for name in ('whole', 'killed')]
     assert all(map(torch.equal, *(average.values() for average in averages)))
