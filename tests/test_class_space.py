@@ -4,14 +4,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers import small_detectors as small
+from helpers.devices import StayOnDevice, to_fake
 from helpers.distillers import build_distiller, losses_of
 from helpers.synthetic_steps import info, pair_of, synthetic_step
 from torch import nn
+from torch._subclasses import FakeTensorMode
 
 from gkd.bank import PrototypeBank
 from gkd.detectors.dense import class_layers
 from gkd.detectors.step import DensePredictions
 from gkd.errors import ConfigError
+from gkd.frameworks import to_batch
 from gkd.knowledge import RobustDistillingModule
 from gkd.knowledge.class_space import ClassSpaceKnowledge, class_space_loss, sureness
 from gkd.prototypes.features import class_features, instance_features
@@ -160,6 +163,19 @@ def test_it_teaches_the_student_and_the_adaptation(settings, trained):
     assert not gradients['student.bbox_head.cls_convs.0.conv.weight']
     assert all(parameter.grad is None for parameter in model.teacher.parameters())
     assert all(parameter.grad is None for parameter in model.frozen.class_layers.parameters())
+
+
+def test_it_does_not_wait_for_the_device():
+    model = build()
+    _, step = model.observe(to_batch(**small.batch()))
+    step.class_layers = None
+    with FakeTensorMode() as fake, torch.device('cuda'):
+        module = RobustDistillingModule(model.pair, global_knowledge=dict(space='classes'))
+        step = to_fake(step, fake, 'cuda')
+        step.class_layers = nn.Conv2d(24, 24, 3, padding=1)
+        with StayOnDevice():
+            loss = module(step)['loss_global']
+    assert loss.device.type == 'cuda' and loss.dim() == 0
 
 
 def test_other_losses_stay_as_they_are():
