@@ -107,7 +107,7 @@ def quickstart(family: str, seeds: Sequence[int], epochs: Optional[int] = None,
     print(closing_text(f'{family} on digit-scenes, MMDetection 3', seeds, started, table, dict(
         report=osp.join(osp.dirname(checkpoint), REPORT),
         evaluate=f'bash {tool("test.sh")} {command}',
-        export=f'python {tool("mmdet3/export_student.py")} {command}')))
+        export=f'python {tool("export_student.py")} {command}')))
 
 
 def run_all(trainings: Sequence[Training], epochs: Optional[int], family: str,

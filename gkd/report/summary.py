@@ -12,14 +12,12 @@ from tqdm import tqdm
 from gkd.datasets.coco_eval import METRICS
 from gkd.detectors.source import DetectorSource
 from gkd.distiller import Distiller
-from gkd.installed import mmdet_major
 from gkd.report.comparison import markdown
 from gkd.report.names import NOTHING
 from gkd.report.page import peak_memory, shorten
 from gkd.report.runs import Run, median_step, read_run
 from gkd.work_dir import LATEST, REPORT
 
-EXPORT = {2: 'tools/export_student.py', 3: 'tools/mmdet3/export_student.py'}
 NAMES = {key: name for name, key in METRICS.items()}
 
 
@@ -47,7 +45,7 @@ def format_summary(work_dir: str, config: str) -> str:
         lines['report'] = shorten(osp.join(work_dir, REPORT))
         lines['test'] = shlex.join(['bash', 'tools/test.sh', *arguments])
         if run.config.model.type == Distiller.__name__:
-            lines['export'] = shlex.join(['python', EXPORT[mmdet_major()], *arguments])
+            lines['export'] = shlex.join(['python', 'tools/export_student.py', *arguments])
     width = max(map(len, lines)) + 2
     text = ''.join(f'{name + ":":{width}}{line}\n' for name, line in lines.items() if line)
     return f'{metrics_table(run)}\n{text}' if run.evaluations else text

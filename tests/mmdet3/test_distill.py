@@ -72,7 +72,7 @@ def test_what_was_written_trains(pair, tmp_path, monkeypatch, capsys):
     assert (tmp_path / 'work' / 'report.html').exists()
     printed = capsys.readouterr().out
     for line in ('| last, epoch 1 |', 'model:      RetinaNet on ResNet-18, taught by RetinaNet on',
-                 f'export:     python tools/mmdet3/export_student.py {path} {checkpoint}'):
+                 f'export:     python tools/export_student.py {path} {checkpoint}'):
         assert line in printed
     rates = load_checkpoint_file(checkpoint)['optimizer']['param_groups']
     assert {group['initial_lr'] for group in rates} == {0.0025}  # of 0.005: 2 of 4 images
