@@ -99,7 +99,8 @@ def draw_image(axis: plt.Axes, dataset: Dataset, index: int, detections: Tensor,
     for box, taken in zip(boxes, matched):
         if not taken:
             axis.add_patch(rectangle(box, MISSED, linestyle='--'))
-    for detection, good in zip(detections, right):
+    # Wrong boxes first: another class at the same place must not hide a match.
+    for good, detection in sorted(zip(right, detections), key=lambda pair: pair[0]):
         colour = FOUND if good else WRONG
         axis.add_patch(rectangle(detection[:4], colour))
         if len(classes) > 1:
