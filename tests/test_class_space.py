@@ -152,7 +152,7 @@ def build(**settings):
 
 @pytest.mark.parametrize('settings, trained', [
     (dict(), 'local_knowledge.adaptation'),
-    (dict(local_knowledge=None, soft_label=None), 'global_knowledge.adaptation')])
+    (dict(local_knowledge=None, soft_label=None), 'adaptation')])
 def test_it_teaches_the_student_and_the_adaptation(settings, trained):
     model = build(**settings)
     losses_of(model, small.batch())['loss_global'].backward()

@@ -5,5 +5,5 @@ lr_config = dict(
     policy='CosineAnnealing', by_epoch=False, min_lr=0, warmup='linear', warmup_iters=30,
     warmup_ratio=0.001)
 runner = dict(type='EpochBasedRunner', max_epochs=6)
-# a training step of the teachers takes a quarter less time
+# faster on the CPU
 cpu_channels_last = True

@@ -234,9 +234,11 @@ class RobustDistillingModule(Knowledge):
         self.robust = robust
         self.decay = decay
         self.start = start
-        self.global_knowledge = build_global_knowledge(
-            global_knowledge, pair, adapts=local_knowledge is not None)
+        self.global_knowledge = build_global_knowledge(global_knowledge, pair)
         self.in_class_space = isinstance(self.global_knowledge, ClassSpaceKnowledge)
+        self.adaptation = (adaptation(pair) if self.in_class_space and local_knowledge is None
+                           else None)
+        self.compares = robust or (self.global_knowledge is not None and not self.in_class_space)
         self.local_knowledge = build(LocalKnowledge, local_knowledge, 'local_knowledge', pair)
         self.soft_label = build(SoftLabel, soft_label, 'soft_label', pair)
         if not any((self.global_knowledge, self.local_knowledge, self.soft_label)):
@@ -291,7 +293,7 @@ class RobustDistillingModule(Knowledge):
         """What brings the student's maps into the teacher's space; None if nothing needs it."""
         if self.local_knowledge is not None:
             return self.local_knowledge.adaptation
-        return self.global_knowledge.adaptation if self.in_class_space else None
+        return self.adaptation
 
     def describe(self, student: str = 'the student') -> str:
         """What is taught at what, in words; see :class:`Knowledge`."""
@@ -355,7 +357,7 @@ class RobustDistillingModule(Knowledge):
         The similarities of the positives' RoI-pooled features follow, if these are to be weighted
         (:attr:`weighs_pooled`) and ``with_pooled`` is True.
         """
-        if not self.needs.bank:
+        if not self.compares:
             return []
         sizes = [feature.shape[2:] for feature in step.student.maps]
         windows = mean_windows(instances, sizes, [(1 / stride,) * 2 for stride in step.strides])
@@ -463,14 +465,13 @@ def build(kind: type, settings: Optional[Mapping], key: str, *args) -> Optional[
     return kind(*args, **settings)
 
 
-def build_global_knowledge(settings: Optional[Mapping], pair: DetectorPair,
-                           adapts: bool) -> Optional[nn.Module]:
+def build_global_knowledge(settings: Optional[Mapping],
+                           pair: DetectorPair) -> Optional[nn.Module]:
     """Build global knowledge in the space that its settings name; None stays None.
 
     Args:
         settings: ``space``, ``'maps'`` or ``'classes'``, and those of the part.
         pair: Traits of teacher and student.
-        adapts: Whether another part adapts the student's maps.
 
     Raises:
         ConfigError: The space or a setting is unknown, or the pair cannot be served.
@@ -482,10 +483,7 @@ def build_global_knowledge(settings: Optional[Mapping], pair: DetectorPair,
     if space == 'maps':
         return build(GlobalKnowledge, settings, 'global_knowledge')
     if space == 'classes':
-        part = build(ClassSpaceKnowledge, settings, 'global_knowledge', pair)
-        if not adapts:
-            part.adaptation = adaptation(pair)
-        return part
+        return build(ClassSpaceKnowledge, settings, 'global_knowledge', pair)
     raise ConfigError(f'global_knowledge.space = {space!r}: must be "maps" or "classes".')
 
 

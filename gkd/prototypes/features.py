@@ -22,7 +22,7 @@ from gkd.frameworks import (
     network_input,
     test_view,
 )
-from gkd.knowledge.instances import pool_instances
+from gkd.knowledge.instances import Instances, mean_windows, pool_instances
 
 
 @dataclass
@@ -245,34 +245,21 @@ def class_features(maps: Sequence[Tensor], scores: Sequence[Tensor],
     Returns:
         ``(sum n_b, D)`` float32.
     """
-    images = torch.repeat_interleave(torch.tensor([*map(len, boxes)])).to(maps[0].device)
-    boxes = torch.cat(boxes)
-    best, found = boxes.new_full((len(boxes),), -torch.inf), None
-    for level, level_scores, scale in zip(maps, scores, scales):
+    instances = Instances.of(boxes)
+    images = instances.rows // instances.padded.shape[1]
+    windows = mean_windows(instances, [level.shape[-2:] for level in maps], scales)
+    best, found = instances.boxes.new_full((len(instances.boxes),), -torch.inf), None
+    for level, level_scores, window in zip(maps, scores, windows):
+        height, width = level.shape[-2:]
         read = class_layers(level.float())
-        inside = cells_of_boxes(boxes, level.shape[-2:], scale)
+        columns, rows = (window > 0).flatten(1, 2)[:, instances.rows]
+        inside = (rows[:, :height, None] & columns[:, None, :width]).flatten(1)
         sureness = level_scores.float().amax(dim=1).flatten(1)[images]
         surest, cell = sureness.masked_fill(~inside, -torch.inf).max(dim=1)
         here = read.flatten(2)[images, :, cell]
         found = here if found is None else torch.where((surest > best)[:, None], here, found)
         best = torch.maximum(best, surest)
     return found
-
-
-def cells_of_boxes(boxes: Tensor, size: tuple[int, int], scale: tuple[float, float]) -> Tensor:
-    """Which cells of a map every box covers, at least one: ``(n, H * W)`` bool.
-
-    Example:
-        >>> cells_of_boxes(torch.tensor([[9.0, 1.0, 20.0, 7.0]]), (2, 3), (1 / 8, 1 / 8))
-        tensor([[False,  True,  True, False, False, False]])
-    """
-    along = []
-    for first, last, count, factor in ((0, 2, size[1], scale[0]), (1, 3, size[0], scale[1])):
-        ends = (boxes[:, [first, last]] * factor).long().clamp(0, count - 1)
-        cells = torch.arange(count, device=boxes.device)
-        along.append((cells >= ends[:, :1]) & (cells <= ends[:, 1:]))
-    columns, rows = along
-    return (rows[:, :, None] & columns[:, None, :]).flatten(1)
 
 
 def batch_features(detector: BaseDetector, levels: Sequence[int], stacks: list[Stack],
