@@ -13,7 +13,7 @@ import numpy as np
 from mmcv import Config, ConfigDict
 from mmcv.cnn import ContextBlock, NonLocal2d, fuse_conv_bn
 from mmcv.cnn.utils import revert_sync_batchnorm
-from mmcv.parallel import DataContainer, is_module_wrapper
+from mmcv.parallel import DataContainer
 from mmcv.runner import HOOKS, Hook, get_dist_info
 from mmdet.core import BitmapMasks, anchor_inside_flags, bbox2roi, bbox_overlaps
 from mmdet.core.bbox.coder import DeltaXYWHBBoxCoder
@@ -31,7 +31,7 @@ __all__ = [
     'ConfigDict', 'ContextBlock', 'Dataset', 'DeltaXYWHBBoxCoder', 'DetectorShell', 'EfficientNet',
     'Hook', 'NonLocal2d', 'anchor_inside_flags', 'annotation', 'bbox2roi', 'bbox_overlaps',
     'build_dataset', 'build_detector', 'classes_of', 'description', 'fuse_conv_bn',
-    'get_dist_info', 'image_info', 'image_settings', 'is_module_wrapper', 'logger',
+    'get_dist_info', 'image_info', 'image_settings', 'logger',
     'mmdet_configs', 'network_input', 'positive_boxes', 'prototype_datasets',
     'revert_sync_batchnorm', 'sampled_boxes', 'source_of', 'student_losses', 'synthetic_batch',
     'test_view', 'to_batch',

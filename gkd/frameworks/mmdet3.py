@@ -25,7 +25,6 @@ from mmengine.config import Config, ConfigDict
 from mmengine.dist import get_dist_info
 from mmengine.hooks import Hook
 from mmengine.logging import MMLogger
-from mmengine.model import is_model_wrapper as is_module_wrapper
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import HOOKS, DefaultScope
 from mmengine.structures import InstanceData, PixelData
@@ -38,7 +37,7 @@ __all__ = [
     'ConfigDict', 'ContextBlock', 'Dataset', 'DeltaXYWHBBoxCoder', 'DetectorShell', 'EfficientNet',
     'Hook', 'NonLocal2d', 'anchor_inside_flags', 'annotation', 'bbox2roi', 'bbox_overlaps',
     'build_dataset', 'build_detector', 'classes_of', 'description', 'fuse_conv_bn',
-    'get_dist_info', 'image_info', 'image_settings', 'is_module_wrapper', 'logger',
+    'get_dist_info', 'image_info', 'image_settings', 'logger',
     'mmdet_configs', 'network_input', 'positive_boxes', 'prototype_datasets',
     'revert_sync_batchnorm', 'sampled_boxes', 'source_of', 'student_losses', 'synthetic_batch',
     'test_view', 'to_batch',
