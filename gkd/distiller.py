@@ -320,11 +320,14 @@ def build_knowledge(config: dict, pair: DetectorPair) -> Knowledge:
         built = kind(pair=pair, **settings)
     except TypeError as error:
         raise ConfigError(f'model.knowledge: {error}') from error
+    # Whatever the method itself asks: the logits of other boxes would be compared in silence.
+    advice = 'teach by methods that need none, such as PKD or CWD.'
     if built.needs.logits:
-        # Whatever the method itself asks: at other places the teacher's would be of other boxes.
         pair.require_logits_of_positives(
-            f'model.knowledge: {config["type"]} needs class logits',
-            'teach by methods that need none, such as PKD or CWD.')
+            f'model.knowledge: {config["type"]} needs class logits', advice)
+    if built.needs.proposals:
+        pair.require_logits_of_proposals(
+            f'model.knowledge: {config["type"]} needs class logits of proposals', advice)
     return built
 
 

@@ -239,6 +239,26 @@ def test_refuses_logits_of_other_places_whatever_the_method_asks(teacher, studen
         build(small.distiller(teacher, student, knowledge=[dict(type='WantsLogits')]))
 
 
+@KNOWLEDGE.register_module()
+class WantsProposals(Knowledge):
+    """Likewise for the logits of all proposals."""
+
+    needs = Needs(proposals=True)
+
+    def forward(self, step):
+        return dict(loss_wanted=step.student.proposal_logits.sum() * 0)
+
+
+@pytest.mark.parametrize('teacher, student, message', [
+    (small.retinanet(), small.retinanet(), 'teacher RetinaNet is one-stage'),
+    (small.faster_rcnn(), small.retinanet(), 'student RetinaNet is one-stage'),
+])
+def test_refuses_logits_of_proposals_where_there_are_none(teacher, student, message):
+    with pytest.raises(ConfigError, match=f'WantsProposals needs class logits of proposals: '
+                                          f'{message}.*teach by methods that need none'):
+        build(small.distiller(teacher, student, knowledge=[dict(type='WantsProposals')]))
+
+
 @pytest.mark.parametrize('teacher, student', [
     (small.retinanet(24), small.retinanet()),
     (small.faster_rcnn(24), small.faster_rcnn()),

@@ -168,6 +168,14 @@ class DetectorPair:
             self.require_same_family(key, advice)
             self.require_same_places(key, advice)
 
+    def require_logits_of_proposals(self, key: str, advice: str) -> None:
+        """Raise ConfigError unless both detectors classify proposals; arguments as above."""
+        for role, info in (('teacher', self.teacher), ('student', self.student)):
+            if not info.is_two_stage:
+                raise ConfigError(f'{key}: {role} {info.name} is {info.family} and classifies no '
+                                  f'proposals; {advice}')
+        self.require_class_logits(key, advice)
+
     @property
     def num_levels(self) -> int:
         """Number of paired levels."""

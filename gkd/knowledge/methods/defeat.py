@@ -148,11 +148,7 @@ class DeFeat(Knowledge):
 def refuse_classification(pair: DetectorPair) -> None:
     """Raise ConfigError where teacher and student cannot classify the same proposals."""
     advice = 'set classification=False to teach the maps alone.'
-    for role, info in (('teacher', pair.teacher), ('student', pair.student)):
-        if not info.is_two_stage:
-            raise ConfigError(f'DeFeat: {role} {info.name} is {info.family} and classifies no '
-                              f'proposals; {advice}')
-    pair.require_class_logits('DeFeat', advice)
+    pair.require_logits_of_proposals('DeFeat', advice)
     for role, info in (('teacher', pair.teacher), ('student', pair.student)):
         if info.sigmoid:
             raise ConfigError(f'DeFeat: {role} {info.name} scores classes by sigmoid, but DeFeat '
