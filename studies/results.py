@@ -6,11 +6,12 @@ A page asks for them by a pair of comments:
     <!-- results: data=digit-scenes family=RetinaNet methods=gkd,no-global plot=images/a.png -->
     <!-- end of results -->
 
-What stands between the two is replaced: a table of these methods, of ``teacher``, ``student`` and
-``plain``, and the plot. Without ``methods``, all that were measured are shown; ``options`` may
-name settings that the runs replaced, with ``;`` between them, ``strip`` one strip, and ``mmdet=3``
-the other MMDetection. Gains are over ``plain``, or over the method that ``against`` names, under
-the same teacher.
+What stands between the two is replaced: a table of these methods, of the ``teacher``, ``student``
+and ``plain`` trainings that their runs began from or are compared with, and the plot. Without
+``methods``, all that were measured are shown; ``options`` may name settings that the runs
+replaced, with ``;`` between them, ``strip`` one strip, ``teachers`` and ``students`` seeds, and
+``mmdet=3`` the other MMDetection. Gains are over ``plain``, or over the method that ``against``
+names, under the same teacher.
 """
 
 import argparse
@@ -37,7 +38,8 @@ from gkd.report.results import COLUMN_OF, PLAIN, STUDENT, TEACHER, Result, read_
 BLOCK = re.compile(r'(<!-- results:(.*?)-->\n)(.*?)(<!-- end of results -->)', re.DOTALL)
 GAINS = ('AP', 'AP50')
 NAMES = {TEACHER: 'teacher', STUDENT: 'student, before', PLAIN: 'student alone'}
-KEYS = ('data', 'family', 'methods', 'options', 'strip', 'against', 'mmdet', 'plot')
+KEYS = ('data', 'family', 'methods', 'options', 'strip', 'teachers', 'students', 'against',
+        'mmdet', 'plot')
 NOT_YET = 'Not measured yet.\n'
 
 
@@ -93,6 +95,8 @@ def section(query, page, results):
     """Table, legend and plot that a page asks for."""
     rows = [row for row in results if row.data == query['data'] and row.family == query['family']
             and row.strip == query.get('strip', row.strip)
+            and row.teacher_seed in ['', *query.get('teachers', row.teacher_seed).split(',')]
+            and row.student_seed in ['', *query.get('students', row.student_seed).split(',')]
             and f'mmdet {query.get("mmdet", 2)}.' in row.version]
     options = query.get('options', '').replace(';', ' ')
     measured = dict.fromkeys(row.method for row in rows
@@ -115,14 +119,18 @@ def section(query, page, results):
     return text
 
 
+def shared_options(options):
+    """Those settings that a training without a teacher has too."""
+    return ' '.join(option for option in options.split() if not option.startswith('model.'))
+
+
 def partner(row: Result, against):
     """What a run and the one that it is compared with have in common.
 
     The teacher is not among it if that is the student that went on alone.
     """
-    shared = ' '.join(option for option in row.options.split() if not option.startswith('model.'))
-    return (row.data, row.family, row.student_seed, row.strip, row.machine, shared,
-            None if against == PLAIN else row.teacher_seed)
+    return (row.data, row.family, row.student_seed, row.strip, row.machine,
+            shared_options(row.options), None if against == PLAIN else row.teacher_seed)
 
 
 def grouped_gains(runs, rows, against):
@@ -139,14 +147,24 @@ def grouped_gains(runs, rows, against):
     return gains
 
 
+def baselines(name, rows, taught, options):
+    """The trainings called ``name`` that runs began from or are compared with."""
+    wanted = shared_options(options) if name == PLAIN else ''
+    teachers, students = ({'', *(getattr(row, seed) for row in taught)}
+                          for seed in ('teacher_seed', 'student_seed'))
+    return [row for row in rows if row.method == name and row.options == wanted
+            and row.teacher_seed in teachers and row.student_seed in students]
+
+
 def table(methods, gains, rows, options):
     """Markdown table: mean of every metric over runs, mean gains with their intervals."""
     shown = [column for column in COLUMN_OF.values() if any(getattr(row, column) for row in rows)]
     cells = [['taught', 'runs', *shown, *(f'gain in {column}' for column in GAINS), 'pairs',
               'higher AP']]
+    taught = [row for row in rows if row.method in methods and row.options == options]
     for name in (*NAMES, *methods):
-        runs = [row for row in rows
-                if row.method == name and row.options == ('' if name in NAMES else options)]
+        runs = ([row for row in taught if row.method == name] if name in methods
+                else baselines(name, rows, taught, options))
         if not runs:
             continue
         values = [[float(getattr(row, column)) for row in runs if getattr(row, column)]

@@ -94,6 +94,12 @@ def test_a_page_chooses_methods_options_and_says_what_is_missing(results, tmp_pa
     assert '| fgd ' in text and 'gkd' not in text and 'mgd |' not in text
     text = fill('data=digit-scenes family=RetinaNet options=model.knowledge.0.robust=False')
     assert '| gkd           | 1    | 15.0 |' in text and '+5.0' in text
+    # Only what this run began from and is compared with: of three students alone, the first.
+    assert '| student alone | 1    | 10.0 |' in text and '| teacher       | 1    | 50.0 |' in text
+    text = fill('data=digit-scenes family=RetinaNet methods=gkd teachers=1 students=1,2')
+    line = next(line for line in text.splitlines() if line.startswith('| gkd '))
+    assert '| +5.5 [' in line and line.split('|')[-3:-1] == [' 2     ', ' 2         ']
+    assert '| student alone | 2    | 11.5 |' in text and '| teacher ' not in text
     # Under the first teacher 11 against 10.5, with the same seed; fgd has no other teacher.
     text = fill('data=digit-scenes family=RetinaNet methods=gkd against=fgd')
     line = next(line for line in text.splitlines() if line.startswith('| gkd '))
