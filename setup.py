@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent
 BESIDE = ['configs', 'tools', 'datalists/classes_config.json', 'checkpoints/manifest.json',
           'model-index.yml']
 # These draw on studies/, which stays in the clone.
-CLONE_ONLY = ['draw_concept.py', 'noise_study.py']
+CLONE_ONLY = ['check_detectors.py', 'draw_concept.py', 'noise_study.py']
 
 
 def read(name):

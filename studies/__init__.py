@@ -1,1 +1,1 @@
-"""What examines the claims of the paper; not part of the package."""
+"""What examines the claims of the paper, and the detectors of the zoo; not in the package."""

@@ -71,7 +71,7 @@ def short_backbones():
     """Let backbones have one block a stage."""
     from mmdet.models import BACKBONES
 
-    from gkd.experiments import coverage
+    from studies import coverage
     settings = {kind: kind.arch_settings for kind in BACKBONES.module_dict.values()
                 if hasattr(kind, 'arch_settings')}
     coverage.shorten_backbones()

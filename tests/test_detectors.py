@@ -7,10 +7,10 @@ import torch
 
 from gkd.detectors.places import centres
 from gkd.errors import ConfigError
-from gkd.experiments import coverage
-from gkd.experiments.zoo import PAIRS, SELF_PAIRS
 from gkd.knowledge.instances import Instances
 from gkd.running.data import check_ground_truth
+from studies import coverage
+from studies.zoo import PAIRS, SELF_PAIRS
 
 POSITIVES, TRUTH = 'positives', 'gt'
 # Config, at what it is taught, whether by soft labels, how many of the ten other methods work.

@@ -14,7 +14,6 @@ from gkd.checkpoints import find_recipe, published
 from gkd.compat.checkpoint import load_checkpoint_file
 from gkd.detectors.source import DetectorSource, find_file, sources_of
 from gkd.errors import ConfigError
-from gkd.experiments import coverage
 from gkd.experiments.recipes import (
     RecipeError,
     check_losses,
@@ -24,6 +23,7 @@ from gkd.experiments.recipes import (
 )
 from gkd.registry import KNOWLEDGE
 from gkd.running import load_config
+from studies import coverage
 
 NAMES = [Path(path).stem for path in recipes()]
 ABLATIONS = {'no-global': 'knowledge', 'no-local': 'knowledge', 'no-soft': 'knowledge',

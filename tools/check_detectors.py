@@ -9,11 +9,15 @@ is kept.
 
 import argparse
 import os.path as osp
+import sys
 from fnmatch import fnmatch
 
+# The studies lie beside the package, in the clone only.
+sys.path.insert(0, osp.dirname(osp.dirname(osp.abspath(__file__))))
+
 from gkd.commands import add_device_option, run
-from gkd.experiments.coverage import check_all, pair_name, pair_of, shorten_backbones, write_tables
-from gkd.experiments.zoo import PAIRS, SELF_PAIRS
+from studies.coverage import check_all, pair_name, pair_of, shorten_backbones, write_tables
+from studies.zoo import PAIRS, SELF_PAIRS
 
 
 def parse_args():

@@ -40,11 +40,11 @@ from gkd.detectors.step import Needs, Step
 from gkd.distiller import Distiller, build_knowledge
 from gkd.errors import GKDError
 from gkd.experiments.cost import random_bank
-from gkd.experiments.zoo import PAIRS, SELF_PAIRS
 from gkd.files import write_atomically
 from gkd.frameworks import mmdet_configs, to_batch
 from gkd.registry import KNOWLEDGE
 from gkd.running.console import without_details
+from studies.zoo import PAIRS, SELF_PAIRS
 
 WORKS, REFUSED, FAULT = 'works', 'refused', 'fault'
 METHOD = 'RobustDistillingModule'
