@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-import torch.nn.functional as F
 from helpers import small_detectors as small
 from helpers.devices import StayOnDevice, to_fake
 from helpers.distillers import build_distiller, losses_of
@@ -37,12 +36,13 @@ def class_space_pair(**traits):
 
 # --- The loss ------------------------------------------------------------------------------------
 
-def test_loss_is_the_divergence_of_similarities():
+def test_loss_is_the_divergence_of_projections():
     student, teacher, prototypes = random(5, 4), random(5, 4, seed=1), random(7, 4, seed=2)
     weights = torch.tensor([0.0, 0.1, 1.0, 0.5, 0.2], dtype=torch.float64)
+    length = sum(prototype.norm() for prototype in prototypes) / 7
     expected = 0
     for cell in range(5):
-        p, q = (torch.stack([F.cosine_similarity(role[cell], prototype, dim=0)
+        p, q = (torch.stack([role[cell].dot(prototype) / (prototype.norm() * length)
                              for prototype in prototypes]).div(0.3).softmax(dim=0)
                 for role in (teacher, student))
         expected += weights[cell] * (p * (p / q).log()).sum()
@@ -50,10 +50,25 @@ def test_loss_is_the_divergence_of_similarities():
     torch.testing.assert_close(loss, expected / weights.sum())
 
 
+def test_a_weak_response_is_not_a_strong_one():
+    """By the strength of the response, a head ranks the boxes of one object."""
+    cells = random(5, 4)
+    loss = class_space_loss(cells / 2, cells, random(7, 4, seed=2), torch.ones(5), 0.1)
+    assert loss > 0.01
+    same = class_space_loss(cells, cells, 9 * random(7, 4, seed=2), torch.ones(5), 0.1)
+    assert same == 0
+
+
 def test_loss_teaches_the_student_alone():
     student, teacher, prototypes = (random(5, 4, seed=seed).requires_grad_() for seed in range(3))
     class_space_loss(student, teacher, prototypes.detach(), torch.ones(5), 0.1).backward()
     assert student.grad.abs().sum() > 0 and teacher.grad is None
+
+
+def test_prototypes_without_a_response_tell_nothing():
+    loss = class_space_loss(random(3, 4), random(3, 4, seed=1), torch.zeros(2, 4).double(),
+                            torch.ones(3), 0.1)
+    assert loss == 0
 
 
 @pytest.mark.parametrize('cells, prototypes, weight', [(3, 4, 0.0), (0, 4, 1.0), (3, 0, 1.0)])

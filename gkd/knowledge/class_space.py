@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gkd.errors import ConfigError
-from gkd.knowledge.losses import Unit, similarities
+from gkd.knowledge.losses import Unit
 from gkd.knowledge.precision import full_precision
 
 if TYPE_CHECKING:
@@ -18,15 +18,18 @@ if TYPE_CHECKING:
     from gkd.detectors.step import DensePredictions, Step
 
 ADVICE = 'set global_knowledge.space="maps", or global_knowledge=None.'
+TINY = 1e-6  # stands in for a length or a sum of 0
 
 
 @full_precision
 def class_space_loss(student: Tensor, teacher: Tensor, prototypes: Tensor, weights: Tensor,
                      temperature: float) -> Tensor:
-    r"""Teach the student which prototypes a cell resembles, of all that there are.
+    r"""Teach the student which of all prototypes a cell resembles, and how clearly.
 
-    The similarities of a cell to the prototypes become a distribution, :math:`p = softmax(\cos /
-    T)`; the loss is :math:`KL(p^T \| p^S)`, the weighted mean over cells.
+    A cell's coordinates are its projections onto the prototypes' directions, in units of the
+    prototypes' mean length. They become a distribution, :math:`p = softmax(coordinates / T)`; the
+    loss is :math:`KL(p^T \| p^S)`, the weighted mean over cells. Cosines would forget how strongly
+    a cell responds, by which the best of several boxes of an object is told from the others.
 
     Args:
         student: The student's features of n cells in the class space, float ``(n, D)``. The only
@@ -41,16 +44,17 @@ def class_space_loss(student: Tensor, teacher: Tensor, prototypes: Tensor, weigh
 
     Example:
         >>> cells = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
-        >>> class_space_loss(cells, 2 * cells, cells, torch.ones(2), temperature=0.1)
+        >>> class_space_loss(cells, cells, cells, torch.ones(2), temperature=0.1)
         tensor(0.)
         >>> class_space_loss(cells.flip(0), cells, cells, torch.ones(2), temperature=1.0)
         tensor(0.4621)
     """
-    basis = Unit.apply(prototypes).mT
-    logits = [similarities(cells, basis) / temperature for cells in (student, teacher.detach())]
+    length = torch.linalg.vector_norm(prototypes, dim=-1).mean()
+    basis = Unit.apply(prototypes).mT / (temperature * length.clamp(min=TINY))
+    logits = [cells @ basis for cells in (student, teacher.detach())]
     divergence = F.kl_div(*(F.log_softmax(role, dim=-1) for role in logits), reduction='none',
                           log_target=True).sum(dim=-1)
-    return (divergence * weights).sum() / weights.sum().clamp(min=torch.finfo(weights.dtype).eps)
+    return (divergence * weights).sum() / weights.sum().clamp(min=TINY)
 
 
 class ClassSpaceKnowledge(nn.Module):
@@ -66,7 +70,7 @@ class ClassSpaceKnowledge(nn.Module):
     Args:
         pair: Traits of teacher and student.
         loss_weight: Factor of the loss.
-        temperature: Divides the cosines; the smaller, the more the nearest prototypes count.
+        temperature: Divides the coordinates; the smaller, the more the nearest prototypes count.
         num_cells: Cells an image that are compared, on all levels together.
 
     Raises:
