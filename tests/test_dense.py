@@ -23,7 +23,7 @@ class WantsEverything(Knowledge):
     def __init__(self, pair):
         super().__init__(pair)
         positives = pair.student.samples_positives
-        self.needs = Needs(logits=positives, proposals=positives, dense=True)
+        self.needs = Needs(logits=positives, proposals=pair.student.is_two_stage, dense=True)
 
     def forward(self, step):
         return dict(loss_everything=sum(feature.sum() for feature in step.student.maps) * 0)
