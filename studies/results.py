@@ -106,10 +106,10 @@ def section(query, page, results):
     if not methods:
         return NOT_YET
     against = query.get('against', PLAIN)
-    gains = {name: grouped_gains([row for row in rows if row.method == name
-                                  and row.options == options], rows, against) for name in methods}
     runs = [row for row in rows if row.method in methods and row.options == options]
-    text = f'{table(methods, gains, rows, options)}\n{legend(runs, against)}\n'
+    gains = {name: grouped_gains([row for row in runs if row.method == name], rows, against)
+             for name in methods}
+    text = f'{table(methods, gains, runs, rows, options)}\n{legend(runs, against)}\n'
     if 'plot' in query:
         title = f'{query["family"]} on {query["data"].replace("-", " ")}'
         drawn = {name: list(groups['AP'].values()) for name, groups in gains.items()
@@ -156,12 +156,11 @@ def baselines(name, rows, taught, options):
             and row.teacher_seed in teachers and row.student_seed in students]
 
 
-def table(methods, gains, rows, options):
+def table(methods, gains, taught, rows, options):
     """Markdown table: mean of every metric over runs, mean gains with their intervals."""
     shown = [column for column in COLUMN_OF.values() if any(getattr(row, column) for row in rows)]
     cells = [['taught', 'runs', *shown, *(f'gain in {column}' for column in GAINS), 'pairs',
               'higher AP']]
-    taught = [row for row in rows if row.method in methods and row.options == options]
     for name in (*NAMES, *methods):
         runs = ([row for row in taught if row.method == name] if name in methods
                 else baselines(name, rows, taught, options))
