@@ -256,6 +256,7 @@ class Distiller(DetectorShell):
         part = family.teacher_step(self.teacher, self.pair, self.needs, images, step)
         if self.frozen.dtype is not None:
             part.maps = tuple(map(widened, part.maps))
+            part.class_maps = tuple(map(widened, part.class_maps))
             self.frozen.check()
         if self.pair.teacher.num_classes != self.pair.num_classes:
             self.keep_students_classes(part)

@@ -11,11 +11,16 @@ from torch._subclasses import FakeTensorMode
 
 from gkd.bank import PrototypeBank
 from gkd.detectors.dense import class_layers
-from gkd.detectors.step import DensePredictions
+from gkd.detectors.step import DensePredictions, recorded
 from gkd.errors import ConfigError
 from gkd.frameworks import to_batch
 from gkd.knowledge import RobustDistillingModule
-from gkd.knowledge.class_space import ClassSpaceKnowledge, class_space_loss, sureness
+from gkd.knowledge.class_space import (
+    ClassSpaceKnowledge,
+    class_directions,
+    class_space_loss,
+    sureness,
+)
 from gkd.prototypes.features import class_features, instance_features
 
 IN_CLASS_SPACE = dict(type='RobustDistillingModule', global_knowledge=dict(space='classes'))
@@ -46,35 +51,38 @@ def test_loss_is_the_divergence_of_projections():
                              for prototype in prototypes]).div(0.3).softmax(dim=0)
                 for role in (teacher, student))
         expected += weights[cell] * (p * (p / q).log()).sum()
-    loss = class_space_loss(student, teacher, prototypes, weights, temperature=0.3)
+    loss = class_space_loss(student, teacher, class_directions(prototypes), weights,
+                            temperature=0.3)
     torch.testing.assert_close(loss, expected / weights.sum())
 
 
 def test_a_weak_response_is_not_a_strong_one():
     """By the strength of the response, a head ranks the boxes of one object."""
-    cells = random(5, 4)
-    loss = class_space_loss(cells / 2, cells, random(7, 4, seed=2), torch.ones(5), 0.1)
-    assert loss > 0.01
-    same = class_space_loss(cells, cells, 9 * random(7, 4, seed=2), torch.ones(5), 0.1)
-    assert same == 0
+    cells, directions = random(5, 4), class_directions(random(7, 4, seed=2))
+    assert class_space_loss(cells / 2, cells, directions, torch.ones(5), 0.1) > 0.01
+    assert class_space_loss(cells, cells, directions, torch.ones(5), 0.1) == 0
+    larger = class_directions(9 * random(7, 4, seed=2))
+    torch.testing.assert_close(9 * larger, directions)
 
 
 def test_loss_teaches_the_student_alone():
     student, teacher, prototypes = (random(5, 4, seed=seed).requires_grad_() for seed in range(3))
-    class_space_loss(student, teacher, prototypes.detach(), torch.ones(5), 0.1).backward()
+    class_space_loss(student, teacher, class_directions(prototypes.detach()), torch.ones(5),
+                     0.1).backward()
     assert student.grad.abs().sum() > 0 and teacher.grad is None
 
 
 def test_prototypes_without_a_response_tell_nothing():
-    loss = class_space_loss(random(3, 4), random(3, 4, seed=1), torch.zeros(2, 4).double(),
-                            torch.ones(3), 0.1)
+    loss = class_space_loss(random(3, 4), random(3, 4, seed=1),
+                            class_directions(torch.zeros(2, 4).double()), torch.ones(3), 0.1)
     assert loss == 0
 
 
 @pytest.mark.parametrize('cells, prototypes, weight', [(3, 4, 0.0), (0, 4, 1.0), (3, 0, 1.0)])
 def test_nothing_to_compare_is_no_loss(cells, prototypes, weight):
     student = random(cells, 6).requires_grad_()
-    loss = class_space_loss(student, random(cells, 6, seed=1), random(prototypes, 6, seed=2),
+    directions = class_directions(random(prototypes, 6, seed=2))
+    loss = class_space_loss(student, random(cells, 6, seed=1), directions,
                             torch.full((cells,), weight), 0.1)
     loss.backward()
     assert loss == 0 and not student.grad.any()
@@ -97,7 +105,7 @@ def test_background_is_no_class_to_be_sure_of():
 
 def test_only_the_surest_cells_are_compared():
     step = synthetic_step(bank=None)
-    step.class_layers = nn.Identity()
+    step.class_layers, step.teacher.class_maps = nn.Identity(), step.teacher.maps
     step.bank = PrototypeBank(student=[random(3, 8).float()], teacher=[random(3, 8).float()],
                               offsets=[torch.tensor([0, 3])],
                               class_features=[random(3, 8).float()])
@@ -131,6 +139,26 @@ def test_class_layers_lead_to_the_heads_own_scores(detector):
     maps = model.teacher.extract_feat(small.batch()['img'])
     for feature, scores in zip(maps, head(maps)[0]):
         assert torch.equal(score(layers(feature)), scores)
+
+
+@pytest.mark.parametrize('detector', [small.retinanet, small.fcos])
+def test_the_teachers_head_reads_classes_once(detector):
+    model = build_distiller(detector(24), detector(), knowledge=[IN_CLASS_SPACE])
+    with recorded(model.teacher.bbox_head.cls_convs[0], 'forward') as calls:
+        _, step = model.observe(to_batch(**small.batch()))
+    assert len(calls) == len(step.teacher.maps) == len(step.teacher.class_maps)
+    for feature, read in zip(step.teacher.maps, step.teacher.class_maps):
+        torch.testing.assert_close(read, step.class_layers(feature))
+
+
+def test_a_basis_is_arranged_once_per_bank():
+    model = build()
+    part = model.knowledge[0].global_knowledge
+    first = part.directions(model.bank)
+    assert part.directions(model.bank) is first
+    other = model.bank.to('cpu')
+    other.class_features = [2 * rows for rows in other.class_features]
+    torch.testing.assert_close(part.directions(other), first / 2)
 
 
 def test_generation_reads_the_chosen_instances():

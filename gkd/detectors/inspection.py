@@ -231,11 +231,21 @@ def one_stage_traits(detector: BaseDetector, view: View) -> dict:
     traits = dense_traits(head, view)
     # Panoptic heads also have classes of regions; only the other classes have boxes.
     return dict(num_classes=getattr(head, 'num_things_classes', head.num_classes),
-                has_class_layers=traits['predicts_densely'] and class_layers(head) is not None,
+                has_class_layers=traits['predicts_densely'] and reads_classes(head, view.maps),
                 sigmoid=bool(getattr(head, 'use_sigmoid_cls', True)),
                 # For a student, its training step confirms or corrects this.
                 samples_positives=traits['predicts_densely'] and hasattr(head, 'sampler'),
                 classifies_boxes=traits['predicts_densely'], **traits)
+
+
+def reads_classes(head: nn.Module, maps: tuple[Tensor, ...]) -> bool:
+    """Whether a dense head has class layers that read the maps one after the other, each once."""
+    layers = class_layers(head)
+    if layers is None:
+        return False
+    with recorded(layers[-1], 'forward') as read:
+        head(maps)
+    return [call.result.shape[-2:] for call in read] == [level.shape[-2:] for level in maps]
 
 
 def dense_traits(head: Optional[nn.Module], view: View) -> dict:

@@ -8,7 +8,7 @@ from typing import Union
 import torch
 from torch import Tensor
 
-from gkd.detectors.dense import class_logits, dense_predictions, main_head
+from gkd.detectors.dense import class_layers, class_logits, dense_predictions, main_head
 from gkd.detectors.pair import DetectorInfo, DetectorPair
 from gkd.detectors.places import place_labels, recorded_targets
 from gkd.detectors.step import Call, DetectorOutputs, Needs, Step, recorded
@@ -92,7 +92,11 @@ def teacher_step(teacher: BaseDetector, pair: DetectorPair, needs: Needs, img: T
     features = teacher.extract_feat(img)
     part = DetectorOutputs(paired_maps(features, pair, pair.teacher))
     dense = needs.dense and pair.teacher.predicts_densely
-    if needs.logits or dense:
+    if needs.class_layers:
+        with recorded(class_layers(head)[-1], 'forward') as read:
+            outputs = head(features)
+        part.class_maps = tuple(read[level].result for level in pair.levels(pair.teacher))
+    elif needs.logits or dense:
         outputs = head(features)
     if needs.logits:
         part.logits = logits_at(class_logits(outputs[0], pair.teacher), step.positions,

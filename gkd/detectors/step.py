@@ -81,6 +81,9 @@ class DetectorOutputs:
         proposal_logits: Class logits at the sampled proposals, ``(m, num_logits)``; two-stage
             only, the teacher's only if a kind of knowledge needs ``proposals``.
         dense: Predictions at all anchors; only if a kind of knowledge needs ``dense``.
+        class_maps: What the teacher's dense head reads from its maps by its class layers,
+            ``(B, D, H_l, W_l)``; the teacher's only, and only if a kind of knowledge needs
+            ``class_layers``.
         stage_logits: Class logits of each of the step's ``stages`` at its own ``n_k`` positives,
             ``(n_k, num_logits)``; the teacher's are of the same stage if it is a cascade.
     """
@@ -90,6 +93,7 @@ class DetectorOutputs:
     roi_features: Optional[Tensor] = None
     proposal_logits: Optional[Tensor] = None
     dense: Optional[DensePredictions] = None
+    class_maps: tuple[Tensor, ...] = ()
     stage_logits: list[Tensor] = field(default_factory=list)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Optional
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +13,7 @@ from gkd.knowledge.losses import Unit
 from gkd.knowledge.precision import full_precision
 
 if TYPE_CHECKING:
+    from gkd.bank import PrototypeBank
     from gkd.detectors import DetectorPair
     from gkd.detectors.pair import DetectorInfo
     from gkd.detectors.step import DensePredictions, Step
@@ -22,20 +23,39 @@ TINY = 1e-6  # stands in for a length or a sum of 0
 
 
 @full_precision
-def class_space_loss(student: Tensor, teacher: Tensor, prototypes: Tensor, weights: Tensor,
+def class_directions(prototypes: Tensor) -> Tensor:
+    """What projects features of the class space onto prototypes, in units of their mean length.
+
+    Args:
+        prototypes: Features of P instances there, ``(P, D)``.
+
+    Returns:
+        ``(D, P)``: the prototypes' directions, divided by their mean length.
+
+    Example:
+        >>> class_directions(torch.tensor([[2.0, 0.0], [0.0, 2.0]]))
+        tensor([[0.5000, 0.0000],
+                [0.0000, 0.5000]])
+    """
+    length = torch.linalg.vector_norm(prototypes, dim=-1).mean()
+    return Unit.apply(prototypes).mT / length.clamp(min=TINY)
+
+
+@full_precision
+def class_space_loss(student: Tensor, teacher: Tensor, directions: Tensor, weights: Tensor,
                      temperature: float) -> Tensor:
     r"""Teach the student which of all prototypes a cell resembles, and how clearly.
 
-    A cell's coordinates are its projections onto the prototypes' directions, in units of the
-    prototypes' mean length. They become a distribution, :math:`p = softmax(coordinates / T)`; the
-    loss is :math:`KL(p^T \| p^S)`, the weighted mean over cells. Cosines would forget how strongly
-    a cell responds, by which the best of several boxes of an object is told from the others.
+    A cell's coordinates are its projections onto the prototypes. They become a distribution,
+    :math:`p = softmax(coordinates / T)`; the loss is :math:`KL(p^T \| p^S)`, the weighted mean
+    over cells. Cosines would forget how strongly a cell responds, by which the best of several
+    boxes of an object is told from the others.
 
     Args:
         student: The student's features of n cells in the class space, float ``(n, D)``. The only
             argument that receives a gradient.
         teacher: The teacher's, likewise.
-        prototypes: Features of P instances there, ``(P, D)``.
+        directions: The prototypes' :func:`class_directions`, ``(D, P)``.
         weights: What every cell counts for, ``(n,)``, at least 0.
         temperature: T.
 
@@ -49,9 +69,7 @@ def class_space_loss(student: Tensor, teacher: Tensor, prototypes: Tensor, weigh
         >>> class_space_loss(cells.flip(0), cells, cells, torch.ones(2), temperature=1.0)
         tensor(0.4621)
     """
-    length = torch.linalg.vector_norm(prototypes, dim=-1).mean()
-    basis = Unit.apply(prototypes).mT / (temperature * length.clamp(min=TINY))
-    logits = [cells @ basis for cells in (student, teacher.detach())]
+    logits = [cells @ directions / temperature for cells in (student, teacher.detach())]
     divergence = F.kl_div(*(F.log_softmax(role, dim=-1) for role in logits), reduction='none',
                           log_target=True).sum(dim=-1)
     return (divergence * weights).sum() / weights.sum().clamp(min=TINY)
@@ -91,6 +109,7 @@ class ClassSpaceKnowledge(nn.Module):
         self.loss_weight = loss_weight
         self.temperature = temperature
         self.num_cells = num_cells
+        self.arranged: tuple[Optional[PrototypeBank], Tensor] = (None, torch.empty(0))
 
     def forward(self, step: Step, adapted: list[Tensor], decay: float) -> dict[str, Tensor]:
         """Compare the cells of a step.
@@ -111,18 +130,18 @@ class ClassSpaceKnowledge(nn.Module):
                                sureness(step.teacher.dense, self.pair.teacher, sizes))
         weights, cells = surest.flatten().topk(
             min(self.num_cells * len(surest), surest.numel()), sorted=False)
-        student = self.read(step, adapted)[cells]
-        with torch.no_grad():
-            teacher = self.read(step, step.teacher.maps)[cells]
-        loss = class_space_loss(student, teacher, torch.cat(step.bank.class_features), weights,
+        student, teacher = (
+            torch.cat([level.flatten(2) for level in read], dim=2).mT.flatten(0, 1)[cells]
+            for read in (map(step.class_layers, adapted), step.teacher.class_maps))
+        loss = class_space_loss(student, teacher, self.directions(step.bank), weights,
                                 self.temperature)
         return dict(loss_global=loss * (self.loss_weight * decay))
 
-    @staticmethod
-    def read(step: Step, maps: list[Tensor]) -> Tensor:
-        """Features of all cells in the class space, ``(B * N, D)``."""
-        read = [step.class_layers(feature).flatten(2) for feature in maps]
-        return torch.cat(read, dim=2).mT.flatten(0, 1)
+    def directions(self, bank: PrototypeBank) -> Tensor:
+        """The bank's prototypes as :func:`class_directions`, made once per bank."""
+        if bank is not self.arranged[0]:
+            self.arranged = bank, class_directions(torch.cat(bank.class_features))
+        return self.arranged[1]
 
 
 @torch.no_grad()
