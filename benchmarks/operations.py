@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 import measure
 import torch
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gkd.detectors import DetectorInfo, DetectorOutputs, DetectorPair, Step
@@ -21,9 +22,13 @@ from gkd.prototypes import PrototypeBank
 from gkd.registry import KNOWLEDGE
 
 # The module of this project first, then the methods that it is compared with.
-METHODS = sorted((name for name, kind in KNOWLEDGE.module_dict.items()
-                  if kind.__module__.startswith('gkd.')),
-                 key=lambda name: (name != 'RobustDistillingModule', name))
+OURS, IN_CLASS_SPACE = 'RobustDistillingModule', 'RobustDistillingModule, class space'
+METHODS = {
+    OURS: dict(type=OURS),
+    IN_CLASS_SPACE: dict(type=OURS, global_knowledge=dict(space='classes')),
+    **{name: dict(type=name) for name, kind in sorted(KNOWLEDGE.module_dict.items())
+       if kind.__module__.startswith('gkd.') and name != OURS},
+}
 CLASSES = 80
 STRIDES = {'one-stage': (8, 16, 32, 64, 128), 'two-stage': (4, 8, 16, 32, 64)}
 
@@ -67,7 +72,7 @@ def records(family: str, images: int, channels: int = 16,
     info = DetectorInfo('any', family, (channels,) * 5, strides, CLASSES,
                         anchors=(((0.0, 0.0, 40.0, 40.0),),) * 5, sigmoid=one_stage,
                         samples_positives=True, classifies_boxes=True,
-                        box_coding=((0.0,) * 4, (1.0,) * 4))
+                        has_class_layers=one_stage, box_coding=((0.0,) * 4, (1.0,) * 4))
     boxes = [(torch.rand(positives + image, 2, 2) * side).sort(dim=1).values.flatten(1)
              for image in range(images)]
     labels = [torch.randint(CLASSES, (len(image),)) for image in boxes]
@@ -84,11 +89,18 @@ def records(family: str, images: int, channels: int = 16,
                              else torch.randn(2 * count, CLASSES + 1, requires_grad=True)),
             dense=dense_predictions(family, images, sides))
 
-    bank = PrototypeBank(*([torch.rand(10 * CLASSES, channels) for _ in strides] for _ in '12'),
-                         offsets=[torch.arange(0, 10 * CLASSES + 1, 10)] * 5)
+    prototypes = [[torch.rand(10 * CLASSES, channels) for _ in strides] for _ in range(3)]
+    bank = PrototypeBank(*prototypes[:2], offsets=[torch.arange(0, 10 * CLASSES + 1, 10)] * 5,
+                         class_features=prototypes[2])
+    # Four layers of 3 x 3, as RetinaNet's head has.
+    class_layers = nn.Sequential(*(
+        nn.Sequential(nn.Conv2d(channels, channels, 3, padding=1), nn.ReLU())
+        for _ in range(4))).requires_grad_(False)
+    student, teacher = outputs(), outputs()
+    teacher.class_maps = tuple(torch.randn_like(feature) for feature in teacher.maps)
     return DetectorPair(info, info, strides), Step(
         torch.zeros(images, 3, side, side), [(side, side)] * images, strides, boxes, labels,
-        outputs(), outputs(), bank, boxes=boxes, labels=torch.cat(labels),
+        student, teacher, bank, class_layers=class_layers, boxes=boxes, labels=torch.cat(labels),
         objects=torch.arange(count), proposals=proposals, roi_levels=torch.arange(count) % 4,
         proposal_positives=torch.cat([torch.arange(len(image)) < len(image) // 2
                                       for image in proposals]))
@@ -108,27 +120,36 @@ def count_operations(module: torch.nn.Module, step: Step) -> tuple[Counter, Coun
 def count_method(method: str, images: int) -> dict:
     """Operations of one method with both families, as a row of the table."""
     row = dict(method=method)
-    for family in STRIDES:
+    for family in families(method):
         pair, step = records(family, images)
-        module = KNOWLEDGE.build(dict(type=method, pair=pair))
+        module = KNOWLEDGE.build(dict(METHODS[method], pair=pair))
         row[family] = [count.total() for count in count_operations(module, step)]
     return row
+
+
+def families(method: str) -> tuple[str, ...]:
+    """Families of detectors that a method can serve."""
+    return ('one-stage',) if method == IN_CLASS_SPACE else tuple(STRIDES)
+
+
+def shown(counts: list[int] | None) -> list[str]:
+    """Operations forward, backward and both; a dash where a method does not serve a family."""
+    return ['–'] * 3 if counts is None else [*map(str, counts), str(sum(counts))]
 
 
 def main() -> None:
     """Count what is asked for."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('--methods', nargs='+', choices=METHODS, default=METHODS)
+    parser.add_argument('--methods', nargs='+', choices=METHODS, default=[*METHODS])
     parser.add_argument('--images', type=int, default=2, help='images a batch')
     args = parser.parse_args()
     torch.manual_seed(0)
     rows = [count_method(method, args.images) for method in args.methods]
     columns = {'method': lambda row: row['method']}
     for family in STRIDES:
-        for place, part in enumerate(('forward', 'backward')):
+        for place, part in enumerate(('forward', 'backward', 'both')):
             columns[f'{family}, {part}'] = (
-                lambda row, family=family, place=place: str(row[family][place]))
-        columns[f'{family}, both'] = lambda row, family=family: str(sum(row[family]))
+                lambda row, family=family, place=place: shown(row.get(family))[place])
     measure.report('operations', rows, columns, 'Operations of a step')
 
 
