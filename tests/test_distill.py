@@ -4,6 +4,7 @@ import pytest
 from helpers import tiny_data
 from helpers.running import run_tool, succeed
 
+from gkd.bank import PrototypeBank
 from gkd.experiments.distill import distillation_config
 from gkd.running.config import load_config
 
@@ -44,9 +45,11 @@ def test_what_is_left_out_is_said(pair, tmp_path):
 
 @pytest.mark.slow
 def test_what_was_written_trains(pair, tmp_path):
-    path, _ = succeed('distill', *pair, '--work-dir', tmp_path / 'work', '--epochs', 1)
+    path, _ = succeed('distill', *pair, '--method', 'class-space', '--work-dir', tmp_path / 'work', '--epochs', 1)
     succeed('train', path.strip())
     assert (tmp_path / 'work' / 'epoch_1.pth').exists()
+    bank = PrototypeBank.load(tmp_path / 'work' / 'prototypes' / 'epoch_1.safetensors')
+    assert len(bank.class_features) == bank.num_levels
 
 
 @pytest.mark.parametrize('change, message', [

@@ -25,7 +25,8 @@ def parse_args():
     parser.add_argument('student', help='CONFIG or CONFIG:CHECKPOINT; data and schedule are its')
     parser.add_argument('teacher', help='CONFIG:CHECKPOINT')
     parser.add_argument('--method', default='gkd', metavar='NAME+NAME',
-                        help='kinds of knowledge, such as gkd, fgd or gkd+fgd (default: gkd)')
+                        help='kinds of knowledge, such as gkd, class-space or gkd+fgd '
+                             '(default: gkd)')
     parser.add_argument('--gpus', type=positive, default=1, help='processes that will train')
     parser.add_argument('--work-dir', help='where the config goes, and all that training writes '
                                            '(default: work_dirs/distill/STUDENT_from_TEACHER)')

@@ -11,7 +11,7 @@ usage: bash tools/distill.sh STUDENT TEACHER [GPUS] [--method NAME+NAME] [option
   GPUS     processes of this node, a GPU each; without it one, on a GPU if there is one
 
 A config is a path, or mmdet::FOLDER/FILE.py for one that the installed MMDetection ships.
---method   what is taught: gkd (default), or others and several, such as fgd or gkd+pkd
+--method   what is taught: gkd (default), class-space, or others and several, such as gkd+pkd
 
 Both checkpoints, classes and the pair are checked; what will be taught, what is left out and why,
 and what it costs is said before training; and the config that is used is kept in the work dir,

@@ -29,7 +29,8 @@ def pair_config(student: str, teacher: str, methods: str,
         student: ``CONFIG`` or ``CONFIG:CHECKPOINT``; the config's data, schedule and head are
             used. A path, or ``mmdet::...`` for one that the installed MMDetection ships.
         teacher: ``CONFIG:CHECKPOINT``.
-        methods: Names of kinds of knowledge joined by ``+``; ``gkd`` is this project's own.
+        methods: Names of kinds of knowledge joined by ``+``; ``gkd`` is this project's own in the
+            paper's form, ``class-space`` the same with global knowledge in the class space.
         load_config: Reads a config of the installed MMDetection.
 
     Raises:
@@ -75,7 +76,7 @@ def pair_settings(student: str, teacher: str, methods: str) -> dict[str, Any]:
         teacher=dict(config=teachers, checkpoint=weights),
         student=dict(config=own, checkpoint=checkpoint),
         prototypes=dict(type='PrototypeGenerationModule'),
-        knowledge=[dict(type=name) for name in kinds_of(methods)])
+        knowledge=knowledge_of(methods))
 
 
 def split(spec: str) -> tuple[str, Optional[str]]:
@@ -94,15 +95,21 @@ def split(spec: str) -> tuple[str, Optional[str]]:
     return match[1], match[2]
 
 
-def kinds_of(methods: str) -> list[str]:
-    """Registered names of kinds of knowledge that are joined by ``+``.
+def knowledge_of(methods: str) -> list[dict[str, Any]]:
+    """Configs of kinds of knowledge whose names are joined by ``+``.
+
+    Raises:
+        ConfigError: A name is unknown.
 
     Example:
-        >>> kinds_of('gkd+fgd')
-        ['RobustDistillingModule', 'FGD']
+        >>> knowledge_of('gkd+fgd')
+        [{'type': 'RobustDistillingModule'}, {'type': 'FGD'}]
+        >>> knowledge_of('class-space')[0]['global_knowledge']
+        {'space': 'classes'}
     """
-    known = {name.lower(): name for name in KNOWLEDGE.module_dict}
+    known = {name.lower(): dict(type=name) for name in KNOWLEDGE.module_dict}
     known['gkd'] = known.pop(GKD.lower())
+    known['class-space'] = dict(known['gkd'], global_knowledge=dict(space='classes'))
     names = [name.lower() for name in methods.split('+')]
     unknown = [name for name in names if name not in known]
     if unknown:
