@@ -45,7 +45,8 @@ def test_what_is_left_out_is_said(pair, tmp_path):
 
 @pytest.mark.slow
 def test_what_was_written_trains(pair, tmp_path):
-    path, _ = succeed('distill', *pair, '--method', 'class-space', '--work-dir', tmp_path / 'work', '--epochs', 1)
+    path, _ = succeed('distill', *pair, '--method', 'class-space', '--work-dir',
+                      tmp_path / 'work', '--epochs', 1)
     succeed('train', path.strip())
     assert (tmp_path / 'work' / 'epoch_1.pth').exists()
     bank = PrototypeBank.load(tmp_path / 'work' / 'prototypes' / 'epoch_1.safetensors')
