@@ -1,4 +1,4 @@
-"""Switches of the robust distilling module: decay, a later start, a quiet start."""
+"""Switches of the robust distilling module: decay, a later start, a quiet start, own levels."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ from helpers import small_detectors as small
 from helpers.synthetic_steps import pair, synthetic_step
 
 from gkd.errors import ConfigError
-from gkd.knowledge import RobustDistillingModule
+from gkd.knowledge import RobustDistillingModule, map_levels
 
 DECAYING = {'loss_global', 'loss_local_fg', 'loss_local_bg'}
 
@@ -54,3 +54,19 @@ def test_adaptation_layers_may_start_quietly():
         assert layer.weight.std().item() == pytest.approx(1e-4, rel=0.2)
     assert all(layer.weight.std() > 1e-2 for layer in usual.local_knowledge.adaptation)
     assert usual.state_dict().keys() == quiet.state_dict().keys()
+
+
+@pytest.mark.parametrize('levels', ['all', 'own'])
+def test_global_knowledge_reaches_the_levels_that_it_should(levels):
+    losses, _, step = losses_of(0.0, global_knowledge=dict(levels=levels), local_knowledge=None,
+                                soft_label=None)
+    losses['loss_global'].backward()
+    reached = {level for level, feature in enumerate(step.student.maps) if feature.grad.any()}
+    own = set(map_levels(torch.cat(step.boxes), len(step.strides)).tolist())
+    assert own < set(range(len(step.strides)))
+    assert reached == (own if levels == 'own' else set(range(len(step.strides))))
+
+
+def test_levels_are_all_or_own():
+    with pytest.raises(ConfigError, match="global_knowledge.levels = 'p3': must be"):
+        RobustDistillingModule(pair(), global_knowledge=dict(levels='p3'))

@@ -59,26 +59,37 @@ class GlobalKnowledge(nn.Module):
 
     Args:
         loss_weight: Factor of the loss.
+        levels: On which levels an instance is compared: ``'all'`` as in the paper, or ``'own'``,
+            the one that its size assigns it to.
+
+    Raises:
+        ConfigError: ``levels`` is neither.
     """
 
-    def __init__(self, loss_weight: float = 5.0):
+    def __init__(self, loss_weight: float = 5.0, levels: str = 'all'):
         super().__init__()
+        if levels not in ('all', 'own'):
+            raise ConfigError(f'global_knowledge.levels = {levels!r}: must be "all" or "own".')
         self.loss_weight = loss_weight
+        self.levels = levels
 
-    def forward(self, compared: list[Compared], weights: Tensor,
+    def forward(self, compared: list[Compared], weights: Tensor, own: Tensor,
                 decay: float) -> dict[str, Tensor]:
         """Sum the loss over levels.
 
         Args:
             compared: Similarities on all levels; the first n are the instances'.
             weights: Robust weights of the instances, ``(L, n)``.
+            own: Level of every instance, ``(n,)``.
             decay: Factor that falls from 1 to 0 over training.
 
         Example:
             >>> student, teacher = torch.tensor([[[1.0, 0.0]]]), torch.tensor([[[0.0, 1.0]]])
-            >>> GlobalKnowledge()([(student, teacher)], torch.ones(1, 1), decay=1.0)
+            >>> GlobalKnowledge()([(student, teacher)], torch.ones(1, 1), torch.tensor([0]), 1.0)
             {'loss_global': tensor(2.5000)}
         """
+        if self.levels == 'own':
+            weights = weights * (own == torch.arange(len(weights), device=own.device)[:, None])
         levels = weights.split([len(student) for student, _ in compared])
         losses = [similarity_loss(student[:, :own.shape[1]], teacher[:, :own.shape[1]], own,
                                   self.loss_weight * decay)
@@ -264,7 +275,7 @@ class RobustDistillingModule(Knowledge):
         levels = map_levels(instances.boxes, len(step.strides))
         own = own_level(weights, levels)
         if self.global_knowledge is not None and not self.in_class_space:
-            losses.update(self.global_knowledge(compared, weights, decay))
+            losses.update(self.global_knowledge(compared, weights, levels, decay))
         if self.adapting is not None:
             adapted = [adapt(feature)
                        for adapt, feature in zip(self.adapting, step.student.maps)]
