@@ -1,4 +1,4 @@
-"""Switches of the robust distilling module: decay, a later start, a quiet start, own levels."""
+"""Switches of the robust distilling module: decay, a later start, a quiet start, levels."""
 
 import pytest
 import torch
@@ -70,3 +70,31 @@ def test_global_knowledge_reaches_the_levels_that_it_should(levels):
 def test_levels_are_all_or_own():
     with pytest.raises(ConfigError, match="global_knowledge.levels = 'p3': must be"):
         RobustDistillingModule(pair(), global_knowledge=dict(levels='p3'))
+
+
+def test_local_knowledge_teaches_the_levels_that_it_is_given():
+    """The others' adaptation layers keep a gradient, of 0: distributed training waits for it."""
+    losses, module, step = losses_of(0.0, global_knowledge=None, soft_label=None, robust=False,
+                                     local_knowledge=dict(levels=[1], level_reduction='mean'))
+    sum(losses.values()).backward()
+    reached = [level for level, feature in enumerate(step.student.maps) if feature.grad.any()]
+    assert reached == [1]
+    for level, layer in enumerate(module.local_knowledge.adaptation):
+        assert layer.weight.grad is not None and layer.weight.grad.any() == (level == 1)
+
+
+def test_the_sum_over_levels_is_that_of_each_alone():
+    def local(levels, reduction):
+        losses, _, _ = losses_of(0.0, local_knowledge=dict(levels=levels,
+                                                           level_reduction=reduction))
+        return torch.stack([losses['loss_local_fg'], losses['loss_local_bg']])
+
+    count = len(synthetic_step(bank=None).strides)
+    alone = sum(local([level], 'mean') for level in range(count))
+    torch.testing.assert_close(local(None, 'sum'), alone)
+    torch.testing.assert_close(local(None, 'mean'), alone / count)
+
+
+def test_local_knowledge_of_a_level_that_does_not_exist_is_refused():
+    with pytest.raises(ConfigError, match=r'local_knowledge.levels = \[7\]: must name some of'):
+        RobustDistillingModule(pair(), local_knowledge=dict(levels=[7]))

@@ -28,6 +28,11 @@ variants = {
     'class-space': {'knowledge.0.global_knowledge': dict(space='classes')},
     'class-space-only': {'knowledge.0.global_knowledge': dict(space='classes'),
                          'knowledge.0.local_knowledge': None, 'knowledge.0.soft_label': None},
+    # local knowledge on the two finest levels only
+    'no-global-fine': {'knowledge.0.global_knowledge': None,
+                       'knowledge.0.local_knowledge': dict(levels=[0, 1])},
+    'class-space-fine': {'knowledge.0.global_knowledge': dict(space='classes'),
+                         'knowledge.0.local_knowledge': dict(levels=[0, 1])},
     # global knowledge as in the paper, but each instance on the level of its size only
     'own-levels': {'knowledge.0.global_knowledge': dict(levels='own')},
     # the weights of global and local knowledge stay as they are at the start

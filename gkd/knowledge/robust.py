@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import operator
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import reduce
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Optional, Union
@@ -23,6 +23,7 @@ from gkd.errors import ConfigError
 from gkd.frameworks import logger
 from gkd.knowledge.adaptation import adaptation, quiet_adaptation
 from gkd.knowledge.base import Knowledge
+from gkd.knowledge.channels import taught_levels
 from gkd.knowledge.class_space import ClassSpaceKnowledge
 from gkd.knowledge.instances import (
     Instances,
@@ -104,19 +105,20 @@ class LocalKnowledge(nn.Module):
         pair: Traits of teacher and student.
         foreground_weight: Factor of the loss inside instances.
         background_weight: Factor of the loss outside.
-        level_reduction: ``'mean'`` or ``'sum'`` over levels. By default the authors' choice: the
+        levels: Paired levels to teach, 0 being the finest; by default all, as the authors do.
+        level_reduction: ``'mean'`` or ``'sum'`` over these. By default the authors' choice: the
             mean for two-stage, the sum for one-stage students.
         quiet_start: Start the adaptation layers near 0 (standard deviation 1e-4) instead of with
             torch's initialisation. The authors' code intends this but does not achieve it (method
             section 3). It is worth a try if the learning rate has no warm-up.
 
     Raises:
-        ConfigError: ``level_reduction`` is neither.
+        ConfigError: ``level_reduction`` is neither, or a level does not exist.
     """
 
     def __init__(self, pair: DetectorPair, foreground_weight: float = 1.0,
                  background_weight: float = 4.0, level_reduction: Optional[str] = None,
-                 quiet_start: bool = False):
+                 quiet_start: bool = False, levels: Optional[Sequence[int]] = None):
         super().__init__()
         if level_reduction is None:
             level_reduction = 'mean' if pair.student.is_two_stage else 'sum'
@@ -125,7 +127,13 @@ class LocalKnowledge(nn.Module):
                               f'must be "mean" or "sum".')
         self.foreground_weight = foreground_weight
         self.background_weight = background_weight
-        self.level_reduction = level_reduction
+        taught = taught_levels(pair, levels, 'local_knowledge')
+        share = 1 / len(taught) if level_reduction == 'mean' else 1.0
+        # Levels that are not taught count 0, so that their adaptation layers have a gradient: the
+        # class space may need them, and distributed training waits for every layer's.
+        self.register_buffer('shares', torch.tensor(
+            [[share if level in taught else 0.0] for level in range(pair.num_levels)]),
+            persistent=False)
         self.adaptation = quiet_adaptation(pair) if quiet_start else adaptation(pair)
 
     def forward(self, adapted: list[Tensor], teacher: tuple[Tensor, ...],
@@ -139,7 +147,7 @@ class LocalKnowledge(nn.Module):
             decay: Factor that falls from 1 to 0 over training.
         """
         levels = local_knowledge_losses(adapted, teacher, masks)
-        inside, outside = levels.mean(0) if self.level_reduction == 'mean' else levels.sum(0)
+        inside, outside = (levels * self.shares).sum(0)
         return dict(loss_local_fg=inside * (self.foreground_weight * decay),
                     loss_local_bg=outside * (self.background_weight * decay))
 
