@@ -165,4 +165,4 @@ def test_no_field_of_one_detector_is_the_others(family):
     _, step, *_ = step_of(detector(24), detector())
     for field in dataclasses.fields(step.student):
         own, other = (getattr(part, field.name) for part in (step.student, step.teacher))
-        assert own is not other or own is None, field.name
+        assert own is not other or not own, field.name

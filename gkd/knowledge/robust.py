@@ -30,6 +30,7 @@ from gkd.knowledge.instances import (
     draw_masks,
     map_levels,
     mean_windows,
+    on_device,
     pool_maps,
 )
 from gkd.knowledge.losses import (
@@ -131,9 +132,7 @@ class LocalKnowledge(nn.Module):
         share = 1 / len(taught) if level_reduction == 'mean' else 1.0
         # Levels that are not taught count 0, so that their adaptation layers have a gradient: the
         # class space may need them, and distributed training waits for every layer's.
-        self.register_buffer('shares', torch.tensor(
-            [[share if level in taught else 0.0] for level in range(pair.num_levels)]),
-            persistent=False)
+        self.shares = [[share if level in taught else 0.0] for level in range(pair.num_levels)]
         self.adaptation = quiet_adaptation(pair) if quiet_start else adaptation(pair)
 
     def forward(self, adapted: list[Tensor], teacher: tuple[Tensor, ...],
@@ -147,7 +146,7 @@ class LocalKnowledge(nn.Module):
             decay: Factor that falls from 1 to 0 over training.
         """
         levels = local_knowledge_losses(adapted, teacher, masks)
-        inside, outside = (levels * self.shares).sum(0)
+        inside, outside = (levels * on_device(self.shares, levels.device, levels.dtype)).sum(0)
         return dict(loss_local_fg=inside * (self.foreground_weight * decay),
                     loss_local_bg=outside * (self.background_weight * decay))
 
