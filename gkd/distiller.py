@@ -114,8 +114,9 @@ class Distiller(DetectorShell):
         self.bank: Optional[PrototypeBank] = None
         self.progress = 0.0
         # Columns of the student's classes in the teacher's logits, if the teacher has more
-        # classes. They follow from the class names, so no checkpoint holds them.
-        self.register_buffer('teacher_columns', None, persistent=False)
+        # classes. They follow from the class names, so no checkpoint holds them; no buffer, as
+        # mmcv writes every buffer into its checkpoints, those that are not persistent too.
+        self.teacher_columns: Optional[Tensor] = None
         self.teacher_source = teacher_source
         self.teacher_images = preprocessing_map(self.student, teacher_model)
 
@@ -208,6 +209,8 @@ class Distiller(DetectorShell):
     def _apply(self, fn, *args, **kwargs):
         # `.to()`, `.cuda()` and `.half()` reach the hidden teacher through here.
         self.frozen.apply(fn)
+        if self.teacher_columns is not None:
+            self.teacher_columns = fn(self.teacher_columns)
         return super()._apply(fn, *args, **kwargs)
 
     def losses(self, batch: Batch) -> dict[str, Any]:
