@@ -198,3 +198,12 @@ def test_command(tmp_path):
     status, _, stderr = run_tool('plan', tmp_path / 'distiller.py', '--cfg-options',
                                  'optimizer.type=Nothing')
     assert status == 2 and 'optimizer' in stderr and 'Traceback' not in stderr
+
+
+def test_the_class_space_can_be_planned(config):
+    usual = make_plan(config, probes=PROBES)
+    config.model.knowledge = [dict(type='RobustDistillingModule',
+                                   global_knowledge=dict(space='classes'))]
+    step = MeasuredStep(config)
+    assert [rows.shape[1] for rows in step.model.bank.class_features] == [24] * 5
+    assert make_plan(config, probes=PROBES).cost.extra > 1.5 * usual.cost.extra

@@ -104,6 +104,15 @@ class Teacher:
         if self.precision is None:
             logger().info(f'Teacher: computes in half precision, as its device is a GPU. {ADVICE}')
 
+    @property
+    def class_channels(self) -> int:
+        """Channels behind the class layers; 0 if these are not wanted."""
+        if self.class_layers is None:
+            return 0
+        with torch.no_grad():
+            weight = next(self.class_layers.parameters())
+            return self.class_layers(weight.new_zeros(1, weight.shape[1], 8, 8)).shape[1]
+
     def watch(self, maps: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Let values that are not finite count as 0, and remember that there were some."""
         self.sums += torch.stack([feature.sum(dtype=torch.float) for feature in maps]).sum()

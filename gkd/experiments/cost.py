@@ -117,7 +117,8 @@ class MeasuredStep:
         self.student = self.model.student if self.distils else self.model
         if self.distils and self.model.needs.bank:
             self.model.bank = random_bank(
-                self.model.pair, self.model.prototypes.pursuit['num_prototypes'])
+                self.model.pair, self.model.prototypes.pursuit['num_prototypes'],
+                self.model.frozen.class_channels)
 
     @property
     def weights(self) -> list[Tensor]:
@@ -126,7 +127,8 @@ class MeasuredStep:
         tensors = [tensor for module in modules
                    for tensor in (*module.parameters(), *module.buffers())]
         bank = self.model.bank if self.distils else None
-        return tensors + ([] if bank is None else [*bank.student, *bank.teacher, *bank.offsets])
+        return tensors + ([] if bank is None else [
+            *bank.student, *bank.teacher, *bank.offsets, *bank.class_features])
 
     @property
     def optimizer_state(self) -> list[Tensor]:
@@ -208,14 +210,22 @@ class MeasuredStep:
         return max(peaks)
 
 
-def random_bank(pair, num_prototypes: int) -> PrototypeBank:
-    """A bank of the size that it will have, with random prototypes."""
+def random_bank(pair, num_prototypes: int, class_channels: int = 0) -> PrototypeBank:
+    """A bank of the size that it will have, with random prototypes.
+
+    Args:
+        pair: Traits of teacher and student.
+        num_prototypes: Prototypes a class and level.
+        class_channels: Channels of the class space; 0 if the bank needs none.
+    """
     count = pair.num_classes * num_prototypes
     offsets = torch.arange(0, count + 1, num_prototypes)
     return PrototypeBank(
         student=[torch.rand(count, channels) for channels in pair.channels(pair.student)],
         teacher=[torch.rand(count, channels) for channels in pair.channels(pair.teacher)],
-        offsets=[offsets.clone() for _ in pair.strides])
+        offsets=[offsets.clone() for _ in pair.strides],
+        class_features=[torch.rand(count, class_channels) for _ in pair.strides
+                        if class_channels])
 
 
 def noise(width: int, height: int, images: int, num_classes: int) -> dict:

@@ -39,6 +39,7 @@ class GenerationPlan:
         num_prototypes: Prototypes a class and level.
         max_pairs: Similarities that the search holds at a time.
         exact: Whether images and instances were counted; else they are upper bounds.
+        class_channels: Channels of the class space; 0 if the bank needs none.
 
     Example:
         >>> plan = GenerationPlan(
@@ -56,6 +57,7 @@ class GenerationPlan:
     num_prototypes: int
     max_pairs: int
     exact: bool
+    class_channels: int = 0
 
     @classmethod
     def of(cls, candidates: Sequence[CandidateImage], num_classes: int, batch_size: int,
@@ -100,7 +102,8 @@ class GenerationPlan:
     @property
     def teacher_bytes(self) -> int:
         """The teacher's features, kept on disk and mapped into memory."""
-        return sum(self.instances) * sum(self.teacher_channels) * FLOAT32
+        channels = sum(self.teacher_channels) + self.class_channels
+        return sum(self.instances) * channels * FLOAT32
 
     @property
     def student_bytes(self) -> int:
@@ -120,7 +123,8 @@ class GenerationPlan:
     def bank_bytes(self) -> int:
         """One bank."""
         classes = sum(count > 0 for count in self.instances)
-        return classes * self.num_prototypes * self.channels * FLOAT32
+        channels = self.channels + self.class_channels * len(self.teacher_channels)
+        return classes * self.num_prototypes * channels * FLOAT32
 
     @property
     def search_bytes(self) -> int:
@@ -206,11 +210,13 @@ def plan_generation(config: Config, images: Optional[int] = None,
         raise ConfigError(f'{config.filename} generates no prototypes: give a config whose '
                           f'`model` is a Distiller with `prototypes`.')
     module = build_generation(config.model.prototypes)
-    pair = untrained_model(config).pair
+    model = untrained_model(config)
+    pair = model.pair
     settings = dict(teacher_channels=pair.channels(pair.teacher),
                     student_channels=pair.channels(pair.student),
                     num_prototypes=module.pursuit['num_prototypes'],
-                    max_pairs=module.pursuit.get('max_pairs', 2 ** 24))
+                    max_pairs=module.pursuit.get('max_pairs', 2 ** 24),
+                    class_channels=model.frozen.class_channels)
     if images is not None:
         return GenerationPlan.bound(images, boxes, pair.num_classes, module.max_images, **settings)
     candidates = choose_candidates(annotated_datasets(config), module.max_images, module.min_size,
