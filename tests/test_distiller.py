@@ -387,14 +387,19 @@ def test_detectors_of_grey_images_pair_with_each_other_only():
         build(small.distiller(grey, small.retinanet()))
 
 
-def test_looking_at_a_student_changes_nothing_of_it():
+@pytest.mark.parametrize('family', small.FAMILIES)
+def test_looking_at_a_student_changes_nothing_of_it(family):
     torch.manual_seed(3)
-    detector = build_detector(Config(dict(model=small.faster_rcnn())).model)
+    config = small.FAMILIES[family]()
+    if family == 'one_stage':
+        config['bbox_head']['norm_cfg'] = dict(type='BN')
+    detector = build_detector(Config(dict(model=config)).model)
     before = {name: tensor.clone() for name, tensor in detector.state_dict().items()}
     states = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
     modes = [module.training for module in detector.modules()]
     info = inspect_detector(detector, 'student')
-    assert info.samples_positives and info.pools_maps and info.ground_truth == ()
+    assert info.samples_positives and info.ground_truth == ()
+    assert info.pools_maps and info.has_class_layers == (family == 'one_stage')
     for name, tensor in detector.state_dict().items():  # such as statistics of batch norm
         torch.testing.assert_close(tensor, before[name], rtol=0, atol=0)
     assert torch.equal(torch.get_rng_state(), states[0])

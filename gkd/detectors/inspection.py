@@ -115,6 +115,7 @@ class View:
         dense: Class scores and regressions of its dense head, level by level; None if it has no
             such head or predicts otherwise.
         rois: What its RoI head computes for one box per image; None likewise.
+        reads_classes: Whether the class layers of the dense head read every map once, in order.
     """
 
     images: Tensor
@@ -122,6 +123,7 @@ class View:
     strides: tuple[int, ...]
     dense: Optional[tuple[list[Tensor], ...]]
     rois: Optional[dict]
+    reads_classes: bool
 
 
 def image_size(detector: BaseDetector) -> int:
@@ -152,7 +154,7 @@ def look(detector: BaseDetector, role: str, size: Optional[int] = None) -> View:
     try:
         with eval_mode(detector):
             maps = tuple(detector.extract_feat(images))
-            dense = predicted_maps(head, maps)
+            dense, reads_classes = watched_predictions(head, maps)
             rois = classified_boxes(detector, maps, size)
     except (RuntimeError, AssertionError, ValueError, IndexError, TypeError) as error:
         raise ConfigError(
@@ -160,7 +162,19 @@ def look(detector: BaseDetector, role: str, size: Optional[int] = None) -> View:
             f'the channels: `neck.in_channels` are the backbone\'s, the head\'s `in_channels` '
             f'the neck\'s `out_channels`.') from error
     strides = tuple(nominal_stride(size / level.shape[-1]) for level in maps)
-    return View(images, maps, strides, dense, rois)
+    return View(images, maps, strides, dense, rois, reads_classes)
+
+
+def watched_predictions(head: Optional[nn.Module], maps: tuple[Tensor, ...]
+                        ) -> tuple[Optional[tuple[list[Tensor], ...]], bool]:
+    """What a dense head predicts, and whether its class layers read every map once, in order."""
+    layers = class_layers(head)
+    if layers is None:
+        return predicted_maps(head, maps), False
+    with recorded(layers[-1], 'forward') as read:
+        dense = predicted_maps(head, maps)
+    sizes = [call.result.shape[-2:] for call in read]
+    return dense, dense is not None and sizes == [level.shape[-2:] for level in maps]
 
 
 def image_channels(backbone: nn.Module) -> int:
@@ -231,21 +245,11 @@ def one_stage_traits(detector: BaseDetector, view: View) -> dict:
     traits = dense_traits(head, view)
     # Panoptic heads also have classes of regions; only the other classes have boxes.
     return dict(num_classes=getattr(head, 'num_things_classes', head.num_classes),
-                has_class_layers=traits['predicts_densely'] and reads_classes(head, view.maps),
+                has_class_layers=view.reads_classes,
                 sigmoid=bool(getattr(head, 'use_sigmoid_cls', True)),
                 # For a student, its training step confirms or corrects this.
                 samples_positives=traits['predicts_densely'] and hasattr(head, 'sampler'),
                 classifies_boxes=traits['predicts_densely'], **traits)
-
-
-def reads_classes(head: nn.Module, maps: tuple[Tensor, ...]) -> bool:
-    """Whether a dense head has class layers that read the maps one after the other, each once."""
-    layers = class_layers(head)
-    if layers is None:
-        return False
-    with recorded(layers[-1], 'forward') as read:
-        head(maps)
-    return [call.result.shape[-2:] for call in read] == [level.shape[-2:] for level in maps]
 
 
 def dense_traits(head: Optional[nn.Module], view: View) -> dict:

@@ -93,9 +93,9 @@ class GlobalKnowledge(nn.Module):
         if self.levels == 'own':
             weights = weights * (own == torch.arange(len(weights), device=own.device)[:, None])
         levels = weights.split([len(student) for student, _ in compared])
-        losses = [similarity_loss(student[:, :own.shape[1]], teacher[:, :own.shape[1]], own,
-                                  self.loss_weight * decay)
-                  for (student, teacher), own in zip(compared, levels)]
+        losses = [similarity_loss(student[:, :weight.shape[1]], teacher[:, :weight.shape[1]],
+                                  weight, self.loss_weight * decay)
+                  for (student, teacher), weight in zip(compared, levels)]
         return dict(loss_global=reduce(operator.add, losses))
 
 
