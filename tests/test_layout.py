@@ -1,5 +1,7 @@
 """On the CPU convolutions work with channels last."""
 
+from copy import deepcopy
+
 import pytest
 import torch
 from torch import nn
@@ -32,6 +34,22 @@ def test_volumes_stay_as_they_are():
     model = nn.Sequential(nn.Conv3d(1, 2, 3), nn.ConvTranspose2d(3, 4, 3))
     place(model, CPU, LAST)
     assert model[0].weight.is_contiguous() and not model[1].weight.is_contiguous()
+
+
+@pytest.mark.parametrize('channels', [8, 16])
+def test_a_gradient_that_would_overflow_is_taken_with_channels_first(channels):
+    """With 8 channels last, oneDNN 3.x ends the process here or at exit."""
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Conv2d(3, channels, 3, padding=1),
+                          nn.Conv2d(channels, 16, 1, stride=2))
+    placed = place(deepcopy(plain), CPU, LAST)
+    images = torch.randn(8, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    plain(images).square().mean().backward()
+    maps = placed(images)
+    maps.square().mean().backward()
+    assert maps.is_contiguous(memory_format=torch.channels_last) == (channels == 16)
+    for expected, actual in zip(plain.parameters(), placed.parameters()):
+        torch.testing.assert_close(actual.grad, expected.grad)
 
 
 @pytest.mark.parametrize('target, config', [('meta', LAST), ('cpu', {})])

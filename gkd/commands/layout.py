@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from torch import channels_last, device, nn
+from torch import Tensor, channels_last, device, nn
+
+# oneDNN's gradient of such a convolution writes beyond its buffer if it has fewer input channels
+# than this, which ends the process: https://github.com/uxlfoundation/oneDNN/issues/6035
+SAFE_CHANNELS = 16
 
 
 def place(model: nn.Module, target: device, config: Mapping[str, Any]) -> nn.Module:
@@ -26,6 +30,21 @@ def place(model: nn.Module, target: device, config: Mapping[str, Any]) -> nn.Mod
     model.to(target)
     if config.get('cpu_channels_last') and target.type == 'cpu':
         for module in model.modules():
-            if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
+            if not isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
+                continue
+            if overflows(module):
+                module.register_forward_pre_hook(channels_first)
+            else:
                 module.to(memory_format=channels_last)
     return model
+
+
+def overflows(module: nn.Module) -> bool:
+    """Whether oneDNN's gradient of a convolution spoils memory with channels last."""
+    return (isinstance(module, nn.Conv2d) and set(module.kernel_size) == {1}
+            and max(module.stride) > 1 and module.in_channels // module.groups < SAFE_CHANNELS)
+
+
+def channels_first(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Forward pre-hook of a layer that must not see channels last."""
+    return tuple(x.contiguous() for x in inputs)

@@ -64,6 +64,18 @@ def run_tool(command: Sequence[str], environment: Optional[dict] = None,
     return process.returncode, usage.ru_maxrss / 2 ** (20 if sys.platform == 'darwin' else 10)
 
 
+def how_it_ended(status: int) -> str:
+    """In words for a message: that a process failed, or which signal ended it.
+
+    >>> how_it_ended(2), how_it_ended(-11)
+    ('failed', 'was ended by SIGSEGV')
+    """
+    if status >= 0:
+        return 'failed'
+    name = signal.Signals(-status).name
+    return f'was ended by {name}{" (out of memory?)" if name == "SIGKILL" else ""}'
+
+
 @contextmanager
 def children_end_too() -> Iterator[None]:
     """End the processes of all tools when this one is interrupted, or ended by SIGTERM."""

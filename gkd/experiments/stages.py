@@ -17,7 +17,7 @@ from typing import Any, Optional
 from mmcv import Config
 from tqdm import tqdm
 
-from gkd.commands.processes import StageFailed, run_tool, setting
+from gkd.commands.processes import StageFailed, how_it_ended, run_tool, setting
 from gkd.detectors.source import find_file, read_config
 from gkd.distiller import Distiller
 from gkd.experiments.methods import without_methods
@@ -111,8 +111,8 @@ class Training:
         used = version()  # now, because the clone may change during the training
         status, memory = run_tool(command, environment, log)
         if status:
-            raise StageFailed(f'training {self.config} failed, see {log or "above"}. The same '
-                              f'command goes on from here.')
+            raise StageFailed(f'training {self.config} {how_it_ended(status)}, see '
+                              f'{log or "above"}. The same command goes on from here.')
         path = osp.join(self.work_dir, PROCESS)
         before = json.loads(read(path) or '{}').get('peak_memory', 0)
         write_atomically(path, json.dumps(dict(
@@ -210,7 +210,8 @@ class Detection:
                               '--eval-options', setting('jsonfile_prefix', unfinished)],
                              environment, log)
         if status:
-            raise StageFailed(f'testing {self.checkpoint} failed, see {log or "above"}.')
+            raise StageFailed(f'testing {self.checkpoint} {how_it_ended(status)}, see '
+                              f'{log or "above"}.')
         os.replace(f'{unfinished}.bbox.json', self.output)
 
 

@@ -16,6 +16,7 @@ from gkd.commands.processes import (
     StageFailed,
     at_once,
     children_end_too,
+    how_it_ended,
     run_tool,
     setting,
     shares,
@@ -169,9 +170,10 @@ def train(training: Training, epochs: Optional[int], family: str, rows: str,
         if training.options:
             command += ['--cfg-options',
                         *(setting(*option) for option in training.options.items())]
-        if run_tool(command, environment, log)[0]:
-            raise StageFailed(f'{name}: the training failed, see {log or "above"}. The same '
-                              f'command goes on from there.')
+        status, _ = run_tool(command, environment, log)
+        if status:
+            raise StageFailed(f'{name}: the training {how_it_ended(status)}, see '
+                              f'{log or "above"}. The same command goes on from there.')
     metrics = read_run(folder).evaluations[epochs]
     if not finished:
         append_result(rows, Result(
