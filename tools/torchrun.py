@@ -6,7 +6,6 @@ torchrun itself appends a traceback of its own, forty lines that bury the messag
 
 import logging
 import os
-import signal
 import sys
 
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -18,9 +17,8 @@ def explain(error):
     rank, failure = error.get_first_failure()
     if failure.exitcode > 0:
         return failure.exitcode
-    name = signal.Signals(-failure.exitcode).name
-    reason = ' (out of memory?)' if name == 'SIGKILL' else ''
-    print(f'\nerror: process {rank} was ended by {name}{reason}', file=sys.stderr)
+    from gkd.commands.processes import how_it_ended  # takes seconds, which no start should wait
+    print(f'\nerror: process {rank} {how_it_ended(failure.exitcode)}', file=sys.stderr)
     return 128 - failure.exitcode
 
 

@@ -30,11 +30,9 @@ def place(model: nn.Module, target: device, config: Mapping[str, Any]) -> nn.Mod
     model.to(target)
     if config.get('cpu_channels_last') and target.type == 'cpu':
         for module in model.modules():
-            if not isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
-                continue
             if overflows(module):
                 module.register_forward_pre_hook(channels_first)
-            else:
+            elif isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
                 module.to(memory_format=channels_last)
     return model
 
