@@ -2,7 +2,8 @@
 
 Maps, boxes, logits and prototypes are random; the detectors are not there. ``losses`` is global,
 local and soft-label knowledge together on adapted maps that are given; ``convolutions`` is the
-adaptation layers, which no form of local knowledge can do without.
+adaptation layers, which no form of local knowledge can do without. Maps have channels last, as
+those of the quickstart and of a teacher in half precision; but for the student's on a GPU.
 """
 
 from __future__ import annotations
@@ -84,20 +85,24 @@ class Module:
         self.boxes, self.labels, self.levels = measure.on_device(
             [self.boxes, self.labels, self.levels])
         size = (case.height, case.width)
+        last = measure.device().type == 'cpu' or not adapts
+        student = torch.channels_last if last else torch.contiguous_format
         self.step = Step(
             torch.zeros(case.images, 3, *size), [size] * case.images, STRIDES, self.boxes,
-            list(self.labels.split(case.positives)), self.outputs(case), self.outputs(case),
-            self.bank, boxes=self.boxes, labels=self.labels, roi_levels=self.levels)
+            list(self.labels.split(case.positives)), self.outputs(case, student),
+            self.outputs(case, torch.channels_last), self.bank, boxes=self.boxes,
+            labels=self.labels, roi_levels=self.levels)
         self.inputs = [*self.step.student.maps, self.step.student.logits]
         for tensor in self.inputs:
             tensor.requires_grad_()
 
-    def outputs(self, case: Case) -> DetectorOutputs:
-        """Random outputs of a detector."""
+    def outputs(self, case: Case, layout: torch.memory_format) -> DetectorOutputs:
+        """Random outputs of a detector, its maps in the layout."""
         count = len(self.labels)
         return DetectorOutputs(**measure.on_device(dict(
             maps=tuple(torch.randn(case.images, CHANNELS, -(-case.height // stride),
-                                   -(-case.width // stride)) for stride in STRIDES),
+                                   -(-case.width // stride)).to(memory_format=layout)
+                       for stride in STRIDES),
             logits=torch.randn(count, case.classes + 1),
             roi_features=torch.randn(count, CHANNELS, 7, 7))))
 

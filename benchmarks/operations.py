@@ -112,8 +112,12 @@ def count_operations(module: torch.nn.Module, step: Step) -> tuple[Counter, Coun
     with Operations() as forward:
         losses = module(step)
     total = sum(losses.values())
+    outputs = step.student
+    inputs = [*outputs.maps, outputs.logits, outputs.proposal_logits, outputs.dense.logits,
+              outputs.dense.deltas, *module.parameters()]
+    inputs = [tensor for tensor in inputs if tensor is not None and tensor.requires_grad]
     with Operations() as backward:
-        total.backward()
+        torch.autograd.grad(total, inputs, allow_unused=True)
     return forward.counts, backward.counts
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
 from torch import nn
 
 if TYPE_CHECKING:
@@ -13,15 +14,21 @@ if TYPE_CHECKING:
 def adaptation(pair: DetectorPair) -> nn.ModuleList:
     """One 3x3 convolution per paired level, ``C_S -> C_T``; maps keep their size.
 
+    Weights, and so the maps, have channels last: GPUs convolve so, and would bring weights and
+    results of every layer from one layout to the other and back.
+
     Args:
         pair: Traits of teacher and student.
 
     Returns:
         The convolutions, finest level first.
     """
-    return nn.ModuleList(
+    layers = nn.ModuleList(
         nn.Conv2d(student, teacher, kernel_size=3, padding=1) for student, teacher in
         zip(pair.channels(pair.student), pair.channels(pair.teacher)))
+    for layer in layers:
+        layer.weight.data = layer.weight.data.contiguous(memory_format=torch.channels_last)
+    return layers
 
 
 def quiet_adaptation(pair: DetectorPair) -> nn.ModuleList:

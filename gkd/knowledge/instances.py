@@ -143,7 +143,8 @@ def mean_windows(instances: Instances, sizes: Sequence[tuple[int, int]],
     first, last = torch.clamp(corners * scale, lowest, highest).long().unsqueeze(-1)
     last = torch.maximum(first, last)
     cells = torch.arange(rounded_up(max(map(max, sizes))), device=boxes.device)
-    return ((cells >= first) & (cells <= last)) * (last - first + 1).reciprocal()
+    covered = (cells >= first) & (cells <= last)
+    return covered / covered.sum(dim=-1, keepdim=True)
 
 
 @full_precision
@@ -166,30 +167,44 @@ def pool_maps(maps: Sequence[Tensor], windows: Tensor, instances: Instances) -> 
 class WindowMean(torch.autograd.Function):
     """Sums of a map over windows, as two matrix products that are large in both directions.
 
-    The first product, with the map as it lies in memory, sums over the columns of every box; the
-    second sums over its rows. The largest tensor has boxes x channels x rows numbers, in the
-    backward pass too. The backward pass is written out here because autograd would transpose the
-    gradient in memory.
+    The first product, with the map as it lies in memory, sums over one side of every box, and the
+    second over the other: first the columns, or the rows if channels come last. The largest tensor
+    has boxes x channels x rows (or columns) numbers, in the backward pass too. The backward pass
+    is written out here because autograd would transpose the gradient in memory.
     """
 
     @staticmethod
     def forward(ctx, feature: Tensor, columns: Tensor, rows: Tensor) -> Tensor:
         """Sum a map ``(B, C, H, W)`` over windows ``(B, N, S)`` each: ``(B, N, C)``."""
         images, channels, height, width = ctx.size = feature.shape
-        columns, rows = columns[..., :width], rows[..., :height].flatten(0, 1)
+        ctx.channels_last = not feature.is_contiguous() and feature.is_contiguous(
+            memory_format=torch.channels_last)
+        columns, rows = columns[..., :width], rows[..., :height]
+        if ctx.channels_last:
+            columns = columns.flatten(0, 1).unsqueeze(1)
+            strips = rows @ feature.movedim(1, -1).flatten(2)
+            sums = columns @ strips.view(len(columns), width, channels)
+        else:
+            rows = rows.flatten(0, 1).unsqueeze(2)
+            strips = columns @ feature.flatten(1, 2).mT
+            sums = strips.view(len(rows), channels, height) @ rows
         ctx.save_for_backward(columns, rows)
-        strips = columns @ feature.flatten(1, 2).mT
-        return (strips.view(len(rows), channels, height) @ rows[..., None]).view(
-            images, -1, channels)
+        return sums.view(images, -1, channels)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None]:
-        """Gradient of the map."""
+        """Gradient of the map, with its layout."""
         columns, rows = ctx.saved_tensors
-        strips = gradient.flatten(0, 1)[..., None] * rows[:, None]
-        strips = strips.view(len(gradient), -1, ctx.size[1] * ctx.size[2])
-        return (strips.mT @ columns).view(ctx.size), None, None
+        images, channels, height, width = ctx.size
+        gradient = gradient.flatten(0, 1)
+        if ctx.channels_last:
+            strips = (columns.mT * gradient[:, None]).view(images, -1, width * channels)
+            change = (rows.mT @ strips).view(images, height, width, channels).movedim(-1, 1)
+        else:
+            strips = (gradient[..., None] * rows.mT).view(images, -1, channels * height)
+            change = (strips.mT @ columns).view(ctx.size)
+        return change, None, None
 
 
 @full_precision
@@ -215,9 +230,10 @@ def map_levels(boxes: Tensor, num_levels: int, finest_scale: float = 56) -> Tens
         tensor([0, 1])
     """
     sides = (boxes[:, 2:] - boxes[:, :2]).clamp(min=0) + 1
-    level = torch.log2(sides.prod(dim=1).sqrt() / finest_scale + 1e-6)
-    # From 0 on, cutting the fraction off is the same as floor.
-    return level.clamp(0, num_levels - 1).long()
+    # From these areas on, the logarithm reaches 1, 2, ... Comparing takes one operation.
+    areas = on_device([((2**level - 1e-6) * finest_scale)**2 for level in range(1, num_levels)],
+                      boxes.device, boxes.dtype)
+    return torch.bucketize(sides.prod(dim=1), areas, right=True)
 
 
 @torch.no_grad()

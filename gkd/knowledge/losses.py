@@ -12,7 +12,6 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from gkd.knowledge.channels import alike_levels
-from gkd.knowledge.instances import on_device
 from gkd.knowledge.precision import full_precision
 
 
@@ -252,10 +251,9 @@ def local_knowledge_loss(
     return local_knowledge_losses([student_adapted], [teacher], [mask])[0].unbind()
 
 
-@full_precision
 def local_knowledge_losses(student_adapted: Sequence[Tensor], teacher: Sequence[Tensor],
                            masks: Sequence[Tensor]) -> Tensor:
-    """:func:`local_knowledge_loss` of every level.
+    """:func:`local_knowledge_loss` of every level; levels of equal channels are computed together.
 
     Args:
         student_adapted: The student's maps after the adaptation layers, ``(B, C_l, H_l, W_l)``.
@@ -265,41 +263,68 @@ def local_knowledge_losses(student_adapted: Sequence[Tensor], teacher: Sequence[
     Returns:
         Tensor of shape ``(L, 2)``: foreground and background.
     """
-    squared = ChannelDistances.apply(*student_adapted, *(level.detach() for level in teacher))
-    inside = torch.cat([mask.detach().flatten(1) for mask in masks], dim=1).to(squared.dtype)
-    weights = torch.stack([inside, (inside <= 0).to(squared.dtype)])
-    levels = torch.stack([weights * squared, weights]).split(
-        [mask[0].numel() for mask in masks], dim=-1)
-    losses, divisors = torch.stack([level.sum(dim=(-2, -1)) for level in levels], dim=1)
-    channels = on_device([[2 * feature.shape[1]] for feature in teacher], inside.device)
-    return losses / (channels * divisors.detach()).clamp(min=1)
+    channels = [feature.shape[1] for feature in teacher]
+    return torch.cat([
+        WeightedDistances.apply(*(level.detach() for maps in (masks, teacher)
+                                  for level in maps[alike.start:alike.stop]),
+                                *student_adapted[alike.start:alike.stop])
+        for alike in alike_levels(channels, channels)])
 
 
-class ChannelDistances(torch.autograd.Function):
-    """Squared differences of maps, summed over channels, all levels side by side.
+class WeightedDistances(torch.autograd.Function):
+    """Foreground and background loss of levels that have equal numbers of channels.
 
-    Only the differences are kept for the gradient, instead of both maps. Maps take most of the
-    memory that distillation needs.
+    The cells of all levels lie one after the other, each with its channels together. So one
+    operation serves all levels, and the gradient of a map has channels last, as the adaptation
+    layers want it. Only the differences are kept for the gradient, instead of both maps: maps take
+    most of the memory that distillation needs.
     """
 
     @staticmethod
-    def forward(ctx, *maps: Tensor) -> Tensor:
-        """Compare two maps ``(B, C_l, H_l, W_l)`` per level: ``(B, sum H_l * W_l)``."""
-        count = len(maps) // 2
-        differences = [own - target for own, target in zip(maps[:count], maps[count:])]
-        ctx.save_for_backward(*differences)
-        lengths = [torch.linalg.vector_norm(level, dim=1).flatten(1) for level in differences]
-        return torch.cat(lengths, dim=1).square()
+    def forward(ctx, *levels: Tensor) -> Tensor:
+        """Compare maps: ``(L, 2)``.
+
+        Args:
+            ctx: Autograd's context.
+            levels: Masks ``(B, H_l, W_l)``, then the teacher's maps ``(B, C, H_l, W_l)``, then the
+                student's.
+        """
+        count = len(levels) // 3
+        masks, teacher, student = levels[:count], levels[count:-count], levels[-count:]
+        ctx.sizes = [mask.shape for mask in masks]
+        cells = [size.numel() for size in ctx.sizes]
+        channels = teacher[0].shape[1]
+        # In full precision, without a copy of the student's map in it.
+        dtype = torch.promote_types(teacher[0].dtype, torch.float)
+        differences = teacher[0].new_empty(sum(cells), channels, dtype=dtype)
+        for size, part, own, target in zip(ctx.sizes, differences.split(cells), student, teacher):
+            torch.sub(own.movedim(1, -1), target.movedim(1, -1).to(dtype),
+                      out=part.view(*size, channels))
+        squared = torch.linalg.vector_norm(differences, dim=1).square()
+        inside = torch.cat([mask.flatten() for mask in masks]).to(squared.dtype)
+        weights = torch.stack([inside, (inside <= 0).to(squared.dtype)])
+        sums = [level.sum(dim=-1)
+                for level in torch.stack([weights * squared, weights]).split(cells, dim=-1)]
+        losses, divisors = torch.stack(sums, dim=1)
+        divisors = (2 * channels * divisors).clamp(min=1)
+        ctx.save_for_backward(differences, weights, divisors)
+        return losses / divisors
 
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient: Tensor) -> tuple[Optional[Tensor], ...]:
-        """Gradients of the first maps; the others are the teacher's."""
-        sizes = [level.shape[2:] for level in ctx.saved_tensors]
-        parts = (2 * gradient).split([size.numel() for size in sizes], dim=1)
-        return (*(level * part.unflatten(1, size).unsqueeze(1)
-                  for level, part, size in zip(ctx.saved_tensors, parts, sizes)),
-                *[None] * len(sizes))
+        """Gradients of the student's maps; masks and the teacher's maps have none."""
+        differences, weights, divisors = ctx.saved_tensors
+        cells = [size.numel() for size in ctx.sizes]
+        of_levels = (2 * gradient / divisors).unsqueeze(-1)
+        of_cells = torch.cat([level.expand(-1, count)
+                              for level, count in zip(of_levels, cells)], dim=1)
+        of_cells = (of_cells * weights).sum(dim=0)
+        # One new tensor a level, which can be freed, or added to, before the next is needed.
+        changes = [part.view(*size, -1).movedim(-1, 1) * factors.view(size).unsqueeze(1)
+                   for part, factors, size in zip(differences.split(cells), of_cells.split(cells),
+                                                  ctx.sizes)]
+        return (*[None] * (2 * len(cells)), *changes)
 
 
 @full_precision
@@ -350,7 +375,8 @@ def soft_label_loss(
         present = _divergence(F.logsigmoid(student), F.logsigmoid(teacher))
         absent = _divergence(F.logsigmoid(-student), F.logsigmoid(-teacher))
         divergence = present + absent
-    return (weights.detach() * divergence.mean(dim=1)).mean() * temperature**2
+    total = divergence.sum(dim=1) @ weights.detach().to(divergence.dtype)
+    return total * (temperature**2 / divergence.numel())
 
 
 def _divergence(log_student: Tensor, log_teacher: Tensor) -> Tensor:

@@ -126,13 +126,13 @@ class LocalKnowledge(nn.Module):
         if level_reduction not in ('mean', 'sum'):
             raise ConfigError(f'local_knowledge.level_reduction = {level_reduction!r}: '
                               f'must be "mean" or "sum".')
-        self.foreground_weight = foreground_weight
-        self.background_weight = background_weight
         taught = taught_levels(pair, levels, 'local_knowledge')
         share = 1 / len(taught) if level_reduction == 'mean' else 1.0
         # Levels that are not taught count 0, so that their adaptation layers have a gradient: the
         # class space may need them, and distributed training waits for every layer's.
-        self.shares = [[share if level in taught else 0.0] for level in range(pair.num_levels)]
+        self.weights = [[share * weight if level in taught else 0.0
+                         for weight in (foreground_weight, background_weight)]
+                        for level in range(pair.num_levels)]
         self.adaptation = quiet_adaptation(pair) if quiet_start else adaptation(pair)
 
     def forward(self, adapted: list[Tensor], teacher: tuple[Tensor, ...],
@@ -146,9 +146,9 @@ class LocalKnowledge(nn.Module):
             decay: Factor that falls from 1 to 0 over training.
         """
         levels = local_knowledge_losses(adapted, teacher, masks)
-        inside, outside = (levels * on_device(self.shares, levels.device, levels.dtype)).sum(0)
-        return dict(loss_local_fg=inside * (self.foreground_weight * decay),
-                    loss_local_bg=outside * (self.background_weight * decay))
+        weights = [[weight * decay for weight in level] for level in self.weights]
+        inside, outside = (levels * on_device(weights, levels.device, levels.dtype)).sum(0)
+        return dict(loss_local_fg=inside, loss_local_bg=outside)
 
 
 class SoftLabel(nn.Module):
