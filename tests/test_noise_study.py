@@ -12,11 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from gkd.errors import DataError
 from gkd.knowledge import robust_weights
 from gkd.looking.agreement import coordinates, mean_with_band, typicality
 from gkd.prototypes import PrototypeBank
 from gkd.prototypes.features import CandidateImage
 from studies.corruptions import CORRUPTIONS, MOST_ERASED, corrupt
+from studies.noise_pairs import read_changes, table
 from studies.noise_study import (
     ALL,
     MEASURES,
@@ -25,6 +27,7 @@ from studies.noise_study import (
     choose_instances,
     measure,
     report,
+    write_csv,
 )
 
 BOX = torch.tensor([14.0, 20.0, 54.0, 50.0])
@@ -251,6 +254,24 @@ def test_report_says_whether_the_claim_holds():
     rows = [line for line in report(study).splitlines() if line.startswith(f'| {OWN} |')]
     assert [row.rsplit('|', 2)[1].strip() for row in rows[1:]] == [
         'does not hold', 'holds', 'does not hold']
+
+
+def test_pairs_are_counted_and_averaged_by_teacher(tmp_path):
+    slopes = {('a', 0): -0.02, ('a', 1): -0.04, ('b', 0): 0.01, ('b', 1): 0.0}
+    for (teacher, student), slope in slopes.items():
+        folder = tmp_path / teacher / str(student)
+        folder.mkdir(parents=True)
+        study = make_study({('weight', 'occlusion', OWN): slope}, spread=0.001)
+        write_csv(study, str(folder / 'noise_study.csv'))
+    changes = read_changes(str(tmp_path))
+    assert [len(pairs) for pairs in changes] == [2, 2]
+    [row] = [line for line in table(changes).splitlines()
+             if line.startswith(f'| {OWN} | occlusion |')]
+    weight, clearly = row.split('|')[5:7]
+    assert float(weight.split()[0]) == pytest.approx(-0.025, abs=0.001)
+    assert clearly.strip() == '2, 1'
+    with pytest.raises(DataError, match='noise_study.csv'):
+        read_changes(str(tmp_path / 'a'))
 
 
 def test_chooses_instances_at_random_and_once():
