@@ -15,7 +15,7 @@ import measure
 import step_overhead
 import torch
 
-from gkd.experiments.methods import choose_methods, variant
+from gkd.comparison.methods import choose_methods, variant
 from gkd.report.names import PLAIN_STUDENT
 
 

@@ -20,14 +20,14 @@ sys.path.insert(0, osp.dirname(osp.dirname(osp.abspath(__file__))))
 from gkd.commands import positive, run
 from gkd.commands.processes import children_end_too
 from gkd.commands.settings import DictAction
+from gkd.comparison.methods import choose_methods
+from gkd.comparison.run import run_stage
+from gkd.comparison.stages import digest
 from gkd.datasets import prepare_embedded
 from gkd.datasets.tree_crowns import STRIPS, strip_folder
 from gkd.errors import ConfigError
-from gkd.experiments.compare import run_stage
 from gkd.experiments.comparison_plan import plan
-from gkd.experiments.methods import choose_methods
 from gkd.experiments.quickstart import CONFIGS
-from gkd.experiments.stages import digest
 from gkd.report.names import PLAIN_STUDENT
 from gkd.report.results import PLAIN, alone, append_result, machine, read_results
 from gkd.running.config import load_config

@@ -22,13 +22,13 @@ from mmcv import Config
 from gkd.commands import processes as tool_processes
 from gkd.commands import run as run_command
 from gkd.commands.settings import DictAction
+from gkd.comparison import stages as shared_stages
+from gkd.comparison.methods import choose_methods
 from gkd.datasets.coco_eval import evaluate, metrics_of
 from gkd.datasets.degrees import DIGIT_SCENES_DEGREES
 from gkd.errors import ConfigError, DataError
 from gkd.experiments import compare, comparison_plan, quickstart, stages
-from gkd.experiments.comparison_plan import degree_column
-from gkd.experiments.methods import choose_methods
-from gkd.experiments.stages import Detection, Training
+from gkd.experiments.stages import Detection, Training, degree_column
 from gkd.knowledge import Knowledge
 from gkd.registry import KNOWLEDGE
 from gkd.report.comparison import Row, comparison_figure, draw_comparison, format_comparison
@@ -103,7 +103,8 @@ def processes(monkeypatch):
     commands = []
     run.commands = commands
     run.outcome = lambda name: dict.fromkeys(METRICS, 0.25)
-    monkeypatch.setattr(stages, 'run_tool', run)
+    for module in (shared_stages, stages):
+        monkeypatch.setattr(module, 'run_tool', run)
     return run
 
 
@@ -135,7 +136,8 @@ def compared(tmp_path_factory):
 
     arguments = [config, '--methods', 'gkd', 'mean', 'gkd+mean', '--work-dir', folder / 'work']
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stages, 'run_tool', run)
+        for module in (shared_stages, stages):
+            patch.setattr(module, 'run_tool', run)
         status, printed = run_compare(*arguments, '--seeds', 1)
         assert status == 130 and 'goes on' in printed
         status, printed = run_compare(*arguments, '--seeds', 2)

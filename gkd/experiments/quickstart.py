@@ -12,10 +12,11 @@ from typing import Optional
 from gkd.backbones.efficientnet_lite import prepare_efficientnet_lite0
 from gkd.checkpoints import WORKPLACE, tool
 from gkd.commands.processes import StageFailed, at_once
+from gkd.comparison.methods import OWN, choose_methods
+from gkd.comparison.plan import Comparison
+from gkd.comparison.run import run_all
 from gkd.datasets import prepare_embedded
-from gkd.experiments.compare import run_all
-from gkd.experiments.comparison_plan import Comparison, plan
-from gkd.experiments.methods import OWN, choose_methods
+from gkd.experiments.comparison_plan import plan
 from gkd.experiments.stages import Training
 from gkd.files import write_atomically
 from gkd.looking.detections import draw_detections

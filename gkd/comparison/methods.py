@@ -8,10 +8,9 @@ import re
 from collections.abc import Sequence
 from typing import Optional
 
-from mmcv import Config
-
 from gkd.detectors.source import REPOSITORY, read_config
 from gkd.errors import ConfigError
+from gkd.frameworks import Config
 from gkd.report.results import PLAIN, STUDENT, TEACHER
 
 METHODS = osp.join(REPOSITORY, 'configs', '_base_', 'comparison.py')

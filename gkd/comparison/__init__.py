@@ -1,0 +1,1 @@
+"""Comparison of methods of distillation: what both MMDetections share, and that of version 3."""
