@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from gkd.errors import DataError
+from gkd.frameworks import classes_of
 from gkd.knowledge.instances import map_levels
 from gkd.looking.agreement import coordinates
 from gkd.looking.trained import ChosenInstances, TrainedPair
@@ -112,7 +113,8 @@ def locate(trained: TrainedPair, bank: PrototypeBank, images: Sequence[Candidate
             paths.append(image.path)
             boxes.append(image.boxes[row])
     if not paths:
-        raise DataError(f'no image has an instance of class {images[0].dataset.CLASSES[label]}.')
+        name = classes_of(images[0].dataset)[label]
+        raise DataError(f'no image has an instance of class {name}.')
     return Located(paths, np.stack(boxes), of_teacher, of_student)
 
 

@@ -21,9 +21,9 @@ sys.path.insert(0, osp.dirname(osp.dirname(osp.abspath(__file__))))
 from gkd.commands import positive, run
 from gkd.frameworks import to_batch
 from gkd.looking.agreement import coordinates
+from gkd.looking.cli import add_pair_options, read_pair_options
 from gkd.looking.trained import TrainedPair
 from gkd.progress import silence
-from gkd.running.cli import add_pair_options, read_pair_options
 from gkd.running.data import build_checked_dataset
 from gkd.running.train import training_loader
 

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gkd.compat import of_mmdet2  # noqa: F401  (corruptions are of normalised images)
 from gkd.datasets.images import read_image
 from gkd.files import write_atomically
 from gkd.knowledge.instances import map_levels

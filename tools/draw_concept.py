@@ -14,10 +14,10 @@ import sys
 sys.path.insert(0, osp.dirname(osp.dirname(osp.abspath(__file__))))
 
 from gkd.commands import positive, run
+from gkd.looking.cli import add_pair_options, read_pair_options
 from gkd.looking.trained import TrainedPair, validation_images
 from gkd.looking.trust import choose_images, draw_images, judge
 from gkd.progress import silence
-from gkd.running.cli import add_pair_options, read_pair_options
 from studies.concept import draw_coordinates, draw_spaces, locate, same_prototypes
 
 CONFIG = 'configs/quickstart/gkd_retinanet_efficientnet-lite0_r18-w8_fpn_tree-crowns.py'

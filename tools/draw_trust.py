@@ -11,10 +11,11 @@ import re
 
 from gkd.commands import positive, run
 from gkd.errors import DataError
+from gkd.frameworks import classes_of
+from gkd.looking.cli import add_pair_options, read_pair_options
 from gkd.looking.trained import TrainedPair, validation_images
 from gkd.looking.trust import choose_images, draw_extremes, draw_images, judge
 from gkd.progress import silence
-from gkd.running.cli import add_pair_options, read_pair_options
 
 
 def parse_args():
@@ -41,7 +42,7 @@ def main():
         choose_images(trust, args.count)
     if numbers:
         draw_images(trained, bank, images, trust, numbers, osp.join(out, 'images.png'))
-    drawn = [name for label, name in enumerate(images[0].dataset.CLASSES)
+    drawn = [name for label, name in enumerate(classes_of(images[0].dataset))
              if draw_extremes(images, trust, label, args.extremes, class_path(out, name))]
     print(f'{len(trust.weights)} instances: robust weight {trust.weights.mean():.3f} on average, '
           f'from {trust.weights.min():.3f} to {trust.weights.max():.3f}')
@@ -53,8 +54,9 @@ def find_images(images, names):
     numbers = {image.filename: number for number, image in enumerate(images)}
     missing = [name for name in names if name not in numbers]
     if missing:
-        raise DataError(f'--images: data.val has no image with boxes named {", ".join(missing)}; '
-                        f'it has {", ".join(list(numbers)[:3])}, ...')
+        raise DataError(f'--images: the validation data have no image with boxes named '
+                        f'{", ".join(missing)}; '
+                        f'they have {", ".join(list(numbers)[:3])}, ...')
     return [numbers[name] for name in names]
 
 

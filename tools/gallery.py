@@ -9,10 +9,10 @@ import argparse
 import os.path as osp
 
 from gkd.commands import positive, run
+from gkd.looking.cli import add_pair_options, read_pair_options
 from gkd.looking.gallery import summary, write_gallery
 from gkd.looking.trained import TrainedPair
 from gkd.progress import silence
-from gkd.running.cli import add_pair_options, read_pair_options
 
 
 def parse_args():

@@ -16,9 +16,9 @@ from gkd.files import write_atomically
 sys.path.insert(0, osp.dirname(osp.dirname(osp.abspath(__file__))))
 
 from gkd.commands import positive, run
+from gkd.looking.cli import add_pair_options, read_pair_options
 from gkd.looking.trained import TrainedPair, validation_images
 from gkd.progress import silence
-from gkd.running.cli import add_pair_options, read_pair_options
 from studies.noise_study import (
     choose_instances,
     draw_examples,

@@ -242,13 +242,12 @@ def prototype_datasets(runner: Any) -> list[ConfigDict]:
     config = runner.cfg
     tested = config.get('test_dataloader') or config.get('val_dataloader')
     pipeline = (tested or config.train_dataloader).dataset.pipeline
-    found, waiting = [], [config.train_dataloader.dataset]
-    while waiting:
-        entry = waiting.pop(0)
-        if 'datasets' in entry:
-            waiting = [*entry.datasets, *waiting]
-        elif 'dataset' in entry:
-            waiting = [entry.dataset, *waiting]
-        else:
-            found.append(ConfigDict({**entry, 'pipeline': pipeline}))
-    return found
+    return [ConfigDict({**entry, 'pipeline': pipeline})
+            for entry in leaf_configs(config.train_dataloader.dataset)]
+
+
+def leaf_configs(config: ConfigDict) -> list[ConfigDict]:
+    """Configs of the data sets inside of wrappers."""
+    if 'datasets' in config:
+        return [leaf for entry in config.datasets for leaf in leaf_configs(entry)]
+    return leaf_configs(config.dataset) if 'dataset' in config else [config]

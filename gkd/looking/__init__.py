@@ -1,3 +1,5 @@
 """Look inside: the gallery of prototypes, and the trust in instances."""
 
-from gkd.compat import of_mmdet2  # noqa: F401
+from gkd.environment import check_environment
+
+check_environment()

@@ -6,21 +6,20 @@ from typing import Optional
 
 import numpy as np
 import torch
-from mmcv import Config
 from torch import Tensor
 
+from gkd.commands.export import student_weights
 from gkd.compat.checkpoint import load_checkpoint_file, load_strictly
 from gkd.distiller import Distiller, build_generation
 from gkd.errors import ConfigError, DataError
+from gkd.frameworks import Config, classes_of, source_of
+from gkd.looking.door import build_model, prototype_datasets, validation_datasets
 from gkd.prototypes.features import (
     CandidateImage,
     choose_candidates,
     instance_features,
 )
 from gkd.prototypes.generation import Generation
-from gkd.running.config import build_model
-from gkd.running.data import build_checked_dataset, leaf_datasets, prototype_datasets
-from gkd.running.export import student_weights
 
 
 class TrainedPair:
@@ -83,9 +82,7 @@ class TrainedPair:
         Raises:
             DataError: The data are not there, or no instance is large enough.
         """
-        datasets = [leaf for number, entry in enumerate(prototype_datasets(self.config))
-                    for leaf in leaf_datasets(build_checked_dataset(
-                        entry, f'data.train[{number}]', dict(test_mode=True)))]
+        datasets = prototype_datasets(self.config)
         levels = [self.pair.levels(info) for info in (self.pair.teacher, self.pair.student)]
         return ChosenInstances(self.generation.generate(
             self.distiller.teacher, self.distiller.student, *levels, datasets, cache_dir))
@@ -110,7 +107,7 @@ class ChosenInstances:
     def __init__(self, generation: Generation):
         self.bank = generation.bank
         images = generation.images
-        self.classes = images[0].dataset.CLASSES
+        self.classes = classes_of(images[0].dataset)
         self.paths = [image.path for image in images for _ in image.labels]
         self.boxes = np.concatenate([image.boxes for image in images])
         self.labels = torch.from_numpy(np.concatenate([image.labels for image in images]))
@@ -133,10 +130,10 @@ def validation_images(config: Config, min_size: float) -> list[CandidateImage]:
     Raises:
         DataError: The data are not there, or no box is large enough.
     """
-    dataset = build_checked_dataset(config.data.val, 'data.val', dict(test_mode=True))
-    images = choose_candidates(leaf_datasets(dataset), max_images=len(dataset), min_size=min_size,
+    datasets = validation_datasets(config)
+    images = choose_candidates(datasets, max_images=sum(map(len, datasets)), min_size=min_size,
                                seed=0)
     if not images:
-        raise DataError(f'data.val: no box of {config.data.val.ann_file} is wider and higher than '
-                        f'{min_size} pixels.')
+        raise DataError(f'validation data: no box of {", ".join(map(source_of, datasets))} is '
+                        f'wider and higher than {min_size} pixels.')
     return images

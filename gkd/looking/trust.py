@@ -13,7 +13,7 @@ from torch import Tensor
 
 from gkd.datasets.images import read_image
 from gkd.errors import ConfigError
-from gkd.frameworks import synthetic_batch, test_view
+from gkd.frameworks import classes_of, network_input, synthetic_batch, test_view
 from gkd.knowledge.instances import Instances, map_levels
 from gkd.knowledge.losses import robust_weights
 from gkd.knowledge.robust import RobustDistillingModule
@@ -105,8 +105,9 @@ def local_masks(trained: TrainedPair, bank: PrototypeBank,
         raise ConfigError(f'{trained.config.filename} has no RobustDistillingModule in '
                           f'`model.knowledge`, which draws the mask of local knowledge.')
     pixels, scale, size = test_view(image.dataset, image.index)
-    given = pixels[None], torch.from_numpy(image.boxes * scale), torch.from_numpy(image.labels)
-    batch = synthetic_batch(*(part.to(trained.device) for part in given), size=size)
+    pixels = network_input(distiller.student, pixels[None].to(trained.device), [size])
+    given = torch.from_numpy(image.boxes * scale), torch.from_numpy(image.labels)
+    batch = synthetic_batch(pixels, *(part.to(trained.device) for part in given), size=size)
     _, step = distiller.observe(batch)
     step.bank = bank.to(trained.device)
     boxes, labels = module.taught_instances(step)
@@ -205,7 +206,8 @@ def draw_extremes(images: Sequence[CandidateImage], trust: Trust, label: int, co
             axis.set_title(f'{trust.weights[index]:.2f}', fontsize=10, pad=3)
             axis.set_xlabel(f'T {trust.teacher[index]:.2f}  S {trust.student[index]:.2f}',
                             fontsize=7)
-    figure.suptitle(f'"{images[0].dataset.CLASSES[label]}": robust weight, and how typical the '
-                    f'teacher (T) and the student (S) find it', fontsize=9)
+    name = classes_of(images[0].dataset)[label]
+    figure.suptitle(f'"{name}": robust weight, and how typical the teacher (T) and the student '
+                    f'(S) find it', fontsize=9)
     save(figure, path)
     return True

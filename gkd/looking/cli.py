@@ -1,4 +1,4 @@
-"""Options of the commands for MMDetection 2."""
+"""Options of the tools that look at a trained teacher and student."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import os.path as osp
 from typing import Optional
 
 import torch
-from mmcv import Config
 
 from gkd.commands import add_device_option, add_trust_option
 from gkd.commands.settings import add_settings_option
-from gkd.running.config import load_config
+from gkd.frameworks import Config
+from gkd.looking.door import load_config
 
 
 def add_pair_options(parser: argparse.ArgumentParser, folder: str,

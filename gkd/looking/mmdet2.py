@@ -1,0 +1,25 @@
+"""Detectors and data of a config of MMDetection 2."""
+
+from __future__ import annotations
+
+from mmcv import Config
+
+from gkd.frameworks import Dataset
+from gkd.running.config import build_model, load_config
+from gkd.running.data import build_checked_dataset, leaf_datasets
+from gkd.running.data import prototype_datasets as prototype_configs
+
+__all__ = ['build_model', 'load_config', 'prototype_datasets', 'validation_datasets']
+
+
+def prototype_datasets(config: Config) -> list[Dataset]:
+    """The training data, as tests see them."""
+    return [leaf for number, entry in enumerate(prototype_configs(config))
+            for leaf in leaf_datasets(build_checked_dataset(
+                entry, f'data.train[{number}]', dict(test_mode=True)))]
+
+
+def validation_datasets(config: Config) -> list[Dataset]:
+    """The validation data."""
+    return leaf_datasets(build_checked_dataset(config.data.val, 'data.val',
+                                               dict(test_mode=True)))

@@ -1,0 +1,97 @@
+"""The gallery of prototypes and the pictures of trust, of configs of MMDetection 3."""
+
+import json
+import re
+import runpy
+import sys
+
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from PIL import Image
+from small_experiments import CLASSES, TOOLS, detector, experiment, train
+
+from gkd.bank import PrototypeBank
+from gkd.errors import ConfigError
+from gkd.frameworks import build_detector
+from gkd.looking.door import load_config
+from gkd.looking.trained import TrainedPair, validation_images
+from gkd.looking.trust import judge, local_masks
+
+
+@pytest.fixture
+def pair(annotations, tmp_path, monkeypatch):
+    """A distillation config, and a checkpoint of its student."""
+    monkeypatch.chdir(tmp_path)
+    config = experiment(annotations, tmp_path / 'work')
+    torch.manual_seed(0)
+    teacher, student = (build_detector(detector('one_stage', channels)) for channels in (24, 16))
+    torch.save(dict(meta=dict(dataset_meta=dict(classes=CLASSES)),
+                    state_dict=teacher.state_dict()), tmp_path / 'teacher.pth')
+    torch.save(dict(meta={}, state_dict=student.state_dict()), tmp_path / 'student.pth')
+    config.model.teacher.checkpoint = str(tmp_path / 'teacher.pth')
+    config.model.student.checkpoint = str(tmp_path / 'student.pth')
+    config.dump(tmp_path / 'distil.py')
+    return str(tmp_path / 'distil.py'), str(tmp_path / 'student.pth')
+
+
+def run(tool, monkeypatch, *args):
+    monkeypatch.setattr(sys, 'argv', [tool, *map(str, args)])
+    return runpy.run_path(str(TOOLS.parent / f'{tool}.py'))['main']()
+
+
+def test_gallery_shows_the_prototypes_that_training_would_choose(pair, tmp_path, monkeypatch,
+                                                                 capsys):
+    run('gallery', monkeypatch, *pair, '--out', tmp_path / 'gallery')
+    assert 'agreement' in capsys.readouterr().out
+    page = (tmp_path / 'gallery' / 'gallery.html').read_text(encoding='utf-8')
+    data = json.loads(re.search(r'id="data">(.*?)</script>', page, re.DOTALL)[1])
+    assert data['classes'] == list(CLASSES)
+    basis = TrainedPair(load_config(pair[0])).generate(str(tmp_path / 'again'))
+    config = load_config(pair[0])
+    config.train_cfg.max_epochs = 1
+    train(config)
+    trained = PrototypeBank.load(str(tmp_path / 'work' / 'prototypes' / 'epoch_1.safetensors'))
+    for name in ('teacher', 'student', 'offsets'):
+        for one, other in zip(getattr(basis.bank, name), getattr(trained, name)):
+            torch.testing.assert_close(one, other)
+
+
+def test_trust_is_drawn_of_the_images_as_the_student_sees_them(pair, tmp_path, monkeypatch,
+                                                               capsys):
+    run('draw_trust', monkeypatch, *pair, '--out', tmp_path / 'trust', '--count', 2)
+    assert 'robust weight' in capsys.readouterr().out
+    for name in ('images', *(f'class_{name}' for name in CLASSES)):
+        assert np.asarray(Image.open(tmp_path / 'trust' / f'{name}.png').convert('L')).std() > 5
+
+    trained = TrainedPair(load_config(pair[0]))
+    bank = trained.generate(str(tmp_path / 'again')).bank
+    images = validation_images(trained.config, min_size=0)
+    weights = judge(trained, bank, images).weights
+    assert ((weights >= 0) & (weights <= 1)).all() and weights.std() > 0
+    seen = []
+    trained.distiller.student.backbone.register_forward_pre_hook(
+        lambda module, inputs: seen.append(inputs[0]))
+    local_masks(trained, bank, images[0])
+    assert seen[0].abs().max() < 4  # normalised
+    sides = [side % 32 for side in seen[0].shape[2:]]
+    assert sides == [0, 0]  # padded
+
+
+@pytest.mark.slow
+def test_the_method_is_drawn_with_a_pair_of_ones_own(pair, tmp_path, monkeypatch, capsys):
+    run('draw_concept', monkeypatch, *pair, '--out', tmp_path / 'concept')
+    assert 'wrote 3 pictures' in capsys.readouterr().out
+    for name in ('spaces', 'coordinates', 'weights'):
+        assert np.asarray(Image.open(tmp_path / 'concept' / f'{name}.jpg').convert('L')).std() > 5
+
+
+def test_what_cannot_be_looked_at_is_refused(pair, tmp_path):
+    config = Config.fromfile(pair[0])
+    config.model.student.checkpoint = None
+    with pytest.raises(ConfigError, match='untrained'):
+        TrainedPair(config)
+    config.val_dataloader = None
+    with pytest.raises(ConfigError, match='val_dataloader'):
+        validation_images(config, 0)
