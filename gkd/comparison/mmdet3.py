@@ -141,7 +141,8 @@ def compare(config_path: str, methods: Optional[Sequence[str]] = None,
 
 
 def plan(config: Config, title: str, recipes: dict[str, dict], seeds: Sequence[int],
-         epochs: Optional[int], work_dir: str) -> Comparison:
+         epochs: Optional[int], work_dir: str, fresh: bool = False,
+         detect: bool = True) -> Comparison:
     """Write the config of every stage, and list the stages.
 
     Args:
@@ -151,6 +152,8 @@ def plan(config: Config, title: str, recipes: dict[str, dict], seeds: Sequence[i
         seeds: Seeds of the runs.
         epochs: Replaces the configs' number of epochs.
         work_dir: Where everything goes.
+        fresh: Never use the checkpoints that the config names.
+        detect: Plan the test of the teacher, too.
 
     Raises:
         ConfigError: Teacher and student cannot be paired, or cannot be trained or evaluated.
@@ -163,11 +166,11 @@ def plan(config: Config, title: str, recipes: dict[str, dict], seeds: Sequence[i
     # What is wrong with the detectors is wrong for all methods.
     family = family_of(untrained(variant(config, NOTHING)))
     taught, refused = check_methods(config, recipes, untrained)
-    planner = EpochPlanner(config, work_dir, epochs)
+    planner = EpochPlanner(config, work_dir, epochs, fresh)
     runs = planner.runs({method: recipes[method] for method in taught}, seeds)
     teacher = planner.teacher_checkpoint
-    return Comparison(title, work_dir, planner.preparation, runs,
-                      {teacher: planner.evaluation(teacher)}, refused, teacher,
+    tests = {teacher: planner.evaluation(teacher)} if detect else {}
+    return Comparison(title, work_dir, planner.preparation, runs, tests, refused, teacher,
                       data=data_name(config), family=family, taught=taught)
 
 

@@ -13,7 +13,6 @@ from gkd.backbones.efficientnet_lite import prepare_efficientnet_lite0
 from gkd.checkpoints import WORKPLACE, tool
 from gkd.commands.processes import StageFailed, at_once
 from gkd.comparison.methods import OWN, choose_methods
-from gkd.comparison.plan import Comparison
 from gkd.comparison.run import run_all
 from gkd.datasets import prepare_embedded
 from gkd.experiments.comparison_plan import plan
@@ -22,7 +21,7 @@ from gkd.files import write_atomically
 from gkd.looking.detections import draw_detections
 from gkd.prototypes import PrototypeBank
 from gkd.prototypes.hook import latest_bank
-from gkd.quickstart import FAMILIES, ROWS, closing_text
+from gkd.quickstart import FAMILIES, ROWS, closing_text, metrics_by_row
 from gkd.report.comparison import format_gain
 from gkd.report.names import PLAIN_STUDENT
 from gkd.report.page import write_report
@@ -95,15 +94,6 @@ def quickstart(data: str = 'digit-scenes', family: str = 'retinanet', seeds: Seq
         pictures=f'{osp.relpath(work_dir)}/detections.png, prototypes.png',
         evaluate=f'bash {tool("test.sh")} {command}',
         export=f'python {tool("export_student.py")} {command}')))
-
-
-def metrics_by_row(comparison: Comparison) -> dict[str, list[dict[str, float]]]:
-    """Metrics of all runs, by the name of their row in the table."""
-    teacher, *students = comparison.preparation
-    rows = ([teacher], students, comparison.runs[PLAIN_STUDENT].values(),
-            comparison.runs[OWN].values())
-    return {name: [training.metrics() for training in trainings]
-            for name, trainings in zip(ROWS, rows)}
 
 
 def draw_pictures(teacher: Training, plain: Training, distilled: Training, work_dir: str) -> None:

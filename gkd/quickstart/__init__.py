@@ -5,6 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 
+from gkd.comparison.methods import OWN
+from gkd.comparison.plan import Comparison
+from gkd.report.names import PLAIN_STUDENT
+
 FAMILIES = dict(retinanet='RetinaNet', faster_rcnn='FasterRCNN')  # with their types
 ROWS = ('teacher', 'student', 'student, continued', 'student, distilled')
 
@@ -24,3 +28,12 @@ def closing_text(what: str, seeds: Sequence[int], started: float, table: str,
     lines = '\n'.join(f'{name + ":":11}{place}' for name, place in places.items())
     return (f'\n{what}, validation, seeds {" ".join(map(str, seeds))}, {minutes:.1f} min:\n\n'
             f'{table}\n{lines}')
+
+
+def metrics_by_row(comparison: Comparison) -> dict[str, list[dict[str, float]]]:
+    """Metrics of all runs, by the name of their row in the table."""
+    teacher, *students = comparison.preparation
+    rows = ([teacher], students, comparison.runs[PLAIN_STUDENT].values(),
+            comparison.runs[OWN].values())
+    return {name: [training.metrics() for training in trainings]
+            for name, trainings in zip(ROWS, rows)}

@@ -2,11 +2,17 @@
 
 import json
 import socket
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from mmengine.config import Config
 from small_experiments import CLASSES, COLOURS, IMAGES
+
+from gkd.comparison import mmdet3, stages
+
+METRICS = ('bbox_mAP', 'bbox_mAP_50', 'bbox_mAP_75', 'bbox_mAP_s', 'bbox_mAP_m', 'bbox_mAP_l')
 
 
 @pytest.fixture
@@ -40,3 +46,37 @@ def annotations(tmp_path_factory):
         images=images, annotations=boxes,
         categories=[dict(id=number + 1, name=name) for number, name in enumerate(CLASSES)])))
     return path
+
+
+@pytest.fixture
+def commands(monkeypatch):
+    """Commands that would be run; nothing is trained, but every result is there.
+
+    ``aps`` holds APs by stage, 0.25 for others; a stage whose AP is None fails. ``whole`` are the
+    commands, ``commands`` in short what each runs.
+    """
+    def run(command, environment=None, log=None):
+        folder = Path(command[command.index('--work-dir') + 1])
+        run.whole.append(command)
+        run.commands.append(f'{Path(command[0]).stem} {folder.name}')
+        ap = run.aps.get(folder.name, 0.25)
+        if ap is None:
+            return 1, 0.0
+        metrics = {f'coco/{name}': ap for name in METRICS}
+        data = folder / 'now' / 'vis_data'
+        data.mkdir(parents=True)
+        if 'test' in command[0]:
+            (folder / 'now' / 'now.json').write_text(json.dumps(metrics))
+            return 0, 500.0
+        epoch = int(command[command.index('--epochs') + 1])
+        (data / 'scalars.json').write_text(
+            json.dumps(dict(loss=1.0, epoch=epoch, iter=3, time=0.5, data_time=0.25, step=3))
+            + '\n' + json.dumps(dict(metrics, step=epoch)) + '\n')
+        (data / 'config.py').write_text(Config.fromfile(command[1]).pretty_text)
+        (folder / f'epoch_{epoch}.pth').touch()
+        return 0, 500.0
+
+    run.whole, run.commands, run.aps = [], [], {}
+    for module in (stages, mmdet3):
+        monkeypatch.setattr(module, 'run_tool', run)
+    return run

@@ -1,20 +1,16 @@
 """The comparison of methods: its stages, what they start from, and a real one."""
 
 import csv
-import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from mmengine.config import Config
 from small_experiments import TOOLS, detector, experiment
 
 from gkd.commands.processes import StageFailed
-from gkd.comparison import mmdet3, stages
+from gkd.comparison import mmdet3
 from gkd.errors import ConfigError
-
-METRICS = ('bbox_mAP', 'bbox_mAP_50', 'bbox_mAP_75', 'bbox_mAP_s', 'bbox_mAP_m', 'bbox_mAP_l')
 
 
 @pytest.fixture
@@ -35,37 +31,9 @@ def config(annotations, tmp_path):
     return str(path)
 
 
-@pytest.fixture
-def commands(monkeypatch):
-    """Commands that would be run; nothing is trained, but every result is there."""
-    def run(command, environment=None, log=None):
-        folder = Path(command[command.index('--work-dir') + 1])
-        commands.append(f'{Path(command[0]).stem} {folder.name}')
-        if commands[-1] == run.failing:
-            return 1, 0.0
-        data = folder / 'now' / 'vis_data'
-        data.mkdir(parents=True)
-        metrics = {f'coco/{name}': 0.5 if folder.name == 'teacher' else 0.25 for name in METRICS}
-        if 'test' in command[0]:
-            (folder / 'now' / 'now.json').write_text(json.dumps(metrics))
-            return 0, 500.0
-        epoch = int(command[command.index('--epochs') + 1])
-        (data / 'scalars.json').write_text(
-            json.dumps(dict(loss=1.0, epoch=epoch, iter=3, time=0.5, data_time=0.25, step=3))
-            + '\n' + json.dumps(dict(metrics, step=epoch)) + '\n')
-        (data / 'config.py').write_text(Config.fromfile(command[1]).pretty_text)
-        (folder / f'epoch_{epoch}.pth').touch()
-        return 0, 500.0
-
-    commands = []
-    run.commands, run.failing = commands, None
-    for module in (stages, mmdet3):
-        monkeypatch.setattr(module, 'run_tool', run)
-    return run
-
-
 def test_stages_start_from_what_was_trained_before(commands, config, tmp_path, capsys):
     work = tmp_path / 'work'
+    commands.aps['teacher'] = 0.5
     mmdet3.compare(config, ['gkd', 'no-global', 'unknown', 'pair'], seeds=[0, 2],
                    work_dir=str(work))
     assert commands.commands[:3] == ['train teacher', 'train student_seed0', 'train student_seed2']
@@ -97,11 +65,11 @@ def test_stages_start_from_what_was_trained_before(commands, config, tmp_path, c
 
 
 def test_what_failed_is_named_and_the_same_command_goes_on(commands, config, tmp_path):
-    commands.failing = 'train gkd_seed0'
+    commands.aps['gkd_seed0'] = None
     with pytest.raises(StageFailed, match='1 stages failed'):
         mmdet3.compare(config, ['gkd', 'pkd'], 1, work_dir=str(tmp_path / 'work'))
     assert 'failed with seed 0' in (tmp_path / 'work' / 'comparison.md').read_text()
-    commands.failing = None
+    commands.aps.clear()
     before = len(commands.commands)
     mmdet3.compare(config, ['gkd', 'pkd'], 1, work_dir=str(tmp_path / 'work'))
     assert commands.commands[before:] == ['train gkd_seed0']
