@@ -54,10 +54,9 @@ class Training(stages.Training):
         except DataError:
             return None
 
-    def prepare(self) -> bool:
-        """Remove results of other inputs; return whether nothing is left to do."""
-        # The metrics are logged before the checkpoint is written.
-        return super().prepare() and osp.isfile(self.checkpoint)
+    def complete(self) -> bool:
+        """Whether its work dir holds all that it should leave."""
+        return super().complete() and osp.isfile(self.checkpoint)
 
 
 class Evaluation(Testing):

@@ -116,12 +116,15 @@ class Training(ABC):
 
     def finished(self) -> bool:
         """Whether it is finished, with all that it depends on as it is now."""
-        return (read(osp.join(self.work_dir, STAMP)) == self.fingerprint()
-                and self.last_epoch in self.history())
+        return read(osp.join(self.work_dir, STAMP)) == self.fingerprint() and self.complete()
 
     def prepare(self) -> bool:
         """Remove results of other inputs; return whether nothing is left to do."""
         claim(self.work_dir, self.fingerprint())
+        return self.complete()
+
+    def complete(self) -> bool:
+        """Whether its work dir holds all that it should leave."""
         return self.last_epoch in self.history()
 
     def run(self, environment: Optional[dict] = None, log: Optional[str] = None) -> None:

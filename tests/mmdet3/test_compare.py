@@ -64,7 +64,7 @@ def test_stages_start_from_what_was_trained_before(commands, config, tmp_path, c
         'train gkd_seed0', 'train pair_seed0']
 
 
-def test_what_failed_is_named_and_the_same_command_goes_on(commands, config, tmp_path):
+def test_what_failed_is_named_and_the_same_command_goes_on(commands, config, tmp_path, capsys):
     commands.aps['gkd_seed0'] = None
     with pytest.raises(StageFailed, match='1 stages failed'):
         mmdet3.compare(config, ['gkd', 'pkd'], 1, work_dir=str(tmp_path / 'work'))
@@ -73,6 +73,12 @@ def test_what_failed_is_named_and_the_same_command_goes_on(commands, config, tmp
     before = len(commands.commands)
     mmdet3.compare(config, ['gkd', 'pkd'], 1, work_dir=str(tmp_path / 'work'))
     assert commands.commands[before:] == ['train gkd_seed0']
+    # Metrics alone are not enough for what starts from a checkpoint.
+    (tmp_path / 'work' / 'plain_seed0' / 'epoch_2.pth').unlink()
+    mmdet3.compare(config, ['gkd', 'pkd'], 1, work_dir=str(tmp_path / 'work'), only_list=True)
+    listed = capsys.readouterr().out.splitlines()
+    assert [line.split()[-1].rpartition('/')[2] for line in listed
+            if line.startswith('to do')] == ['plain_seed0']
 
 
 def test_a_config_that_cannot_be_compared_is_refused(config, tmp_path):
