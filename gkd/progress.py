@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Iterable, Iterator
@@ -51,6 +52,17 @@ def silence() -> Iterator[None]:
     """Drop what is printed to standard output: progress bars, the chatter of pycocotools."""
     with open(os.devnull, 'w') as nowhere, redirect_stdout(nowhere):
         yield
+
+
+@contextmanager
+def without_warnings() -> Iterator[None]:
+    """Drop what is logged as a warning or less, such as that weights are untrained."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 def say(text: str) -> None:

@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from gkd.knowledge import instance_mask, map_levels, pool_instances
 
 DATA = Path(__file__).parent / 'data'
+LAYOUTS = torch.contiguous_format, torch.channels_last
 
 
 def boxes_strategy(largest=96.0, most=6):
@@ -61,10 +62,12 @@ def draw_by_loop(boxes, weights, level, num_levels, stride, size):
 
 
 class TestPoolInstances:
+    @pytest.mark.parametrize('layout', LAYOUTS)
     @settings(max_examples=40, deadline=None)
-    @given(st.lists(boxes_strategy(), min_size=2, max_size=2))
-    def test_is_the_mean_of_each_window(self, boxes):
+    @given(boxes=st.lists(boxes_strategy(), min_size=2, max_size=2))
+    def test_is_the_mean_of_each_window(self, layout, boxes):
         feature = torch.randn(2, 3, 7, 9, generator=torch.Generator().manual_seed(0))
+        feature = feature.to(memory_format=layout)
         for scale in (1 / 8, (0.11, 0.07)):
             expected = pool_by_loop(feature, boxes, *(scale if scale != 1 / 8 else (scale, scale)))
             pooled = pool_instances(feature, boxes, scale)
@@ -77,10 +80,14 @@ class TestPoolInstances:
         pooled.sum().backward()
         assert torch.equal(feature.grad, torch.zeros_like(feature))
 
-    def test_gradient(self):
+    @pytest.mark.parametrize('layout', LAYOUTS)
+    def test_gradient(self, layout):
         boxes = [torch.tensor([[0.0, 3.0, 9.0, 20.0], [4.0, 4.0, 5.0, 5.0]]), torch.zeros(0, 4)]
-        feature = torch.randn(2, 2, 3, 4, dtype=torch.float64, requires_grad=True)
+        feature = torch.randn(2, 2, 3, 4, dtype=torch.float64).to(memory_format=layout)
+        feature.requires_grad_()
         assert torch.autograd.gradcheck(lambda x: pool_instances(x, boxes, 1 / 8), feature)
+        gradient, = torch.autograd.grad(pool_instances(feature, boxes, 1 / 8).sum(), feature)
+        assert gradient.is_contiguous(memory_format=layout)
 
     @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16, torch.float32])
     def test_is_float32_under_autocast(self, dtype):

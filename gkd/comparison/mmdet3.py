@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import logging
 import os.path as osp
 from collections.abc import Sequence
 from glob import escape, glob
@@ -21,6 +20,7 @@ from gkd.engine.commands import load_config
 from gkd.errors import ConfigError, DataError, GKDError
 from gkd.files import write_atomically
 from gkd.frameworks import Config, build_detector
+from gkd.progress import without_warnings
 from gkd.report.runs import Run, read_run
 from gkd.work_dir import EVALUATION
 
@@ -100,7 +100,7 @@ class EpochPlanner(Planner):
         """The test of the teacher on the validation data."""
         config = without_methods(self.config)
         config.model = self.sources['teacher'].model_config()
-        for part in ('dataloader', 'cfg', 'evaluator'):
+        for part in ('dataloader', 'evaluator'):
             config[f'test_{part}'] = config[f'val_{part}']
         config.test_cfg = dict(type='TestLoop')
         return Evaluation(self.write('test_teacher', config), checkpoint,
@@ -182,16 +182,13 @@ def untrained(config: Config) -> Distiller:
     model = copy.deepcopy(config.model)
     for role in ('teacher', 'student'):
         model[role].checkpoint = None
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)  # no warnings about untrained weights
     try:
-        return build_detector(model)
+        with without_warnings():
+            return build_detector(model)
     except GKDError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError, AssertionError) as error:
         raise ConfigError(f'model: {type(error).__name__}: {error}') from error
-    finally:
-        logging.disable(before)
 
 
 def data_name(config: Config) -> str:

@@ -239,7 +239,11 @@ def prototype_datasets(runner: Any) -> list[ConfigDict]:
     Args:
         runner: MMEngine's runner.
     """
-    config = runner.cfg
+    return prototype_configs(runner.cfg)
+
+
+def prototype_configs(config: Config) -> list[ConfigDict]:
+    """The same, from the runner's config."""
     tested = config.get('test_dataloader') or config.get('val_dataloader')
     pipeline = (tested or config.train_dataloader).dataset.pipeline
     return [ConfigDict({**entry, 'pipeline': pipeline})

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 from mmengine.config import Config
 
-from gkd import frameworks
 from gkd.distiller import Distiller
 from gkd.engine.commands import load_config
 from gkd.errors import ConfigError
 from gkd.frameworks import Dataset, build_dataset, build_detector
-from gkd.frameworks.mmdet3 import leaf_configs
+from gkd.frameworks.mmdet3 import leaf_configs, prototype_configs
 
 __all__ = ['build_model', 'load_config', 'prototype_datasets', 'validation_datasets']
 
@@ -23,8 +20,7 @@ def build_model(config: Config) -> Distiller:
 
 def prototype_datasets(config: Config) -> list[Dataset]:
     """The training data, as tests see them."""
-    runner = SimpleNamespace(cfg=config)
-    return [build_dataset(entry) for entry in frameworks.prototype_datasets(runner)]
+    return [build_dataset(entry) for entry in prototype_configs(config)]
 
 
 def validation_datasets(config: Config) -> list[Dataset]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Optional
@@ -15,6 +14,7 @@ from mmdet.utils import compat_cfg, replace_cfg_vals, update_data_root
 from gkd.detectors.source import DetectorSource, find_file, read_config
 from gkd.distiller import Distiller
 from gkd.errors import ConfigError, GKDError
+from gkd.progress import without_warnings
 from gkd.running.images import adapt_images
 
 
@@ -103,12 +103,8 @@ def untrained_model(config: Config) -> BaseDetector:
     config = Config(config._cfg_dict.to_dict(), filename=config.filename)
     for role in {'teacher', 'student'} & config.model.keys():
         config.model[role].checkpoint = None
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)  # no warnings about untrained weights
-    try:
+    with without_warnings():
         return build_model(config)
-    finally:
-        logging.disable(before)
 
 
 @contextmanager
