@@ -260,6 +260,8 @@ class Distiller(DetectorShell):
         if self.frozen.dtype is not None:
             part.maps = tuple(map(widened, part.maps))
             part.class_maps = tuple(map(widened, part.class_maps))
+            if part.class_features is not None:
+                part.class_features = widened(part.class_features)
             self.frozen.check()
         if self.pair.teacher.num_classes != self.pair.num_classes:
             self.keep_students_classes(part)

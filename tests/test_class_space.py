@@ -261,11 +261,6 @@ def test_it_says_where_it_teaches():
                     'global knowledge at the cells where either detector is surest of a class')
 
 
-def test_a_two_stage_teacher_has_no_class_layers():
-    with pytest.raises(ConfigError, match='teacher FasterRCNN has no layers'):
-        build_distiller(small.faster_rcnn(), small.faster_rcnn(), knowledge=[IN_CLASS_SPACE])
-
-
 def test_prototypes_of_another_space_are_refused():
     model = build()
     model.bank.class_features = []

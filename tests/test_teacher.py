@@ -7,7 +7,7 @@ import torch
 from helpers import small_detectors as small
 from helpers.distillers import build_distiller, losses_of
 
-from gkd.detectors import two_stage
+from gkd.detectors import roi_heads
 from gkd.detectors.teacher import Teacher
 from gkd.errors import ConfigError
 from gkd.watching import watched
@@ -89,4 +89,4 @@ def test_pooling_on_all_levels_chooses_the_right_one():
     corners = (torch.rand(30, 2, 2) * torch.linspace(8, 600, 30)[:, None, None]).sort(dim=1)
     rois = torch.cat([torch.zeros(30, 1), corners.values.flatten(1)], dim=1)
     assert len(extractor.map_roi_levels(rois, len(maps)).unique()) > 1
-    assert torch.equal(two_stage.pool_on_all_levels(extractor, maps, rois), extractor(maps, rois))
+    assert torch.equal(roi_heads.pool_on_all_levels(extractor, maps, rois), extractor(maps, rois))

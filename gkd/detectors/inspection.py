@@ -18,6 +18,7 @@ from gkd.detectors.dense import class_layers, dense_head, main_head, predicted_m
 from gkd.detectors.modes import eval_mode
 from gkd.detectors.pair import ONE_STAGE, TWO_STAGE, DetectorInfo, DetectorPair
 from gkd.detectors.places import place_labels, recorded_targets
+from gkd.detectors.roi_heads import RoIClassLayers, classify, first
 from gkd.detectors.step import Needs, recorded
 from gkd.errors import ConfigError
 from gkd.frameworks import (
@@ -114,7 +115,8 @@ class View:
         strides: Stride of every map in pixels.
         dense: Class scores and regressions of its dense head, level by level; None if it has no
             such head or predicts otherwise.
-        rois: What its RoI head computes for one box per image; None likewise.
+        boxes: A box of every image, ``(B, 5)`` as image, x1, y1, x2, y2 in pixels.
+        rois: What its RoI head computes for these; None likewise.
         reads_classes: Whether the class layers of the dense head read every map once, in order.
     """
 
@@ -122,6 +124,7 @@ class View:
     maps: tuple[Tensor, ...]
     strides: tuple[int, ...]
     dense: Optional[tuple[list[Tensor], ...]]
+    boxes: Tensor
     rois: Optional[dict]
     reads_classes: bool
 
@@ -155,14 +158,15 @@ def look(detector: BaseDetector, role: str, size: Optional[int] = None) -> View:
         with eval_mode(detector):
             maps = tuple(detector.extract_feat(images))
             dense, reads_classes = watched_predictions(head, maps)
-            rois = classified_boxes(detector, maps, size)
+            boxes = bbox2roi([parameter.new_tensor([[0, 0, size / 2, size / 2]])] * PROBE_IMAGES)
+            rois = classified_boxes(detector, maps, boxes)
     except (RuntimeError, AssertionError, ValueError, IndexError, TypeError) as error:
         raise ConfigError(
             f'the parts of {role} {type(detector).__name__} do not fit together: {error}. Check '
             f'the channels: `neck.in_channels` are the backbone\'s, the head\'s `in_channels` '
             f'the neck\'s `out_channels`.') from error
     strides = tuple(nominal_stride(size / level.shape[-1]) for level in maps)
-    return View(images, maps, strides, dense, rois, reads_classes)
+    return View(images, maps, strides, dense, boxes, rois, reads_classes)
 
 
 def watched_predictions(head: Optional[nn.Module], maps: tuple[Tensor, ...]
@@ -199,8 +203,8 @@ def nominal_stride(measured: float) -> int:
 
 
 def classified_boxes(detector: BaseDetector, maps: tuple[Tensor, ...],
-                     size: int) -> Optional[dict]:
-    """What a RoI head computes for one box per image; None if it cannot classify given boxes.
+                     boxes: Tensor) -> Optional[dict]:
+    """What a RoI head computes for boxes ``(k, 5)``; None if it cannot classify given boxes.
 
     Heads that keep features of their proposals (Sparse R-CNN) or need more than maps (HTC with
     semantic segmentation) cannot.
@@ -208,9 +212,8 @@ def classified_boxes(detector: BaseDetector, maps: tuple[Tensor, ...],
     roi_head = getattr(detector, 'roi_head', None)
     if roi_head is None or not callable(getattr(roi_head, '_bbox_forward', None)):
         return None
-    boxes = [maps[0].new_tensor([[0, 0, size / 2, size / 2]]) for _ in range(PROBE_IMAGES)]
     try:
-        outputs = two_stage.classify(roi_head, maps, bbox2roi(boxes))
+        outputs = classify(roi_head, maps, boxes)
     except (RuntimeError, AssertionError):
         if isinstance(roi_head.bbox_head, nn.ModuleList):
             return None  # a cascade that needs more than maps
@@ -218,12 +221,12 @@ def classified_boxes(detector: BaseDetector, maps: tuple[Tensor, ...],
     except Exception:
         return None
     fits = isinstance(outputs, dict) and 'cls_score' in outputs
-    return outputs if fits and len(outputs['cls_score']) == PROBE_IMAGES else None
+    return outputs if fits and len(outputs['cls_score']) == len(boxes) else None
 
 
 def two_stage_traits(detector: BaseDetector, view: View) -> dict:
     """Traits of a RoI head, and of the RPN before it."""
-    head = two_stage.first(detector.roi_head.bbox_head)
+    head = first(detector.roi_head.bbox_head)
     sigmoid = bool(getattr(head.loss_cls, 'use_sigmoid', False))
     classes = head.num_classes
     classifies = pools_maps = False
@@ -233,10 +236,31 @@ def two_stage_traits(detector: BaseDetector, view: View) -> dict:
         widths = {level.shape[1] for level in view.maps}
         pools_maps = 'bbox_feats' in view.rois and \
             widths == {view.rois['bbox_feats'].shape[1]} and \
-            hasattr(two_stage.first(detector.roi_head.bbox_roi_extractor), 'map_roi_levels')
+            hasattr(first(detector.roi_head.bbox_roi_extractor), 'map_roi_levels')
+    strides = class_strides(detector.roi_head, view) if classifies else ()
     return dict(num_classes=classes, sigmoid=sigmoid, samples_positives=classifies,
-                classifies_boxes=classifies, pools_maps=pools_maps,
+                classifies_boxes=classifies, pools_maps=pools_maps, roi_strides=strides,
+                has_class_layers=bool(strides),
                 **dense_traits(getattr(detector, 'rpn_head', None), view))
+
+
+@torch.no_grad()
+def class_strides(roi_head: nn.Module, view: View) -> tuple[int, ...]:
+    """Strides of the maps from which a RoI head's class layers read boxes; empty if none can.
+
+    Its class scores must follow from maps and boxes by these layers alone: with a shared head, or
+    with features of the whole image, they do not.
+    """
+    if any(getattr(roi_head, name, False)
+           for name in ('with_shared_head', 'with_semantic', 'with_glbctx')):
+        return ()
+    try:
+        layers = RoIClassLayers(roi_head)
+        scores = layers.bbox_head.fc_cls(layers(view.maps, view.boxes))
+    except Exception:
+        return ()  # heads differ: two branches (Double-Head), features of proposals (Sparse R-CNN)
+    fits = view.strides[:len(layers.strides)] == layers.strides
+    return layers.strides if fits and torch.allclose(scores, view.rois['cls_score']) else ()
 
 
 def one_stage_traits(detector: BaseDetector, view: View) -> dict:

@@ -26,8 +26,10 @@ class DetectorInfo:
         sigmoid: Whether classes are scored by independent sigmoids.
         samples_positives: Whether a training step chooses positive proposals or anchors that can
             be recorded.
-        has_class_layers: Whether the dense head reads the maps of all levels by the same layers
-            before it scores classes.
+        has_class_layers: Whether the layers can be had by which the head reads classes before it
+            scores them: those of a dense head if they are the same for the maps of all levels,
+            or those of a RoI head that needs nothing but maps and boxes.
+        roi_strides: Strides of the maps that such a RoI head pools from; empty for other heads.
         trains_places: Whether a training step that samples nothing shows which places of the maps
             it trains as objects.
         classifies_boxes: Whether class logits can be had for given positives.
@@ -58,6 +60,7 @@ class DetectorInfo:
     ground_truth: tuple[str, ...] = ()
     trains_places: bool = False
     has_class_layers: bool = False
+    roi_strides: tuple[int, ...] = ()
 
     @property
     def places(self) -> tuple[int, ...]:
@@ -110,15 +113,22 @@ class DetectorPair:
                                   f'at every place of its maps; {advice}')
 
     def require_class_layers(self, key: str, advice: str) -> None:
-        """Raise ConfigError unless the teacher's dense head has layers that read classes.
+        """Raise ConfigError unless layers of the teacher's head read classes from both's maps.
 
         Args:
             key: As for :meth:`require_class_logits`.
             advice: Likewise.
         """
-        if not self.teacher.has_class_layers:
-            raise ConfigError(f'{key}: teacher {self.teacher.name} has no layers that read the '
-                              f'classes of all levels\' maps, as RetinaNet\'s head has; {advice}')
+        teacher = self.teacher
+        if not teacher.has_class_layers:
+            raise ConfigError(f'{key}: teacher {teacher.name} has no layers that read classes '
+                              f'from maps alone, as the heads of RetinaNet and Faster R-CNN have; '
+                              f'{advice}')
+        missing = sorted(set(teacher.roi_strides) - set(self.strides))
+        if missing:
+            raise ConfigError(f'{key}: the RoI head of teacher {teacher.name} reads maps of '
+                              f'strides {teacher.roi_strides}, and student {self.student.name} '
+                              f'has none of {", ".join(map(str, missing))}; {advice}')
 
     def require_same_family(self, key: str, advice: str) -> None:
         """Raise ConfigError unless both are one-stage, or both two-stage; arguments as above."""

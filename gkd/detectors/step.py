@@ -23,7 +23,8 @@ class Needs:
         proposals: Class logits of both at all proposals that a two-stage student sampled.
         dense: What the dense heads of both predict at all anchors.
         bank: A prototype bank, which must have been generated.
-        class_layers: The layers with which the teacher's dense head reads classes from maps.
+        class_layers: The layers with which the teacher's head reads classes from maps; of a
+            two-stage teacher together with ``proposals``.
 
     Example:
         >>> Needs(dense=True) | Needs(bank=True)
@@ -84,6 +85,8 @@ class DetectorOutputs:
         class_maps: What the teacher's dense head reads from its maps by its class layers,
             ``(B, D, H_l, W_l)``; the teacher's only, and only if a kind of knowledge needs
             ``class_layers``.
+        class_features: What the RoI head of a two-stage teacher reads of the sampled proposals,
+            ``(m, D)``; likewise.
         stage_logits: Class logits of each of the step's ``stages`` at its own ``n_k`` positives,
             ``(n_k, num_logits)``; the teacher's are of the same stage if it is a cascade.
     """
@@ -94,6 +97,7 @@ class DetectorOutputs:
     proposal_logits: Optional[Tensor] = None
     dense: Optional[DensePredictions] = None
     class_maps: tuple[Tensor, ...] = ()
+    class_features: Optional[Tensor] = None
     stage_logits: list[Tensor] = field(default_factory=list)
 
 
@@ -129,8 +133,10 @@ class Step:
         teacher: What the teacher computed, without gradient; None until it has run.
         bank: The current prototypes; None unless a kind of knowledge needs ``bank``.
         progress: Epochs done / epochs in all, in [0, 1).
-        class_layers: The frozen layers of the teacher's dense head between a map and its class
-            scores, in full precision; only if a kind of knowledge needs ``class_layers``.
+        class_layers: The frozen layers of the teacher's head between maps and its class scores,
+            in full precision; of a two-stage teacher
+            :class:`~gkd.detectors.roi_heads.RoIClassLayers`. Only if a kind of knowledge needs
+            ``class_layers``.
         boxes: The positives, proposals (two-stage) or anchors (one-stage) of every image that the
             student's sampler chose, ``(n_b, 4)``; None for a student that samples neither. ``n``
             is the sum of all ``n_b``.

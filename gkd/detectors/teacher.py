@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from gkd.detectors.dense import class_layers, main_head
+from gkd.detectors.roi_heads import RoIClassLayers
 from gkd.errors import ConfigError
 from gkd.frameworks import BaseDetector, fuse_conv_bn, logger
 
@@ -45,8 +46,8 @@ class Teacher:
     Attributes:
         exact: The detector as it was given.
         running: The detector that computes: the exact one, or its copy.
-        class_layers: A copy of the layers of its dense head between a map and its class scores,
-            always in full precision, as gradients pass through it; None unless wanted.
+        class_layers: A copy of the layers of its head between maps and its class scores, always
+            in full precision, as gradients pass through it; None unless wanted.
 
     Raises:
         ConfigError: ``precision`` is unknown.
@@ -63,7 +64,7 @@ class Teacher:
         self.precision = precision
         self.graphs = graphs
         self.reads_classes = reads_classes
-        self.class_layers: Optional[nn.Sequential] = None
+        self.class_layers: Optional[nn.Module] = None
         self.sums: Optional[Tensor] = None  # not finite once a map was not
         self.looked_at: Optional[Tensor] = None  # an earlier value, on its way to the host
         self.event: Optional[torch.cuda.Event] = None
@@ -84,7 +85,7 @@ class Teacher:
         """Move or cast the detector, as ``nn.Module._apply`` does, and choose what computes."""
         self.exact._apply(fn)
         if self.reads_classes:
-            self.class_layers = copy.deepcopy(class_layers(main_head(self.exact)))
+            self.class_layers = copy.deepcopy(layers_of(self.exact))
         device = next(self.exact.parameters()).device
         default = 'half' if device.type == 'cuda' else 'full'
         dtype = PRECISIONS[self.precision or default]
@@ -109,6 +110,8 @@ class Teacher:
         """Channels behind the class layers; 0 if these are not wanted."""
         if self.class_layers is None:
             return 0
+        if isinstance(self.class_layers, RoIClassLayers):
+            return self.class_layers.channels
         with torch.no_grad():
             weight = next(self.class_layers.parameters())
             return self.class_layers(weight.new_zeros(1, weight.shape[1], 8, 8)).shape[1]
@@ -141,6 +144,13 @@ class Teacher:
                          f'full precision from now on. {ADVICE}')
         self.exact.to(self.sums.device)
         self.running = self.exact
+
+
+def layers_of(detector: BaseDetector) -> nn.Module:
+    """The class layers of a detector that has them."""
+    if getattr(detector, 'roi_head', None) is not None:
+        return RoIClassLayers(detector.roi_head)
+    return class_layers(main_head(detector))
 
 
 def arrived(event: Optional[torch.cuda.Event]) -> bool:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 
 import torch
 from torch import Tensor
@@ -11,6 +10,13 @@ from torch import Tensor
 from gkd.detectors.dense import dense_predictions
 from gkd.detectors.one_stage import assigned_objects, paired_maps, start_step
 from gkd.detectors.pair import DetectorPair
+from gkd.detectors.roi_heads import (
+    class_inputs,
+    classify,
+    first,
+    is_cascade,
+    pooling_without_waiting,
+)
 from gkd.detectors.step import DetectorOutputs, Needs, Stage, Step, recorded
 from gkd.detectors.teacher import widened
 from gkd.frameworks import (
@@ -21,7 +27,6 @@ from gkd.frameworks import (
     sampled_boxes,
     student_losses,
 )
-from gkd.watching import watched
 
 
 def student_step(student: BaseDetector, pair: DetectorPair, needs: Needs,
@@ -69,39 +74,6 @@ def student_step(student: BaseDetector, pair: DetectorPair, needs: Needs,
         if pair.student.pools_maps:
             step.roi_levels = roi_levels(extractor, bbox2roi(step.boxes), pair)
     return losses, step
-
-
-def first(parts: object) -> object:
-    """The first of a cascade's parts; a part of a plain RoI head as it is."""
-    return parts[0] if isinstance(parts, (list, torch.nn.ModuleList)) else parts
-
-
-def is_cascade(roi_head: torch.nn.Module) -> bool:
-    """Whether a RoI head has one head per stage."""
-    return isinstance(roi_head.bbox_head, torch.nn.ModuleList)
-
-
-def classify(roi_head: torch.nn.Module, maps: tuple[Tensor, ...], rois: Tensor,
-             stage: int = 0) -> dict:
-    """Run a RoI head, or a stage of a cascade, on boxes.
-
-    Args:
-        roi_head: The head, built by MMDetection.
-        maps: All maps of its detector, ``(B, C, H_l, W_l)``.
-        rois: ``(k, 5)`` as image, x1, y1, x2, y2 in pixels.
-        stage: Which of a cascade's heads; its last one if it has fewer.
-
-    Returns:
-        MMDetection's results, with ``cls_score`` ``(k, num_logits)`` and mostly ``bbox_feats``.
-    """
-    further = {}
-    # HTC and SCNet add features of the whole image.
-    if getattr(roi_head, 'with_semantic', False):
-        further['semantic_feat'] = roi_head.semantic_head(maps)[1]
-    if getattr(roi_head, 'with_glbctx', False):
-        further['glbctx_feat'] = roi_head.glbctx_head(maps)[1]
-    stages = (min(stage, len(roi_head.bbox_head) - 1),) if is_cascade(roi_head) else ()
-    return roi_head._bbox_forward(*stages, maps, rois, **further)
 
 
 def sampling_result(result: object) -> object:
@@ -168,11 +140,16 @@ def teacher_step(teacher: BaseDetector, pair: DetectorPair, needs: Needs, img: T
         rois = bbox2roi(step.proposals if needs.proposals else step.boxes)
         # Under fp16 the maps are in half precision, but RoIAlign needs the RoIs' precision.
         features = tuple(map(widened, features))
-        with pooling_without_waiting(teacher.roi_head, rois.is_cuda):
+        with ExitStack() as stack:
+            stack.enter_context(pooling_without_waiting(teacher.roi_head, rois.is_cuda))
+            if needs.class_layers:
+                read = stack.enter_context(class_inputs(first(teacher.roi_head.bbox_head)))
             outputs = classify(teacher.roi_head, features, rois)
             part.stage_logits = [
                 classify(teacher.roi_head, features, bbox2roi(stage.boxes), number)['cls_score']
                 for number, stage in enumerate(step.stages, start=1)]
+        if needs.class_layers:
+            part.class_features = read[0].args[0]
         logits, pooled = outputs['cls_score'], outputs.get('bbox_feats')
         if needs.proposals:
             part.proposal_logits = logits
@@ -180,40 +157,6 @@ def teacher_step(teacher: BaseDetector, pair: DetectorPair, needs: Needs, img: T
             pooled = None if pooled is None else positive_rows(pooled, step)
         part.logits, part.roi_features = logits, pooled
     return part
-
-
-@contextmanager
-def pooling_without_waiting(roi_head: torch.nn.Module, on_gpu: bool) -> Iterator[None]:
-    """Let a RoI head pool without a host sync while the context is open.
-
-    MMDetection's extractor counts the RoIs of every level, so the host waits for the device.
-    Instead, the few RoIs of a frozen teacher are pooled on every level, and the features of the
-    right level are chosen.
-
-    Args:
-        roi_head: The head, built by MMDetection.
-        on_gpu: Whether it computes on a GPU; elsewhere nothing waits.
-    """
-    extractor = getattr(roi_head, 'bbox_roi_extractor', None)
-    if not on_gpu or type(extractor).__name__ != 'SingleRoIExtractor':
-        yield
-        return
-
-    def pool(_, maps: tuple[Tensor, ...], rois: Tensor, *args, **kwargs) -> Tensor:
-        return pool_on_all_levels(extractor, maps, rois)
-
-    with watched(extractor, 'forward', pool):
-        yield
-
-
-def pool_on_all_levels(extractor: torch.nn.Module, maps: tuple[Tensor, ...],
-                       rois: Tensor) -> Tensor:
-    """RoI features ``(k, C, h, w)``, each from its own level, all computed on all levels."""
-    levels = extractor.map_roi_levels(rois, len(maps))[:, None, None, None]
-    pooled = extractor.roi_layers[0](maps[0], rois)
-    for level, (layer, feature) in enumerate(zip(extractor.roi_layers[1:], maps[1:]), start=1):
-        pooled = torch.where(levels == level, layer(feature, rois), pooled)
-    return pooled
 
 
 def positive_rows(values: Tensor, step: Step) -> Tensor:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Optional
 
 import torch
 from torch import nn
@@ -11,7 +12,7 @@ if TYPE_CHECKING:
     from gkd.detectors import DetectorPair
 
 
-def adaptation(pair: DetectorPair) -> nn.ModuleList:
+def adaptation(pair: DetectorPair, levels: Optional[Sequence[int]] = None) -> nn.ModuleList:
     """One 3x3 convolution per paired level, ``C_S -> C_T``; maps keep their size.
 
     Weights, and so the maps, have channels last: GPUs convolve so, and would bring weights and
@@ -19,14 +20,18 @@ def adaptation(pair: DetectorPair) -> nn.ModuleList:
 
     Args:
         pair: Traits of teacher and student.
+        levels: Paired levels whose maps are needed, 0 being the finest; by default all. Maps of
+            other levels stay as they are: distributed training waits for every layer's gradient.
 
     Returns:
         The convolutions, finest level first.
     """
+    wanted = range(pair.num_levels) if levels is None else levels
     layers = nn.ModuleList(
-        nn.Conv2d(student, teacher, kernel_size=3, padding=1) for student, teacher in
-        zip(pair.channels(pair.student), pair.channels(pair.teacher)))
-    for layer in layers:
+        nn.Conv2d(student, teacher, kernel_size=3, padding=1) if level in wanted else nn.Identity()
+        for level, (student, teacher) in
+        enumerate(zip(pair.channels(pair.student), pair.channels(pair.teacher))))
+    for layer in (layers[level] for level in wanted):
         layer.weight.data = layer.weight.data.contiguous(memory_format=torch.channels_last)
     return layers
 

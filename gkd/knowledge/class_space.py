@@ -1,4 +1,4 @@
-"""Global knowledge where the teacher tells classes apart: at cells, in the space of its head."""
+"""Global knowledge where the teacher tells classes apart: in the space of its head."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gkd.detectors.step import Needs
 from gkd.errors import ConfigError
+from gkd.frameworks import bbox2roi
 from gkd.knowledge.losses import Unit
 from gkd.knowledge.precision import full_precision
 
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from gkd.detectors.pair import DetectorInfo
     from gkd.detectors.step import DensePredictions, Step
 
+KEY = 'global_knowledge.space = "classes"'
 ADVICE = 'set global_knowledge.space="maps", or global_knowledge=None.'
 TINY = 1e-6  # stands in for a length or a sum of 0
 
@@ -44,23 +47,23 @@ def class_directions(prototypes: Tensor) -> Tensor:
 @full_precision
 def class_space_loss(student: Tensor, teacher: Tensor, directions: Tensor, weights: Tensor,
                      temperature: float) -> Tensor:
-    r"""Teach the student which of all prototypes a cell resembles, and how clearly.
+    r"""Teach the student which of all prototypes a cell or box resembles, and how clearly.
 
-    A cell's coordinates are its projections onto the prototypes. They become a distribution,
+    Its coordinates are its projections onto the prototypes. They become a distribution,
     :math:`p = softmax(coordinates / T)`; the loss is :math:`KL(p^T \| p^S)`, the weighted mean
-    over cells. Cosines would forget how strongly a cell responds, by which the best of several
-    boxes of an object is told from the others.
+    over all. Cosines would forget how strong a response is, by which the best of several boxes of
+    an object is told from the others.
 
     Args:
-        student: The student's features of n cells in the class space, float ``(n, D)``. The only
-            argument that receives a gradient.
+        student: The student's features of n cells or boxes in the class space, float ``(n, D)``.
+            The only argument that receives a gradient.
         teacher: The teacher's, likewise.
         directions: The prototypes' :func:`class_directions`, ``(D, P)``.
-        weights: What every cell counts for, ``(n,)``, at least 0.
+        weights: What each counts for, ``(n,)``, at least 0.
         temperature: T.
 
     Returns:
-        Scalar; 0, with a gradient of 0, if no cell counts or there is no prototype.
+        Scalar; 0, with a gradient of 0, if nothing counts or there is no prototype.
 
     Example:
         >>> cells = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
@@ -83,17 +86,19 @@ class ClassSpaceKnowledge(nn.Module):
     adapted maps pass through the same frozen layers, so that the prototypes, as the teacher reads
     them there, are one basis for both. Not only instances are compared but the cells at which
     either detector is surest of an object, and by how sure: among them is what the student takes
-    for one. Not the paper's form; see docs/method.md.
+    for one. If the teacher is two-stage, boxes are compared as its RoI head reads them: the
+    surest of the proposals that the student sampled. Not the paper's form; see docs/method.md.
 
     Args:
         pair: Traits of teacher and student.
         loss_weight: Factor of the loss.
         temperature: Divides the coordinates; the smaller, the more the nearest prototypes count.
-        num_cells: Cells an image that are compared, on all levels together.
+        num_cells: Cells, or proposals, an image that are compared, on all levels together.
 
     Raises:
         ConfigError: A setting is out of range, or the pair cannot be served: the teacher must
-            have class layers, and both detectors predict at every place.
+            have class layers, and both detectors must predict at every place, or both classify
+            proposals.
     """
 
     def __init__(self, pair: DetectorPair, loss_weight: float = 3.0, temperature: float = 0.1,
@@ -103,16 +108,25 @@ class ClassSpaceKnowledge(nn.Module):
             raise ConfigError(f'global_knowledge.temperature = {temperature!r}: must be above 0.')
         if num_cells < 1:
             raise ConfigError(f'global_knowledge.num_cells = {num_cells!r}: must be at least 1.')
-        pair.require_class_layers('global_knowledge.space = "classes"', ADVICE)
-        pair.require_dense_predictions('global_knowledge.space = "classes"', ADVICE)
+        pair.require_class_layers(KEY, ADVICE)
+        self.at_proposals = pair.teacher.is_two_stage
+        if self.at_proposals:
+            pair.require_logits_of_proposals(KEY, ADVICE)
+        else:
+            pair.require_dense_predictions(KEY, ADVICE)
+        self.needs = Needs(bank=True, class_layers=True, proposals=self.at_proposals,
+                           dense=not self.at_proposals)
+        self.levels = [pair.strides.index(stride) for stride in pair.teacher.roi_strides] \
+            if self.at_proposals else list(range(pair.num_levels))
         self.pair = pair
         self.loss_weight = loss_weight
         self.temperature = temperature
         self.num_cells = num_cells
+        self.places = 'proposals' if self.at_proposals else 'cells'
         self.arranged: tuple[Optional[PrototypeBank], Tensor] = (None, torch.empty(0))
 
     def forward(self, step: Step, adapted: list[Tensor], decay: float) -> dict[str, Tensor]:
-        """Compare the cells of a step.
+        """Compare the surest cells or proposals of a step.
 
         Args:
             step: The step, with prototypes and class layers.
@@ -123,19 +137,40 @@ class ClassSpaceKnowledge(nn.Module):
             ConfigError: The prototypes are of a training in another space.
         """
         if not step.bank.class_features:
-            raise ConfigError('global_knowledge.space = "classes": the prototypes were generated '
-                              'without it. Train into another work dir, or --resume never.')
-        sizes = [feature.shape[-2:].numel() for feature in adapted]
-        surest = torch.maximum(sureness(step.student.dense, self.pair.student, sizes),
-                               sureness(step.teacher.dense, self.pair.teacher, sizes))
-        weights, cells = surest.flatten().topk(
-            min(self.num_cells * len(surest), surest.numel()), sorted=False)
-        student, teacher = (
-            torch.cat([level.flatten(2) for level in read], dim=2).mT.flatten(0, 1)[cells]
-            for read in (map(step.class_layers, adapted), step.teacher.class_maps))
+            raise ConfigError(f'{KEY}: the prototypes were generated without it. Train into '
+                              f'another work dir, or --resume never.')
+        compare = self.surest_proposals if self.at_proposals else self.surest_cells
+        student, teacher, weights = compare(step, adapted)
         loss = class_space_loss(student, teacher, self.directions(step.bank), weights,
                                 self.temperature)
         return dict(loss_global=loss * (self.loss_weight * decay))
+
+    def surest_cells(self, step: Step, adapted: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Features ``(n, D)`` of cells, the student's and the teacher's, and their weights."""
+        sizes = [feature.shape[-2:].numel() for feature in adapted]
+        weights, cells = self.surest(
+            torch.maximum(sureness(step.student.dense, self.pair.student, sizes),
+                          sureness(step.teacher.dense, self.pair.teacher, sizes)).flatten(), step)
+        student, teacher = (
+            torch.cat([level.flatten(2) for level in read], dim=2).mT.flatten(0, 1)[cells]
+            for read in (map(step.class_layers, adapted), step.teacher.class_maps))
+        return student, teacher, weights
+
+    def surest_proposals(self, step: Step,
+                         adapted: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Features ``(n, D)`` of proposals, the student's and the teacher's, and their weights."""
+        weights, chosen = self.surest(
+            torch.maximum(best_score(step.student.proposal_logits, self.pair.student),
+                          best_score(step.teacher.proposal_logits, self.pair.teacher)), step)
+        # Under autocast the maps are in half precision, but RoIAlign needs the RoIs' precision.
+        maps = [adapted[level].float() for level in self.levels]
+        student = step.class_layers(maps, bbox2roi(step.proposals)[chosen])
+        return student, step.teacher.class_features[chosen], weights
+
+    def surest(self, scores: Tensor, step: Step) -> tuple[Tensor, Tensor]:
+        """The largest of scores ``(m,)`` of all places of a step, and where they are."""
+        number = min(self.num_cells * len(step.images), len(scores))
+        return scores.topk(number, sorted=False)
 
     def directions(self, bank: PrototypeBank) -> Tensor:
         """The bank's prototypes as :func:`class_directions`, made once per bank."""
@@ -153,8 +188,14 @@ def sureness(dense: DensePredictions, info: DetectorInfo, sizes: list[int]) -> T
         info: Traits of its detector.
         sizes: Cells of every level.
     """
-    logits = dense.logits.float()
-    scores = logits.sigmoid() if info.sigmoid else logits.softmax(dim=-1)[..., :info.num_classes]
-    best = scores.amax(dim=-1).split(dense.counts, dim=1)
+    best = best_score(dense.logits, info).split(dense.counts, dim=1)
     return torch.cat([level.unflatten(1, (size, -1)).amax(dim=-1)
                       for level, size in zip(best, sizes)], dim=1)
+
+
+@torch.no_grad()
+def best_score(logits: Tensor, info: DetectorInfo) -> Tensor:
+    """The largest score of any class ``(...)``, in [0, 1], of logits ``(..., num_logits)``."""
+    logits = logits.float()
+    scores = logits.sigmoid() if info.sigmoid else logits.softmax(dim=-1)[..., :info.num_classes]
+    return scores.amax(dim=-1)

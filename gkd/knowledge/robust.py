@@ -254,8 +254,8 @@ class RobustDistillingModule(Knowledge):
         self.start = start
         self.global_knowledge = build_global_knowledge(global_knowledge, pair)
         self.in_class_space = isinstance(self.global_knowledge, ClassSpaceKnowledge)
-        self.adaptation = (adaptation(pair) if self.in_class_space and local_knowledge is None
-                           else None)
+        self.adaptation = (adaptation(pair, self.global_knowledge.levels)
+                           if self.in_class_space and local_knowledge is None else None)
         self.compares = robust or (self.global_knowledge is not None and not self.in_class_space)
         self.local_knowledge = build(LocalKnowledge, local_knowledge, 'local_knowledge', pair)
         self.soft_label = build(SoftLabel, soft_label, 'soft_label', pair)
@@ -266,9 +266,10 @@ class RobustDistillingModule(Knowledge):
         say_what_is_taught(self)
         at_places = pair.student.trains_places
         self.needs = Needs(logits=self.soft_label is not None and not at_places,
-                           dense=self.soft_label is not None and at_places or self.in_class_space,
-                           bank=robust or self.global_knowledge is not None,
-                           class_layers=self.in_class_space)
+                           dense=self.soft_label is not None and at_places,
+                           bank=robust or self.global_knowledge is not None)
+        if self.in_class_space:
+            self.needs |= self.global_knowledge.needs
         self.arranged: tuple[Optional[PrototypeBank], list[Basis]] = (None, [])
 
     def forward(self, step: Step) -> dict[str, Tensor]:
@@ -324,7 +325,8 @@ class RobustDistillingModule(Knowledge):
                  'gt': 'the ground-truth boxes'}[self.instances]
         said = [f'{", ".join(at_boxes)} at {boxes}'] if at_boxes else []
         if self.in_class_space:
-            said.append('global knowledge at the cells where either detector is surest of a class')
+            said.append(f'global knowledge at the {self.global_knowledge.places} where either '
+                        f'detector is surest of a class')
         if self.soft_label is not None and at_places:
             said.append(f'soft labels at the cells that {student} trains as objects')
         return '; '.join(said)

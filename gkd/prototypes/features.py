@@ -14,10 +14,13 @@ from torch import Tensor, nn
 from torch.utils import data
 
 from gkd.detectors.dense import main_head, predicted_maps
+from gkd.detectors.roi_heads import RoIClassLayers
+from gkd.detectors.teacher import widened
 from gkd.frameworks import (
     BaseDetector,
     Dataset,
     annotation,
+    bbox2roi,
     image_info,
     network_input,
     test_view,
@@ -210,11 +213,12 @@ def instance_features(detector: BaseDetector, levels: Sequence[int], images: Ten
         images: ``(B, 3, H, W)``.
         boxes: Boxes of every image, ``(n_b, 4)`` in pixels of ``images``.
         sizes: Height and width of every image without its padding; by default it has none.
-        class_layers: Layers of the detector's dense head, to read the instances' classes with.
+        class_layers: Layers of the detector's head, to read the instances' classes with.
 
     Returns:
         Features of all instances, ``(sum n_b, C)`` float32 on the CPU, one tensor per level; and
-        one more of :func:`class_features` if there are ``class_layers``.
+        one more of the instances as the ``class_layers`` read them, if there are any: of boxes,
+        or else by :func:`class_features`.
     """
     images = network_input(detector, images, sizes)
     maps = detector.extract_feat(images)
@@ -222,7 +226,9 @@ def instance_features(detector: BaseDetector, levels: Sequence[int], images: Ten
     scales = [(maps[level].shape[-1] / width, maps[level].shape[-2] / height) for level in levels]
     features = [pool_instances(maps[level], boxes, scale).cpu()
                 for level, scale in zip(levels, scales)]
-    if class_layers is not None:
+    if isinstance(class_layers, RoIClassLayers):
+        features.append(class_layers(tuple(map(widened, maps)), bbox2roi(boxes)).cpu())
+    elif class_layers is not None:
         scores = predicted_maps(main_head(detector), maps)[0]
         features.append(class_features([maps[level] for level in levels],
                                        [scores[level] for level in levels],

@@ -142,7 +142,7 @@ class PrototypeGenerationModule:
             student_levels: The student's, paired with the teacher's.
             datasets: Data sets with annotations and the test pipeline.
             cache_dir: Where the teacher's features are kept for a resumed run.
-            class_layers: Layers of the teacher's dense head, to read the prototypes' classes with.
+            class_layers: Layers of the teacher's head, to read the prototypes' classes with.
 
         Returns:
             The bank, and what it was chosen from.
