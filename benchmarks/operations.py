@@ -10,13 +10,18 @@ from __future__ import annotations
 import argparse
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
+from types import SimpleNamespace
 
 import measure
 import torch
+from mmdet.models import SingleRoIExtractor
+from mmdet.models.roi_heads.bbox_heads import Shared2FCBBoxHead
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gkd.detectors import DetectorInfo, DetectorOutputs, DetectorPair, Step
+from gkd.detectors.roi_heads import RoIClassLayers, pool_on_all_levels
 from gkd.detectors.step import DensePredictions
 from gkd.prototypes import PrototypeBank
 from gkd.registry import KNOWLEDGE
@@ -62,6 +67,21 @@ def dense_predictions(family: str, images: int, sides: Sequence[int]) -> DensePr
         torch.randn(images, count, 4, requires_grad=True))
 
 
+def dense_class_layers(channels: int, _: Sequence[int]) -> nn.Module:
+    """Four layers of 3 x 3, as RetinaNet's head has."""
+    return nn.Sequential(*(
+        nn.Sequential(nn.Conv2d(channels, channels, 3, padding=1), nn.ReLU()) for _ in range(4)))
+
+
+def box_class_layers(channels: int, strides: Sequence[int]) -> nn.Module:
+    """Two linear layers on RoI features, as Faster R-CNN's head has, pooled as on a GPU."""
+    extractor = SingleRoIExtractor(dict(type='RoIAlign', output_size=7, sampling_ratio=0),
+                                   channels, list(strides[:4]))
+    extractor.forward = partial(pool_on_all_levels, extractor)
+    head = Shared2FCBBoxHead(channels, in_channels=channels, num_classes=CLASSES)
+    return RoIClassLayers(SimpleNamespace(bbox_roi_extractor=extractor, bbox_head=head))
+
+
 def records(family: str, images: int, channels: int = 16,
             positives: int = 5) -> tuple[DetectorPair, Step]:
     """Pair and step of five levels, every field filled."""
@@ -72,7 +92,8 @@ def records(family: str, images: int, channels: int = 16,
     info = DetectorInfo('any', family, (channels,) * 5, strides, CLASSES,
                         anchors=(((0.0, 0.0, 40.0, 40.0),),) * 5, sigmoid=one_stage,
                         samples_positives=True, classifies_boxes=True,
-                        has_class_layers=one_stage, box_coding=((0.0,) * 4, (1.0,) * 4))
+                        has_class_layers=True, roi_strides=() if one_stage else strides[:4],
+                        box_coding=((0.0,) * 4, (1.0,) * 4))
     boxes = [(torch.rand(positives + image, 2, 2) * side).sort(dim=1).values.flatten(1)
              for image in range(images)]
     labels = [torch.randint(CLASSES, (len(image),)) for image in boxes]
@@ -92,15 +113,13 @@ def records(family: str, images: int, channels: int = 16,
     prototypes = [[torch.rand(10 * CLASSES, channels) for _ in strides] for _ in range(3)]
     bank = PrototypeBank(*prototypes[:2], offsets=[torch.arange(0, 10 * CLASSES + 1, 10)] * 5,
                          class_features=prototypes[2])
-    # Four layers of 3 x 3, as RetinaNet's head has.
-    class_layers = nn.Sequential(*(
-        nn.Sequential(nn.Conv2d(channels, channels, 3, padding=1), nn.ReLU())
-        for _ in range(4))).requires_grad_(False)
+    class_layers = (dense_class_layers if one_stage else box_class_layers)(channels, strides)
     student, teacher = outputs(), outputs()
     teacher.class_maps = tuple(torch.randn_like(feature) for feature in teacher.maps)
+    teacher.class_features = torch.randn(2 * count, channels)
     return DetectorPair(info, info, strides), Step(
         torch.zeros(images, 3, side, side), [(side, side)] * images, strides, boxes, labels,
-        student, teacher, bank, class_layers=class_layers, boxes=boxes, labels=torch.cat(labels),
+        student, teacher, bank, class_layers=class_layers.requires_grad_(False), boxes=boxes, labels=torch.cat(labels),
         objects=torch.arange(count), proposals=proposals, roi_levels=torch.arange(count) % 4,
         proposal_positives=torch.cat([torch.arange(len(image)) < len(image) // 2
                                       for image in proposals]))
@@ -124,21 +143,11 @@ def count_operations(module: torch.nn.Module, step: Step) -> tuple[Counter, Coun
 def count_method(method: str, images: int) -> dict:
     """Operations of one method with both families, as a row of the table."""
     row = dict(method=method)
-    for family in families(method):
+    for family in STRIDES:
         pair, step = records(family, images)
         module = KNOWLEDGE.build(dict(METHODS[method], pair=pair))
         row[family] = [count.total() for count in count_operations(module, step)]
     return row
-
-
-def families(method: str) -> tuple[str, ...]:
-    """Families of detectors that a method can serve."""
-    return ('one-stage',) if method == IN_CLASS_SPACE else tuple(STRIDES)
-
-
-def shown(counts: list[int] | None) -> list[str]:
-    """Operations forward, backward and both; a dash where a method does not serve a family."""
-    return ['–'] * 3 if counts is None else [*map(str, counts), str(sum(counts))]
 
 
 def main() -> None:
@@ -153,7 +162,8 @@ def main() -> None:
     for family in STRIDES:
         for place, part in enumerate(('forward', 'backward', 'both')):
             columns[f'{family}, {part}'] = (
-                lambda row, family=family, place=place: shown(row.get(family))[place])
+                lambda row, family=family, place=place:
+                str([*row[family], sum(row[family])][place]))
     measure.report('operations', rows, columns, 'Operations of a step')
 
 

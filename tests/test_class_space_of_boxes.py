@@ -32,9 +32,7 @@ def able(**traits):
 def build_pair(teacher=None, **settings):
     model = build_distiller(teacher or small.faster_rcnn(24), small.faster_rcnn(),
                             knowledge=[dict(IN_CLASS_SPACE, **settings)])
-    generator = torch.Generator().manual_seed(0)
-    model.bank.class_features = [torch.randn(len(rows), WIDTH, generator=generator)
-                                 for rows in model.bank.teacher]
+    model.bank = small.random_bank(model.pair, class_channels=WIDTH)
     return model
 
 

@@ -77,11 +77,14 @@ def test_losses_and_gradients_are_those_of_the_cpu(method, family, exact_convolu
                                        atol=1e-3 * float(mine.abs().max()) + 1e-12)
 
 
+@pytest.mark.parametrize('space', ['maps', 'classes'])
 @pytest.mark.parametrize('family', small.FAMILIES)
-def test_neither_teacher_nor_knowledge_waits_for_the_device(family):
+def test_neither_teacher_nor_knowledge_waits_for_the_device(family, space):
     detector = small.FAMILIES[family]
-    model = build_distiller(detector(24), detector()).cuda()
-    model.bank = model.bank.to('cuda')
+    taught = dict(type='RobustDistillingModule', global_knowledge=dict(space=space))
+    model = build_distiller(detector(24), detector(), knowledge=[taught]).cuda()
+    model.bank = small.random_bank(
+        model.pair, class_channels=model.frozen.class_channels).to('cuda')
     data = moved(small.batch(), 'cuda')
     data = {name: moved(value, 'cuda') for name, value in data.items()}
     _, step = model.observe(to_batch(**data))

@@ -27,17 +27,23 @@ BOXES = ((8, 8, 60, 60), (70, 64, 120, 122), (30, 20, 50, 41))
 SIZE = 128
 
 
+BANK = 'student', 'teacher', 'offsets', 'class_features'
+METHODS = {
+    'class-space': dict(type='RobustDistillingModule', global_knowledge=dict(space='classes')),
+    **{method: dict(type=method) for method in sorted(gkd.KNOWLEDGE)
+       if gkd.KNOWLEDGE[method].__module__.startswith('gkd.')}}
+
+
 def cases():
-    """Every registered method, for detectors of either family."""
-    return [(family, method) for family in small.FAMILIES for method in sorted(gkd.KNOWLEDGE)
-            if gkd.KNOWLEDGE[method].__module__.startswith('gkd.')]
+    """Every method, for detectors of either family."""
+    return [(family, method) for family in small.FAMILIES for method in METHODS]
 
 
 def build(family, method):
     """A distiller with random weights and prototypes."""
     detector = small.FAMILIES[family]
     model = build_detector(copy.deepcopy(small.distiller(
-        detector(24), detector(), knowledge=[dict(type=method)])))
+        detector(24), detector(), knowledge=[METHODS[method]])))
     return model.train()
 
 
@@ -55,10 +61,10 @@ def write(path):
         model = build(family, method)
         model.student.init_weights()
         model.teacher.init_weights()
-        bank = small.random_bank(model.pair)
+        bank = small.random_bank(model.pair, class_channels=model.frozen.class_channels)
         for name, tensor in tensors_of(model).items():
             tensors[f'{family} {method} {name}'] = tensor.clone().contiguous()
-        for name in ('student', 'teacher', 'offsets'):
+        for name in BANK:
             for level, tensor in enumerate(getattr(bank, name)):
                 tensors[f'{family} {method} bank.{name}.{level}'] = tensor.clone()
     save_file(tensors, path)
@@ -73,10 +79,11 @@ def run(path):
         start = f'{family} {method} '
         own = {name[len(start):]: tensor for name, tensor in tensors.items()
                if name.startswith(start)}
-        bank = {name: [own.pop(f'bank.{name}.{level}') for level in range(len(model.pair.strides))]
-                for name in ('student', 'teacher', 'offsets')}
+        bank = {name: [own.pop(f'bank.{name}.{level}') for level in range(len(model.pair.strides))
+                       if f'bank.{name}.{level}' in own] for name in BANK}
         model.teacher.load_state_dict({name[8:]: own.pop(name) for name in list(own)
                                        if name.startswith('teacher.')})
+        model.frozen.apply(lambda tensor: tensor)  # its class layers are copies
         model.load_state_dict(own)
         model.bank, model.progress = PrototypeBank(**bank), 0.25
         batch = synthetic_batch(tensors['images'].clone(), torch.tensor(BOXES).float(),

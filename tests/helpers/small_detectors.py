@@ -125,8 +125,8 @@ def batch(num_images=2, size=128, seed=0, boxes=((8, 8, 60, 60), (70, 64, 120, 1
                 gt_labels=[torch.arange(len(boxes)) % NUM_CLASSES for _ in range(num_images)])
 
 
-def random_bank(pair, per_class=2, seed=0):
-    """A prototype bank of random features."""
+def random_bank(pair, per_class=2, seed=0, class_channels=0):
+    """A prototype bank of random features; of a class space, too, if it has channels."""
     from gkd.prototypes import PrototypeBank
     generator = torch.Generator().manual_seed(seed)
     count = per_class * pair.num_classes
@@ -135,4 +135,6 @@ def random_bank(pair, per_class=2, seed=0):
                  for channels in pair.channels(pair.student)],
         teacher=[torch.rand(count, channels, generator=generator)
                  for channels in pair.channels(pair.teacher)],
-        offsets=[torch.arange(0, count + 1, per_class) for _ in pair.strides])
+        offsets=[torch.arange(0, count + 1, per_class) for _ in pair.strides],
+        class_features=[torch.randn(count, class_channels, generator=generator)
+                        for _ in pair.strides if class_channels])
