@@ -119,8 +119,9 @@ def records(family: str, images: int, channels: int = 16,
     teacher.class_features = torch.randn(2 * count, channels)
     return DetectorPair(info, info, strides), Step(
         torch.zeros(images, 3, side, side), [(side, side)] * images, strides, boxes, labels,
-        student, teacher, bank, class_layers=class_layers.requires_grad_(False), boxes=boxes, labels=torch.cat(labels),
-        objects=torch.arange(count), proposals=proposals, roi_levels=torch.arange(count) % 4,
+        student, teacher, bank, class_layers=class_layers.requires_grad_(False), boxes=boxes,
+        labels=torch.cat(labels), objects=torch.arange(count), proposals=proposals,
+        roi_levels=torch.arange(count) % 4,
         proposal_positives=torch.cat([torch.arange(len(image)) < len(image) // 2
                                       for image in proposals]))
 
