@@ -67,6 +67,7 @@ of: each as its own teacher, then pairs of different ones. This page is its
   the same to the last bit,
 - takes two steps of the distilling module with its default settings, and one of each of the ten
   other methods,
+- takes a step of the distilling module in the class space, gradients included,
 - tests the student on an image.
 
 Weights are untrained, images are noise of 256 pixels (or what the head is made for), backbones
@@ -74,7 +75,9 @@ have one block a stage and an eighth of the channels where they can, heads sampl
 64 boxes: this tells what runs, not what is gained. "At" tells where the student is taught: at the
 positives that it trains on, or at the ground truth; soft labels of rows with the latter are taught
 at the cells that it trains as objects. Global and local knowledge are taught in every row that has
-an entry there.
+an entry there. "Class space" tells whether `global_knowledge=dict(space='classes')` works: not
+where the teacher's head has no layers that read classes from maps alone, or where teacher and
+student do not predict at every place, nor both classify boxes.
 '''
 
 
@@ -91,6 +94,7 @@ class Outcome:
         instances: ``'positives'`` or ``'gt'``: the boxes at which the module teaches.
         left_out: Why soft labels are left out; empty if they are taught.
         methods: Message of each other method; empty if the method works.
+        class_space: Message of the module in the class space; empty likewise.
         own_losses_equal: Whether the student's own losses are those of a plain training, bit by
             bit.
         detects: Whether the student detects in a test afterwards.
@@ -105,6 +109,7 @@ class Outcome:
     instances: str = ''
     left_out: str = ''
     methods: dict[str, str] = field(default_factory=dict)
+    class_space: str = ''
     own_losses_equal: Optional[bool] = None
     detects: Optional[bool] = None
     build_seconds: float = 0.0
@@ -210,11 +215,12 @@ def try_pair(outcome: Outcome) -> None:
     train(model, batch)
 
     outcome.methods = try_methods(model, batch)
+    outcome.class_space = caught(lambda: teach_in_class_space(configs, batch))
     outcome.detects = detects(model, batch)
     if not outcome.detects:
         raise RuntimeError('a test gives no results')
-    faults = [f'{name}: {said}' for name, said in outcome.methods.items()
-              if said.startswith('FAULT')]
+    tried = {**outcome.methods, 'class space': outcome.class_space}
+    faults = [f'{name}: {said}' for name, said in tried.items() if said.startswith('FAULT')]
     if not outcome.own_losses_equal:
         faults.append('the student\'s own losses differ from those of a plain training')
     outcome.verdict, outcome.message = (FAULT, '; '.join(faults)) if faults else (WORKS, '')
@@ -365,10 +371,11 @@ def one_block_a_stage(setting):
     return setting
 
 
-def distiller(teacher: dict, student: dict, method: str = METHOD) -> dict:
-    """Config of a distiller with the default settings of a method."""
+def distiller(teacher: dict, student: dict, method: str = METHOD, **settings) -> dict:
+    """Config of a distiller with a method."""
     return dict(type='Distiller', teacher=dict(config=copy.deepcopy(teacher), checkpoint=None),
-                student=dict(config=copy.deepcopy(student)), knowledge=[dict(type=method)],
+                student=dict(config=copy.deepcopy(student)),
+                knowledge=[dict(type=method, **settings)],
                 prototypes=dict(type='PrototypeGenerationModule'))
 
 
@@ -383,7 +390,7 @@ def build(config: dict) -> torch.nn.Module:
     model.train()
     if isinstance(model, Distiller) and model.needs.bank:
         with isolated_random_numbers():
-            model.bank = random_bank(model.pair, PROTOTYPES)
+            model.bank = random_bank(model.pair, PROTOTYPES, model.frozen.class_channels)
     return model
 
 
@@ -424,10 +431,10 @@ def step(model: torch.nn.Module, batch: dict) -> dict:
     return model(return_loss=True, **copy.deepcopy(batch))
 
 
-def train(model: torch.nn.Module, batch: dict) -> None:
+def train(model: torch.nn.Module, batch: dict, steps: int = STEPS) -> None:
     """Take some steps; raise if a loss or a gradient is no finite number."""
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-6)
-    for _ in range(STEPS):
+    for _ in range(steps):
         optimizer.zero_grad()
         total, log = model._parse_losses(step(model, batch))
         broken = [name for name, value in log.items() if value != value]
@@ -462,6 +469,16 @@ def try_methods(model: Distiller, batch: dict) -> dict[str, str]:
         said[name] = caught(lambda kind=kind: require_finite(
             kind(steps[0] if shared else observed(model, batch))))
     return said
+
+
+def teach_in_class_space(configs: list[dict], batch: dict) -> None:
+    """Take a step in the class space; raise if a loss or a gradient is no finite number.
+
+    Args:
+        configs: `model` of teacher and student.
+        batch: What the student trains on.
+    """
+    train(build(distiller(*configs, global_knowledge=dict(space='classes'))), batch, steps=1)
 
 
 def observed(model: Distiller, batch: dict) -> Step:
@@ -543,15 +560,15 @@ def markdown(outcomes: list[Outcome]) -> str:
             if len(chosen) < listed else ''
         tables.append('\n'.join([
             f'## {title}\n', f'{works} of {len(chosen)} work.{rest}\n',
-            '| config | soft labels | at | other methods | what is not, and why |',
-            '| --- | --- | --- | --- | --- |', *map(row, chosen)]) + '\n')
+            '| config | soft labels | at | class space | other methods | what is not, and why |',
+            '| --- | --- | --- | --- | --- | --- |', *map(row, chosen)]) + '\n')
     return '\n'.join(tables)
 
 
 def row(outcome: Outcome) -> str:
     """A row of the table."""
     if outcome.verdict != WORKS:
-        return f'| {outcome.name} | | | | **{outcome.verdict}**: {cell(outcome.message)} |'
+        return f'| {outcome.name} | | | | | **{outcome.verdict}**: {cell(outcome.message)} |'
     refused = {name for name, said in outcome.methods.items() if said}
     notes = [f'soft labels: {outcome.left_out.rstrip(".")}'] if outcome.left_out else []
     if refused:
@@ -559,7 +576,8 @@ def row(outcome: Outcome) -> str:
     soft = 'yes' if 'loss_soft' in outcome.teaches else ''
     at = {'positives': 'positives', 'gt': 'ground truth'}[outcome.instances]
     methods = f'{len(outcome.methods) - len(refused)} of {len(outcome.methods)}'
-    return f'| {outcome.name} | {soft} | {at} | {methods} | {cell("; ".join(notes))} |'
+    space = '' if outcome.class_space else 'yes'
+    return f'| {outcome.name} | {soft} | {at} | {space} | {methods} | {cell("; ".join(notes))} |'
 
 
 def cell(text: str) -> str:
