@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gkd.compat import of_mmdet2  # noqa: F401  (corruptions are of normalised images)
 from gkd.datasets.images import read_image
 from gkd.files import write_atomically
 from gkd.knowledge.instances import map_levels
@@ -24,6 +23,7 @@ from gkd.prototypes import PrototypeBank
 from gkd.prototypes.features import CandidateImage, CandidateImages
 from gkd.report.drawing import plt, save
 from studies.corruptions import CORRUPTIONS, corrupt
+from studies.pixels import Pixels
 
 MEASURES = ('distance, teacher', 'distance, student', 'discrepancy', 'weight',
             'typicality, teacher', 'typicality, student')
@@ -107,13 +107,13 @@ def run_study(trained: TrainedPair, bank: PrototypeBank, images: Sequence[Candid
         batch_size: Versions of an image a forward pass.
     """
     values, groups = [], []
+    pixels = Pixels.of_validation(trained)
     total = sum(len(image.labels) for image in images)
     with progress(None, 'noise study', total, 'instance') as bar:
         for number, (image, boxes, size) in enumerate(CandidateImages(images)):
             for box, label in zip(boxes, torch.from_numpy(images[number].labels)):
                 own = seed + len(values)
-                versions = [image] + [corrupt(image, box, kind, degree, own)
-                                      for kind in CORRUPTIONS for degree in degrees]
+                versions = versions_of(image, box, size, pixels, degrees, own)
                 teacher, student = features_of(trained, versions, box, size, batch_size)
                 values.append(measure(teacher, student, bank, label, box))
                 groups.append(number)
@@ -122,12 +122,35 @@ def run_study(trained: TrainedPair, bank: PrototypeBank, images: Sequence[Candid
     return Study((0.0, *degrees), values, torch.tensor(groups))
 
 
-def features_of(trained: TrainedPair, versions: list[Tensor], box: Tensor,
+def versions_of(image: Tensor, box: Tensor, size: tuple[int, int], pixels: Pixels,
+                degrees: Sequence[float], seed: int) -> Tensor:
+    """An image as it is, and with an instance corrupted in every way and degree.
+
+    Args:
+        image: ``(3, H, W)`` as the pipeline makes it.
+        box: The instance's, ``(4,)`` in pixels of the image.
+        size: Height and width of the image without padding, which shows nothing to be blurred in.
+        pixels: Tells the image's pixels.
+        degrees: Degrees above 0.
+        seed: Of this instance.
+
+    Returns:
+        ``(1 + kinds * degrees, 3, H, W)``, as the pipeline would make them.
+    """
+    height, width = size
+    shown = pixels.of(image[:, :height, :width])
+    changed = [shown] + [corrupt(shown, box, kind, degree, seed)
+                         for kind in CORRUPTIONS for degree in degrees]
+    versions = image.float().repeat(len(changed), 1, 1, 1)
+    versions[:, :, :height, :width] = pixels.back(torch.stack(changed))
+    return versions
+
+
+def features_of(trained: TrainedPair, versions: Tensor, box: Tensor,
                 size: tuple[int, int], batch_size: int) -> tuple[list[Tensor], list[Tensor]]:
     """The teacher's and the student's features ``(versions, C)`` of a box, one tensor a level."""
     parts = []
-    for start in range(0, len(versions), batch_size):
-        images = torch.stack(versions[start:start + batch_size])
+    for images in versions.split(batch_size):
         parts.append(trained.features(images, [box[None]] * len(images), [size] * len(images)))
     return tuple([torch.cat(level) for level in zip(*detector)] for detector in zip(*parts))
 

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from gkd.detectors.images import ChannelMap, ImageFormat
 from gkd.errors import DataError
 from gkd.knowledge import robust_weights
 from gkd.looking.agreement import coordinates, mean_with_band, typicality
@@ -27,8 +28,10 @@ from studies.noise_study import (
     choose_instances,
     measure,
     report,
+    versions_of,
     write_csv,
 )
+from studies.pixels import Pixels
 
 BOX = torch.tensor([14.0, 20.0, 54.0, 50.0])
 DEGREES = (0, 0.25, 0.5, 0.75, 1)
@@ -138,6 +141,36 @@ def test_strength_is_relative_to_the_instance():
 def test_refuses_what_it_does_not_know(kind, degree):
     with pytest.raises(ValueError, match='kind|degree'):
         corrupt(textured(), BOX, kind, degree)
+
+
+CAFFE = ImageFormat((103.5, 116.3, 123.7), (1.0, 1.0, 1.0))
+TORCH = ImageFormat((123.7, 116.3, 103.5), (58.4, 57.1, 57.4), rgb=True)
+
+
+@pytest.mark.parametrize('made', [TORCH, CAFFE, ImageFormat()])
+def test_corruptions_are_the_same_however_a_pipeline_normalises(made):
+    raw = 255 * textured() / 3.1  # blue first
+
+    def turn(images, given, wanted):
+        return ChannelMap(given, wanted)(images, [(72, 72)] * len(images))
+
+    pixels = Pixels(made, CAFFE if made == CAFFE else TORCH)
+    [image], [normalised] = (turn(raw[None], ImageFormat(), wanted) for wanted in (made, TORCH))
+    versions = versions_of(image, BOX, (72, 72), pixels, DEGREES[1:], 4)
+    expected = [normalised] + [corrupt(normalised, BOX, kind, degree, 4)
+                               for kind in CORRUPTIONS for degree in DEGREES[1:]]
+    torch.testing.assert_close(turn(versions, made, TORCH), torch.stack(expected), rtol=1e-4,
+                               atol=1e-5)
+
+
+def test_padding_stays_and_nothing_of_it_is_blurred_in():
+    pixels = Pixels(TORCH, TORCH)
+    content = textured(size=60)
+    images = [torch.nn.functional.pad(content, (0, 12, 0, 4), value=value) for value in (0, 99)]
+    box = torch.tensor([30.0, 20.0, 60.0, 60.0])
+    some, others = (versions_of(image, box, (60, 60), pixels, [1.0], 0) for image in images)
+    torch.testing.assert_close(some[:, :, :60, :60], others[:, :, :60, :60])
+    assert (some[:, :, 60:] == 0).all() and (others[:, :, :, 60:] == 99).all()
 
 
 def test_band_of_independent_instances_is_the_textbooks():

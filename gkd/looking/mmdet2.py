@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from mmcv import Config
+from mmcv import Config, ConfigDict
 
 from gkd.frameworks import Dataset
 from gkd.running.config import build_model, load_config
 from gkd.running.data import build_checked_dataset, leaf_datasets
 from gkd.running.data import prototype_datasets as prototype_configs
 
-__all__ = ['build_model', 'load_config', 'prototype_datasets', 'validation_datasets']
+__all__ = ['build_model', 'load_config', 'prototype_datasets', 'validation_config',
+           'validation_datasets']
 
 
 def prototype_datasets(config: Config) -> list[Dataset]:
@@ -19,7 +20,12 @@ def prototype_datasets(config: Config) -> list[Dataset]:
                 entry, f'data.train[{number}]', dict(test_mode=True)))]
 
 
+def validation_config(config: Config) -> ConfigDict:
+    """The config of the validation data."""
+    return config.data.val
+
+
 def validation_datasets(config: Config) -> list[Dataset]:
     """The validation data."""
-    return leaf_datasets(build_checked_dataset(config.data.val, 'data.val',
+    return leaf_datasets(build_checked_dataset(validation_config(config), 'data.val',
                                                dict(test_mode=True)))

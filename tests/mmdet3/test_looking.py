@@ -1,5 +1,6 @@
-"""The gallery of prototypes and the pictures of trust, of configs of MMDetection 3."""
+"""Gallery of prototypes, pictures of trust and noise study, of configs of MMDetection 3."""
 
+import csv
 import json
 import re
 import runpy
@@ -18,6 +19,10 @@ from gkd.frameworks import build_detector
 from gkd.looking.door import load_config
 from gkd.looking.trained import TrainedPair, validation_images
 from gkd.looking.trust import judge, local_masks
+from gkd.prototypes.features import CandidateImages
+from studies.corruptions import CORRUPTIONS, corrupt
+from studies.noise_study import MEASURES, features_of, versions_of
+from studies.pixels import Pixels
 
 
 @pytest.fixture
@@ -95,3 +100,39 @@ def test_what_cannot_be_looked_at_is_refused(pair, tmp_path):
     config.val_dataloader = None
     with pytest.raises(ConfigError, match='val_dataloader'):
         validation_images(config, 0)
+
+
+def test_noise_study_corrupts_what_the_pipelines_of_mmdetection_2_normalise(
+        pair, tmp_path, monkeypatch):
+    config = load_config(pair[0])
+    settings = config.model.student.config.data_preprocessor
+    settings.update(mean=[120.0, 100.0, 80.0], std=[50.0, 60.0, 70.0])
+    trained = TrainedPair(config)
+    image, boxes, size = CandidateImages(validation_images(config, min_size=20))[0]
+    seen = []
+    trained.distiller.student.backbone.register_forward_pre_hook(
+        lambda module, inputs: seen.append(inputs[0]))
+    versions = versions_of(image, boxes[0], size, Pixels.of_validation(trained), [0.5, 1.0], 3)
+    features_of(trained, versions, boxes[0], size, batch_size=99)
+
+    mean, std = (torch.tensor(settings[name]).reshape(3, 1, 1) for name in ('mean', 'std'))
+    normalised = (image.flip(0) - mean) / std  # MMDetection 2's, red first
+    expected = [normalised] + [corrupt(normalised, boxes[0], kind, degree, 3)
+                               for kind in CORRUPTIONS for degree in (0.5, 1.0)]
+    torch.testing.assert_close(seen[0], torch.stack(expected))
+
+
+def test_noise_study_writes_what_it_prints(pair, tmp_path, monkeypatch, capsys):
+    out = tmp_path / 'noise'
+    run('noise_study', monkeypatch, *pair, '--instances', 3, '--degrees', 1, '--out', out)
+    printed = capsys.readouterr().out
+    assert '3 instances in' in printed
+    assert (out / 'noise_study.md').read_text().strip() in printed
+    table = list(csv.DictReader((out / 'noise_study.csv').open()))
+    assert len(table) == 2 * len(MEASURES) * len(CORRUPTIONS) * 2
+    moved = [float(row['mean']) for row in table
+             if row['measure'] == 'distance, teacher' and row['degree'] == '1.0'
+             and row['corruption'] != 'down-scaling']  # which leaves a plain rectangle as it is
+    assert len(moved) == 6 and min(moved) > 0
+    for name in ('noise_study.png', 'examples.png'):
+        assert np.asarray(Image.open(out / name).convert('L')).std() > 5
