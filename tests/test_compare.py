@@ -23,12 +23,13 @@ from gkd.commands import processes as tool_processes
 from gkd.commands import run as run_command
 from gkd.commands.settings import DictAction
 from gkd.comparison import stages as shared_stages
+from gkd.comparison.degrees import degree_column
 from gkd.comparison.methods import choose_methods
 from gkd.datasets.coco_eval import evaluate, metrics_of
 from gkd.datasets.degrees import DIGIT_SCENES_DEGREES
 from gkd.errors import ConfigError, DataError
 from gkd.experiments import compare, comparison_plan, quickstart, stages
-from gkd.experiments.stages import Detection, Training, degree_column
+from gkd.experiments.stages import Detection, Training
 from gkd.knowledge import Knowledge
 from gkd.registry import KNOWLEDGE
 from gkd.report.comparison import Row, comparison_figure, draw_comparison, format_comparison

@@ -9,8 +9,11 @@ from collections.abc import Sequence
 from glob import escape, glob
 from typing import Optional, Union
 
+from pycocotools.coco import COCO
+
 from gkd.commands.processes import StageFailed, how_it_ended, run_tool
 from gkd.comparison import stages
+from gkd.comparison.degrees import aps_by_degree, degree_columns
 from gkd.comparison.methods import choose_methods, variant, without_methods
 from gkd.comparison.plan import NOTHING, Comparison, Planner, check_methods, family_of
 from gkd.comparison.run import check_distils, numbered, run_comparison
@@ -19,10 +22,10 @@ from gkd.distiller import Distiller
 from gkd.engine.commands import load_config
 from gkd.errors import ConfigError, DataError, GKDError
 from gkd.files import write_atomically
-from gkd.frameworks import Config, build_detector
-from gkd.progress import without_warnings
+from gkd.frameworks import Config, ConfigDict, build_detector
+from gkd.progress import silence, without_warnings
 from gkd.report.runs import Run, read_run
-from gkd.work_dir import EVALUATION
+from gkd.work_dir import DETECTIONS, EVALUATION
 
 
 class Training(stages.Training):
@@ -60,7 +63,7 @@ class Training(stages.Training):
 
 
 class Evaluation(Testing):
-    """Measure a detector's AP on the validation data."""
+    """Measure a detector's AP on the validation data, and keep its detections as COCO results."""
 
     file = EVALUATION
     load = staticmethod(load_config)
@@ -82,9 +85,13 @@ class Evaluation(Testing):
         write_atomically(self.output, read(written[-1]))
 
     def values(self, comparison: Comparison) -> dict[str, float]:
-        """APs over all objects, in percent."""
-        return percent({name.rpartition('/')[2]: value
-                        for name, value in json.loads(read(self.output)).items()})
+        """APs over all objects, in percent, and those by degree if the data carry degrees."""
+        values = percent({name.rpartition('/')[2]: value
+                          for name, value in json.loads(read(self.output)).items()})
+        if comparison.columns:
+            values.update(aps_by_degree(comparison.dataset, json.loads(
+                read(osp.join(self.folder, DETECTIONS)))))
+        return values
 
 
 class EpochPlanner(Planner):
@@ -96,15 +103,17 @@ class EpochPlanner(Planner):
         """Name of the checkpoint of the last epoch."""
         return f'epoch_{self.epochs or Training.epochs_of(settings)}.pth'
 
-    def evaluation(self, checkpoint: str) -> Evaluation:
-        """The test of the teacher on the validation data."""
+    def test(self, role: str, checkpoint: str, folder: str) -> Evaluation:
+        """The test of a checkpoint on the validation data."""
         config = without_methods(self.config)
-        config.model = self.sources['teacher'].model_config()
+        config.model = self.sources[role].model_config()
+        evaluator = coco_evaluator(config)
+        if evaluator is not None:
+            evaluator.outfile_prefix = osp.join(folder, DETECTIONS[:-len('.bbox.json')])
         for part in ('dataloader', 'evaluator'):
             config[f'test_{part}'] = config[f'val_{part}']
         config.test_cfg = dict(type='TestLoop')
-        return Evaluation(self.write('test_teacher', config), checkpoint,
-                          osp.join(self.work_dir, 'detections', 'teacher'))
+        return Evaluation(self.write(f'test_{osp.basename(folder)}', config), checkpoint, folder)
 
 
 def compare(config_path: str, methods: Optional[Sequence[str]] = None,
@@ -113,7 +122,9 @@ def compare(config_path: str, methods: Optional[Sequence[str]] = None,
             only_list: bool = False) -> None:
     """Train teacher, plain student and every method; write ``comparison.md``, ``.csv``, ``.png``.
 
-    It is the comparison of :func:`gkd.experiments.compare.compare`, for MMDetection 3.
+    It is the comparison of :func:`gkd.experiments.compare.compare`, for MMDetection 3. If the
+    validation data carry degrees of difficulty, ``degrees.md`` and ``degrees.csv`` tell them
+    apart.
 
     Args:
         config_path: A distillation config; its own ``model.knowledge`` is the method ``gkd``.
@@ -128,6 +139,7 @@ def compare(config_path: str, methods: Optional[Sequence[str]] = None,
 
     Raises:
         ConfigError: The config trains no distiller, or a method is unknown.
+        DataError: The annotations of the validation data cannot be read.
         StageFailed: Some trainings failed; the others are in the table.
     """
     config = load_config(config_path)
@@ -152,10 +164,11 @@ def plan(config: Config, title: str, recipes: dict[str, dict], seeds: Sequence[i
         epochs: Replaces the configs' number of epochs.
         work_dir: Where everything goes.
         fresh: Never use the checkpoints that the config names.
-        detect: Plan the test of the teacher, too.
+        detect: Plan tests, too: of the teacher and, if the data carry degrees, of every run.
 
     Raises:
         ConfigError: Teacher and student cannot be paired, or cannot be trained or evaluated.
+        DataError: The annotations of the validation data cannot be read.
     """
     if not (epochs or config.get('train_cfg', {}).get('max_epochs')):
         raise ConfigError(f'{config.filename} has no `train_cfg.max_epochs`; use '
@@ -165,12 +178,41 @@ def plan(config: Config, title: str, recipes: dict[str, dict], seeds: Sequence[i
     # What is wrong with the detectors is wrong for all methods.
     family = family_of(untrained(variant(config, NOTHING)))
     taught, refused = check_methods(config, recipes, untrained)
+    coco = validation_annotations(config) if detect else None
+    columns = degree_columns(coco) if coco is not None else []
+
     planner = EpochPlanner(config, work_dir, epochs, fresh)
     runs = planner.runs({method: recipes[method] for method in taught}, seeds)
-    teacher = planner.teacher_checkpoint
-    tests = {teacher: planner.evaluation(teacher)} if detect else {}
-    return Comparison(title, work_dir, planner.preparation, runs, tests, refused, teacher,
-                      data=data_name(config), family=family, taught=taught)
+    tests = planner.tests(runs if columns else {}) if detect else {}
+    return Comparison(title, work_dir, planner.preparation, runs, tests, refused,
+                      planner.teacher_checkpoint, coco, columns, data_name(config), family,
+                      taught=taught)
+
+
+def coco_evaluator(config: Config) -> Optional[ConfigDict]:
+    """The part of ``val_evaluator`` that reads COCO annotations, None if there is none."""
+    evaluators = config.val_evaluator
+    return next((evaluator for evaluator in
+                 (evaluators if isinstance(evaluators, list) else [evaluators])
+                 if evaluator.type in ('CocoMetric', 'mmdet.CocoMetric')
+                 and evaluator.get('ann_file')), None)
+
+
+def validation_annotations(config: Config) -> Optional[COCO]:
+    """The annotations that APs are measured by, None if they are not in COCO's format.
+
+    Raises:
+        DataError: They cannot be read.
+    """
+    evaluator = coco_evaluator(config)
+    if evaluator is None:
+        return None
+    try:
+        with silence():  # pycocotools reports every step
+            return COCO(evaluator.ann_file)
+    except (OSError, ValueError, AssertionError) as error:
+        raise DataError(f'val_evaluator.ann_file = {evaluator.ann_file}: cannot be read as COCO '
+                        f'annotations ({error}).') from error
 
 
 def untrained(config: Config) -> Distiller:

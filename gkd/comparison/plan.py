@@ -37,7 +37,7 @@ class Comparison:
             checkpoint.
         refused: Why methods cannot serve this pair of detectors.
         teacher: Checkpoint of the teacher.
-        dataset: Validation data, for stages to evaluate on; None if it is not in COCO's format.
+        dataset: Validation data in COCO's format, for stages to evaluate on; None if in another.
         columns: Names of the ranges of degrees that are evaluated.
         data: Name of the data set.
         family: Types of the detectors.
@@ -156,6 +156,10 @@ class Planner(ABC):
     def last_checkpoint(self, settings: Config) -> str:
         """Name of the last checkpoint that the training of a config writes."""
 
+    @abstractmethod
+    def test(self, role: str, checkpoint: str, folder: str) -> Testing:
+        """The test of a checkpoint of the teacher or a student on the validation data."""
+
     def write(self, name: str, settings: Config) -> str:
         """Write a config; returns its file."""
         path = osp.join(self.work_dir, 'configs', f'{name}.py')
@@ -253,6 +257,20 @@ class Planner(ABC):
         return {method: {seed: self.run(method, settings, seed, students.get(seed))
                          for seed in seeds}
                 for method, settings in {PLAIN_STUDENT: NOTHING, **recipes}.items()}
+
+    def tests(self, runs: dict[str, dict[int, Training]]) -> dict[str, Testing]:
+        """The tests of the teacher, which is planned, and of runs, by the checkpoint.
+
+        Args:
+            runs: Trainings to test, by method and seed.
+        """
+        folder = osp.join(self.work_dir, 'detections')
+        name = f'teacher{self.other_teacher[len("_teacher"):]}'
+        teacher = self.teacher_checkpoint
+        students = [each.checkpoint for trainings in runs.values() for each in trainings.values()]
+        return {teacher: self.test('teacher', teacher, osp.join(folder, name)),
+                **{student: self.test('student', student, osp.join(
+                    folder, osp.basename(osp.dirname(student)))) for student in students}}
 
 
 def family_of(distiller: Distiller) -> str:

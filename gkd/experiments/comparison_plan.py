@@ -9,13 +9,13 @@ from typing import Optional
 from mmcv import Config
 from mmdet.datasets import CocoDataset
 
+from gkd.comparison.degrees import degree_columns
 from gkd.comparison.methods import variant, without_methods
 from gkd.comparison.plan import NOTHING, Comparison, Planner, check_methods, family_of
-from gkd.datasets.degrees import DIGIT_SCENES_DEGREES
 from gkd.datasets.tree_crowns import STRIPS, TREE_CROWNS, strip_folder
 from gkd.detectors.source import DetectorSource
 from gkd.errors import ConfigError, DataError
-from gkd.experiments.stages import Detection, Training, degree_column
+from gkd.experiments.stages import Detection, Training
 from gkd.progress import silence
 from gkd.running.config import untrained_model
 from gkd.running.data import build_checked_dataset, leaf_configs
@@ -54,20 +54,14 @@ def plan(config: Config, title: str, recipes: dict[str, dict], seeds: Sequence[i
     family = family_of(untrained_model(variant(config, NOTHING)))
     taught, refused = check_methods(config, recipes, untrained_model)
     dataset = validation_data(config)
-    columns = degree_columns(dataset) if detect else []
+    columns = degree_columns(dataset.coco) if detect and dataset is not None else []
 
     planner = StripPlanner(config, work_dir, epochs, strip, fresh, suffix)
     runs = planner.runs({method: recipes[method] for method in taught}, seeds, teacher_seed)
-    teacher = planner.teacher_checkpoint
-    detections = {}
-    if detect and dataset is not None:
-        detections[teacher] = planner.detection('teacher', teacher)
-    if columns:
-        for training in (each for trainings in runs.values() for each in trainings.values()):
-            detections[training.checkpoint] = planner.detection('student', training.checkpoint)
-    return Comparison(title, work_dir, planner.preparation, runs, detections, refused, teacher,
-                      dataset, columns, data_name(config), family, teacher_seed, strip_of(config),
-                      taught)
+    detections = planner.tests(runs if columns else {}) if detect and dataset is not None else {}
+    return Comparison(title, work_dir, planner.preparation, runs, detections, refused,
+                      planner.teacher_checkpoint, dataset, columns, data_name(config), family,
+                      teacher_seed, strip_of(config), taught)
 
 
 class StripPlanner(Planner):
@@ -100,12 +94,11 @@ class StripPlanner(Planner):
             move_to_strip(config, self.strip)
         return config
 
-    def detection(self, role: str, checkpoint: str) -> Detection:
+    def test(self, role: str, checkpoint: str, folder: str) -> Detection:
         """The detections of a checkpoint on the validation data."""
-        path = self.write(f'test_{role}', validation_config(self.config, self.sources[role]))
-        name = osp.basename(osp.dirname(checkpoint)) if role == 'student' else \
-            f'teacher{self.other_teacher[len("_teacher"):]}'
-        return Detection(path, checkpoint, osp.join(self.work_dir, 'detections', name))
+        return Detection(self.write(f'test_{role}', validation_config(self.config,
+                                                                      self.sources[role])),
+                         checkpoint, folder)
 
 
 def move_to_strip(config: Config, strip: str) -> None:
@@ -157,13 +150,3 @@ def validation_data(config: Config) -> Optional[CocoDataset]:
     with silence():  # pycocotools reports every step
         dataset = build_checked_dataset(config.data.val, 'data.val', dict(test_mode=True))
     return dataset if isinstance(dataset, CocoDataset) else None
-
-
-def degree_columns(dataset: Optional[CocoDataset]) -> list[str]:
-    """Names of the ranges of degrees, if all annotations carry them."""
-    annotations = dataset.coco.dataset['annotations'] if dataset is not None else []
-    if not annotations or not all(degree in annotation for annotation in annotations
-                                  for degree in DIGIT_SCENES_DEGREES):
-        return []
-    return [degree_column(degree, low, high)
-            for degree, ranges in DIGIT_SCENES_DEGREES.items() for low, high in ranges]

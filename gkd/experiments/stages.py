@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import os.path as osp
 from typing import Optional
@@ -12,10 +11,10 @@ from mmcv import Config
 
 from gkd.commands.processes import StageFailed, how_it_ended, run_tool, setting
 from gkd.comparison import stages
+from gkd.comparison.degrees import aps_by_degree
 from gkd.comparison.plan import Comparison
 from gkd.comparison.stages import Testing, percent, read
 from gkd.datasets.coco_eval import evaluate, metrics_of
-from gkd.datasets.degrees import evaluate_by_degree
 from gkd.report.logs import read_log
 from gkd.running.config import load_config
 from gkd.work_dir import DETECTIONS, EVALUATION
@@ -71,18 +70,5 @@ class Detection(Testing):
             values = percent(metrics_of(evaluate(dataset.coco, detections, dataset.cat_ids,
                                                  dataset.img_ids)))
         if comparison.columns:
-            for found in evaluate_by_degree(dataset.coco, detections):
-                column = degree_column(found['degree'], found['low'], found['high'])
-                if not math.isnan(found['AP']):
-                    values[column] = 100 * found['AP']
+            values.update(aps_by_degree(dataset.coco, detections))
         return values
-
-
-def degree_column(degree: str, low: float, high: float) -> str:
-    """Name of a range.
-
-    Example:
-        >>> degree_column('size', 28, 48), degree_column('size', 48, math.inf)
-        ('size 28 to 48', 'size from 48')
-    """
-    return f'{degree} from {low:g}' if high == math.inf else f'{degree} {low:g} to {high:g}'

@@ -52,8 +52,9 @@ def annotations(tmp_path_factory):
 def commands(monkeypatch):
     """Commands that would be run; nothing is trained, but every result is there.
 
-    ``aps`` holds APs by stage, 0.25 for others; a stage whose AP is None fails. ``whole`` are the
-    commands, ``commands`` in short what each runs.
+    ``aps`` holds APs by stage, 0.25 for others; a stage whose AP is None fails. ``detections`` are
+    COCO results by test, none for others. ``whole`` are the commands, ``commands`` in short what
+    each runs.
     """
     def run(command, environment=None, log=None):
         folder = Path(command[command.index('--work-dir') + 1])
@@ -67,6 +68,8 @@ def commands(monkeypatch):
         data.mkdir(parents=True)
         if 'test' in command[0]:
             (folder / 'now' / 'now.json').write_text(json.dumps(metrics))
+            prefix = Config.fromfile(command[1]).test_evaluator.outfile_prefix
+            Path(f'{prefix}.bbox.json').write_text(json.dumps(run.detections.get(folder.name, [])))
             return 0, 500.0
         epoch = int(command[command.index('--epochs') + 1])
         (data / 'scalars.json').write_text(
@@ -76,7 +79,7 @@ def commands(monkeypatch):
         (folder / f'epoch_{epoch}.pth').touch()
         return 0, 500.0
 
-    run.whole, run.commands, run.aps = [], [], {}
+    run.whole, run.commands, run.aps, run.detections = [], [], {}, {}
     for module in (stages, mmdet3):
         monkeypatch.setattr(module, 'run_tool', run)
     return run

@@ -1,8 +1,10 @@
 """The comparison of methods: its stages, what they start from, and a real one."""
 
 import csv
+import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from mmengine.config import Config
@@ -10,7 +12,7 @@ from small_experiments import TOOLS, detector, experiment
 
 from gkd.commands.processes import StageFailed
 from gkd.comparison import mmdet3
-from gkd.errors import ConfigError
+from gkd.errors import ConfigError, DataError
 
 
 @pytest.fixture
@@ -29,6 +31,24 @@ def config(annotations, tmp_path):
     path = tmp_path / 'distil.py'
     whole.dump(path)
     return str(path)
+
+
+def with_degrees(config, annotations, blur):
+    """Let the validation's annotations carry degrees; ``blur`` tells that of every id."""
+    content = json.loads(annotations.read_text())
+    for annotation in content['annotations']:
+        annotation.update(blur=blur(annotation['id']), occlusion=0, size=1000)
+    path = Path(config).with_name('degrees.json')
+    path.write_text(json.dumps(content))
+    whole = Config.fromfile(config)
+    whole.val_evaluator.ann_file = str(path)
+    whole.dump(config)
+    return content['annotations']
+
+
+def rows_of(path):
+    """Rows of a CSV by method."""
+    return {row['method']: row for row in csv.DictReader(path.read_text().splitlines())}
 
 
 def test_stages_start_from_what_was_trained_before(commands, config, tmp_path, capsys):
@@ -91,8 +111,37 @@ def test_a_config_that_cannot_be_compared_is_refused(config, tmp_path):
         mmdet3.compare(str(tmp_path / 'blind.py'))
 
 
+def test_every_student_is_tested_by_degree_if_the_data_carry_degrees(
+        commands, config, annotations, tmp_path, capsys):
+    objects = with_degrees(config, annotations, lambda number: number % 2)
+    found = [dict(image_id=each['image_id'], category_id=each['category_id'], bbox=each['bbox'],
+                  score=0.9, blur=each['blur']) for each in objects]
+    commands.detections.update(gkd_seed0=found,
+                               plain_seed0=[each for each in found if not each['blur']])
+    work = tmp_path / 'work'
+    mmdet3.compare(config, ['gkd'], 1, work_dir=str(work))
+    assert commands.commands[2:] == ['test teacher', 'train plain_seed0', 'test plain_seed0',
+                                     'train gkd_seed0', 'test gkd_seed0']
+    assert 'degrees.md, .csv' in capsys.readouterr().out
+    rows = rows_of(work / 'degrees.csv')
+    sharp, blurred, most = (f'blur {part}' for part in ('0 to 0.3', '0.3 to 1.5', 'from 1.5'))
+    for method, aps in (('teacher', (0, 0)), ('plain student', (100, 0)), ('gkd', (100, 100))):
+        assert [float(rows[method][f'{name} mean']) for name in (sharp, blurred)] == \
+            pytest.approx(aps, abs=0.1)
+        assert rows[method][f'{most} mean'] == ''
+    assert float(rows['gkd'][f'{blurred} gain mean']) == pytest.approx(100, abs=0.1)
+    assert float(rows_of(work / 'comparison.csv')['gkd']['AP mean']) == 25  # of the training
+    assert '| blur 0 to 0.3' in (work / 'degrees.md').read_text()
+
+    (tmp_path / 'degrees.json').write_text('{')
+    with pytest.raises(DataError, match='val_evaluator.ann_file'):
+        mmdet3.compare(config, ['gkd'], 1, work_dir=str(work))
+
+
 @pytest.mark.slow
-def test_the_command_trains_and_compares(config, tmp_path):
+def test_the_command_trains_and_compares(config, annotations, tmp_path):
+    with_degrees(config, annotations, lambda number: 0)
+
     def run():
         ended = subprocess.run(
             [sys.executable, TOOLS / 'compare.py', config, '--methods', 'gkd', '--seeds', '1',
@@ -102,13 +151,15 @@ def test_the_command_trains_and_compares(config, tmp_path):
         return ended.stdout
 
     printed = run()
-    assert 'files:  work/comparison.md, .csv, .png' in printed
-    rows = {row['method']: row for row in csv.DictReader(
-        (tmp_path / 'work' / 'results.csv').read_text().splitlines())}
+    assert 'files:  work/comparison.md, .csv, .png, degrees.md, .csv' in printed
+    rows = rows_of(tmp_path / 'work' / 'results.csv')
     assert rows.keys() == {'teacher', 'student', 'plain', 'gkd'}
     # The teacher that was tested is the one that was trained.
-    [tested] = [row for row in csv.DictReader(
-        (tmp_path / 'work' / 'comparison.csv').read_text().splitlines())
-        if row['method'] == 'teacher']
-    assert float(tested['AP mean']) == pytest.approx(float(rows['teacher']['AP']), abs=0.06)
-    assert run().count('finished before') == 5
+    compared = rows_of(tmp_path / 'work' / 'comparison.csv')
+    assert float(compared['teacher']['AP mean']) == pytest.approx(float(rows['teacher']['AP']),
+                                                                  abs=0.06)
+    # All objects are of the first degree.
+    for method, row in rows_of(tmp_path / 'work' / 'degrees.csv').items():
+        assert float(row['blur 0 to 0.3 mean']) == pytest.approx(
+            float(compared[method]['AP mean']), abs=0.06)
+    assert run().count('finished before') == 7
