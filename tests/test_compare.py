@@ -31,6 +31,7 @@ from gkd.errors import ConfigError, DataError
 from gkd.experiments import compare, comparison_plan, quickstart, stages
 from gkd.experiments.stages import Detection, Training
 from gkd.knowledge import Knowledge
+from gkd.quickstart import run as quickstart_run
 from gkd.registry import KNOWLEDGE
 from gkd.report.comparison import Row, comparison_figure, draw_comparison, format_comparison
 from gkd.report.results import Result, append_result, read_results
@@ -661,9 +662,9 @@ def test_rows_of_several_processes_and_of_a_repeated_run(tmp_path):
 def test_quickstart_pairs_the_students_of_every_seed(processes, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(quickstart, 'CONFIGS', {'tiny': str(write_experiment(tmp_path))})
     drawn = []
-    for name in ('prepare_efficientnet_lite0', 'write_report'):
-        monkeypatch.setattr(quickstart, name, lambda *_: None)
-    monkeypatch.setattr(quickstart, 'draw_pictures', lambda *args: drawn.append(args))
+    monkeypatch.setattr(quickstart, 'prepare_efficientnet_lite0', lambda: None)
+    monkeypatch.setattr(quickstart_run, 'write_report', lambda *_: None)
+    monkeypatch.setattr(quickstart_run, 'draw_pictures', lambda *args: drawn.append(args))
     aps = {'train teacher': 0.5, 'train student_seed0': 0.1, 'train student_seed1': 0.2,
            'train plain_seed0': 0.2, 'train plain_seed1': 0.3,
            'train gkd_seed0': 0.3, 'train gkd_seed1': 0.45}

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
-from mmcv import Config
-from mmdet.datasets import CustomDataset, build_dataset
-from torch import Tensor
-
-from gkd.report.detections import best_first, draw_image, typical_images
+from gkd.frameworks import Config
+from gkd.looking.door import detect, load_detector, validation_datasets
+from gkd.report.detections import draw_image, typical_images
 from gkd.report.drawing import plt, save
-from gkd.running.export import load_detector
 
 
 def draw_detections(detectors: Sequence[tuple[str, Config, str]], path: str,
@@ -28,8 +24,7 @@ def draw_detections(detectors: Sequence[tuple[str, Config, str]], path: str,
         path: PNG file to write.
         num_images: Rows of the picture.
     """
-    config = detectors[0][1]
-    dataset = build_dataset(config.data.val, dict(test_mode=True))
+    dataset, *_ = validation_datasets(detectors[0][1])
     images = typical_images(dataset, num_images)
     figure, axes = plt.subplots(num_images, len(detectors), squeeze=False,
                                 figsize=(3.6 * len(detectors), 3.9 * num_images))
@@ -39,11 +34,3 @@ def draw_detections(detectors: Sequence[tuple[str, Config, str]], path: str,
             draw_image(axes[row, column], dataset, index, detect(model, dataset, index), title)
     figure.tight_layout()
     save(figure, path)
-
-
-@torch.no_grad()
-def detect(model: torch.nn.Module, dataset: CustomDataset, index: int) -> Tensor:
-    """Detections of one image over all classes, best first: ``(n, 6)`` of box, score, label."""
-    views = dataset.prepare_test_img(index)
-    image, meta = views['img'][0], views['img_metas'][0].data
-    return best_first(model.forward_test([image[None]], [[meta]], rescale=True)[0])

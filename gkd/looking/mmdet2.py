@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import torch
 from mmcv import Config, ConfigDict
+from torch import Tensor
 
-from gkd.frameworks import Dataset
+from gkd.frameworks import BaseDetector, Dataset
+from gkd.report.detections import best_first
 from gkd.running.config import build_model, load_config
 from gkd.running.data import build_checked_dataset, leaf_datasets
 from gkd.running.data import prototype_datasets as prototype_configs
+from gkd.running.export import load_detector
 
-__all__ = ['build_model', 'load_config', 'prototype_datasets', 'validation_config',
-           'validation_datasets']
+__all__ = ['build_model', 'detect', 'load_config', 'load_detector', 'prototype_datasets',
+           'validation_config', 'validation_datasets']
 
 
 def prototype_datasets(config: Config) -> list[Dataset]:
@@ -29,3 +33,11 @@ def validation_datasets(config: Config) -> list[Dataset]:
     """The validation data."""
     return leaf_datasets(build_checked_dataset(validation_config(config), 'data.val',
                                                dict(test_mode=True)))
+
+
+@torch.no_grad()
+def detect(model: BaseDetector, dataset: Dataset, index: int) -> Tensor:
+    """Detections of one image over all classes, best first: ``(n, 6)`` of box, score, label."""
+    views = dataset.prepare_test_img(index)
+    image, meta = views['img'][0], views['img_metas'][0].data
+    return best_first(model.forward_test([image[None]], [[meta]], rescale=True)[0])

@@ -2,21 +2,40 @@
 
 from __future__ import annotations
 
+import torch
 from mmengine.config import Config, ConfigDict
+from torch import Tensor
 
+from gkd.commands.export import student_weights
+from gkd.compat.checkpoint import load_checkpoint_file, load_strictly
 from gkd.distiller import Distiller
-from gkd.engine.commands import load_config
+from gkd.engine.commands import detector_config, load_config
 from gkd.errors import ConfigError
-from gkd.frameworks import Dataset, build_dataset, build_detector
+from gkd.frameworks import BaseDetector, Dataset, build_dataset, build_detector
 from gkd.frameworks.mmdet3 import leaf_configs, prototype_configs
 
-__all__ = ['build_model', 'load_config', 'prototype_datasets', 'validation_config',
-           'validation_datasets']
+__all__ = ['build_model', 'detect', 'load_config', 'load_detector', 'prototype_datasets',
+           'validation_config', 'validation_datasets']
 
 
 def build_model(config: Config) -> Distiller:
     """Build ``config.model``."""
     return build_detector(config.model)
+
+
+def load_detector(config: Config, checkpoint: str) -> BaseDetector:
+    """Build a detector, or a distillation config's student, with its weights, in eval mode.
+
+    Args:
+        config: A plain detector's config or a distillation config.
+        checkpoint: A checkpoint of a distiller or of a plain detector.
+
+    Raises:
+        CheckpointError: The checkpoint cannot be read or does not fit.
+    """
+    model = build_detector(detector_config(config))
+    load_strictly(model, student_weights(load_checkpoint_file(checkpoint), checkpoint), checkpoint)
+    return model.eval()
 
 
 def prototype_datasets(config: Config) -> list[Dataset]:
@@ -42,3 +61,12 @@ def validation_datasets(config: Config) -> list[Dataset]:
         ConfigError: There are none.
     """
     return [build_dataset(entry) for entry in leaf_configs(validation_config(config))]
+
+
+@torch.no_grad()
+def detect(model: BaseDetector, dataset: Dataset, index: int) -> Tensor:
+    """Detections of one image over all classes, best first: ``(n, 6)`` of box, score, label."""
+    data = {name: [part] for name, part in dataset.prepare_data(index).items()}
+    found = model.test_step(data)[0].pred_instances
+    boxes = torch.cat([found.bboxes, found.scores[:, None], found.labels[:, None]], dim=1)
+    return boxes[found.scores.argsort(descending=True)]

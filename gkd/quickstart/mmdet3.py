@@ -9,17 +9,12 @@ from collections.abc import Sequence
 from typing import Optional
 
 from gkd.backbones.efficientnet_lite import prepare_efficientnet_lite0
-from gkd.checkpoints import WORKPLACE, tool
-from gkd.commands.processes import StageFailed, at_once
+from gkd.checkpoints import WORKPLACE
 from gkd.comparison.methods import OWN, choose_methods
 from gkd.comparison.mmdet3 import plan
-from gkd.comparison.run import run_all
 from gkd.datasets import prepare_embedded
 from gkd.engine.commands import load_config
-from gkd.files import write_atomically
-from gkd.quickstart import closing_text, metrics_by_row
-from gkd.report.comparison import format_gain
-from gkd.work_dir import REPORT
+from gkd.quickstart.run import run_quickstart
 
 CONFIG = 'configs/mmdet3/digits/gkd_{}_efficientnet-lite0_r18-w8_fpn_digit-scenes.py'
 
@@ -28,7 +23,8 @@ def quickstart(family: str, seeds: Sequence[int], epochs: Optional[int] = None,
                work_dir: Optional[str] = None) -> None:
     """Prepare data, train teacher and student, distil the student, and print a table.
 
-    The stages are those of MMDetection 2's quickstart. What is finished is not trained again.
+    The stages, the pictures and the report are those of MMDetection 2's quickstart. What is
+    finished is not trained again.
     Every training is a row of ``results.csv`` in the work dir.
 
     Args:
@@ -50,16 +46,4 @@ def quickstart(family: str, seeds: Sequence[int], epochs: Optional[int] = None,
     prepare_efficientnet_lite0()
     comparison = plan(config, family, choose_methods(config, [OWN]), seeds, epochs, work_dir,
                       fresh=True, detect=False)
-    run_all(comparison, at_once(), osp.join(work_dir, 'results.csv'))
-    if comparison.failed:
-        raise StageFailed('A stage failed, see above. The same command goes on from there.')
-
-    table = format_gain(metrics_by_row(comparison))
-    write_atomically(osp.join(work_dir, 'table.md'), table)
-    distilled = comparison.runs[OWN][seeds[-1]]
-    checkpoint = osp.relpath(distilled.checkpoint)
-    command = f'{path} {checkpoint}'
-    print(closing_text(f'{family} on digit-scenes, MMDetection 3', seeds, started, table, dict(
-        report=osp.join(osp.dirname(checkpoint), REPORT),
-        evaluate=f'bash {tool("test.sh")} {command}',
-        export=f'python {tool("export_student.py")} {command}')))
+    run_quickstart(comparison, f'{family} on digit-scenes, MMDetection 3', path, seeds, started)

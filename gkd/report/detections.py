@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gkd.datasets.images import read_image
-from gkd.frameworks import Dataset, bbox_overlaps, classes_of
+from gkd.frameworks import Dataset, annotation, bbox_overlaps, classes_of, image_info
 from gkd.report.drawing import plt, rectangle
 
 FOUND, WRONG, MISSED = '#2ca02c', '#d62728', '#ffd92f'
@@ -34,15 +34,14 @@ def results_figure(dataset: Dataset, results: Sequence, num_images: int) -> plt.
     for axis, index in zip(axes[0], images):
         boxes = results[index][0] if isinstance(results[index], tuple) else results[index]
         draw_image(axis, dataset, index, best_first(boxes),
-                   osp.basename(dataset.data_infos[index]['filename']))
+                   osp.basename(image_info(dataset, index)['filename']))
     figure.tight_layout()
     return figure
 
 
 def typical_images(dataset: Dataset, num_images: int) -> list[int]:
     """Images whose number of objects is closest to the median."""
-    counts = np.array([len(dataset.get_ann_info(index)['labels'])
-                       for index in range(len(dataset))])
+    counts = np.array([len(annotation(dataset, index)[1]) for index in range(len(dataset))])
     typical = np.abs(counts - np.median(counts[counts > 0]))
     return sorted(np.argsort(typical, kind='stable')[:num_images].tolist())
 
@@ -90,12 +89,11 @@ def match(detections: Tensor, boxes: Tensor, labels: Tensor) -> tuple[list[bool]
 def draw_image(axis: plt.Axes, dataset: Dataset, index: int, detections: Tensor,
                title: str) -> None:
     """Draw one image with one detector's boxes, and their classes if there are several."""
-    annotation, classes = dataset.get_ann_info(index), classes_of(dataset)
-    boxes = torch.from_numpy(annotation['bboxes'])
+    boxes, labels = map(torch.from_numpy, annotation(dataset, index))
+    info, classes = image_info(dataset, index), classes_of(dataset)
     detections = detections[:len(boxes)]
-    right, matched = match(detections, boxes, torch.from_numpy(annotation['labels']))
-    path = f'{dataset.img_prefix or ""}/{dataset.data_infos[index]["filename"]}'
-    axis.imshow(read_image(path))
+    right, matched = match(detections, boxes, labels)
+    axis.imshow(read_image(osp.join(info['folder'] or '', info['filename'])))
     for box, taken in zip(boxes, matched):
         if not taken:
             axis.add_patch(rectangle(box, MISSED, linestyle='--'))

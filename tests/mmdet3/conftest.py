@@ -7,10 +7,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from mmengine.config import Config
 from small_experiments import CLASSES, COLOURS, IMAGES
 
 from gkd.comparison import mmdet3, stages
+from gkd.detectors.source import read_config
 
 METRICS = ('bbox_mAP', 'bbox_mAP_50', 'bbox_mAP_75', 'bbox_mAP_s', 'bbox_mAP_m', 'bbox_mAP_l')
 
@@ -68,14 +68,14 @@ def commands(monkeypatch):
         data.mkdir(parents=True)
         if 'test' in command[0]:
             (folder / 'now' / 'now.json').write_text(json.dumps(metrics))
-            prefix = Config.fromfile(command[1]).test_evaluator.outfile_prefix
+            prefix = read_config(command[1]).test_evaluator.outfile_prefix
             Path(f'{prefix}.bbox.json').write_text(json.dumps(run.detections.get(folder.name, [])))
             return 0, 500.0
         epoch = int(command[command.index('--epochs') + 1])
         (data / 'scalars.json').write_text(
             json.dumps(dict(loss=1.0, epoch=epoch, iter=3, time=0.5, data_time=0.25, step=3))
             + '\n' + json.dumps(dict(metrics, step=epoch)) + '\n')
-        (data / 'config.py').write_text(Config.fromfile(command[1]).pretty_text)
+        (data / 'config.py').write_text(read_config(command[1]).pretty_text)
         (folder / f'epoch_{epoch}.pth').touch()
         return 0, 500.0
 

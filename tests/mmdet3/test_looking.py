@@ -14,12 +14,14 @@ from PIL import Image
 from small_experiments import CLASSES, TOOLS, detector, experiment, train
 
 from gkd.bank import PrototypeBank
+from gkd.comparison.mmdet3 import Training
 from gkd.errors import ConfigError
 from gkd.frameworks import build_detector
-from gkd.looking.door import load_config
+from gkd.looking.door import detect, load_config, load_detector, validation_datasets
 from gkd.looking.trained import TrainedPair, validation_images
 from gkd.looking.trust import judge, local_masks
 from gkd.prototypes.features import CandidateImages
+from gkd.quickstart.run import draw_pictures
 from studies.corruptions import CORRUPTIONS, corrupt
 from studies.noise_study import MEASURES, features_of, versions_of
 from studies.pixels import Pixels
@@ -90,6 +92,34 @@ def test_the_method_is_drawn_with_a_pair_of_ones_own(pair, tmp_path, monkeypatch
     assert 'wrote 3 pictures' in capsys.readouterr().out
     for name in ('spaces', 'coordinates', 'weights'):
         assert np.asarray(Image.open(tmp_path / 'concept' / f'{name}.jpg').convert('L')).std() > 5
+
+
+def test_quickstart_draws_what_detectors_find_and_the_last_prototypes(pair, tmp_path):
+    config = load_config(pair[0])
+    config.train_cfg.max_epochs = 1
+    train(config)
+    teacher = Config.fromfile(pair[0])
+    teacher.model = detector('one_stage', 24)
+    teacher.dump(tmp_path / 'teacher.py')
+    teacher = Training(str(tmp_path / 'teacher.py'), str(tmp_path / 'teacher.pth'))
+    distilled = Training(pair[0], str(tmp_path / 'work' / 'epoch_1.pth'), epochs=1)
+    draw_pictures(teacher, distilled, distilled, str(tmp_path))
+    for name in ('detections', 'prototypes'):
+        assert np.asarray(Image.open(tmp_path / f'{name}.png').convert('L')).std() > 5
+
+
+def test_detections_are_in_pixels_of_the_image_file(pair):
+    config = load_config(pair[0])
+    model = load_detector(config, pair[1])
+    found = []
+    for side in (128, 256):
+        config.val_dataloader.dataset.pipeline[2].scale = (side, side)
+        found.append(detect(model, validation_datasets(config)[0], 0))
+    for boxes in found:
+        assert len(boxes) and (boxes[:, :4] <= torch.tensor([128, 96, 128, 96])).all()
+        assert torch.equal(boxes[:, 4], boxes[:, 4].sort(descending=True).values)
+        assert set(boxes[:, 5].tolist()) <= {0, 1, 2}
+    assert found[1][:, 2].max() > 100
 
 
 def test_what_cannot_be_looked_at_is_refused(pair, tmp_path):

@@ -5,7 +5,7 @@ import pytest
 from gkd.checkpoints import REPOSITORY
 from gkd.commands.processes import StageFailed
 from gkd.comparison import stages
-from gkd.quickstart import mmdet3
+from gkd.quickstart import mmdet3, run
 from gkd.report.results import read_results
 
 APS = dict(teacher=0.5, student_seed0=0.2, student_seed2=0.3, plain_seed0=0.25, plain_seed2=0.35,
@@ -18,6 +18,9 @@ def quickstart(commands, monkeypatch):
     commands.aps.update(APS)
     monkeypatch.setattr(mmdet3, 'prepare_embedded', lambda path: None)
     monkeypatch.setattr(mmdet3, 'prepare_efficientnet_lite0', lambda: None)
+    monkeypatch.setattr(run, 'write_report', lambda *folders: commands.drawn.append(folders))
+    monkeypatch.setattr(run, 'draw_pictures', lambda *stages: commands.drawn.append(stages))
+    commands.drawn = []
     monkeypatch.chdir(REPOSITORY)
     return mmdet3.quickstart
 
@@ -47,6 +50,12 @@ def test_students_of_every_seed_go_on_alone_and_taught(quickstart, commands, tmp
     printed = capsys.readouterr().out
     table = (folder / 'table.md').read_text()
     assert table in printed and '50.0' in table and '+2.0' in table  # of +3.0 and +1.0
+    for name in ('detections.png', 'prototypes.png', 'report.html'):
+        assert name in printed
+    names = ['teacher', 'plain_seed2', 'gkd_seed2']
+    (*drawn, _), (reported, others, _) = commands.drawn
+    assert [stage.work_dir for stage in drawn] == [str(folder / name) for name in names]
+    assert [reported, *others] == [drawn[2].work_dir, drawn[1].work_dir]
     rows = {(row.data, row.family, row.method, row.teacher_seed, row.student_seed): row.AP
             for row in read_results(folder / 'results.csv')}
     assert rows == {('digit-scenes', 'RetinaNet', *key): ap for key, ap in {
