@@ -24,8 +24,7 @@ def quickstart(family: str, seeds: Sequence[int], epochs: Optional[int] = None,
     """Prepare data, train teacher and student, distil the student, and print a table.
 
     The stages, the pictures and the report are those of MMDetection 2's quickstart. What is
-    finished is not trained again.
-    Every training is a row of ``results.csv`` in the work dir.
+    finished is not trained again. Every training is a row of ``results.csv`` in the work dir.
 
     Args:
         family: ``'retinanet'`` or ``'faster_rcnn'``.
