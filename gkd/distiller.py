@@ -125,11 +125,12 @@ class Distiller(DetectorShell):
         """The teacher, in the precision that it computes in."""
         return self.frozen.running
 
-    def choose_classes(self, names: Sequence[str]) -> None:
+    def choose_classes(self, names: Sequence[str], key: str) -> None:
         """Find the student's classes among those of a teacher that has more, by their names.
 
         Args:
             names: The student's classes, as the data set numbers them.
+            key: Place of the data set in the config, for messages.
 
         Raises:
             ConfigError: The teacher does not know one of them.
@@ -142,7 +143,7 @@ class Distiller(DetectorShell):
         if missing:
             raise ConfigError(
                 f'model.teacher.checkpoint: the teacher knows {len(taught)} classes, but not '
-                f'{", ".join(missing)}, which data.train has; take a teacher that knows all '
+                f'{", ".join(missing)}, which {key} has; take a teacher that knows all '
                 f'classes, or set `num_classes` of its head to them and train it on them.')
         columns = [taught.index(name) for name in names]
         if not teacher.sigmoid:
@@ -277,7 +278,7 @@ class Distiller(DetectorShell):
         if wanted and self.teacher_columns is None:
             raise ConfigError(f'the teacher has {self.pair.teacher.num_classes} classes, the '
                               f'student {self.pair.num_classes}, and it is not known which they '
-                              f'are; tools/train.py takes their names from data.train.')
+                              f'are; tools/train.py takes their names from the training data.')
         for name in ('logits', 'proposal_logits'):
             if getattr(part, name) is not None:
                 setattr(part, name, getattr(part, name)[:, self.teacher_columns])

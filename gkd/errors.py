@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from types import TracebackType
 
 
@@ -42,6 +44,23 @@ class NumericalError(GKDError):
 
 class RunError(GKDError):
     """Something failed in a run that no check had foreseen: a setting, the data, or a defect."""
+
+
+@contextmanager
+def naming(key: str) -> Iterator[None]:
+    """Turn what MMDetection raises for a wrong setting into a ConfigError that names the key."""
+    try:
+        yield
+    except GKDError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, AssertionError) as error:
+        raise ConfigError(f'{key}: {type(error).__name__}: {error}') from error
+
+
+def shorten(names: Sequence[str], most: int = 8) -> str:
+    """The first few names, and how many more there are."""
+    listed = ', '.join(map(str, names[:most]))
+    return listed if len(names) <= most else f'{listed} and {len(names) - most} more'
 
 
 def show_without_traceback() -> None:

@@ -17,8 +17,9 @@ from gkd.datasets.degrees import evaluate_by_degree
 from gkd.datasets.digit_scenes import Digit, Scene, draw_digit, make_scene, prepare_digit_scenes
 from gkd.detectors.source import REPOSITORY
 from gkd.errors import DataError
+from gkd.matching import check_num_classes
 from gkd.running.config import load_config
-from gkd.running.data import build_checked_dataset, check_num_classes
+from gkd.running.data import build_checked_dataset
 
 CONFIGS = Path(REPOSITORY, 'configs', 'digits')
 FIGURES = ('1110', '0100', '1101', '1011', '0101', '1000', '0110', '0011', '1111', '1001')
@@ -323,7 +324,7 @@ def test_config_builds_and_fits_the_data(sources, tmp_path, path):
         assert entry.ann_file == f'data/digit_scenes/{split}.json'
         entry.update(ann_file=str(root / f'{split}.json'), img_prefix=str(root / 'images'))
         dataset = build_checked_dataset(entry, split, dict(test_mode=test_mode))
-        check_num_classes(model, dataset, split)
+        check_num_classes(model, dataset.CLASSES, split)
         assert dataset.CLASSES == digit_scenes.CLASSES
     train = build_checked_dataset(config.data.train, 'train')
     # a mirrored digit is none

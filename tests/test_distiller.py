@@ -363,9 +363,9 @@ def test_teacher_with_more_classes_teaches_those_that_the_student_has(family, tm
     model.bank = small.random_bank(model.pair)
     with pytest.raises(ConfigError, match='not known which they are'):
         losses_of(model, small.batch())
-    with pytest.raises(ConfigError, match='but not violet'):
-        model.choose_classes(('red', 'violet', 'blue'))
-    model.choose_classes(('red', 'green', 'blue'))
+    with pytest.raises(ConfigError, match='but not violet, which data.train has'):
+        model.choose_classes(('red', 'violet', 'blue'), 'data.train')
+    model.choose_classes(('red', 'green', 'blue'), 'data.train')
     assert RDM_TERMS < losses_of(model, small.batch()).keys()
     _, step = model.observe(to_batch(**small.batch()))
     model.teacher_columns = torch.arange(5 if family == 'one_stage' else 6)

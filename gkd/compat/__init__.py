@@ -74,6 +74,10 @@ def _mend_mmdet3() -> None:
 
     engine.accept_newer_mmcv()
     engine.find_packages_without_setuptools()
+
+    from gkd.compat import coco  # it imports mmdet, which is possible from here on only
+
+    coco.look_at_annotations_with_mmdet3()
     engine.init_without_gpus()
     engine.read_checkpoints_safely()
     engine.load_checkpoints_strictly()

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+
 import mmdet.datasets.coco
 import numpy as np
 from mmdet.datasets.api_wrappers import COCO, COCOeval
 
 from gkd.datasets.coco_json import load_coco
 from gkd.datasets.inspection import Finding
+from gkd.watching import watched
 
 
 def look_at_annotations() -> None:
@@ -18,6 +21,27 @@ def look_at_annotations() -> None:
     For: mmdet 2.x and pycocotools 2.x.
     """
     mmdet.datasets.coco.COCO = InspectedCOCO
+
+
+def look_at_annotations_with_mmdet3() -> None:
+    """The same, for data sets and for the metric, which reads the file once more.
+
+    What the metric writes itself, from a data set whose images have no names, is not looked at.
+    For: mmdet 3.x and pycocotools 2.x.
+    """
+    from mmdet.evaluation.metrics import coco_metric
+
+    for kind in vars(mmdet.datasets).values():
+        if getattr(kind, 'COCOAPI', None) is COCO:
+            kind.COCOAPI = InspectedCOCO
+    initialise = coco_metric.CocoMetric.__init__
+
+    @functools.wraps(initialise)
+    def initialise_inspected(self, *args, **kwargs):
+        with watched(coco_metric, 'COCO', lambda read, path: InspectedCOCO(path)):
+            initialise(self, *args, **kwargs)
+
+    coco_metric.CocoMetric.__init__ = initialise_inspected
 
 
 def evaluate_any_thresholds() -> None:

@@ -22,9 +22,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from gkd.bank import PrototypeBank
 from gkd.detectors.modes import eval_mode
 from gkd.distiller import Distiller
-from gkd.errors import ConfigError, GKDError
-from gkd.running.config import naming, untrained_model
-from gkd.running.data import num_classes_of
+from gkd.errors import ConfigError, GKDError, naming
+from gkd.matching import num_classes_of
+from gkd.running.config import untrained_model
 from gkd.watching import watched
 
 WARM_UP = (128, 128)  # width and height of the first images; all strides in use divide them

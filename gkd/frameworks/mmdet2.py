@@ -27,18 +27,21 @@ from gkd.errors import ConfigError
 from gkd.frameworks.batch import Batch
 
 __all__ = [
-    'BACKBONES', 'DETECTORS', 'HOOKS', 'VOC_CLASSES', 'BaseDetector', 'Batch', 'Config',
-    'ConfigDict', 'ContextBlock', 'Dataset', 'DeltaXYWHBBoxCoder', 'DetectorShell', 'EfficientNet',
-    'Hook', 'NonLocal2d', 'anchor_inside_flags', 'annotation', 'bbox2roi', 'bbox_overlaps',
-    'build_dataset', 'build_detector', 'classes_of', 'description', 'fuse_conv_bn',
-    'get_dist_info', 'image_info', 'image_settings', 'logger',
-    'mmdet_configs', 'network_input', 'positive_boxes', 'prototype_datasets',
-    'revert_sync_batchnorm', 'sampled_boxes', 'source_of', 'student_losses', 'synthetic_batch',
-    'test_view', 'to_batch',
+    'BACKBONES', 'CLASSES_SETTING', 'DETECTORS', 'HOOKS', 'IMAGES_SETTING', 'VOC_CLASSES',
+    'BaseDetector', 'Batch', 'Config', 'ConfigDict', 'ContextBlock', 'Dataset',
+    'DeltaXYWHBBoxCoder', 'DetectorShell', 'EfficientNet', 'Hook', 'NonLocal2d',
+    'anchor_inside_flags', 'annotation', 'bbox2roi', 'bbox_overlaps', 'build_dataset',
+    'build_detector', 'classes_of', 'description', 'fuse_conv_bn', 'get_dist_info', 'image_info',
+    'image_settings', 'logger', 'mmdet_configs', 'network_input', 'positive_boxes',
+    'prototype_datasets', 'revert_sync_batchnorm', 'sampled_boxes', 'source_of', 'student_losses',
+    'synthetic_batch', 'test_view', 'to_batch',
 ]
 
 Dataset = CustomDataset
 VOC_CLASSES = VOCDataset.CLASSES
+# Settings of a data set, for messages.
+CLASSES_SETTING = 'classes'
+IMAGES_SETTING = 'img_prefix'
 
 
 def logger() -> logging.Logger:

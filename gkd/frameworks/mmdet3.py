@@ -33,19 +33,22 @@ from torch import Tensor
 from gkd.frameworks.batch import Batch
 
 __all__ = [
-    'BACKBONES', 'DETECTORS', 'HOOKS', 'VOC_CLASSES', 'BaseDetector', 'Batch', 'Config',
-    'ConfigDict', 'ContextBlock', 'Dataset', 'DeltaXYWHBBoxCoder', 'DetectorShell', 'EfficientNet',
-    'Hook', 'NonLocal2d', 'anchor_inside_flags', 'annotation', 'bbox2roi', 'bbox_overlaps',
-    'build_dataset', 'build_detector', 'classes_of', 'description', 'fuse_conv_bn',
-    'get_dist_info', 'image_info', 'image_settings', 'logger',
-    'mmdet_configs', 'network_input', 'positive_boxes', 'prototype_datasets',
-    'revert_sync_batchnorm', 'sampled_boxes', 'source_of', 'student_losses', 'synthetic_batch',
-    'test_view', 'to_batch',
+    'BACKBONES', 'CLASSES_SETTING', 'DETECTORS', 'HOOKS', 'IMAGES_SETTING', 'VOC_CLASSES',
+    'BaseDetector', 'Batch', 'Config', 'ConfigDict', 'ContextBlock', 'Dataset',
+    'DeltaXYWHBBoxCoder', 'DetectorShell', 'EfficientNet', 'Hook', 'NonLocal2d',
+    'anchor_inside_flags', 'annotation', 'bbox2roi', 'bbox_overlaps', 'build_dataset',
+    'build_detector', 'classes_of', 'description', 'fuse_conv_bn', 'get_dist_info', 'image_info',
+    'image_settings', 'logger', 'mmdet_configs', 'network_input', 'positive_boxes',
+    'prototype_datasets', 'revert_sync_batchnorm', 'sampled_boxes', 'source_of', 'student_losses',
+    'synthetic_batch', 'test_view', 'to_batch',
 ]
 
 Dataset = BaseDetDataset
 BACKBONES = DETECTORS = MODELS
 VOC_CLASSES = VOCDataset.METAINFO['classes']
+# Settings of a data set, for messages.
+CLASSES_SETTING = 'metainfo.classes'
+IMAGES_SETTING = 'data_prefix.img'
 
 
 def logger() -> logging.Logger:
@@ -247,11 +250,19 @@ def prototype_configs(config: Config) -> list[ConfigDict]:
     tested = config.get('test_dataloader') or config.get('val_dataloader')
     pipeline = (tested or config.train_dataloader).dataset.pipeline
     return [ConfigDict({**entry, 'pipeline': pipeline})
-            for entry in leaf_configs(config.train_dataloader.dataset)]
+            for entry in leaf_configs(config.train_dataloader.dataset).values()]
 
 
-def leaf_configs(config: ConfigDict) -> list[ConfigDict]:
-    """Configs of the data sets inside of wrappers."""
+def leaf_configs(config: ConfigDict, key: str = '') -> dict[str, ConfigDict]:
+    """Configs of the data sets inside of wrappers, by their place.
+
+    Args:
+        config: Config of a data set.
+        key: Its place.
+    """
     if 'datasets' in config:
-        return [leaf for entry in config.datasets for leaf in leaf_configs(entry)]
-    return leaf_configs(config.dataset) if 'dataset' in config else [config]
+        return {place: leaf for number, entry in enumerate(config.datasets)
+                for place, leaf in leaf_configs(entry, f'{key}.datasets.{number}').items()}
+    if 'dataset' in config:
+        return leaf_configs(config.dataset, f'{key}.dataset')
+    return {key: config}

@@ -60,7 +60,7 @@ def validation_datasets(config: Config) -> list[Dataset]:
     Raises:
         ConfigError: There are none.
     """
-    return [build_dataset(entry) for entry in leaf_configs(validation_config(config))]
+    return [build_dataset(entry) for entry in leaf_configs(validation_config(config)).values()]
 
 
 @torch.no_grad()

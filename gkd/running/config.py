@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import Optional
 
 from mmcv import Config
@@ -13,7 +11,7 @@ from mmdet.utils import compat_cfg, replace_cfg_vals, update_data_root
 
 from gkd.detectors.source import DetectorSource, find_file, read_config
 from gkd.distiller import Distiller
-from gkd.errors import ConfigError, GKDError
+from gkd.errors import ConfigError, GKDError, naming
 from gkd.progress import without_warnings
 from gkd.running.images import adapt_images
 
@@ -105,20 +103,3 @@ def untrained_model(config: Config) -> BaseDetector:
         config.model[role].checkpoint = None
     with without_warnings():
         return build_model(config)
-
-
-@contextmanager
-def naming(key: str) -> Iterator[None]:
-    """Turn what MMCV raises for a wrong setting into a ConfigError that names the key."""
-    try:
-        yield
-    except GKDError:
-        raise
-    except (KeyError, TypeError, ValueError, AttributeError, AssertionError) as error:
-        raise ConfigError(f'{key}: {type(error).__name__}: {error}') from error
-
-
-def shorten(names: Sequence[str], most: int = 8) -> str:
-    """The first few names, and how many more there are."""
-    listed = ', '.join(map(str, names[:most]))
-    return listed if len(names) <= most else f'{listed} and {len(names) - most} more'

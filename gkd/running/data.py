@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import copy
-import os
 import os.path as osp
 import re
-from collections import defaultdict
 from typing import Optional
 
-import numpy as np
 from mmcv import Config, ConfigDict
 from mmcv.utils import get_logger
 from mmdet.datasets import (
@@ -27,11 +24,21 @@ from torch.utils.data import Dataset
 
 from gkd.compat.coco import InspectedCOCO
 from gkd.datasets import prepare_embedded
+from gkd.datasets.checks import (
+    check_categories,
+    check_class_names,
+    check_images_exist,
+    check_instances,
+    check_masks,
+    no_box,
+    no_image,
+    unusable,
+)
 from gkd.datasets.coco_json import load_coco
-from gkd.datasets.inspection import mask_faults
+from gkd.datasets.inspection import Finding
 from gkd.distiller import Distiller
-from gkd.errors import ConfigError, DataError
-from gkd.running.config import naming, shorten
+from gkd.errors import ConfigError, DataError, naming, shorten
+from gkd.matching import LOADED_BY
 
 
 def prototype_datasets(config: Config) -> list[ConfigDict]:
@@ -145,17 +152,7 @@ def check_settings(entry: ConfigDict, key: str) -> None:
         if on_disk(entry.get('file_client_args')) and not osp.exists(
                 osp.join(entry.get('data_root') or '', path)):
             raise DataError(f'{key}.ann_file: no such file: {path}')
-    classes = entry.get('classes')
-    if isinstance(classes, str):  # a file with a name in every line
-        if '://' not in classes and not osp.isfile(classes):
-            raise DataError(f'{key}.classes = {classes!r} is text, which names a file with a '
-                            f'class in every line, and there is no such file. Write a list of '
-                            f'names: classes = [{classes!r}]')
-    elif classes is not None and (not isinstance(classes, (list, tuple)) or not classes or not all(
-            isinstance(name, str) for name in classes)):
-        raise DataError(f'{key}.classes = {classes!r}: must be a list of names.')
-    elif classes is not None and len(set(classes)) < len(classes):
-        raise DataError(f'{key}.classes = {shorten(classes)}: a class is named twice.')
+    check_class_names(entry.get('classes'), f'{key}.classes')
 
 
 def look_at_test_data(config: Config) -> None:
@@ -233,32 +230,11 @@ def leaf_datasets(dataset: CustomDataset) -> list[CustomDataset]:
 
 
 def check_classes(dataset: CustomDataset, key: str) -> None:
-    """Raise DataError if a COCO file lacks classes of the config, or has them in another order.
-
-    MMDetection numbers classes in the order of the file's categories. It would skip a class that
-    is missing, and number all classes after it wrongly. If the order differs from the config's,
-    the same number means different classes in different data sets, or for the teacher.
-    """
-    if not isinstance(dataset, CocoDataset):
-        return
-    named = [category['name'] for category in dataset.coco.dataset['categories']]
-    missing = [name for name in dataset.CLASSES if name not in named]
-    if missing:
-        raise DataError(
-            f'{key}: {len(missing)} of {len(dataset.CLASSES)} classes are no categories of '
-            f'{dataset.ann_file}: {shorten(missing)}. It has {shorten(named)}; set `classes` of '
-            f'every data set to the names to detect.')
-    twice = sorted({name for name in dataset.CLASSES if named.count(name) > 1})
-    if twice:
-        raise DataError(f'{key}: {dataset.ann_file} has several categories called '
-                        f'{shorten(twice)}; give each its own name, or all boxes one of them.')
-    in_file = [name for name in named if name in dataset.CLASSES]
-    if in_file != list(dataset.CLASSES):
-        raise DataError(
-            f'{key}: `classes` are {shorten(dataset.CLASSES)}, but {dataset.ann_file} lists them '
-            f'as {shorten(in_file)}, and MMDetection numbers them in the order of the file. Give '
-            f'`classes` of every data set in that order; where files differ in it, put their '
-            f'"categories" into one order (ids may stay as they are).')
+    """Raise DataError if a COCO file and the config name the classes differently."""
+    if isinstance(dataset, CocoDataset):
+        check_categories(dataset.CLASSES, [category['name'] for category in
+                                           dataset.coco.dataset['categories']],
+                         dataset.ann_file, key)
 
 
 def check_images(dataset: CustomDataset, key: str) -> None:
@@ -267,26 +243,16 @@ def check_images(dataset: CustomDataset, key: str) -> None:
     Only files on a disk are checked: asking another storage for every image would take too long.
     """
     if not len(dataset):
-        raise DataError(f'{key}: no image of {dataset.ann_file} can be used; images without boxes '
-                        f'of the classes {shorten(dataset.CLASSES)} are left out of training'
-                        f'{left_out(dataset)}.')
+        raise no_image(dataset.ann_file, dataset.CLASSES, findings_of(dataset), key)
     loader = image_loader(dataset)
     if loader is None or not on_disk(loader.file_client_args):
         return
     if dataset.img_prefix and not osp.isdir(dataset.img_prefix):
         raise DataError(f'{key}.img_prefix: no such folder: {dataset.img_prefix}')
-    folders = defaultdict(set)
-    for info in dataset.data_infos:
-        names = info['filename']
-        for path in names if isinstance(names, list) else [names]:
-            folder, name = osp.split(osp.join(dataset.img_prefix or '', path))
-            folders[folder].add(name)
-    # List each folder once: asking for every file takes minutes on network disks.
-    absent = [osp.join(folder, name) for folder, names in folders.items()
-              for name in sorted(names - set(os.listdir(folder) if osp.isdir(folder) else ()))]
-    if absent:
-        raise DataError(f'{key}: {len(absent)} of {len(dataset)} images of {dataset.ann_file} are '
-                        f'missing, first {absent[0]}. Set `img_prefix` to their folder.')
+    names = [info['filename'] for info in dataset.data_infos]
+    check_images_exist([osp.join(dataset.img_prefix or '', path) for name in names
+                        for path in (name if isinstance(name, list) else [name])],
+                       dataset.ann_file, key)
 
 
 def check_boxes(datasets: list[CustomDataset], key: str) -> None:
@@ -294,16 +260,13 @@ def check_boxes(datasets: list[CustomDataset], key: str) -> None:
     if not any(dataset.test_mode for dataset in datasets) and not any(
             len(dataset.get_ann_info(index)['bboxes'])
             for dataset in datasets for index in range(len(dataset))):  # ends at the first box
-        raise DataError(f'{key}: no box of {datasets[0].ann_file} can be trained on'
-                        f'{left_out(datasets[0])}.')
+        raise no_box(datasets[0].ann_file, findings_of(datasets[0]), key)
 
 
-def left_out(dataset: CustomDataset) -> str:
-    """Why boxes of a COCO file are not trained on, for messages; empty if nothing is known."""
-    if not isinstance(getattr(dataset, 'coco', None), InspectedCOCO):
-        return ''
-    findings = [str(finding) for finding in dataset.coco.findings if not finding.completed]
-    return ''.join(f'; {finding}' for finding in findings)
+def findings_of(dataset: CustomDataset) -> list[Finding]:
+    """What was found in a COCO file when it was read; nothing of other formats."""
+    coco = getattr(dataset, 'coco', None)
+    return coco.findings if isinstance(coco, InspectedCOCO) else []
 
 
 def image_loader(dataset: CustomDataset) -> Optional[object]:
@@ -318,60 +281,22 @@ def check_annotations(dataset: CustomDataset, key: str) -> None:
     Boxes of COCO files were checked when the file was read.
     """
     if isinstance(getattr(dataset, 'coco', None), COCO):
-        loads_masks = any(getattr(step, 'with_mask', False)
-                          for step in getattr(dataset.pipeline, 'transforms', ()))
-        faults = mask_faults(annotation for info in dataset.data_infos
-                             for annotation in dataset.coco.imgToAnns[info['id']]
-                             if not annotation.get('ignore')) if loads_masks else []
-        if faults:
-            raise DataError(f'{key}: {dataset.ann_file}: the pipeline loads masks, but '
-                            f'{faults[0]}; so have {len(faults) - 1} more. A mask is a list of '
-                            f'polygons [x1, y1, x2, y2, x3, y3, ...] or a run-length code.')
+        if any(getattr(step, 'with_mask', False)
+               for step in getattr(dataset.pipeline, 'transforms', ())):
+            check_masks((annotation for info in dataset.data_infos
+                         for annotation in dataset.coco.imgToAnns[info['id']]
+                         if not annotation.get('ignore')), dataset.ann_file, key)
     elif isinstance(dataset, XMLDataset) or type(dataset) is CustomDataset:
         for index, info in enumerate(dataset.data_infos):
+            image = info['filename']
             try:
                 annotation = dataset.get_ann_info(index)
-                boxes, labels = annotation['bboxes'], annotation['labels']
-                sound = (np.isfinite(boxes).all() and boxes.shape == (len(labels), 4)
-                         and set(labels.tolist()) <= set(range(len(dataset.CLASSES or labels))))
-                problem = f'bboxes {shorten(boxes.tolist(), 2)}, labels {shorten(labels.tolist())}'
+                boxes, labels = annotation['bboxes'].tolist(), annotation['labels'].tolist()
             except Exception as error:
-                sound, problem = False, f'{type(error).__name__}: {error}'
-            if not sound:
-                raise DataError(f'{key}: the annotations of {info["filename"]} in '
-                                f'{dataset.ann_file} cannot be used ({problem}).')
-
-
-def check_teacher_classes(model: nn.Module, dataset: CustomDataset, key: str) -> None:
-    """Raise ConfigError if the teacher's checkpoint numbers the data set's classes differently.
-
-    Classes of the teacher that the data set does not name are allowed: they may have been renamed.
-    A teacher with more classes than the student must know all of the data set's, in any order.
-
-    Args:
-        model: A detector; only a distiller is looked at.
-        dataset: Its data set.
-        key: Place of the data set in the config, for messages.
-    """
-    if not isinstance(model, Distiller):
-        return
-    taught = getattr(model.teacher, 'CLASSES', None) or ()
-    classes = list(dataset.CLASSES)
-    if model.pair.teacher.num_classes > model.pair.num_classes:
-        model.choose_classes(classes)
-        return
-    if any(name in classes and classes.index(name) != number
-           for number, name in enumerate(taught)):
-        raise ConfigError(
-            f'model.teacher.checkpoint: the teacher knows {shorten(taught)}, in this order, '
-            f'{key} has {shorten(classes)}: it would teach one class as another. Put `classes` of '
-            f'the data sets and "categories" of their files into the teacher\'s order, or take '
-            f'another teacher.')
-
-
-LOADED_BY = {'gt_masks': 'LoadAnnotations(with_mask=True)',
-             'gt_semantic_seg': 'LoadAnnotations(with_seg=True)',
-             'proposals': 'LoadProposals, and `proposal_file` of the data set'}
+                raise unusable(image, dataset.ann_file, f'{type(error).__name__}: {error}',
+                               key) from None
+            check_instances(boxes, labels, len(dataset.CLASSES or labels), image,
+                            dataset.ann_file, key)
 
 
 def check_ground_truth(model: nn.Module, config: ConfigDict, key: str) -> None:
@@ -396,26 +321,3 @@ def check_ground_truth(model: nn.Module, config: ConfigDict, key: str) -> None:
             raise ConfigError(
                 f'{key}.pipeline: student {model.pair.student.name} trains on `{name}`, which is '
                 f'not collected: load it by {LOADED_BY[name]}, and list it in `keys` of Collect.')
-
-
-def check_num_classes(model: nn.Module, dataset: CustomDataset, key: str) -> None:
-    """Raise ConfigError if a head and the data set count classes differently.
-
-    Args:
-        model: A detector; for a distiller, its student is checked.
-        dataset: Its data set.
-        key: Place of the data set in the config, for messages.
-    """
-    detector = model.student if isinstance(model, Distiller) else model
-    count = num_classes_of(detector)
-    if count is not None and count != len(dataset.CLASSES):
-        raise ConfigError(
-            f'{type(detector).__name__} detects {count} classes, {key} has {len(dataset.CLASSES)} '
-            f'({shorten(dataset.CLASSES)}); set `num_classes` of the heads or `classes` of the '
-            f'data sets so that they agree.')
-
-
-def num_classes_of(detector: nn.Module) -> Optional[int]:
-    """Classes that a detector tells apart; None if its head does not say."""
-    head = getattr(getattr(detector, 'roi_head', None) or detector, 'bbox_head', None)
-    return getattr(head[0] if isinstance(head, nn.ModuleList) else head, 'num_classes', None)

@@ -19,12 +19,12 @@ from torch.utils.data import Dataset
 
 from gkd.datasets.coco_eval import METRICS
 from gkd.distiller import Distiller
-from gkd.errors import ConfigError, DataError
+from gkd.errors import ConfigError, DataError, naming
 from gkd.files import write_atomically
+from gkd.matching import check_num_classes
 from gkd.prototypes.generation import all_gather
 from gkd.report.loggers import ImageLoggerHook
-from gkd.running.config import naming
-from gkd.running.data import check_num_classes, leaf_datasets, loader_settings
+from gkd.running.data import leaf_datasets, loader_settings
 from gkd.work_dir import EVALUATION
 
 # In the names of metrics of COCO, VOC and proposals.
@@ -43,7 +43,7 @@ def evaluation_hook(config: Config, model: nn.Module, dataset: Dataset) -> EvalH
         ConfigError: A setting is not valid.
     """
     distributed = torch.distributed.is_initialized()
-    check_num_classes(model, dataset, 'data.val')
+    check_num_classes(model, dataset.CLASSES, 'data.val')
     with naming('data.val_dataloader'):
         loader = build_dataloader(dataset, dist=distributed,
                                   **loader_settings(config, 'val'))

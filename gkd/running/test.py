@@ -17,13 +17,13 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from gkd.commands.layout import place
-from gkd.errors import CheckpointError, ConfigError
+from gkd.errors import CheckpointError, ConfigError, naming
 from gkd.files import written_whole
-from gkd.running.config import naming, student_config
+from gkd.matching import check_num_classes
+from gkd.running.config import student_config
 from gkd.running.console import open_logger
 from gkd.running.data import (
     build_evaluated_dataset,
-    check_num_classes,
     leaf_datasets,
     loader_settings,
 )
@@ -62,7 +62,7 @@ def test(config: Config, checkpoint: str, metrics: Sequence[str] = (), out: Opti
     model = load_detector(config, checkpoint)
     dataset = build_evaluated_dataset(config, 'test')
     loader_config = loader_settings(config, 'test')
-    check_num_classes(model, dataset, 'data.test')
+    check_num_classes(model, dataset.CLASSES, 'data.test')
     model.CLASSES = dataset.CLASSES
     options = evaluation_options(dataset, eval_options or {}, checkpoint, format_only)
     check_metrics(model, dataset, metrics, '--eval')

@@ -40,8 +40,9 @@ from gkd.commands.layout import place
 from gkd.compat.wrapper import unwrap
 from gkd.detectors.source import check_checkpoints
 from gkd.distiller import Distiller
-from gkd.errors import CheckpointError, ConfigError
+from gkd.errors import CheckpointError, ConfigError, naming
 from gkd.files import remove_unfinished, write_atomically
+from gkd.matching import check_num_classes, check_teacher_classes
 from gkd.progress import on_terminal
 from gkd.report.loggers import ImageLoggerHook, check_loggers, takes_images
 from gkd.report.recorder import TrainingRecorder
@@ -53,14 +54,12 @@ from gkd.running.changes import (
     resume_without_optimizer,
     tell_changes,
 )
-from gkd.running.config import build_model, naming
+from gkd.running.config import build_model
 from gkd.running.console import EpochBar, log_file, open_logger, without_details
 from gkd.running.data import (
     build_checked_dataset,
     build_evaluated_dataset,
     check_ground_truth,
-    check_num_classes,
-    check_teacher_classes,
     look_at_test_data,
     prototype_datasets,
 )
@@ -152,8 +151,8 @@ def initial_model(config: Config, train_set: CustomDataset) -> BaseDetector:
     model = build_model(config)
     with without_details():
         model.init_weights()
-    check_num_classes(model, train_set, 'data.train')
-    check_teacher_classes(model, train_set, 'data.train')
+    check_num_classes(model, train_set.CLASSES, 'data.train')
+    check_teacher_classes(model, train_set.CLASSES, 'data.train')
     check_ground_truth(model, config.data.train, 'data.train')
     model.CLASSES = train_set.CLASSES
     hooks = config.get('custom_hooks') or ()

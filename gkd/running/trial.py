@@ -20,9 +20,8 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from gkd.detectors.modes import eval_mode
-from gkd.errors import ConfigError, GKDError
+from gkd.errors import ConfigError, GKDError, naming
 from gkd.progress import silence
-from gkd.running.config import naming
 from gkd.running.data import leaf_datasets, loader_settings
 from gkd.running.resume import random_state, set_random_state
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 
 from gkd.experiments.cost import MeasuredStep, noise
+from gkd.matching import num_classes_of
 from gkd.running import load_config
-from gkd.running.data import num_classes_of
 
 
 def resident(key):

@@ -47,7 +47,7 @@ def main():
         config.visualizer = config.get('visualizer') or dict(type='DetLocalVisualizer')
         config.merge_from_dict({'default_hooks.visualization': dict(
             type='DetVisualizationHook', draw=True, test_out_dir=osp.abspath(args.show_dir))})
-    runner = Runner.from_cfg(config)
+    runner = Runner.with_checked_data(config, 'test')
     if args.out:
         runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=args.out))
     load_strictly(unwrap(runner.model),

@@ -16,7 +16,6 @@ from gkd.commands import (
 )
 from gkd.commands.allocator import keep_freed_memory
 from gkd.commands.settings import add_settings_option
-from gkd.datasets import prepare_embedded
 from gkd.engine.commands import load_config
 from gkd.engine.runner import Runner
 from gkd.errors import ConfigError
@@ -43,11 +42,6 @@ def parse_args():
     return parser.parse_args()
 
 
-def annotation_file(dataset):
-    """Path of a data set's annotations, empty if it joins or wraps others."""
-    return osp.join(dataset.get('data_root') or '', dataset.get('ann_file') or '')
-
-
 def main():
     args = parse_args()
     if args.config is None:
@@ -55,7 +49,6 @@ def main():
         quickstart(args.family, args.seeds, args.epochs, args.work_dir)
         return
     config = load_config(args.config, args.cfg_options)
-    prepare_embedded(annotation_file(config.train_dataloader.dataset))
     config.launcher = args.launcher
     if args.work_dir is not None:
         config.work_dir = args.work_dir
@@ -80,7 +73,7 @@ def main():
         config.auto_scale_lr.enable = True
     if not torch.cuda.is_available():
         keep_freed_memory()
-    runner = Runner.from_cfg(config)
+    runner = Runner.with_checked_data(config, 'train', 'val')
     runner.train()
     if runner.rank == 0:
         # Not above: the libraries that draw are needed at the end alone.

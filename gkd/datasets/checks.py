@@ -1,0 +1,160 @@
+"""What must hold of a data set before a training starts: its class names, images and boxes.
+
+Both MMDetections number classes and leave out images alike; how they are asked for them differs.
+"""
+
+from __future__ import annotations
+
+import os.path as osp
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gkd.datasets.inspection import Finding, mask_faults
+from gkd.datasets.official import absent
+from gkd.errors import DataError, shorten
+from gkd.frameworks import CLASSES_SETTING, IMAGES_SETTING
+
+
+def check_class_names(classes: Any, key: str) -> None:
+    """Raise DataError unless the classes that a config names are a list of different names.
+
+    Args:
+        classes: The setting; None for the classes of the data set's type.
+        key: Its place in the config, for messages.
+    """
+    if classes is None:
+        return
+    if isinstance(classes, str):  # a file with a name in every line
+        if '://' not in classes and not osp.isfile(classes):
+            raise DataError(f'{key} = {classes!r} is text, which names a file with a class in '
+                            f'every line, and there is no such file. Write a list of names: '
+                            f'classes = [{classes!r}]')
+    elif not isinstance(classes, (list, tuple)) or not classes or not all(
+            isinstance(name, str) for name in classes):
+        raise DataError(f'{key} = {classes!r}: must be a list of names.')
+    elif len(set(classes)) < len(classes):
+        raise DataError(f'{key} = {shorten(classes)}: a class is named twice.')
+
+
+def check_categories(classes: Sequence[str], named: Sequence[str], source: str, key: str) -> None:
+    """Raise DataError if a COCO file lacks classes of the config, or has them in another order.
+
+    MMDetection numbers classes in the order of the file's categories. It would skip a class that
+    is missing, and number all classes after it wrongly. If the order differs from the config's,
+    the same number means different classes in different data sets, or for the teacher.
+
+    Args:
+        classes: Names of the data set's classes.
+        named: Names of the file's categories.
+        source: The file.
+        key: Place of the data set in the config, for messages.
+    """
+    missing = [name for name in classes if name not in named]
+    if missing:
+        raise DataError(
+            f'{key}: {len(missing)} of {len(classes)} classes are no categories of {source}: '
+            f'{shorten(missing)}. It has {shorten(named)}; set `{CLASSES_SETTING}` of every data '
+            f'set to the names to detect.')
+    twice = sorted({name for name in classes if list(named).count(name) > 1})
+    if twice:
+        raise DataError(f'{key}: {source} has several categories called {shorten(twice)}; give '
+                        f'each its own name, or all boxes one of them.')
+    in_file = [name for name in named if name in classes]
+    if in_file != list(classes):
+        raise DataError(
+            f'{key}: `{CLASSES_SETTING}` are {shorten(classes)}, but {source} lists them as '
+            f'{shorten(in_file)}, and MMDetection numbers them in the order of the file. Give '
+            f'`{CLASSES_SETTING}` of every data set in that order; where files differ in it, put '
+            f'their "categories" into one order (ids may stay as they are).')
+
+
+def no_image(source: str, classes: Sequence[str], findings: Iterable[Finding], key: str,
+             ) -> DataError:
+    """The error of a data set that has no image to train on.
+
+    Args:
+        source: Its annotation file.
+        classes: Names of its classes.
+        findings: What an inspection of the file has found.
+        key: Place of the data set in the config.
+    """
+    return DataError(f'{key}: no image of {source} can be used; images without boxes of the '
+                     f'classes {shorten(classes)} are left out of training{left_out(findings)}.')
+
+
+def no_box(source: str, findings: Iterable[Finding], key: str) -> DataError:
+    """The error of a data set that has images, but no box to train on; arguments as above."""
+    return DataError(f'{key}: no box of {source} can be trained on{left_out(findings)}.')
+
+
+def left_out(findings: Iterable[Finding]) -> str:
+    """Why boxes of a COCO file are not trained on, for messages; empty if nothing is known."""
+    return ''.join(f'; {finding}' for finding in findings if not finding.completed)
+
+
+def check_images_exist(paths: Sequence[str], source: str, key: str) -> None:
+    """Raise DataError if an image is missing.
+
+    Args:
+        paths: All images of a data set that are on a disk.
+        source: Its annotation file.
+        key: Place of the data set in the config, for messages.
+    """
+    missing = absent(list(map(Path, paths)))
+    if missing:
+        raise DataError(f'{key}: {len(missing)} of {len(paths)} images of {source} are missing, '
+                        f'first {missing[0]}. Set `{IMAGES_SETTING}` to their folder.')
+
+
+def check_masks(annotations: Iterable[dict], source: str, key: str) -> None:
+    """Raise DataError if annotations have no masks, and a pipeline loads masks.
+
+    Args:
+        annotations: Those of a COCO file that are trained on.
+        source: The file.
+        key: Place of the data set in the config, for messages.
+    """
+    faults = mask_faults(annotations)
+    if faults:
+        raise DataError(f'{key}: {source}: the pipeline loads masks, but {faults[0]}; so have '
+                        f'{len(faults) - 1} more. A mask is a list of polygons [x1, y1, x2, y2, '
+                        f'x3, y3, ...] or a run-length code.')
+
+
+def check_instances(boxes: Sequence, labels: Sequence[int], num_classes: int, image: str,
+                    source: str, key: str) -> None:
+    """Raise DataError if an image's boxes are not four finite numbers, or its labels no classes.
+
+    For formats whose files were not inspected whole.
+
+    Args:
+        boxes: ``(n, 4)`` in pixels.
+        labels: ``(n,)``.
+        num_classes: Classes of the data set.
+        image: The image's file.
+        source: The annotation file.
+        key: Place of the data set in the config, for messages.
+    """
+    try:
+        numbers = np.asarray(boxes, np.float64)
+        sound = ((numbers.shape == (len(labels), 4) or not len(labels)) and
+                 np.isfinite(numbers).all() and set(labels) <= set(range(num_classes)))
+    except (TypeError, ValueError):
+        sound = False
+    if not sound:
+        raise unusable(image, source, f'bboxes {shorten(boxes, 2)}, labels {shorten(labels)}', key)
+
+
+def unusable(image: str, source: str, problem: str, key: str) -> DataError:
+    """The error of an image whose annotations cannot be read.
+
+    Args:
+        image: The image's file.
+        source: The annotation file.
+        problem: What is wrong, in words.
+        key: Place of the data set in the config.
+    """
+    return DataError(f'{key}: the annotations of {image} in {source} cannot be used ({problem}).')

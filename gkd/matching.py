@@ -1,0 +1,66 @@
+"""Whether detectors and the data that they are trained or tested on go together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Optional
+
+from torch import nn
+
+from gkd.distiller import Distiller
+from gkd.errors import ConfigError, shorten
+from gkd.frameworks import CLASSES_SETTING
+
+# How a pipeline loads what a student trains on besides boxes and labels.
+LOADED_BY = {'gt_masks': 'LoadAnnotations(with_mask=True)',
+             'gt_semantic_seg': 'LoadAnnotations(with_seg=True)',
+             'proposals': 'LoadProposals, and `proposal_file` of the data set'}
+
+
+def check_num_classes(model: nn.Module, classes: Sequence[str], key: str) -> None:
+    """Raise ConfigError if a head and the data set count classes differently.
+
+    Args:
+        model: A detector; for a distiller, its student is checked.
+        classes: Names of the data set's classes.
+        key: Place of the data set in the config, for messages.
+    """
+    detector = model.student if isinstance(model, Distiller) else model
+    count = num_classes_of(detector)
+    if count is not None and count != len(classes):
+        raise ConfigError(
+            f'{type(detector).__name__} detects {count} classes, {key} has {len(classes)} '
+            f'({shorten(classes)}); set `num_classes` of the heads or `{CLASSES_SETTING}` of the '
+            f'data sets so that they agree.')
+
+
+def num_classes_of(detector: nn.Module) -> Optional[int]:
+    """Classes that a detector tells apart; None if its head does not say."""
+    head = getattr(getattr(detector, 'roi_head', None) or detector, 'bbox_head', None)
+    return getattr(head[0] if isinstance(head, nn.ModuleList) else head, 'num_classes', None)
+
+
+def check_teacher_classes(model: nn.Module, classes: Sequence[str], key: str) -> None:
+    """Raise ConfigError if the teacher's checkpoint numbers the data set's classes differently.
+
+    Classes of the teacher that the data set does not name are allowed: they may have been renamed.
+    A teacher with more classes than the student must know all of the data set's, in any order.
+
+    Args:
+        model: A detector; only a distiller is looked at.
+        classes: Names of the data set's classes.
+        key: Place of the data set in the config, for messages.
+    """
+    if not isinstance(model, Distiller):
+        return
+    taught = getattr(model.teacher, 'CLASSES', None) or ()
+    if model.pair.teacher.num_classes > model.pair.num_classes:
+        model.choose_classes(classes, key)
+        return
+    if any(name in classes and list(classes).index(name) != number
+           for number, name in enumerate(taught)):
+        raise ConfigError(
+            f'model.teacher.checkpoint: the teacher knows {shorten(taught)}, in this order, '
+            f'{key} has {shorten(classes)}: it would teach one class as another. Put '
+            f'`{CLASSES_SETTING}` of the data sets and "categories" of their files into the '
+            f'teacher\'s order, or take another teacher.')

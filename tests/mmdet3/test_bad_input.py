@@ -1,0 +1,355 @@
+"""What a user can get wrong about data: named by file, key and value before the first step."""
+
+import copy
+import json
+import runpy
+import shutil
+import sys
+
+import pytest
+import torch
+from helpers.small_detectors import FAMILIES
+from mmdet.evaluation import CocoMetric
+from mmengine.config import ConfigDict
+from mmengine.registry import DefaultScope
+from small_experiments import CLASSES, IMAGES, PREPROCESSOR, TOOLS, detector, experiment
+
+from gkd.commands import run
+from gkd.datasets import coco_json
+from gkd.engine.data import build_checked_dataset, build_part, look_at_test_data
+from gkd.engine.runner import Runner
+from gkd.errors import CheckpointError, ConfigError, DataError
+from gkd.frameworks import build_detector
+from gkd.watching import watched
+
+
+@pytest.fixture
+def data(annotations, tmp_path):
+    """A copy of the annotations that may be broken."""
+    shutil.copytree(annotations.parent, tmp_path / 'data')
+    return tmp_path / 'data' / annotations.name
+
+
+@pytest.fixture
+def config(data, tmp_path):
+    """A config that trains, until the test breaks it."""
+    whole = experiment(data, tmp_path / 'work')
+    whole.test_dataloader, whole.test_evaluator = copy.deepcopy(
+        (whole.val_dataloader, whole.val_evaluator))
+    whole.test_cfg = dict(type='TestLoop')
+    return whole
+
+
+def edit(path, change, output=None):
+    """Change the content of a JSON file, or write it changed to another."""
+    content = json.loads(path.read_text())
+    change(content)
+    (output or path).write_text(json.dumps(content))
+
+
+def refuse(config, *says, part='train', error=DataError):
+    """Build a part of the data, which must be refused with these texts."""
+    with pytest.raises(error) as caught:
+        build_part(config, part)
+    for text in says:
+        assert text in str(caught.value)
+
+
+def refuse_training(config, *says, error=ConfigError):
+    """Make the runner of a training, which must be refused before its first step."""
+    with pytest.raises(error) as caught:
+        Runner.with_checked_data(config, 'train', 'val')
+    for text in says:
+        assert text in str(caught.value)
+
+
+def dataset_of(config, part='train'):
+    return config[f'{part}_dataloader'].dataset
+
+
+@pytest.mark.parametrize('part', ['train', 'val', 'test'])
+def test_files_that_are_not_there(config, data, part):
+    key = f'{part}_dataloader.dataset'
+    whole = copy.deepcopy(config)
+    dataset_of(config, part).ann_file = 'gone.json'
+    refuse(config, f'{key}.ann_file: no such file: gone.json', part=part)
+    dataset_of(config, part).update(data_root='gone/', ann_file='a.json')
+    refuse(config, f'{key}.data_root: no such folder: gone/', part=part)
+    dataset_of(config, part).data_root = f'{data.parent}/'
+    refuse(config, f'{key}.ann_file: no such file: {data.parent}/a.json, of `data_root` = '
+                   f"'{data.parent}/' and `ann_file` = 'a.json'", part=part)
+    del dataset_of(config, part)['ann_file']
+    refuse(config, f'{key} has no `ann_file`', part=part)
+    dataset_of(whole, part).data_prefix.img = 'gone/'
+    refuse(whole, f'{key}.data_prefix.img: no such folder: gone/', part=part)
+
+
+def test_image_missing(config, data):
+    (data.parent / '2.png').unlink()
+    refuse(config, 'train_dataloader.dataset: 1 of 6 images', '2.png', 'Set `data_prefix.img`')
+    # Only files on a disk are looked for, and those that the pipeline reads from files.
+    dataset_of(config).pipeline[0].backend_args = dict(backend='petrel')
+    assert len(build_part(config, 'train').dataset) == IMAGES
+
+
+def test_what_is_inside_of_wrappers_has_its_own_key(config):
+    plain = dataset_of(config)
+    config.train_dataloader.dataset = dict(type='RepeatDataset', times=2, dataset=dict(
+        type='ConcatDataset', datasets=[plain, copy.deepcopy(plain)]))
+    assert len(build_part(config, 'train').dataset) == 4 * IMAGES
+    config.train_dataloader.dataset.dataset.datasets[1].ann_file = 'gone.json'
+    refuse(config, 'train_dataloader.dataset.dataset.datasets.1.ann_file: no such file')
+    config.train_dataloader.dataset.dataset.datasets.pop()
+    config.train_dataloader.dataset.speed = 3
+    refuse(config, 'train_dataloader.dataset: TypeError', 'speed', error=ConfigError)
+
+
+@pytest.mark.parametrize('content', ['not JSON', '[1, 2]', '{"images": []}', ''])
+def test_annotations_that_are_not_coco(config, data, content):
+    data.write_text(content)
+    refuse(config, 'train_dataloader.dataset.ann_file: ', str(data))
+
+
+BROKEN = dict(
+    bbox=lambda annotation: annotation.pop('bbox'),
+    text=lambda annotation: annotation.update(bbox=list(map(str, annotation['bbox']))),
+    flat=lambda annotation: annotation.update(bbox=[5, 5, 0, 0]))
+
+
+@pytest.mark.parametrize('kind, says', [
+    ('bbox', ['dataset.ann_file: ', '12 annotations have a bbox that is not four finite numbers',
+              'annotation 1 of image 1 (0.png) with none', 'datasets.py check']),
+    ('text', ['dataset.ann_file: ', 'with ["']),
+    ('flat', ['no box', '12 annotations narrower or lower than a pixel'])])
+def test_boxes_that_are_broken(config, data, kind, says):
+    edit(data, lambda content: [BROKEN[kind](entry) for entry in content['annotations']])
+    refuse(config, 'train_dataloader.dataset', str(data), *says)
+    if kind == 'flat':  # a test needs none
+        assert len(build_part(config, 'val').dataset) == IMAGES
+    else:
+        refuse(config, 'val_dataloader.dataset', *says, part='val')
+
+
+def test_no_image_is_left(config, data):
+    edit(data, lambda content: content['annotations'].clear())
+    refuse(config, 'train_dataloader.dataset: no box of')
+    dataset_of(config).filter_cfg = dict(filter_empty_gt=True)
+    refuse(config, 'train_dataloader.dataset: no image of', 'red, green, blue', 'left out')
+
+
+def test_omissions_are_completed_for_training_and_evaluation(config, data, monkeypatch):
+    monkeypatch.setattr(coco_json, '_said', set())
+    edit(data, lambda content: [(entry.pop('area'), entry.pop('iscrowd'))
+                                for entry in content['annotations']])
+    part = build_part(config, 'val')
+    assert len(part.dataset.get_data_info(0)['instances']) == 2
+    [metric] = part.evaluator.metrics
+    annotation = metric._coco_api.anns[1]
+    assert annotation['area'] == annotation['bbox'][2] * annotation['bbox'][3]
+    assert annotation['iscrowd'] == 0
+    # What the metric writes by itself has no names of images; it is taken as it is.
+    own = CocoMetric()
+    own.dataset_meta = dict(classes=CLASSES)
+    nothing = torch.zeros(0, 4)
+    own.process({}, [dict(img_id=1, ori_shape=(9, 9), instances=[], pred_instances=dict(
+        bboxes=nothing, scores=nothing[:, 0], labels=nothing[:, 0].long()))])
+    own.evaluate(1)
+
+
+@pytest.mark.parametrize('classes, says', [
+    ('red', ["metainfo.classes = 'red' is text", "classes = ['red']"]),
+    (['red', 3], ['must be a list of names']), ([], ['must be a list of names']),
+    (['red', 'green', 'red'], ['a class is named twice']),
+    (['red', 'grean', 'blue'], ['1 of 3 classes', 'grean', 'It has red, green, blue',
+                                '`metainfo.classes`'])])
+def test_classes(config, classes, says):
+    dataset_of(config).metainfo.classes = classes
+    refuse(config, 'train_dataloader.dataset', *says)
+
+
+def test_classes_that_are_not_given(config):
+    # Left to MMDetection, it would search for all 80 of COCO and find none.
+    del dataset_of(config)['metainfo']
+    refuse(config, '80 of 80 classes are no categories of')
+
+
+@pytest.mark.parametrize('part', ['train', 'val', 'test'])
+def test_classes_that_the_annotations_have_in_another_order(config, data, tmp_path, part):
+    # Left to MMDetection, they would be numbered as in the file, and 1 and 3 be mixed up.
+    other = tmp_path / 'reversed.json'
+    edit(data, lambda content: content['categories'].reverse(), other)
+    if part != 'train':
+        config[f'{part}_evaluator'].ann_file = str(other)
+        refuse(config, f'{part}_evaluator.ann_file: ', 'reversed.json lists them as blue, green',
+               part=part)
+    dataset_of(config, part).ann_file = str(other)
+    refuse(config, f'{part}_dataloader.dataset: `metainfo.classes` are red, green, blue',
+           'reversed.json lists them as blue, green, red', part=part)
+    dataset_of(config, part).metainfo.classes = ['blue', 'red']
+    if part == 'train':  # the file has one category more, between them
+        assert build_part(config, part).dataset.metainfo['classes'] == ['blue', 'red']
+
+
+def test_two_categories_of_one_name(config, data):
+    edit(data, lambda content: content['categories'].append(dict(id=9, name='green')))
+    refuse(config, 'several categories called green')
+
+
+def test_evaluator(config, data, tmp_path):
+    whole = copy.deepcopy(config)
+    config.val_evaluator.ann_file = 'gone.json'
+    refuse(config, 'val_evaluator.ann_file: no such file: gone.json', '`data_root`', part='val')
+    config.val_evaluator = [whole.val_evaluator, dict(type='CocoMetric', ann_file='gone.json')]
+    refuse(config, 'val_evaluator.1.ann_file: no such file', part='val')
+    config.val_evaluator = dict(type='CocoMetric', metric='box')
+    refuse(config, 'val_evaluator: ', 'box', part='val', error=ConfigError)
+    other = tmp_path / 'other.json'
+
+    def renumber(content):
+        for image in content['images']:
+            image['id'] += 100
+        for annotation in content['annotations']:
+            annotation['image_id'] += 100
+
+    edit(data, renumber, other)
+    whole.val_evaluator.ann_file = str(other)
+    refuse(whole, 'val_evaluator.ann_file: 6 of 6 images of val_dataloader are not in', str(other),
+           part='val')
+    whole.val_evaluator.ann_file = str(data)
+    whole.val_dataloader.dataset.indices = 4
+    with watched(coco_json.logger(), 'warning', lambda log, text: said.append(text)):
+        said = []
+        build_part(whole, 'val')
+    assert ['2 images that val_dataloader does not have' in text for text in said] == [True]
+
+
+def test_settings_of_a_dataset(config):
+    dataset_of(config).img_prefix = 'images/'
+    refuse(config, 'train_dataloader.dataset: TypeError', 'img_prefix', error=ConfigError)
+    del dataset_of(config)['img_prefix']
+    dataset_of(config).type = 'Coco'
+    refuse(config, 'train_dataloader.dataset: KeyError', 'Coco', error=ConfigError)
+    del config.train_dataloader['dataset']
+    refuse(config, 'train_dataloader: KeyError', 'dataset', error=ConfigError)
+
+
+def test_masks_that_are_asked_for(config):
+    dataset_of(config).pipeline[1].with_mask = True
+    refuse(config, 'loads masks', 'annotation 1 of image 1', 'segmentation none', '11 more')
+
+
+def test_test_data_are_looked_at_before_a_training(config, data, tmp_path):
+    dataset_of(config, 'test').ann_file = 'later.json'
+    said = []
+    with watched(coco_json.logger(), 'warning', lambda log, text: said.append(text)):
+        look_at_test_data(config)
+    assert said == ['test_dataloader.dataset.ann_file: no such file: later.json. A test will need '
+                    'it.']
+    (tmp_path / 'broken.json').write_text('{}')
+    dataset_of(config, 'test').ann_file = str(tmp_path / 'broken.json')
+    refuse_training(config, 'test_dataloader.dataset.ann_file: ', 'broken.json', error=DataError)
+    assert not (tmp_path / 'work').exists()
+
+
+@pytest.mark.parametrize('part', ['train', 'val'])
+def test_detector_and_data_count_classes_differently(config, part):
+    dataset_of(config, part).metainfo.classes = ['red', 'green']
+    refuse_training(config, 'RetinaNet detects 3 classes',
+                    f'{part}_dataloader.dataset has 2 (red, green)', '`metainfo.classes`')
+
+
+def teacher(config, path, classes, **settings):
+    """Give a config a teacher whose checkpoint names classes."""
+    own = dict(FAMILIES['one_stage'](24, **settings), data_preprocessor=PREPROCESSOR)
+    torch.save(dict(meta=dict(dataset_meta=dict(classes=classes)),
+                    state_dict=build_detector(own).state_dict()), path)
+    config.model.teacher = dict(config=own, checkpoint=str(path))
+
+
+def test_teacher_that_has_the_classes_in_another_order(config, tmp_path):
+    teacher(config, tmp_path / 'teacher.pth', ('red', 'blue', 'green'))
+    refuse_training(config, 'model.teacher.checkpoint', 'red, blue, green',
+                    'train_dataloader.dataset has red, green, blue')
+    (tmp_path / 'teacher.pth').unlink()
+    refuse_training(config, 'model.teacher.checkpoint: no such file', error=CheckpointError)
+
+
+def test_teacher_that_has_more_classes(config, tmp_path):
+    names = ('cat', 'blue', 'dog', 'red', 'green')
+    teacher(config, tmp_path / 'teacher.pth', names, num_classes=5)
+    model = Runner.with_checked_data(config, 'train').model
+    assert model.teacher_columns.tolist() == [3, 4, 1]
+    teacher(config, tmp_path / 'teacher.pth', (*names[:4], 'violet'), num_classes=5)
+    refuse_training(config, 'but not green, which train_dataloader.dataset has')
+
+
+def test_data_sets_are_read_once(config, monkeypatch):
+    read = []
+    load = coco_json.inspect_coco
+    monkeypatch.setattr(coco_json, 'inspect_coco', lambda path: read.append(path) or load(path))
+    runner = Runner.with_checked_data(config, 'train', 'val')
+    before = len(read)
+    assert before == 3  # training, validation, and what its metric measures by
+    loader = runner.build_train_loop(runner._train_loop).dataloader
+    val_loop = runner.build_val_loop(runner._val_loop)
+    assert len(read) == before and len(loader.dataset) == len(val_loop.dataloader.dataset) == 6
+    assert val_loop.evaluator.metrics[0].dataset_meta['classes'] == CLASSES
+    assert runner.cfg.train_dataloader.dataset.type == 'CocoDataset'
+
+
+def test_settings_of_a_loader(config):
+    config.train_dataloader.batch_size = 0
+    runner = Runner.with_checked_data(config, 'train')
+    with pytest.raises(ConfigError, match='train_dataloader or train_cfg: ValueError: batch_size'):
+        runner.train()
+
+
+def test_annotations_of_voc(tmp_path):
+    xml = ('<annotation><size><width>64</width><height>48</height></size><object><name>cat</name>'
+           '{}</object></annotation>')
+    box = '<bndbox><xmin>2</xmin><ymin>3</ymin><xmax>{}</xmax><ymax>20</ymax></bndbox>'
+    for name in ('JPEGImages', 'Annotations'):
+        (tmp_path / name).mkdir()
+    (tmp_path / 'train.txt').write_text('1\n')
+    config = ConfigDict(type='XMLDataset', ann_file=str(tmp_path / 'train.txt'),
+                        data_prefix=dict(sub_data_root=str(tmp_path)),
+                        metainfo=dict(classes=['cat']), pipeline=[dict(type='LoadImageFromFile')])
+
+    def build():
+        with DefaultScope.overwrite_default_scope('mmdet'):
+            return build_checked_dataset(config, 'data')
+
+    with pytest.raises(DataError, match=r'data: the annotations of JPEGImages/1.jpg in .*train.tx'
+                                        r't cannot be used \(FileNotFoundError'):
+        build()
+    for content, says in ((box.format('wide'), 'annotations of .*1.jpg .*ValueError'),
+                          ('', 'annotations of .*1.jpg .*AttributeError'),
+                          (box.format(30), '1 of 1 images .*1.jpg')):
+        (tmp_path / 'Annotations' / '1.xml').write_text(xml.format(content))
+        with pytest.raises(DataError, match=says):
+            build()
+    (tmp_path / 'JPEGImages' / '1.jpg').touch()
+    assert len(build()) == 1
+    config.metainfo.classes = ['dog']
+    with pytest.raises(DataError, match='no box of'):
+        build()
+    config.data_prefix.sub_data_root = 'gone'
+    with pytest.raises(DataError, match='data.data_prefix.sub_data_root: no such folder: gone'):
+        build()
+
+
+@pytest.mark.parametrize('tool', ['train', 'test'])
+def test_commands_end_with_the_message_alone(config, tmp_path, monkeypatch, capsys, tool):
+    dataset_of(config, tool).ann_file = 'gone.json'
+    config.dump(tmp_path / 'config.py')
+    monkeypatch.chdir(tmp_path)
+    torch.save(build_detector(detector('one_stage')).state_dict(), 'student.pth')
+    monkeypatch.setattr(sys, 'argv', [f'{tool}.py', 'config.py'] + ['student.pth'] * (
+        tool == 'test'))
+    before = set(tmp_path.rglob('*'))
+    with pytest.raises(SystemExit) as ended:
+        run(runpy.run_path(str(TOOLS / f'{tool}.py'))['main'])
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == (f'\nerror: {tool}_dataloader.dataset.ann_file: no such '
+                                       f'file: gone.json\n')
+    assert set(tmp_path.rglob('*')) == before
