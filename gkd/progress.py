@@ -65,6 +65,17 @@ def without_warnings() -> Iterator[None]:
         logging.disable(before)
 
 
+@contextmanager
+def without_details() -> Iterator[None]:
+    """Log only warnings: MMDetection would log how every single parameter was initialised."""
+    before = logging.root.manager.disable
+    logging.disable(max(before, logging.INFO))
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
 def say(text: str) -> None:
     """Print a line above the bars."""
     with tqdm.external_write_mode():

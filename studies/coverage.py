@@ -42,8 +42,8 @@ from gkd.errors import GKDError
 from gkd.experiments.cost import random_bank
 from gkd.files import write_atomically
 from gkd.frameworks import mmdet_configs, to_batch
+from gkd.progress import without_details
 from gkd.registry import KNOWLEDGE
-from gkd.running.console import without_details
 from studies.zoo import PAIRS, SELF_PAIRS
 
 WORKS, REFUSED, FAULT = 'works', 'refused', 'fault'

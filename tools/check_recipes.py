@@ -13,17 +13,25 @@ import os
 import os.path as osp
 import tempfile
 import traceback
+import warnings
 
 from gkd.commands import run
 from gkd.errors import GKDError
-from gkd.experiments.recipes import RecipeError, check_recipe, recipes
+from gkd.installed import mmdet_major
+from gkd.recipes import RecipeError
+
+if mmdet_major() == 3:
+    from gkd.recipes.mmdet3 import check_recipe, recipes
+else:
+    from gkd.experiments.recipes import check_recipe, recipes
 
 
 def parse_args():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('recipes', nargs='*', default=recipes(),
-                        help='config files (default: all of configs/coco and configs/voc)')
+                        help='config files (default: all of configs/coco and '
+                             'configs/voc; with MMDetection 3, of configs/mmdet3)')
     parser.add_argument('--folder', help='keep the random checkpoints here, for the next time '
                                          '(default: a temporary folder)')
     return parser.parse_args()
@@ -58,9 +66,11 @@ def passes(path, folder):
 
 @contextlib.contextmanager
 def quiet():
-    """Show nothing that a recipe prints or logs; progress bars write past Python's stdout."""
+    """Show nothing that a recipe prints, logs or warns of; bars write past Python's stdout."""
     terminal = os.dup(1)
-    with open(os.devnull, 'w') as nowhere, contextlib.redirect_stdout(nowhere):
+    with open(os.devnull, 'w') as nowhere, contextlib.redirect_stdout(nowhere), \
+            warnings.catch_warnings():
+        warnings.simplefilter('ignore')
         os.dup2(nowhere.fileno(), 1)
         logging.disable(logging.WARNING)
         try:

@@ -8,7 +8,9 @@ from mmengine.config import Config
 from mmengine.device import get_device
 from torch import nn
 
+from gkd.commands.export import student_weights
 from gkd.commands.layout import place
+from gkd.compat.checkpoint import load_checkpoint_file, load_strictly
 from gkd.compat.wrapper import unwrap
 from gkd.detectors.source import check_checkpoints
 from gkd.engine.data import build_part, built, check_ground_truth, look_at_test_data
@@ -17,7 +19,7 @@ from gkd.matching import check_num_classes, check_teacher_classes
 
 
 class Runner(runner.Runner):
-    """MMEngine's runner, which checks data first and knows ``cpu_channels_last``."""
+    """MMEngine's runner, which checks data and checkpoints and knows ``cpu_channels_last``."""
 
     @classmethod
     def with_checked_data(cls, config: Config, *parts: str) -> Runner:
@@ -57,6 +59,19 @@ class Runner(runner.Runner):
             if part.evaluator is not None:
                 setattr(made, f'_{name}_evaluator', part.evaluator)
         return made
+
+    def load_detector(self, checkpoint: str) -> None:
+        """Fill the detector with weights: its own, or of a distillation those of the student.
+
+        Args:
+            checkpoint: The file.
+
+        Raises:
+            CheckpointError: It cannot be read, or does not fit.
+        """
+        weights = student_weights(load_checkpoint_file(checkpoint), checkpoint)
+        load_strictly(unwrap(self.model), weights, checkpoint)
+        self._has_loaded = True
 
     def build_model(self, model) -> nn.Module:
         """Build the model as MMEngine does, and place it before it is wrapped."""

@@ -14,8 +14,8 @@ from gkd.detectors.inspection import isolated_random_numbers
 from gkd.distiller import Distiller
 from gkd.errors import ConfigError
 from gkd.experiments.plan import TrainingPlan, make_plan
+from gkd.progress import without_details
 from gkd.running.config import build_model, load_config
-from gkd.running.console import without_details
 from gkd.running.images import channel_map
 from gkd.running.train import check_training
 

@@ -104,14 +104,3 @@ def log_file(logger: logging.Logger, path: str) -> Iterator[None]:
     finally:
         logger.removeHandler(handler)
         handler.close()
-
-
-@contextmanager
-def without_details() -> Iterator[None]:
-    """Log only warnings: mmcv would log how every single parameter was initialised."""
-    before = logging.root.manager.disable
-    logging.disable(max(before, logging.INFO))
-    try:
-        yield
-    finally:
-        logging.disable(before)

@@ -43,7 +43,7 @@ from gkd.distiller import Distiller
 from gkd.errors import CheckpointError, ConfigError, naming
 from gkd.files import remove_unfinished, write_atomically
 from gkd.matching import check_num_classes, check_teacher_classes
-from gkd.progress import on_terminal
+from gkd.progress import on_terminal, without_details
 from gkd.report.loggers import ImageLoggerHook, check_loggers, takes_images
 from gkd.report.recorder import TrainingRecorder
 from gkd.running.changes import (
@@ -55,7 +55,7 @@ from gkd.running.changes import (
     tell_changes,
 )
 from gkd.running.config import build_model
-from gkd.running.console import EpochBar, log_file, open_logger, without_details
+from gkd.running.console import EpochBar, log_file, open_logger
 from gkd.running.data import (
     build_checked_dataset,
     build_evaluated_dataset,

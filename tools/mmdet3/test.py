@@ -8,10 +8,7 @@ import gkd  # noqa: F401  isort: skip  (says what is missing, if anything is)
 from mmdet.evaluation import DumpDetResults
 
 from gkd.commands import add_device_option, add_launcher_options, add_trust_option, run
-from gkd.commands.export import student_weights
 from gkd.commands.settings import add_settings_option
-from gkd.compat.checkpoint import load_checkpoint_file, load_strictly
-from gkd.compat.wrapper import unwrap
 from gkd.engine.commands import detector_config, load_config
 from gkd.engine.runner import Runner
 from gkd.errors import ConfigError
@@ -50,10 +47,7 @@ def main():
     runner = Runner.with_checked_data(config, 'test')
     if args.out:
         runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=args.out))
-    load_strictly(unwrap(runner.model),
-                  student_weights(load_checkpoint_file(args.checkpoint), args.checkpoint),
-                  args.checkpoint)
-    runner._has_loaded = True
+    runner.load_detector(args.checkpoint)
     return runner.test()
 
 
