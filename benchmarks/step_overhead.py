@@ -19,8 +19,8 @@ from mmdet.models import build_detector
 
 from gkd.detectors.step import recorded
 from gkd.distiller import Distiller
-from gkd.experiments.cost import random_bank, training_batch
-from gkd.frameworks import to_batch
+from gkd.frameworks import synthetic_batch, to_batch
+from gkd.planning.cost import random_bank
 
 PROTOTYPES = 10
 
@@ -130,10 +130,10 @@ def random_batch(family: str, size: tuple[int, int] = (800, 1344), images: int =
     # Anchors match many to a box; of the RPN, which is not trained here, few proposals match any.
     boxes = 8 if family == 'retinanet' else 64
     generator = torch.Generator().manual_seed(0)
-    return measure.on_device(training_batch(
+    return measure.on_device(synthetic_batch(
         torch.randn(images, 3, height, width, generator=generator),
         [inputs.random_boxes(boxes, size, generator) for _ in range(images)],
-        [torch.randint(80, (boxes,), generator=generator) for _ in range(images)]))
+        [torch.randint(80, (boxes,), generator=generator) for _ in range(images)]).native)
 
 
 SETTINGS = dict(quickstart=quickstart_step, coco=coco_step)

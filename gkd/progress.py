@@ -55,25 +55,17 @@ def silence() -> Iterator[None]:
 
 
 @contextmanager
-def without_warnings() -> Iterator[None]:
-    """Drop what is logged as a warning or less, such as that weights are untrained."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
+def without_details() -> Iterator[None]:
+    """Log only warnings: MMDetection would log how every single parameter was initialised."""
+    with _logging_above(logging.INFO):
         yield
-    finally:
-        logging.disable(before)
 
 
 @contextmanager
-def without_details() -> Iterator[None]:
-    """Log only warnings: MMDetection would log how every single parameter was initialised."""
-    before = logging.root.manager.disable
-    logging.disable(max(before, logging.INFO))
-    try:
+def without_warnings() -> Iterator[None]:
+    """Drop what is logged as a warning or less, such as that weights are untrained."""
+    with _logging_above(logging.WARNING):
         yield
-    finally:
-        logging.disable(before)
 
 
 def say(text: str) -> None:
@@ -105,3 +97,13 @@ class LogLines(tqdm):
 
     def clear(self, nolock: bool = False) -> None:
         """Do nothing: there is nothing to be cleared."""
+
+
+@contextmanager
+def _logging_above(level: int) -> Iterator[None]:
+    before = logging.root.manager.disable
+    logging.disable(max(before, level))
+    try:
+        yield
+    finally:
+        logging.disable(before)

@@ -39,9 +39,9 @@ from gkd.detectors.source import DetectorSource, drop_pretrained
 from gkd.detectors.step import Needs, Step
 from gkd.distiller import Distiller, build_knowledge
 from gkd.errors import GKDError
-from gkd.experiments.cost import random_bank
 from gkd.files import write_atomically
 from gkd.frameworks import mmdet_configs, to_batch
+from gkd.planning.cost import random_bank
 from gkd.progress import without_details
 from gkd.registry import KNOWLEDGE
 from studies.zoo import PAIRS, SELF_PAIRS

@@ -5,8 +5,8 @@ from helpers import tiny_data
 from helpers.running import run_tool, succeed
 
 from gkd.bank import PrototypeBank
-from gkd.experiments.distill import distillation_config
 from gkd.running.config import load_config
+from gkd.running.distill import distillation_config
 
 
 @pytest.fixture

@@ -1,28 +1,28 @@
 """What a plan tells is what a training then takes."""
 
+import copy
 import os
 import platform
 import re
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import astuple, replace
 
 import pytest
 import torch
 from helpers import small_detectors as small
 from helpers import tiny_data
 from helpers.running import REPOSITORY, run_tool
+from helpers.small_plans import COSTS, HEIGHT, IMAGES, PROBES, WIDTH
 from mmcv.runner import save_checkpoint
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from gkd.errors import ConfigError
-from gkd.experiments.cost import MeasuredStep, TensorMemory, noise
-from gkd.experiments.plan import image_size, kept_checkpoints, learning_rates, make_plan
+from gkd.planning.cost import MeasuredStep, TensorMemory, noise
+from gkd.planning.door import image_size, schedule_of
+from gkd.planning.plan import make_plan
 from gkd.running import load_config
-
-PROBES = ((128, 128), (256, 128))
-WIDTH, HEIGHT, IMAGES = 384, 256, 4
 
 
 @pytest.fixture(scope='module')
@@ -53,7 +53,7 @@ def config(tmp_path):
 def test_parameters_and_operations(planned):
     config, plan = planned
     # Padded to a multiple of 32.
-    assert (plan.width, plan.height, plan.images) == (WIDTH, HEIGHT, IMAGES)
+    assert (plan.width, plan.height, plan.schedule.images) == (WIDTH, HEIGHT, IMAGES)
     step = MeasuredStep(config)
     student, teacher, knowledge = (
         sum(tensor.numel() for tensor in part.parameters())
@@ -62,13 +62,13 @@ def test_parameters_and_operations(planned):
     assert plan.trained == student + knowledge
 
     data = noise(WIDTH, HEIGHT, IMAGES, small.NUM_CLASSES)
-    step.model.train_step(data, step.optimizer)
+    step.model.train_step(data.native, step.optimizer)
     with FlopCounterMode(display=False) as whole:
-        step.model.train_step(data, step.optimizer)['loss'].backward()
+        step.model.train_step(data.native, step.optimizer)['loss'].backward()
     with FlopCounterMode(display=False) as alone:
-        step.student._parse_losses(step.student.forward_train(**data))[0].backward()
+        step.student._parse_losses(step.student.forward_train(**data.native))[0].backward()
     with FlopCounterMode(display=False) as teacher, torch.no_grad():
-        step.model.teacher.extract_feat(data['img'])
+        step.model.teacher.extract_feat(data.images)
     with FlopCounterMode(display=False) as adaptation:
         for stride, layer in zip(step.model.pair.strides,
                                  step.model.knowledge[0].local_knowledge.adaptation):
@@ -81,6 +81,20 @@ def test_parameters_and_operations(planned):
     # Their heads and the instances come on top.
     assert cost.teacher > 0.97 * teacher.get_total_flops()
     assert cost.extra > 0.97 * adaptation.get_total_flops()
+
+
+def test_costs_are_those_of_mmdetection_3(plans):
+    """Which has the same test."""
+    for family, (_, plan) in plans.items():
+        assert astuple(plan.cost) == pytest.approx(COSTS[family], rel=0.02)
+
+
+def test_costs_do_not_depend_on_the_learning_rate(plans):
+    """Weights that a step has spoilt would give other proposals to the next."""
+    config, plan = plans['two_stage']
+    config = copy.deepcopy(config)
+    config.optimizer.lr = 1e6
+    assert make_plan(config, probes=PROBES).cost == plan.cost
 
 
 def test_relations_between_all_cells_grow_with_the_pixels_too(config):
@@ -139,11 +153,11 @@ def test_several_gpus(planned):
 
 
 def test_learning_rate_is_scaled_as_in_training(config):
-    assert learning_rates(config, 32) == (0.01, 0.01)
+    assert schedule_of(config).scaled_rate(gpus=16) == 0.01
     config.auto_scale_lr = dict(enable=True, base_batch_size=16)
-    assert learning_rates(config, 32) == (0.01, 0.02)
+    assert schedule_of(config).scaled_rate(gpus=16) == 0.02  # two images each
     config.auto_scale_lr.enable = False
-    assert learning_rates(config, 32) == (0.01, 0.01)
+    assert schedule_of(config).scaled_rate(gpus=16) == 0.01
 
 
 def test_generation_of_many_images_a_pass_can_be_the_peak(planned):
@@ -174,12 +188,12 @@ def test_pipeline_without_a_size(config):
 
 
 @pytest.mark.parametrize('settings, expected', [
-    (None, 24), (dict(interval=5), 5), (dict(interval=1, max_keep_ckpts=2), 2),
-    (dict(interval=-1), 0)])
+    (None, 0), (dict(interval=5), 5), (dict(interval=5, save_last=False), 4),
+    (dict(interval=1, max_keep_ckpts=2), 2), (dict(interval=-1), 1)])
 def test_kept_checkpoints(config, settings, expected):
     config.checkpoint_config = settings
     config.runner.max_epochs = 24
-    assert kept_checkpoints(config) == expected
+    assert schedule_of(config).checkpoints == expected
 
 
 def test_command(tmp_path):

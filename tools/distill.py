@@ -10,11 +10,8 @@ import sys
 from gkd.commands import add_device_option, add_trust_option, positive, run
 from gkd.commands.settings import DictAction
 from gkd.installed import mmdet_major
-
-if mmdet_major() == 3:
-    from gkd.engine.distill import distillation_config, prepare
-else:
-    from gkd.experiments.distill import distillation_config, prepare
+from gkd.planning.distill import prepare
+from gkd.planning.door import distillation_config
 
 EPOCHS = {2: 'runner.max_epochs', 3: 'train_cfg.max_epochs'}
 

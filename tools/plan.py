@@ -6,15 +6,14 @@ weights, on two sizes of small images, and scaled to the pixels of the training'
 """
 
 import argparse
-from math import ceil
 
 from gkd.commands import positive, run
 from gkd.commands.settings import add_settings_option
 from gkd.errors import DataError
-from gkd.experiments.generation_plan import plan_generation
-from gkd.experiments.plan import make_plan
+from gkd.planning.door import load_config, schedule_of
+from gkd.planning.generation import plan_generation
+from gkd.planning.plan import make_plan
 from gkd.progress import silence
-from gkd.running import load_config
 
 
 def parse_args():
@@ -57,7 +56,7 @@ def main():
             raise
         print(f'  {error}')
         return
-    generations = ceil(config.runner.max_epochs / config.model.prototypes.get('interval', 1))
+    generations = schedule_of(config).generations(config.model.prototypes.get('interval', 1))
     print('\n'.join(generation.lines(generations, args.gpus)))
 
 

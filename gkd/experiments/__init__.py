@@ -1,3 +1,3 @@
-"""Longer experiments: quickstart, comparison, plans, checks of recipes and detectors."""
+"""Longer experiments: quickstart, comparison, checks of recipes."""
 
 from gkd.compat import of_mmdet2  # noqa: F401

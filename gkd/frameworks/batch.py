@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Union
 
 from torch import Tensor
 
@@ -25,3 +26,18 @@ class Batch:
     gt_boxes: list[Tensor]
     gt_labels: list[Tensor]
     native: Any
+
+
+def of_each_image(given: Union[Tensor, Sequence[Tensor]], count: int) -> list[Tensor]:
+    """What every image has.
+
+    Args:
+        given: A tensor that each image gets a copy of, or a tensor for each image.
+        count: Number of images.
+
+    Example:
+        >>> import torch
+        >>> of_each_image(torch.ones(1), 2), of_each_image([torch.ones(1), torch.zeros(1)], 2)
+        ([tensor([1.]), tensor([1.])], [tensor([1.]), tensor([0.])])
+    """
+    return [given.clone() for _ in range(count)] if isinstance(given, Tensor) else list(given)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os.path as osp
 from collections.abc import Sequence
-from typing import Any, Optional
+from typing import Any, Optional, Union
 
 import mmcv
 import mmdet
@@ -24,7 +24,7 @@ from mmdet.models.detectors import BaseDetector
 from torch import Tensor
 
 from gkd.errors import ConfigError
-from gkd.frameworks.batch import Batch
+from gkd.frameworks.batch import Batch, of_each_image
 
 __all__ = [
     'BACKBONES', 'CLASSES_SETTING', 'DETECTORS', 'HOOKS', 'IMAGES_SETTING', 'VOC_CLASSES',
@@ -96,17 +96,18 @@ def to_batch(img: Tensor, img_metas: list[dict], gt_bboxes: list[Tensor],
     return Batch(img, img_metas, gt_bboxes, gt_labels, native)
 
 
-def synthetic_batch(images: Tensor, boxes: Tensor, labels: Tensor,
+def synthetic_batch(images: Tensor, boxes: Union[Tensor, Sequence[Tensor]],
+                    labels: Union[Tensor, Sequence[Tensor]],
                     gt_masks: Optional[np.ndarray] = None,
                     gt_semantic_seg: Optional[Tensor] = None,
                     proposals: Optional[Tensor] = None,
                     size: Optional[tuple[int, int]] = None) -> Batch:
-    """A training batch whose images all have the same ground truth.
+    """A training batch of given images and ground truth.
 
     Args:
         images: ``(B, C, H, W)``.
-        boxes: ``(n, 4)`` in pixels.
-        labels: ``(n,)`` int64.
+        boxes: ``(n, 4)`` in pixels, of every image, or a list with those of each.
+        labels: ``(n,)`` int64, likewise.
         gt_masks: Masks of the boxes, ``(n, H, W)`` uint8.
         gt_semantic_seg: Classes of the cells of a map, ``(h, w)`` int64.
         proposals: ``(m, 4)`` in pixels.
@@ -124,8 +125,8 @@ def synthetic_batch(images: Tensor, boxes: Tensor, labels: Tensor,
         further['gt_semantic_seg'] = gt_semantic_seg.expand(len(images), 1, -1, -1).clone()
     if proposals is not None:
         further['proposals'] = [proposals.clone() for _ in images]
-    return to_batch(images, [dict(meta) for _ in images], [boxes.clone() for _ in images],
-                    [labels.clone() for _ in images], **further)
+    return to_batch(images, [dict(meta) for _ in images], of_each_image(boxes, len(images)),
+                    of_each_image(labels, len(images)), **further)
 
 
 def student_losses(student: BaseDetector, batch: Batch) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os.path as osp
 from collections.abc import Sequence
-from typing import Any, Optional
+from typing import Any, Optional, Union
 
 import mmdet
 import numpy as np
@@ -30,7 +30,7 @@ from mmengine.registry import HOOKS, DefaultScope
 from mmengine.structures import InstanceData, PixelData
 from torch import Tensor
 
-from gkd.frameworks.batch import Batch
+from gkd.frameworks.batch import Batch, of_each_image
 
 __all__ = [
     'BACKBONES', 'CLASSES_SETTING', 'DETECTORS', 'HOOKS', 'IMAGES_SETTING', 'VOC_CLASSES',
@@ -113,17 +113,18 @@ def to_batch(inputs: Tensor, data_samples: list) -> Batch:
                  dict(batch_inputs=inputs, batch_data_samples=data_samples))
 
 
-def synthetic_batch(images: Tensor, boxes: Tensor, labels: Tensor,
+def synthetic_batch(images: Tensor, boxes: Union[Tensor, Sequence[Tensor]],
+                    labels: Union[Tensor, Sequence[Tensor]],
                     gt_masks: Optional[np.ndarray] = None,
                     gt_semantic_seg: Optional[Tensor] = None,
                     proposals: Optional[Tensor] = None,
                     size: Optional[tuple[int, int]] = None) -> Batch:
-    """A training batch whose images all have the same ground truth.
+    """A training batch of given images and ground truth.
 
     Args:
         images: ``(B, C, H, W)``.
-        boxes: ``(n, 4)`` in pixels.
-        labels: ``(n,)`` int64.
+        boxes: ``(n, 4)`` in pixels, of every image, or a list with those of each.
+        labels: ``(n,)`` int64, likewise.
         gt_masks: Masks of the boxes, ``(n, H, W)`` uint8.
         gt_semantic_seg: Classes of the cells of a map, ``(h, w)`` int64.
         proposals: ``(m, 4)`` in pixels.
@@ -131,14 +132,15 @@ def synthetic_batch(images: Tensor, boxes: Tensor, labels: Tensor,
     """
     height, width = images.shape[-2:]
     samples = []
-    for _ in images:
+    for own_boxes, own_labels in zip(of_each_image(boxes, len(images)),
+                                     of_each_image(labels, len(images))):
         sample = DetDataSample(metainfo=dict(
             img_shape=size or (height, width), ori_shape=(height, width),
             pad_shape=(height, width), batch_input_shape=(height, width), scale_factor=(1.0, 1.0),
             flip=False, img_path=''))
-        sample.gt_instances = InstanceData(bboxes=boxes.clone(), labels=labels.clone())
-        sample.ignored_instances = InstanceData(bboxes=boxes[:0].clone(),
-                                                labels=labels[:0].clone())
+        sample.gt_instances = InstanceData(bboxes=own_boxes, labels=own_labels)
+        sample.ignored_instances = InstanceData(bboxes=own_boxes[:0].clone(),
+                                                labels=own_labels[:0].clone())
         if gt_masks is not None:
             sample.gt_instances.masks = BitmapMasks(gt_masks.copy(), height, width)
         if gt_semantic_seg is not None:

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import torch
 
-from gkd.experiments.cost import MeasuredStep, noise
-from gkd.matching import num_classes_of
+from gkd.planning.cost import MeasuredStep
 from gkd.running import load_config
 
 
@@ -23,8 +22,7 @@ def resident(key):
 def peak(step, width, height, images):
     """Run a step three times and measure the last."""
     def run():
-        data = noise(width, height, images, num_classes_of(step.student))
-        loss = step.model.train_step(data, step.optimizer)['loss']
+        loss = step.loss(step.model, width, height, images)
         step.optimizer.zero_grad()
         loss.backward()
         step.optimizer.step()

@@ -1,5 +1,6 @@
 """A pair without a config: what is made of it, said about it, and trained."""
 
+import re
 import runpy
 import sys
 
@@ -10,9 +11,10 @@ from small_experiments import CLASSES, TOOLS, detector, experiment
 
 from gkd.compat.checkpoint import load_checkpoint_file
 from gkd.engine.commands import load_config
-from gkd.engine.distill import distillation_config, schedule
+from gkd.engine.distill import distillation_config
 from gkd.errors import ConfigError
 from gkd.frameworks import build_detector
+from gkd.planning.door import schedule_of
 
 
 @pytest.fixture
@@ -60,6 +62,19 @@ def test_config_is_the_students_own_with_a_distiller_and_its_hooks(
                  '3, to the teacher red, green, blue', 'images     as the teacher was trained on',
                  'schedule   1 epoch, 2 images a step, learning rate 0.005 (scaled from 0.01)'):
         assert line in said
+    costs = re.search(r'costs +([\d.]+) times the operations of training the student alone; '
+                      r'0.0 GiB of each GPU', said)
+    assert 1.5 < float(costs[1]) < 2.5
+
+
+def test_why_costs_are_not_known(pair, tmp_path, monkeypatch, capsys):
+    student = load_config(pair[0])
+    for loader in (student.train_dataloader, student.val_dataloader, student.test_dataloader):
+        del loader.dataset.pipeline[2]  # the one that scales
+    student.dump(pair[0])
+    _, said = write(pair, tmp_path / 'work', monkeypatch, capsys)
+    assert 'schedule   2 epochs' in said
+    assert 'costs      not known: neither train_dataloader nor test_dataloader' in said
 
 
 @pytest.mark.slow
@@ -105,6 +120,6 @@ def test_a_distillation_is_not_distilled_again(pair, tmp_path):
 
 def test_what_the_schedule_does_not_say_is_left_out(pair):
     config = distillation_config(*pair, options={'train_cfg.max_epochs': 3})
-    assert schedule(config, 2) == '3 epochs, 4 images a step, learning rate 0.005'
+    assert schedule_of(config).describe(2) == '3 epochs, 4 images a step, learning rate 0.005'
     del config.optim_wrapper.optimizer['lr']
-    assert schedule(config, 2) == '3 epochs'
+    assert schedule_of(config).describe(2) == '3 epochs, 4 images a step'

@@ -12,15 +12,18 @@ from math import ceil
 from typing import Optional
 
 import numpy as np
-from mmcv import Config
-from mmdet.datasets import CustomDataset
 
 from gkd.distiller import Distiller, build_generation
 from gkd.errors import ConfigError, DataError
+from gkd.frameworks import Config, Dataset
+from gkd.planning.door import (
+    ANNOTATIONS,
+    annotation_files,
+    prototype_configs,
+    prototype_datasets,
+    untrained_model,
+)
 from gkd.prototypes.features import CandidateImage, choose_candidates, group_by_size
-from gkd.prototypes.hook import PrototypeHook
-from gkd.running.config import untrained_model
-from gkd.running.data import annotation_files, check_classes, leaf_configs, prototype_datasets
 
 FLOAT32 = 4  # bytes; features and prototypes
 FLOAT64 = 8  # bytes; the search
@@ -224,24 +227,19 @@ def plan_generation(config: Config, images: Optional[int] = None,
     return GenerationPlan.of(candidates, pair.num_classes, module.batch_size, **settings)
 
 
-def annotated_datasets(config: Config) -> list[CustomDataset]:
+def annotated_datasets(config: Config) -> list[Dataset]:
     """The data sets that prototypes come from; their images need not be there.
 
     Raises:
         DataError: Annotations are missing or do not fit the config.
     """
-    entries = prototype_datasets(config)
-    for entry in entries:
-        for leaf in leaf_configs(entry):
-            for path in annotation_files(leaf):
-                if not osp.exists(path):
-                    raise DataError(
-                        f'data.train.ann_file: no such file: {path}. Without annotations, give '
-                        f'the totals: --images N --boxes N prints upper bounds.')
-    datasets = PrototypeHook(entries).datasets
-    for dataset in datasets:
-        check_classes(dataset, 'data.train')
-    return datasets
+    for entry in prototype_configs(config):
+        for path in annotation_files(entry):
+            if not osp.exists(path):
+                raise DataError(
+                    f'{ANNOTATIONS}: no such file: {path}. Without annotations, give '
+                    f'the totals: --images N --boxes N prints upper bounds.')
+    return prototype_datasets(config)
 
 
 def with_prefix(number: float) -> str:

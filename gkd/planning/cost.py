@@ -12,19 +12,19 @@ from dataclasses import astuple, dataclass
 
 import numpy as np
 import torch
-from mmcv import Config
-from mmcv.runner import build_optimizer
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from gkd.bank import PrototypeBank
+from gkd.detectors.inspection import isolated_random_numbers
 from gkd.detectors.modes import eval_mode
 from gkd.distiller import Distiller
-from gkd.errors import ConfigError, GKDError, naming
+from gkd.errors import ConfigError, GKDError
+from gkd.frameworks import BaseDetector, Batch, Config, student_losses, synthetic_batch
 from gkd.matching import num_classes_of
-from gkd.running.config import untrained_model
+from gkd.planning.door import build_optimizer, total_loss, untrained_model
 from gkd.watching import watched
 
 WARM_UP = (128, 128)  # width and height of the first images; all strides in use divide them
@@ -103,16 +103,19 @@ class MeasuredStep:
     """A training step of a config with untrained weights, to be measured.
 
     Args:
-        config: A config from :func:`gkd.running.load_config`; checkpoints need not be there.
+        config: A config of the installed MMDetection; checkpoints need not be there.
 
     Raises:
         ConfigError: The model cannot be built.
     """
 
     def __init__(self, config: Config):
-        self.model = untrained_model(config)
-        with naming('optimizer'):
-            self.optimizer = build_optimizer(self.model, config.optimizer)
+        with isolated_random_numbers():
+            torch.manual_seed(0)  # what proposals cost depends on the weights
+            self.model = untrained_model(config)
+        self.optimizer = build_optimizer(self.model, config)
+        for group in self.optimizer.param_groups:
+            group['lr'] = 0  # all runs are to have the same weights
         self.distils = isinstance(self.model, Distiller)
         self.student = self.model.student if self.distils else self.model
         if self.distils and self.model.needs.bank:
@@ -179,8 +182,7 @@ class MeasuredStep:
 
         watching = watched(self.model, 'teacher_step', counted) if self.distils else nullcontext()
         with operations, memory, watching:
-            data = noise(width, height, images, num_classes_of(self.student))
-            loss = self.model.train_step(data, self.optimizer)['loss']
+            loss = self.loss(self.model, width, height, images)
             self.optimizer.zero_grad()
             loss.backward()
             self.optimizer.step()
@@ -188,10 +190,14 @@ class MeasuredStep:
 
     def student_operations(self, width: int, height: int, images: int) -> int:
         """Operations of the student alone."""
-        data = noise(width, height, images, num_classes_of(self.student))
         with FlopCounterMode(display=False) as operations:
-            self.student._parse_losses(self.student.forward_train(**data))[0].backward()
+            self.loss(self.student, width, height, images).backward()
         return operations.get_total_flops()
+
+    def loss(self, detector: BaseDetector, width: int, height: int, images: int) -> Tensor:
+        """The loss of the model, or of its student alone, on images of noise."""
+        batch = noise(width, height, images, num_classes_of(self.student))
+        return total_loss(detector, student_losses(detector, batch))
 
     @torch.no_grad()
     def measure_generation(self, width: int, height: int) -> int:
@@ -228,22 +234,15 @@ def random_bank(pair, num_prototypes: int, class_channels: int = 0) -> Prototype
                         if class_channels])
 
 
-def noise(width: int, height: int, images: int, num_classes: int) -> dict:
+def noise(width: int, height: int, images: int, num_classes: int) -> Batch:
     """A training batch of noise, each image with boxes of several sizes all over it."""
     generator = np.random.default_rng(0)
-    pixels, boxes, labels = torch.randn(images, 3, height, width), [], []
+    pixels = torch.randn(images, 3, height, width, generator=torch.Generator().manual_seed(0))
+    boxes, labels = [], []
     for _ in range(images):
         corner = generator.uniform(0, 0.7, (BOXES, 2))
         size = generator.uniform(0.1, 0.3, (BOXES, 2))
         corners = np.concatenate([corner, corner + size], axis=1) * np.tile([width, height], 2)
         boxes.append(torch.from_numpy(corners.astype(np.float32)))
         labels.append(torch.from_numpy(generator.integers(0, num_classes, BOXES)))
-    return training_batch(pixels, boxes, labels)
-
-
-def training_batch(pixels: Tensor, boxes: list[Tensor], labels: list[Tensor]) -> dict:
-    """What MMDetection trains on, of images ``(B, 3, H, W)`` that nothing resized or padded."""
-    shape = (*pixels.shape[2:], 3)
-    metas = [dict(img_shape=shape, ori_shape=shape, pad_shape=shape, filename='noise', flip=False,
-                  ori_filename='noise', scale_factor=np.ones(4, np.float32)) for _ in boxes]
-    return dict(img=pixels, img_metas=metas, gt_bboxes=boxes, gt_labels=labels)
+    return synthetic_batch(pixels, boxes, labels)

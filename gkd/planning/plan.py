@@ -9,15 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import ceil
 from typing import Optional
 
-from mmcv import Config
 from torch import Tensor, nn
 
-from gkd.errors import ConfigError
-from gkd.experiments.cost import Cost, MeasuredStep
-from gkd.experiments.generation_plan import FLOAT32, with_prefix
+from gkd.frameworks import Config
+from gkd.planning.cost import Cost, MeasuredStep
+from gkd.planning.door import image_size, schedule_of
+from gkd.planning.generation import FLOAT32, with_prefix
+from gkd.planning.schedule import Schedule
 
 # Width and height of the images that the step is measured on. All strides in use divide them.
 PROBES = ((256, 256), (512, 256))
@@ -29,30 +29,28 @@ class TrainingPlan:
 
     Attributes:
         gpus: Processes.
-        images: Images per GPU and step.
+        schedule: How long, how many images a step, how fast, what is kept.
         width: Width of the largest images, in pixels.
         height: Likewise.
         cost: Cost of a step on one GPU.
         parameters: Parameters of student, teacher and distillation.
         trained: Parameters that the optimiser changes.
         optimizer_bytes: State of the optimiser.
+        averaged_bytes: Weights that a hook averages; 0 without one.
         checkpoint_bytes: One checkpoint.
-        checkpoints: Checkpoints that are kept.
-        learning_rate: As the config has it and as it is scaled to the batch.
         generation_images: Images per pass of prototype generation; 0 without prototypes.
     """
 
     gpus: int
-    images: int
+    schedule: Schedule
     width: int
     height: int
     cost: Cost
     parameters: dict[str, int]
     trained: int
     optimizer_bytes: int
+    averaged_bytes: int
     checkpoint_bytes: int
-    checkpoints: int
-    learning_rate: tuple[float, float]
     generation_images: int
 
     @property
@@ -63,7 +61,7 @@ class TrainingPlan:
         buckets = self.trained * FLOAT32 if self.gpus > 1 else 0
         return {'weights': weights, 'optimizer': self.optimizer_bytes,
                 'features and gradients': self.cost.memory - weights - self.optimizer_bytes,
-                'gradients to send': buckets}
+                'averaged weights': self.averaged_bytes, 'gradients to send': buckets}
 
     @property
     def memory(self) -> float:
@@ -76,8 +74,8 @@ class TrainingPlan:
 
     def lines(self) -> list[str]:
         """The plan in words."""
-        batch = self.images * self.gpus
-        base, scaled = self.learning_rate
+        images, rate = self.schedule.images, self.schedule.scaled_rate(self.gpus)
+        base = self.schedule.learning_rate
         operations = ', '.join(f'{name} {with_prefix(getattr(self.cost, name))}FLOP'
                                for name in ('student', 'teacher', 'extra')
                                if getattr(self.cost, name))
@@ -87,14 +85,15 @@ class TrainingPlan:
                                for name, number in self.parameters.items() if number)
         return [f'{name + ":":16}{text}' for name, text in (
             ('parameters', f'{parameters}; {with_prefix(self.trained)} are trained'),
-            ('batch', f'{self.images} images of at most {self.width} x {self.height} on each of '
-                      f'{self.gpus} GPUs, {batch} a step'),
-            ('learning rate', f'{scaled:g}' + (f', scaled from {base:g}' if base != scaled
-                                               else ', as in the config')),
+            ('batch', f'{images} images of at most {self.width} x {self.height} on each of '
+                      f'{self.gpus} GPUs, {images * self.gpus} a step'),
+            ('learning rate', 'the optimizer\'s own' if rate is None else f'{rate:g}'
+             + (f', scaled from {base:g}' if base != rate else ', as in the config')),
             ('a step', f'{operations} on each GPU'),
             ('memory', f'{with_prefix(self.memory)}B a GPU in single precision, without what '
                        f'CUDA, cuDNN and fragmentation take; in a step {parts}'),
-            ('checkpoints', f'{self.checkpoints} of {with_prefix(self.checkpoint_bytes)}B each'))]
+            ('checkpoints', f'{self.schedule.checkpoints} of '
+                            f'{with_prefix(self.checkpoint_bytes)}B each'))]
 
 
 def make_plan(config: Config, gpus: int = 1, image: Optional[tuple[int, int]] = None,
@@ -102,8 +101,7 @@ def make_plan(config: Config, gpus: int = 1, image: Optional[tuple[int, int]] = 
     """Plan a training.
 
     Args:
-        config: A config from :func:`gkd.running.load_config`; neither data nor checkpoints are
-            read.
+        config: A config of the installed MMDetection; neither data nor checkpoints are read.
         gpus: Processes it will run in.
         image: Width and height of the largest images; by default what the config scales to.
         exact: Run the step at full size instead of twice on smaller images.
@@ -113,8 +111,8 @@ def make_plan(config: Config, gpus: int = 1, image: Optional[tuple[int, int]] = 
         ConfigError: The model cannot be built, or its step cannot be run.
     """
     width, height = image or image_size(config)
-    images = config.data.get('train_dataloader', {}).get('samples_per_gpu') or \
-        config.data.get('samples_per_gpu', 1)
+    schedule = schedule_of(config)
+    images = schedule.images
     step = MeasuredStep(config)
     pixels = [w * h for w, h in probes]
     if not exact and width * height > max(pixels):
@@ -129,54 +127,21 @@ def make_plan(config: Config, gpus: int = 1, image: Optional[tuple[int, int]] = 
                           extra=parameter_count(model.knowledge))
     optimizer_bytes = sum(map(tensor_bytes, step.optimizer_state))
     state = sum(map(tensor_bytes, model.state_dict().values()))
+    averaged = state if averages_weights(config) else 0
     has_bank = step.distils and model.needs.bank
     return TrainingPlan(
-        gpus=gpus, images=images, width=width, height=height, cost=cost, parameters=parameters,
+        gpus=gpus, schedule=schedule, width=width, height=height, cost=cost, parameters=parameters,
         trained=sum(parameter.numel() for parameter in model.parameters()
                     if parameter.requires_grad),
-        optimizer_bytes=optimizer_bytes, checkpoint_bytes=state + optimizer_bytes,
-        checkpoints=kept_checkpoints(config), learning_rate=learning_rates(config, images * gpus),
+        optimizer_bytes=optimizer_bytes, averaged_bytes=averaged,
+        checkpoint_bytes=state + optimizer_bytes + averaged,
         generation_images=model.prototypes.batch_size if has_bank else 0)
 
 
-def image_size(config: Config) -> tuple[int, int]:
-    """Width and height of the largest images that a config scales to, padded.
-
-    Raises:
-        ConfigError: The config names no size to scale to.
-    """
-    entry = config.data.train
-    while 'pipeline' not in entry:
-        entry = entry['dataset'] if 'dataset' in entry else entry['datasets'][0]
-    for pipeline in (entry.pipeline, config.data.test.pipeline):
-        steps = [step for outer in pipeline for step in (outer, *outer.get('transforms', ()))]
-        scales = [scale for step in steps if 'img_scale' in step
-                  for scale in (step['img_scale'] if isinstance(step['img_scale'], list)
-                                else [step['img_scale']])]
-        if scales:
-            divisor = max(step.get('size_divisor') or 1 for step in steps)
-            longest, shortest = max(map(max, scales)), max(map(min, scales))
-            return tuple(ceil(side / divisor) * divisor for side in (longest, shortest))
-    raise ConfigError('neither data.train nor data.test has a pipeline with `img_scale`; give the '
-                      'size of the images: --size WIDTH HEIGHT')
-
-
-def learning_rates(config: Config, batch: int) -> tuple[float, float]:
-    """The learning rate of the config, and the one that it is scaled to."""
-    rate = config.optimizer.lr
-    scaling = config.get('auto_scale_lr') or {}
-    if not scaling.get('enable', False):
-        return rate, rate
-    return rate, rate * batch / scaling.base_batch_size
-
-
-def kept_checkpoints(config: Config) -> int:
-    """Checkpoints that lie in the work dir at the end."""
-    settings = config.get('checkpoint_config') or {}
-    length = config.runner.get('max_epochs') or config.runner.get('max_iters')
-    written = ceil(length / settings.get('interval', 1)) if settings.get('interval', 1) > 0 else 0
-    most = settings.get('max_keep_ckpts', -1)
-    return min(written, most) if most > 0 else written
+def averages_weights(config: Config) -> bool:
+    """Whether a hook of a config keeps averaged weights, and writes them into checkpoints."""
+    return any(str(hook.get('type')).endswith('EMAHook')
+               for hook in config.get('custom_hooks') or ())
 
 
 def parameter_count(module: nn.Module) -> int:

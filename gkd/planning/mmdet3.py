@@ -1,0 +1,110 @@
+"""What a config of MMDetection 3 says of a training."""
+
+from __future__ import annotations
+
+import copy
+import os.path as osp
+from typing import Any
+
+from mmengine.config import Config, ConfigDict
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import DefaultScope
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from gkd.engine.commands import load_config
+from gkd.engine.distill import describe_images, distillation_config
+from gkd.engine.image_size import image_size
+from gkd.errors import ConfigError, GKDError, naming
+from gkd.frameworks import BaseDetector, Dataset, build_dataset, build_detector
+from gkd.frameworks.mmdet3 import prototype_configs
+from gkd.planning.schedule import Schedule, base_batch, kept_checkpoints
+from gkd.progress import without_warnings
+
+__all__ = ['ANNOTATIONS', 'annotation_files', 'build_model', 'build_optimizer', 'describe_images',
+           'distillation_config', 'image_size', 'load_config', 'prototype_configs',
+           'prototype_datasets', 'schedule_of', 'total_loss', 'untrained_model']
+
+ANNOTATIONS = 'train_dataloader.dataset.ann_file'  # where training annotations are named
+# What of `optim_wrapper` the optimiser itself is built from; the rest is how its steps are made.
+OPTIMIZER = ('constructor', 'optimizer', 'paramwise_cfg')
+
+
+def build_model(config: Config) -> BaseDetector:
+    """Build ``config.model``.
+
+    Raises:
+        ConfigError: MMDetection cannot build it.
+    """
+    try:
+        return build_detector(config.model)
+    except GKDError:
+        raise
+    except Exception as error:
+        raise ConfigError(f'`model` of {config.filename} cannot be built: '
+                          f'{type(error).__name__}: {error}') from error
+
+
+def untrained_model(config: Config) -> BaseDetector:
+    """Build ``config.model`` without reading the checkpoints of teacher and student.
+
+    Raises:
+        ConfigError: MMDetection cannot build it.
+    """
+    config = copy.deepcopy(config)
+    for role in {'teacher', 'student'} & config.model.keys():
+        config.model[role].checkpoint = None
+    with without_warnings():
+        return build_model(config)
+
+
+def build_optimizer(model: nn.Module, config: Config) -> Optimizer:
+    """The optimiser of a config.
+
+    Raises:
+        ConfigError: It cannot be built.
+    """
+    settings = config.get('optim_wrapper') or {}
+    with naming(f'optim_wrapper = {dict(settings)}'), \
+            DefaultScope.overwrite_default_scope('mmdet'):
+        return build_optim_wrapper(model, ConfigDict(
+            {name: settings[name] for name in OPTIMIZER if name in settings})).optimizer
+
+
+def total_loss(detector: nn.Module, losses: dict[str, Any]) -> Tensor:
+    """The loss that a step of a detector descends."""
+    return detector.parse_losses(losses)[0]
+
+
+def schedule_of(config: Config) -> Schedule:
+    """The schedule of a config.
+
+    Raises:
+        ConfigError: A setting is missing.
+    """
+    with naming('train_cfg, optim_wrapper, default_hooks or auto_scale_lr'):
+        by_epoch = bool(config.train_cfg.get('max_epochs'))
+        length = config.train_cfg.max_epochs if by_epoch else config.train_cfg.max_iters
+        hooks = config.get('default_hooks') or {}
+        return Schedule(
+            length=length, unit='epoch' if by_epoch else 'step',
+            images=config.train_dataloader.get('batch_size') or 1,
+            learning_rate=config.optim_wrapper.optimizer.get('lr'), base_batch=base_batch(config),
+            # MMEngine's own hook, if the config does not set one up.
+            checkpoints=kept_checkpoints(length, hooks.get('checkpoint', dict(interval=1))))
+
+
+def annotation_files(entry: ConfigDict) -> list[str]:
+    """Paths of the annotation files that the config of a data set without wrappers names."""
+    path = entry.get('ann_file')
+    return [osp.join(entry.get('data_root') or '', path)] if path else []
+
+
+def prototype_datasets(config: Config) -> list[Dataset]:
+    """The data sets that prototypes come from; their images need not be there.
+
+    Raises:
+        ConfigError: A data set cannot be built.
+    """
+    with naming('train_dataloader.dataset'):
+        return [build_dataset(entry) for entry in prototype_configs(config)]
