@@ -102,8 +102,14 @@ class LogLines(tqdm):
 @contextmanager
 def _logging_above(level: int) -> Iterator[None]:
     before = logging.root.manager.disable
-    logging.disable(max(before, level))
+    _disable(max(before, level))
     try:
         yield
     finally:
-        logging.disable(before)
+        _disable(before)
+
+
+def _disable(level: int) -> None:
+    logging.disable(level)
+    # MMEngine's loggers keep whether a level is on, and forget it only when theirs is set.
+    logger().setLevel(logger().level)

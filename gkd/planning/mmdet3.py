@@ -65,7 +65,8 @@ def build_optimizer(model: nn.Module, config: Config) -> Optimizer:
         ConfigError: It cannot be built.
     """
     settings = config.get('optim_wrapper') or {}
-    with naming(f'optim_wrapper = {dict(settings)}'), \
+    # MMEngine would log the settings of every single parameter.
+    with naming(f'optim_wrapper = {dict(settings)}'), without_warnings(), \
             DefaultScope.overwrite_default_scope('mmdet'):
         return build_optim_wrapper(model, ConfigDict(
             {name: settings[name] for name in OPTIMIZER if name in settings})).optimizer

@@ -16,7 +16,7 @@ from small_experiments import TOOLS, detector, experiment, train
 from gkd.engine.commands import load_config
 from gkd.engine.image_size import image_size, size_after
 from gkd.errors import ConfigError, DataError
-from gkd.frameworks import build_dataset
+from gkd.frameworks import build_dataset, logger
 from gkd.planning.door import schedule_of
 from gkd.planning.plan import make_plan
 
@@ -165,6 +165,21 @@ def test_averaged_weights_are_kept_beside_the_others(config):
     assert plan.memory - alone.memory > 4 * (plan.parameters['student'] + plan.parameters['extra'])
 
 
+def test_settings_of_single_parameters_are_not_logged(config, monkeypatch):
+    logged, level = [], logger().level
+    monkeypatch.setattr(type(logger()), 'callHandlers', lambda self, record: logged.append(record))
+    config.optim_wrapper.optimizer.weight_decay = 1e-4
+    config.optim_wrapper.paramwise_cfg = dict(norm_decay_mult=0)
+    logger().setLevel('INFO')
+    try:
+        logger().info('before')
+        make_plan(config, image=(128, 128))
+        logger().warning('after')
+    finally:
+        logger().setLevel(level)
+    assert [record.msg for record in logged] == ['before', 'after']
+
+
 def test_mixed_precision_is_planned_without_a_gpu(config):
     usual = make_plan(config, image=(128, 128))
     config.optim_wrapper.update(type='AmpOptimWrapper', loss_scale='dynamic')
@@ -186,14 +201,20 @@ def test_command(config, tmp_path, monkeypatch, capsys):
     assert re.search(r'instances: +12, of 3 of 3 classes, 4 to 4 a class', printed)
 
 
-def test_sizes_and_prototypes_of_the_command(config, tmp_path, monkeypatch, capsys):
+def test_sizes_of_the_command(config, tmp_path, monkeypatch, capsys):
     path = tmp_path / 'distil.py'
+    config.train_dataloader.batch_size = 1
     config.dump(path)
     larger, exact = (run(monkeypatch, capsys, path, '--size', 576, 256, *options)
                      for options in ((), ('--exact',)))
     assert 'of at most 576 x 256' in larger
     memory = [float(re.search(r'memory: +([\d.]+) MB', text)[1]) for text in (larger, exact)]
     assert memory[0] == pytest.approx(memory[1], rel=0.05) and larger != exact
+
+
+def test_prototypes_of_the_command(config, tmp_path, monkeypatch, capsys):
+    path = tmp_path / 'distil.py'
+    config.dump(path)
     bounds = run(monkeypatch, capsys, path, '--only-prototypes', '--images', 1000, '--boxes', 9000)
     assert 'at most 1,000' in bounds and 'parameters' not in bounds
 
