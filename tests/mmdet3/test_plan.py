@@ -201,6 +201,7 @@ def test_command(config, tmp_path, monkeypatch, capsys):
     assert re.search(r'instances: +12, of 3 of 3 classes, 4 to 4 a class', printed)
 
 
+@pytest.mark.slow
 def test_sizes_of_the_command(config, tmp_path, monkeypatch, capsys):
     path = tmp_path / 'distil.py'
     config.train_dataloader.batch_size = 1
