@@ -39,6 +39,12 @@ MORE = [
     ('tood/tood_r50_fpn_1x_coco', POSITIVES, True),
     ('reppoints/reppoints_moment_r50_fpn_1x_coco', TRUTH, True),
 ]
+# Their heads have no layers that read classes from maps alone, or other ones for every level.
+WITHOUT_CLASS_SPACE = {
+    'yolox/yolox_tiny_8x8_300e_coco', 'faster_rcnn/faster_rcnn_r50_caffe_c4_1x_coco',
+    'sparse_rcnn/sparse_rcnn_r50_fpn_1x_coco', 'detr/detr_r50_8x2_150e_coco',
+    'yolo/yolov3_mobilenetv2_320_300e_coco', 'ssd/ssdlite_mobilenetv2_scratch_600e_coco',
+    'tood/tood_r50_fpn_1x_coco'}
 
 
 pytestmark = pytest.mark.usefixtures('short_backbones')
@@ -51,6 +57,8 @@ def check(name, instances, soft):
     assert (outcome.instances, 'loss_soft' in outcome.teaches) == (instances, soft)
     assert bool(outcome.left_out) != soft
     assert {'loss_global', 'loss_local_fg', 'loss_local_bg'} <= set(outcome.teaches)
+    assert ('no layers that read classes' in outcome.class_space) == (name in WITHOUT_CLASS_SPACE)
+    assert bool(outcome.class_space) == (name in WITHOUT_CLASS_SPACE)
     # What compares maps alone works everywhere.
     assert not any(outcome.methods[method] for method in ('CWD', 'FGD', 'MGD', 'PKD'))
 

@@ -5,20 +5,20 @@ import argparse
 import os
 import os.path as osp
 
-from mmdet.models import build_detector
-
-from gkd.checkpoints import FOLDER, download, how_to_get, published
+from gkd.checkpoints import FOLDER, check_file, download, how_to_get, published
 from gkd.commands import run
-from gkd.detectors.source import DetectorSource, sources_of
+from gkd.detectors.source import DetectorSource, find_file, sources_of
 from gkd.errors import CheckpointError
-from gkd.running import load_config
+from gkd.frameworks import build_detector
+from gkd.planning.door import load_config
 
 
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('command', choices=['list', 'get', 'verify'],
                         help='show what there is and what is here; download; compare with the '
-                             'published hashes, and load into the detectors')
+                             'published hashes, and load into the detectors that the installed '
+                             'MMDetection ships')
     parser.add_argument('what', nargs='*',
                         help='names of checkpoints, the beginnings of names, or recipes (default: '
                              'list shows all, verify takes those that are here)')
@@ -51,7 +51,8 @@ def choose(what):
     chosen = {}
     for item in what or everything:
         if item.endswith('.py'):
-            paths = [source.checkpoint for source in sources_of(load_config(item).model)]
+            paths = [source.checkpoint for source in sources_of(load_config(item).model)
+                     if source.checkpoint is not None]
             found = [osp.basename(path) for path in paths if osp.basename(path) in everything]
             for path in paths:
                 if osp.basename(path) not in everything:
@@ -88,8 +89,11 @@ def verify(chosen, folder):
         try:
             if not osp.isfile(path):
                 raise CheckpointError(f'{path} is missing. {how_to_get(path)}')
-            source = DetectorSource(checkpoint.config, path, checkpoint.name, {})
-            source.load_checkpoint(build_detector(source.model_config()))
+            check_file(path)
+            # MMDetection 3 has other names for the configs of some.
+            if find_file(checkpoint.config):
+                source = DetectorSource(checkpoint.config, path, checkpoint.name, {})
+                source.load_checkpoint(build_detector(source.model_config()))
             print(f'{path}: as published')
         except CheckpointError as error:
             faults.append(str(error))

@@ -1,5 +1,7 @@
 """The configs of configs/mmdet3: all are read, and two pairs make a training step."""
 
+import runpy
+import sys
 from pathlib import Path
 
 import pytest
@@ -7,7 +9,7 @@ import torch
 from helpers import small_detectors as small
 from mmengine.config import Config
 
-from gkd.detectors.source import DetectorSource
+from gkd.detectors.source import DetectorSource, sources_of
 from gkd.engine.commands import load_config
 from gkd.frameworks import build_detector, synthetic_batch
 
@@ -71,3 +73,12 @@ def test_pair_makes_a_step(path):
     assert {'loss_global', 'loss_local_fg', 'loss_local_bg'} <= losses.keys()
     assert all(parameter.grad.isfinite().all() for parameter in distiller.parameters()
                if parameter.grad is not None)
+
+
+@pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
+def test_tool_knows_the_checkpoints_of_a_config(path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, 'argv', ['checkpoints.py', 'list', str(path)])
+    runpy.run_path(str(ROOT / 'tools' / 'checkpoints.py'))['main']()
+    listed = capsys.readouterr().out
+    for source in sources_of(load_config(str(path)).model):
+        assert source.checkpoint is None or Path(source.checkpoint).name in listed
