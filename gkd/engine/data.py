@@ -317,10 +317,10 @@ def build_evaluator(settings: Any, part: str, dataset: Any) -> Evaluator:
                 evaluator = Evaluator(settings)
         except DataError as error:
             raise DataError(f'{key}.ann_file: {error}') from None
-    for metric in evaluator.metrics:
-        coco = getattr(metric, '_coco_api', None)
-        if isinstance(coco, COCO):
-            check_evaluated(dataset, coco, part, ', '.join(files.values()))
+        for metric in evaluator.metrics:
+            coco = getattr(metric, '_coco_api', None)
+            if isinstance(coco, COCO):
+                check_evaluated(dataset, coco, part, ', '.join(files.values()))
     return evaluator
 
 

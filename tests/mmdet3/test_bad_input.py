@@ -5,6 +5,7 @@ import json
 import runpy
 import shutil
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,7 +17,12 @@ from small_experiments import CLASSES, IMAGES, PREPROCESSOR, TOOLS, detector, ex
 
 from gkd.commands import run
 from gkd.datasets import coco_json
-from gkd.engine.data import build_checked_dataset, build_part, look_at_test_data
+from gkd.engine.data import (
+    build_checked_dataset,
+    build_part,
+    check_ground_truth,
+    look_at_test_data,
+)
 from gkd.engine.runner import Runner
 from gkd.errors import CheckpointError, ConfigError, DataError
 from gkd.frameworks import build_detector
@@ -295,6 +301,19 @@ def test_data_sets_are_read_once(config, monkeypatch):
     assert len(read) == before and len(loader.dataset) == len(val_loop.dataloader.dataset) == 6
     assert val_loop.evaluator.metrics[0].dataset_meta['classes'] == CLASSES
     assert runner.cfg.train_dataloader.dataset.type == 'CocoDataset'
+
+
+def test_ground_truth_that_no_pipeline_loads(config):
+    model = build_detector(config.model)
+    model.pair = replace(model.pair, student=replace(model.pair.student,
+                                                     ground_truth=('gt_masks',)))
+    config.train_dataloader.dataset = dict(type='RepeatDataset', times=2,
+                                           dataset=dataset_of(config))
+    with pytest.raises(ConfigError, match=r'key.pipeline: student RetinaNet trains on `gt_masks`.*'
+                                          r'LoadAnnotations\(with_mask=True\)'):
+        check_ground_truth(model, dataset_of(config), 'key')
+    dataset_of(config).dataset.pipeline[1].with_mask = True
+    check_ground_truth(model, dataset_of(config), 'key')
 
 
 def test_settings_of_a_loader(config):
