@@ -16,6 +16,7 @@ from fnmatch import fnmatch
 sys.path.insert(0, osp.dirname(osp.dirname(osp.abspath(__file__))))
 
 from gkd.commands import add_device_option, run
+from gkd.compat import of_mmdet2  # noqa: F401  (before MMDetection's own names are asked for)
 from studies.coverage import check_all, pair_name, pair_of, shorten_backbones, write_tables
 from studies.zoo import PAIRS, SELF_PAIRS
 
