@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import logging
-import os.path as osp
 from collections.abc import Sequence
 from typing import Any, Optional, Union
 
 import mmcv
-import mmdet
 import numpy as np
 from mmcv import Config, ConfigDict
 from mmcv.cnn import ContextBlock, NonLocal2d, fuse_conv_bn
@@ -24,6 +22,7 @@ from mmdet.models.detectors import BaseDetector
 from torch import Tensor
 
 from gkd.errors import ConfigError
+from gkd.frameworks.alike import description, mmdet_configs, source_of
 from gkd.frameworks.batch import Batch, of_each_image
 
 __all__ = [
@@ -47,14 +46,6 @@ IMAGES_SETTING = 'img_prefix'
 def logger() -> logging.Logger:
     """MMDetection's logger."""
     return mmcv.utils.get_logger('mmdet')
-
-
-def mmdet_configs() -> str:
-    """Folder of the configs that the installed MMDetection ships."""
-    package = osp.dirname(mmdet.__file__)
-    shipped = osp.join(package, '.mim', 'configs')
-    # A development install keeps them beside the package.
-    return shipped if osp.isdir(shipped) else osp.join(osp.dirname(package), 'configs')
 
 
 class DetectorShell(BaseDetector):
@@ -169,16 +160,6 @@ def image_settings(detector: BaseDetector) -> Optional[dict]:
 def classes_of(dataset: Dataset) -> tuple[str, ...]:
     """Names of a data set's classes."""
     return dataset.CLASSES
-
-
-def source_of(dataset: Dataset) -> str:
-    """Annotation file of a data set, for messages."""
-    return dataset.ann_file
-
-
-def description(dataset: Dataset) -> str:
-    """All that the images of a data set depend on besides their files."""
-    return repr(dataset.pipeline)
 
 
 def image_info(dataset: Dataset, index: int) -> dict[str, Any]:

@@ -7,7 +7,6 @@ import os.path as osp
 from collections.abc import Sequence
 from typing import Any, Optional, Union
 
-import mmdet
 import numpy as np
 import torch
 from mmcv.cnn import ContextBlock, NonLocal2d, fuse_conv_bn
@@ -30,6 +29,7 @@ from mmengine.registry import HOOKS, DefaultScope
 from mmengine.structures import InstanceData, PixelData
 from torch import Tensor
 
+from gkd.frameworks.alike import description, mmdet_configs, source_of
 from gkd.frameworks.batch import Batch, of_each_image
 
 __all__ = [
@@ -68,14 +68,6 @@ def build_dataset(config: dict) -> Dataset:
         dataset = DATASETS.build(config)
     dataset.full_init()
     return dataset
-
-
-def mmdet_configs() -> str:
-    """Folder of the configs that the installed MMDetection ships."""
-    package = osp.dirname(mmdet.__file__)
-    shipped = osp.join(package, '.mim', 'configs')
-    # A development install keeps them beside the package.
-    return shipped if osp.isdir(shipped) else osp.join(osp.dirname(package), 'configs')
 
 
 class DetectorShell(BaseDetector):
@@ -196,16 +188,6 @@ def image_settings(detector: BaseDetector) -> Optional[dict]:
 def classes_of(dataset: Dataset) -> tuple[str, ...]:
     """Names of a data set's classes."""
     return tuple(dataset.metainfo['classes'])
-
-
-def source_of(dataset: Dataset) -> str:
-    """Annotation file of a data set, for messages."""
-    return dataset.ann_file
-
-
-def description(dataset: Dataset) -> str:
-    """All that the images of a data set depend on besides their files."""
-    return repr(dataset.pipeline)
 
 
 def image_info(dataset: Dataset, index: int) -> dict[str, Any]:
