@@ -24,7 +24,9 @@ from gkd.frameworks import Config, ConfigDict, logger, mmdet_configs
 from gkd.installed import mmdet_major
 
 MMDET_SCOPE = 'mmdet::'
-reading = threading.RLock()  # held while a config is read: mmcv changes sys.path for it
+# Held while a config is read or written as text: mmcv changes sys.path for it, and Python 3.11
+# fails at times if two threads parse code.
+reading = threading.RLock()
 NOT_GIVEN = object()
 # The last releases that go with mmcv 1.x.
 FOR_MMCV_1 = {'mmcls': 'mmcls==0.25.0'}
@@ -250,6 +252,12 @@ def read_config(path: str, where: str = '') -> Config:
         finally:
             sys.unraisablehook = hook
         raise ConfigError(message) from error
+
+
+def text_of(config: Config) -> str:
+    """A config as the text of a file."""
+    with reading:
+        return config.pretty_text
 
 
 def other_mmdetection(error: Exception) -> str:

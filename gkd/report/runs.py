@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Optional, Union
 
 from gkd.datasets.coco_eval import METRICS
-from gkd.detectors.source import DetectorSource, find_file
+from gkd.detectors.source import DetectorSource, find_file, reading, text_of
 from gkd.distiller import Distiller
 from gkd.errors import ConfigError, DataError
 from gkd.frameworks import Config
@@ -222,7 +222,7 @@ def read_teacher(run: Run) -> Optional[Run]:
     config = Config(run.config._cfg_dict.to_dict())
     config.model = teacher.model_config()
     config.pop('runner', None)
-    return Run(TEACHER, TEACHER, None, config, config.pretty_text, checkpoint, detections)
+    return Run(TEACHER, TEACHER, None, config, text_of(config), checkpoint, detections)
 
 
 def same_validation(config: Config, other: Config) -> bool:
@@ -260,7 +260,8 @@ def parse_config(text: str, work_dir: str) -> Config:
         ConfigError: It cannot be read.
     """
     try:
-        config = Config.fromstring(text, '.py')
+        with reading:
+            config = Config.fromstring(text, '.py')
         if 'train_dataloader' in config and 'data' not in config:
             return with_names_of_mmdetection_2(config)
         from mmdet.utils import compat_cfg  # MMDetection 2 has it

@@ -1,0 +1,43 @@
+"""Threads of a comparison read and write configs, which Python 3.11 parses one at a time."""
+
+import ast
+import time
+from concurrent.futures import ThreadPoolExecutor
+from threading import get_ident
+
+import pytest
+from mmcv import Config
+
+from gkd.detectors.source import read_config, text_of
+from gkd.report.runs import parse_config
+
+
+@pytest.fixture
+def parsing(monkeypatch):
+    """Fail if a thread parses code while another one does."""
+    inside = []
+    parse = ast.parse
+
+    def watched(*args, **kwargs):
+        assert not set(inside) - {get_ident()}, 'two threads parse at once'
+        inside.append(get_ident())
+        try:
+            time.sleep(0.01)  # lets others come in
+            return parse(*args, **kwargs)
+        finally:
+            inside.remove(get_ident())
+
+    monkeypatch.setattr(ast, 'parse', watched)
+
+
+@pytest.mark.parametrize('use', [
+    lambda config, path: text_of(config),
+    lambda config, path: parse_config('data = dict()', 'work'),
+    lambda config, path: read_config(path)], ids=['text', 'log', 'file'])
+def test_one_thread_at_a_time_parses(use, parsing, tmp_path):
+    path = tmp_path / 'config.py'
+    path.write_text('a = 1\n')
+    config = Config(dict(a=1))
+    with ThreadPoolExecutor(4) as pool:
+        for done in [pool.submit(use, config, str(path)) for _ in range(12)]:
+            done.result()
