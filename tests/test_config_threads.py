@@ -11,6 +11,8 @@ from mmcv import Config
 from gkd.detectors.source import read_config, text_of
 from gkd.report.runs import parse_config
 
+LOGGED = 'data = dict(train=dict(), val=dict(), test=dict())'
+
 
 @pytest.fixture
 def parsing(monkeypatch):
@@ -32,7 +34,7 @@ def parsing(monkeypatch):
 
 @pytest.mark.parametrize('use', [
     lambda config, path: text_of(config),
-    lambda config, path: parse_config('data = dict()', 'work'),
+    lambda config, path: parse_config(LOGGED, 'work'),
     lambda config, path: read_config(path)], ids=['text', 'log', 'file'])
 def test_one_thread_at_a_time_parses(use, parsing, tmp_path):
     path = tmp_path / 'config.py'
