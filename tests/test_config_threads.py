@@ -11,7 +11,7 @@ from mmcv import Config
 from gkd.detectors.source import read_config, text_of
 from gkd.report.runs import parse_config
 
-LOGGED = 'data = dict(train=dict(), val=dict(), test=dict())'
+LOGGED = 'data = dict(train=dict(), val=dict(), test=dict())\nrunner = dict(max_epochs=1)'
 
 
 @pytest.fixture
