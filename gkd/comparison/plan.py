@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Optional, Union
 
 from gkd.comparison.methods import variant
 from gkd.comparison.stages import Testing, Training
-from gkd.detectors.source import DetectorSource, find_file, text_of
+from gkd.detectors.source import DetectorSource, find_file
 from gkd.distiller import Distiller
 from gkd.errors import ConfigError
 from gkd.files import write_atomically
@@ -163,7 +163,7 @@ class Planner(ABC):
     def write(self, name: str, settings: Config) -> str:
         """Write a config; returns its file."""
         path = osp.join(self.work_dir, 'configs', f'{name}.py')
-        write_atomically(path, text_of(settings))
+        write_atomically(path, settings.pretty_text)
         return path
 
     def training(self, name: str, settings: Config, folder: str, seed: int,

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from gkd.commands.processes import StageFailed, how_it_ended, run_tool, setting
 from gkd.comparison.methods import without_methods
 from gkd.datasets.coco_eval import METRICS
-from gkd.detectors.source import find_file, read_config, text_of
+from gkd.detectors.source import find_file, read_config
 from gkd.distiller import Distiller
 from gkd.files import write_atomically
 from gkd.frameworks import Config
@@ -97,7 +97,7 @@ class Training(ABC):
 
     def fingerprint(self) -> str:
         """Hash of everything that the training depends on."""
-        depends_on = [text_of(self.settings), self.seed, self.last_epoch,
+        depends_on = [self.settings.pretty_text, self.seed, self.last_epoch,
                       *map(stamp_of, self.inputs)]
         model = self.settings.model
         if model.type == Distiller.__name__:
@@ -112,7 +112,7 @@ class Training(ABC):
         path = find_file(config) or config
         # The file may describe nothing but the model.
         whole = osp.isfile(path) and {'data', 'train_dataloader'} & read_config(path).keys()
-        return text_of(self.load(path) if whole else read_config(path))
+        return (self.load(path) if whole else read_config(path)).pretty_text
 
     def finished(self) -> bool:
         """Whether it is finished, with all that it depends on as it is now."""
@@ -238,7 +238,7 @@ class Testing(ABC):
 
     def fingerprint(self) -> str:
         """Hash of everything that the result depends on."""
-        return digest([text_of(self.load(self.config)), stamp_of(self.checkpoint)])
+        return digest([self.load(self.config).pretty_text, stamp_of(self.checkpoint)])
 
     def finished(self) -> bool:
         """Whether it is finished, with all that it depends on as it is now."""

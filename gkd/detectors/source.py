@@ -24,8 +24,8 @@ from gkd.frameworks import Config, ConfigDict, logger, mmdet_configs
 from gkd.installed import mmdet_major
 
 MMDET_SCOPE = 'mmdet::'
-# Held while a config is read or written as text: mmcv changes sys.path for it, and Python 3.11
-# fails at times if two threads parse code.
+# Held while a config is read: mmcv changes sys.path for it, and Python 3.11 fails at times if two
+# threads parse code into a tree.
 reading = threading.RLock()
 NOT_GIVEN = object()
 # The last releases that go with mmcv 1.x.
@@ -252,12 +252,6 @@ def read_config(path: str, where: str = '') -> Config:
         finally:
             sys.unraisablehook = hook
         raise ConfigError(message) from error
-
-
-def text_of(config: Config) -> str:
-    """A config as the text of a file."""
-    with reading:
-        return config.pretty_text
 
 
 def other_mmdetection(error: Exception) -> str:

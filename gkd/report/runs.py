@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Optional, Union
 
 from gkd.datasets.coco_eval import METRICS
-from gkd.detectors.source import DetectorSource, find_file, reading, text_of
+from gkd.detectors.source import DetectorSource, find_file, reading
 from gkd.distiller import Distiller
 from gkd.errors import ConfigError, DataError
 from gkd.frameworks import Config
@@ -222,7 +222,7 @@ def read_teacher(run: Run) -> Optional[Run]:
     config = Config(run.config._cfg_dict.to_dict())
     config.model = teacher.model_config()
     config.pop('runner', None)
-    return Run(TEACHER, TEACHER, None, config, text_of(config), checkpoint, detections)
+    return Run(TEACHER, TEACHER, None, config, config.pretty_text, checkpoint, detections)
 
 
 def same_validation(config: Config, other: Config) -> bool:
