@@ -32,7 +32,7 @@ def parsing(monkeypatch):
 
 
 @pytest.mark.parametrize('use', [
-    lambda path: parse_config(LOGGED, 'work'), lambda path: read_config(path)], ids=['log', 'file'])
+    lambda path: parse_config(LOGGED, 'work'), read_config], ids=['log', 'file'])
 def test_one_thread_at_a_time_parses(use, parsing, tmp_path):
     path = tmp_path / 'config.py'
     path.write_text('a = 1\n')
