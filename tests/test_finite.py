@@ -8,9 +8,9 @@ from helpers import tiny_data
 from helpers.running import run_tool
 from mmcv.runner import HOOKS, Hook
 
-from gkd.compat.checkpoint import load_checkpoint_file
+from gkd.finite.step import KeptStep
+from gkd.looking.replay import replay
 from gkd.running import load_config
-from gkd.running.finite import replay
 
 
 @HOOKS.register_module()
@@ -67,10 +67,10 @@ def test_the_term_is_named_and_the_step_can_be_run_again(folder, channels_last):
     message = stderr[stderr.rindex('error: '):]
     assert 'loss_global = inf at epoch 1, iteration 2 (step 2 of the run)' in message
     assert 'loss_cls' not in message and 'loss_soft' not in message
-    path = folder / 'work' / 'not_finite_epoch_1_iter_2_rank_0.pth'
+    path = folder / 'work' / 'not_finite_epoch_1_iter_2_rank_0.safetensors'
     assert str(path) in message and not list((folder / 'work').glob('epoch*'))
     # The proposals are sampled at random: only the same random numbers give the same losses.
-    losses = load_checkpoint_file(path)['losses']
+    losses = KeptStep.load(path).losses
     torch.rand(5)
     again = replay(load_config('distiller.py'), str(path))
     assert losses.keys() == again.keys() and len(again) > 6

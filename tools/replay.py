@@ -5,14 +5,14 @@ import argparse
 
 from gkd.commands import run
 from gkd.commands.settings import add_settings_option
-from gkd.running import load_config
-from gkd.running.finite import replay
+from gkd.looking.door import load_config
+from gkd.looking.replay import replay
 
 
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', help='config of the run')
-    parser.add_argument('step', help='file not_finite_*.pth in its work dir')
+    parser.add_argument('step', help='file not_finite_*.safetensors in its work dir')
     add_settings_option(parser)
     return parser.parse_args()
 

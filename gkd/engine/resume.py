@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader
 from gkd.bank import PrototypeBank
 from gkd.compat.wrapper import unwrap
 from gkd.errors import ConfigError
-from gkd.finite import check_weights
+from gkd.finite.weights import check_weights
 from gkd.prototypes.generation import all_gather
 from gkd.randomness import SeededItems, random_state, set_random_state
 from gkd.resume import KEPT_INSIDE, KEY, is_same_setup, remove_inside, with_seeds

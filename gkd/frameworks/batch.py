@@ -41,3 +41,8 @@ def of_each_image(given: Union[Tensor, Sequence[Tensor]], count: int) -> list[Te
         ([tensor([1.]), tensor([1.])], [tensor([1.]), tensor([0.])])
     """
     return [given.clone() for _ in range(count)] if isinstance(given, Tensor) else list(given)
+
+
+def mask_parts(masks: Any) -> dict[str, Any]:
+    """Arguments that make MMDetection's masks of an image again."""
+    return dict(masks=masks.masks, height=masks.height, width=masks.width)

@@ -13,7 +13,7 @@ from mmcv.cnn import ContextBlock, NonLocal2d, fuse_conv_bn
 from mmcv.cnn.utils import revert_sync_batchnorm
 from mmcv.parallel import DataContainer
 from mmcv.runner import HOOKS, Hook, get_dist_info
-from mmdet.core import BitmapMasks, anchor_inside_flags, bbox2roi, bbox_overlaps
+from mmdet.core import BitmapMasks, PolygonMasks, anchor_inside_flags, bbox2roi, bbox_overlaps
 from mmdet.core.bbox.coder import DeltaXYWHBBoxCoder
 from mmdet.datasets import CustomDataset, VOCDataset, build_dataset
 from mmdet.models import BACKBONES, DETECTORS, build_detector
@@ -23,11 +23,11 @@ from torch import Tensor
 
 from gkd.errors import ConfigError
 from gkd.frameworks.alike import description, mmdet_configs, source_of
-from gkd.frameworks.batch import Batch, of_each_image
+from gkd.frameworks.batch import Batch, mask_parts, of_each_image
 
 __all__ = [
-    'BACKBONES', 'CLASSES_SETTING', 'DETECTORS', 'HOOKS', 'IMAGES_SETTING', 'VOC_CLASSES',
-    'BaseDetector', 'Batch', 'Config', 'ConfigDict', 'ContextBlock', 'Dataset',
+    'BACKBONES', 'BATCH_PARTS', 'CLASSES_SETTING', 'DETECTORS', 'HOOKS', 'IMAGES_SETTING',
+    'VOC_CLASSES', 'BaseDetector', 'Batch', 'Config', 'ConfigDict', 'ContextBlock', 'Dataset',
     'DeltaXYWHBBoxCoder', 'DetectorShell', 'EfficientNet', 'Hook', 'NonLocal2d',
     'anchor_inside_flags', 'annotation', 'bbox2roi', 'bbox_overlaps', 'build_dataset',
     'build_detector', 'classes_of', 'description', 'fuse_conv_bn', 'get_dist_info', 'image_info',
@@ -38,6 +38,8 @@ __all__ = [
 
 Dataset = CustomDataset
 VOC_CLASSES = VOCDataset.CLASSES
+# What a batch holds besides tensors and plain Python, by type: the arguments to make it again.
+BATCH_PARTS = {BitmapMasks: mask_parts, PolygonMasks: mask_parts}
 # Settings of a data set, for messages.
 CLASSES_SETTING = 'classes'
 IMAGES_SETTING = 'img_prefix'

@@ -19,22 +19,22 @@ from mmdet.models.task_modules.prior_generators import anchor_inside_flags
 from mmdet.registry import DATASETS, MODELS
 from mmdet.structures import DetDataSample
 from mmdet.structures.bbox import bbox2roi, bbox_overlaps
-from mmdet.structures.mask import BitmapMasks
+from mmdet.structures.mask import BitmapMasks, PolygonMasks
 from mmengine.config import Config, ConfigDict
 from mmengine.dist import get_dist_info
 from mmengine.hooks import Hook
 from mmengine.logging import MMLogger
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import HOOKS, DefaultScope
-from mmengine.structures import InstanceData, PixelData
+from mmengine.structures import BaseDataElement, InstanceData, PixelData
 from torch import Tensor
 
 from gkd.frameworks.alike import description, mmdet_configs, source_of
-from gkd.frameworks.batch import Batch, of_each_image
+from gkd.frameworks.batch import Batch, mask_parts, of_each_image
 
 __all__ = [
-    'BACKBONES', 'CLASSES_SETTING', 'DETECTORS', 'HOOKS', 'IMAGES_SETTING', 'VOC_CLASSES',
-    'BaseDetector', 'Batch', 'Config', 'ConfigDict', 'ContextBlock', 'Dataset',
+    'BACKBONES', 'BATCH_PARTS', 'CLASSES_SETTING', 'DETECTORS', 'HOOKS', 'IMAGES_SETTING',
+    'VOC_CLASSES', 'BaseDetector', 'Batch', 'Config', 'ConfigDict', 'ContextBlock', 'Dataset',
     'DeltaXYWHBBoxCoder', 'DetectorShell', 'EfficientNet', 'Hook', 'NonLocal2d',
     'anchor_inside_flags', 'annotation', 'bbox2roi', 'bbox_overlaps', 'build_dataset',
     'build_detector', 'classes_of', 'description', 'fuse_conv_bn', 'get_dist_info', 'image_info',
@@ -49,6 +49,16 @@ VOC_CLASSES = VOCDataset.METAINFO['classes']
 # Settings of a data set, for messages.
 CLASSES_SETTING = 'metainfo.classes'
 IMAGES_SETTING = 'data_prefix.img'
+
+
+def element_parts(element: BaseDataElement) -> dict[str, Any]:
+    """Arguments that make a data element again."""
+    return dict(metainfo=dict(element.metainfo_items()), **dict(element.items()))
+
+
+# What a batch holds besides tensors and plain Python, by type: the arguments to make it again.
+BATCH_PARTS = {BitmapMasks: mask_parts, PolygonMasks: mask_parts, DetDataSample: element_parts,
+               InstanceData: element_parts, PixelData: element_parts}
 
 
 def logger() -> logging.Logger:

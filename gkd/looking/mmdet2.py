@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from mmcv import Config, ConfigDict
 from torch import Tensor
@@ -14,7 +16,7 @@ from gkd.running.data import prototype_datasets as prototype_configs
 from gkd.running.export import load_detector
 
 __all__ = ['build_model', 'detect', 'load_config', 'load_detector', 'prototype_datasets',
-           'validation_config', 'validation_datasets']
+           'training_losses', 'validation_config', 'validation_datasets']
 
 
 def prototype_datasets(config: Config) -> list[Dataset]:
@@ -41,3 +43,8 @@ def detect(model: BaseDetector, dataset: Dataset, index: int) -> Tensor:
     views = dataset.prepare_test_img(index)
     image, meta = views['img'][0], views['img_metas'][0].data
     return best_first(model.forward_test([image[None]], [[meta]], rescale=True)[0])
+
+
+def training_losses(model: BaseDetector, batch: dict[str, Any]) -> dict[str, float]:
+    """Losses of a training step by name, and their sum ``loss``."""
+    return dict(model.train_step(batch, None)['log_vars'])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from mmengine.config import Config, ConfigDict
 from torch import Tensor
@@ -15,7 +17,7 @@ from gkd.frameworks import BaseDetector, Dataset, build_dataset, build_detector
 from gkd.frameworks.mmdet3 import leaf_configs, prototype_configs
 
 __all__ = ['build_model', 'detect', 'load_config', 'load_detector', 'prototype_datasets',
-           'validation_config', 'validation_datasets']
+           'training_losses', 'validation_config', 'validation_datasets']
 
 
 def build_model(config: Config) -> Distiller:
@@ -70,3 +72,9 @@ def detect(model: BaseDetector, dataset: Dataset, index: int) -> Tensor:
     found = model.test_step(data)[0].pred_instances
     boxes = torch.cat([found.bboxes, found.scores[:, None], found.labels[:, None]], dim=1)
     return boxes[found.scores.argsort(descending=True)]
+
+
+def training_losses(model: BaseDetector, batch: dict[str, Any]) -> dict[str, float]:
+    """Losses of a training step by name, and their sum ``loss``."""
+    _, losses = model.parse_losses(model(**batch, mode='loss'))
+    return {name: value.item() for name, value in losses.items()}

@@ -24,7 +24,7 @@ from gkd.compat.checkpoint import load_checkpoint_file
 from gkd.compat.runner import EMA
 from gkd.compat.wrapper import unwrap
 from gkd.errors import CheckpointError
-from gkd.finite import check_weights
+from gkd.finite.weights import check_weights
 from gkd.prototypes import PrototypeBank
 from gkd.prototypes.generation import all_gather
 from gkd.randomness import SeededItems, random_state, set_random_state

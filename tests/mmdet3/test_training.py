@@ -136,7 +136,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_before_it_spoils_the_weights(
     losses = Distiller.losses
     monkeypatch.setattr(Distiller, 'losses', lambda self, batch: {
         **losses(self, batch), 'loss_global': torch.tensor(float('nan'))})
-    with pytest.raises(NumericalError, match='loss_global = nan is not finite at epoch 1'):
+    with pytest.raises(NumericalError, match='loss_global = nan at epoch 1, iteration 1'):
         train(config)
 
 
