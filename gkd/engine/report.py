@@ -16,7 +16,8 @@ from gkd.work_dir import DETECTIONS, REPORT
 class ReportHook(Hook):
     """Leave ``WORK_DIR/report.html`` when a training ends.
 
-    COCO's metric keeps what the last evaluation detected, for the report to draw.
+    COCO's metric keeps what the last evaluation detected, for the report to draw. No further
+    detector is run for it.
     """
 
     priority = 'VERY_LOW'
@@ -34,7 +35,8 @@ class ReportHook(Hook):
         """Write the report, in a process of its own: what it needs is slow to import."""
         if runner.rank > 0:
             return
-        ended = subprocess.run([sys.executable, '-m', 'gkd.report', runner.work_dir],
+        ended = subprocess.run([sys.executable, '-m', 'gkd.report', '--no-detect',
+                                runner.work_dir],
                                capture_output=True, text=True)
         if ended.returncode == 0:
             runner.logger.info(f'Report: {osp.join(runner.work_dir, REPORT)}')

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os.path as osp
 from typing import Any
 
 import torch
@@ -14,9 +15,10 @@ from gkd.running.config import build_model, load_config
 from gkd.running.data import build_checked_dataset, leaf_datasets
 from gkd.running.data import prototype_datasets as prototype_configs
 from gkd.running.export import load_detector
+from gkd.running.test import test
 
 __all__ = ['build_model', 'detect', 'load_config', 'load_detector', 'prototype_datasets',
-           'training_losses', 'validation_config', 'validation_datasets']
+           'save_detections', 'training_losses', 'validation_config', 'validation_datasets']
 
 
 def prototype_datasets(config: Config) -> list[Dataset]:
@@ -43,6 +45,25 @@ def detect(model: BaseDetector, dataset: Dataset, index: int) -> Tensor:
     views = dataset.prepare_test_img(index)
     image, meta = views['img'][0], views['img_metas'][0].data
     return best_first(model.forward_test([image[None]], [[meta]], rescale=True)[0])
+
+
+def save_detections(config: Config, checkpoint: str, folder: str) -> str:
+    """Run a detector on all validation images.
+
+    Args:
+        config: Describes the detector and its data.
+        checkpoint: Its weights.
+        folder: Where to write.
+
+    Returns:
+        The file of COCO results.
+    """
+    config.data.test = config.data.val
+    if 'val_dataloader' in config.data:
+        config.data.test_dataloader = config.data.val_dataloader
+    prefix = osp.join(folder, 'results')
+    test(config, checkpoint, format_only=True, eval_options=dict(jsonfile_prefix=prefix))
+    return f'{prefix}.bbox.json'
 
 
 def training_losses(model: BaseDetector, batch: dict[str, Any]) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os.path as osp
 from typing import Any
 
 import torch
@@ -12,12 +13,13 @@ from gkd.commands.export import student_weights
 from gkd.compat.checkpoint import load_checkpoint_file, load_strictly
 from gkd.distiller import Distiller
 from gkd.engine.commands import detector_config, load_config
+from gkd.engine.runner import Runner
 from gkd.errors import ConfigError
 from gkd.frameworks import BaseDetector, Dataset, build_dataset, build_detector
 from gkd.frameworks.mmdet3 import leaf_configs, prototype_configs
 
 __all__ = ['build_model', 'detect', 'load_config', 'load_detector', 'prototype_datasets',
-           'training_losses', 'validation_config', 'validation_datasets']
+           'save_detections', 'training_losses', 'validation_config', 'validation_datasets']
 
 
 def build_model(config: Config) -> Distiller:
@@ -72,6 +74,31 @@ def detect(model: BaseDetector, dataset: Dataset, index: int) -> Tensor:
     found = model.test_step(data)[0].pred_instances
     boxes = torch.cat([found.bboxes, found.scores[:, None], found.labels[:, None]], dim=1)
     return boxes[found.scores.argsort(descending=True)]
+
+
+def save_detections(config: Config, checkpoint: str, folder: str) -> str:
+    """Run a detector on all validation images.
+
+    Args:
+        config: Describes the detector and its data, which are in COCO's format.
+        checkpoint: Its weights.
+        folder: Where to write.
+
+    Returns:
+        The file of COCO results.
+    """
+    data = validation_config(config)
+    prefix = osp.join(folder, 'results')
+    config.update(
+        work_dir=folder, experiment_name=osp.basename(folder), log_level='WARNING',
+        launcher='none', resume=False, load_from=None, custom_hooks=[],
+        test_dataloader=config.val_dataloader, test_cfg=dict(type='TestLoop'),
+        test_evaluator=dict(type='CocoMetric', format_only=True, outfile_prefix=prefix,
+                            ann_file=osp.join(data.get('data_root') or '', data.ann_file)))
+    runner = Runner.with_checked_data(config, 'test')
+    runner.load_detector(checkpoint)
+    runner.test()
+    return f'{prefix}.bbox.json'
 
 
 def training_losses(model: BaseDetector, batch: dict[str, Any]) -> dict[str, float]:

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from typing import Any, Optional
 
 from gkd.datasets.coco_eval import METRICS
-from gkd.installed import mmdet_major
 from gkd.report import figures
 from gkd.report.names import NOTHING, PLAIN_STUDENT, TEACHER
 from gkd.report.runs import (
@@ -84,9 +83,8 @@ def evaluate(main: Run, runs: Sequence[Run], validation: Validation,
     if missing:
         folders = [run.work_dir for run in runs if run.work_dir and run is not main]
         command = shlex.join(['python', '-m', 'gkd.report', main.work_dir, *folders])
-        how = '' if mmdet_major() == 3 else (' To run them on the validation images and make the '
-                                             f'report anew: {command}')
-        notes.append(f'No detections are saved of: {", ".join(missing)}.{how}')
+        notes.append(f'No detections are saved of: {", ".join(missing)}. To run them on the '
+                     f'validation images and make the report anew: {command}')
     precisions = {name: validation.precision(found) for name, found in detections.items()}
     pictures = validation.pictures(list(detections.values())) if detections else []
     if detections and not pictures:

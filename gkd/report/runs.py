@@ -174,11 +174,7 @@ def read_run(work_dir: str) -> Run:
     """
     if not osp.isdir(work_dir):
         raise DataError(f'no such folder: {work_dir}')
-    lines = read_logs(work_dir)
-    record = read_json(osp.join(work_dir, RECORD))
-    text = config_text(lines, record)
-    if text is None:
-        lines, text = read_scalars(work_dir)
+    lines, record, text = left_in(work_dir)
     if text is None:
         raise DataError(f'{work_dir} is not the work dir of a training: it has neither {RECORD} '
                         f'nor a log (*.log.json, */vis_data/scalars.json).')
@@ -197,6 +193,19 @@ def read_run(work_dir: str) -> Run:
     return run
 
 
+def left_in(work_dir: str) -> tuple[list[dict], dict, Optional[str]]:
+    """Lines of the logs of a training, its record, and its config's text, None if there is none.
+
+    Raises:
+        DataError: The record is damaged.
+    """
+    lines, record = read_logs(work_dir), read_json(osp.join(work_dir, RECORD))
+    text = config_text(lines, record)
+    if text is None:
+        lines, text = read_scalars(work_dir)
+    return lines, record, text
+
+
 def read_teacher(run: Run) -> Optional[Run]:
     """The teacher of a distilled student: its training if that is there, else its checkpoint.
 
@@ -211,18 +220,29 @@ def read_teacher(run: Run) -> Optional[Run]:
         return None
     detections = osp.join(run.work_dir, TEACHER_DETECTIONS)
     folder = osp.dirname(checkpoint)
-    if config_text(read_logs(folder), read_json(osp.join(folder, RECORD))):
-        found = read_run(folder)
+    found = read_run(folder) if left_in(folder)[-1] is not None else None
+    if found is not None and can_be_compared(found, run):
         found.role = TEACHER
         if not same_validation(found.config, run.config):
             # Trained elsewhere; what counts here is how well it does on these data.
-            found.config.data = run.config.data
+            for key in {'data', 'val_dataloader', 'val_evaluator'} & run.config.keys():
+                found.config[key] = run.config[key]
             found.evaluations, found.detections = {}, detections
         return found
     config = Config(run.config._cfg_dict.to_dict())
     config.model = teacher.model_config()
     config.pop('runner', None)
     return Run(TEACHER, TEACHER, None, config, config.pretty_text, checkpoint, detections)
+
+
+def can_be_compared(teacher: Run, run: Run) -> bool:
+    """Whether a teacher's training has its detections, or a config that can be run for them.
+
+    The config of the other MMDetection cannot.
+    """
+    alike = ('train_dataloader' in teacher.config) == ('train_dataloader' in run.config)
+    return alike or (same_validation(teacher.config, run.config)
+                     and osp.isfile(teacher.detections))
 
 
 def same_validation(config: Config, other: Config) -> bool:

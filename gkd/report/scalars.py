@@ -55,5 +55,6 @@ def with_names_of_mmdetection_2(config: Config) -> Config:
     config.data = dict(val=dict(
         dataset, img_prefix=(dataset.get('data_prefix') or {}).get('img') or '',
         classes=(dataset.get('metainfo') or {}).get('classes')))
-    config.runner = dict(max_epochs=config.train_cfg.max_epochs)
+    config.runner = {name: value for name, value in config.train_cfg.items()
+                     if name in ('max_epochs', 'max_iters')}
     return config
