@@ -72,7 +72,8 @@ def test_the_term_is_named_and_the_step_can_be_run_again(folder, channels_last):
     # The proposals are sampled at random: only the same random numbers give the same losses.
     losses = KeptStep.load(path).losses
     torch.rand(5)
-    again = replay(load_config('distiller.py'), str(path))
+    again, origin = replay(load_config('distiller.py'), str(path))
+    assert origin.startswith('All losses are finite here')  # it was the hook's
     assert losses.keys() == again.keys() and len(again) > 6
     for name, value in again.items():
         if name not in ('loss', 'loss_global'):
@@ -90,7 +91,11 @@ def test_skipped_steps_leave_no_trace(folder):
         assert all(tensor.isfinite().all() for tensor in state.values())
     # Six steps of eight have counted.
     assert state['student.backbone.bn1.num_batches_tracked'] == 6
-    assert len(list((folder / 'work').glob('not_finite*'))) == 2
+    paths = list((folder / 'work').glob('not_finite*'))
+    assert len(paths) == 2
+    for path in paths:
+        assert replay(load_config('distiller.py'), str(path))[1] == \
+            'Not finite in the step itself: batch/img.'
 
 
 def test_skipping_has_a_limit(folder):

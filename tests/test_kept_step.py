@@ -48,6 +48,13 @@ def test_a_step_comes_back(tmp_path):
     assert (after.bank, after.progress, after.teacher_columns) == (None, 0.25, None)
 
 
+def test_what_is_not_finite_is_named_by_its_place():
+    kept_step = step(dict(img=torch.tensor([1, math.inf]), boxes=[torch.ones(1), torch.ones(0)]))
+    kept_step.weights['bias'] = torch.tensor(math.nan)
+    kept_step.bank = dict(student=[torch.ones(1), torch.tensor([-math.inf])])
+    assert kept_step.broken() == ['weights/bias', 'batch/img', 'bank/student/1']
+
+
 def test_masks_come_back(tmp_path):
     pixels = (np.random.rand(2, 6, 8) > 0.5).astype(np.uint8)
     polygons = [[np.array([0., 0., 4., 0., 4., 3.])], [np.arange(6.), np.arange(8.)]]

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Run a training step again whose loss was not finite, and print its losses."""
+"""Run a training step again whose loss was not finite: its losses, and where that begins."""
 
 import argparse
 
@@ -19,8 +19,10 @@ def parse_args():
 
 def main():
     args = parse_args()
-    for name, value in replay(load_config(args.config, args.cfg_options), args.step).items():
+    losses, origin = replay(load_config(args.config, args.cfg_options), args.step)
+    for name, value in losses.items():
         print(f'{name:24}{value}')
+    print(f'\n{origin}')
 
 
 if __name__ == '__main__':

@@ -56,6 +56,13 @@ class KeptStep:
         content = packed(vars(self), 'step', tensors)
         save_tensors(path, tensors, {**FORMAT, 'content': json.dumps(content)})
 
+    def broken(self) -> list[str]:
+        """Places of the tensors that are not finite, such as ``batch/img``."""
+        tensors: dict[str, Tensor] = {}
+        for name, value in vars(self).items():
+            packed(value, name, tensors)
+        return [place for place, tensor in tensors.items() if not tensor.isfinite().all()]
+
     @classmethod
     def load(cls, path: str) -> KeptStep:
         """Read a step that :meth:`save` wrote, to the CPU. Runs no code from the file.

@@ -9,6 +9,7 @@ import cv2
 import pytest
 import torch
 import torch.multiprocessing
+from helpers import small_detectors as small
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
@@ -18,7 +19,8 @@ from gkd.errors import NumericalError
 from gkd.finite.step import KeptStep
 from gkd.frameworks import build_detector
 from gkd.looking.door import load_config
-from gkd.looking.replay import replay
+from gkd.looking.replay import layers_not_finite, replay
+from gkd.looking.replay import origin as origin_of
 
 
 @HOOKS.register_module()
@@ -72,15 +74,16 @@ def test_the_term_is_named_and_the_step_can_be_run_again(annotations, tmp_path, 
     # The proposals are sampled at random: only the same random numbers give the same losses.
     losses = KeptStep.load(path).losses
     torch.rand(5)
-    again = replay(load_config(str(tmp_path / 'config.py')), str(path))
+    again, origin = replay(load_config(str(tmp_path / 'config.py')), str(path))
     assert losses.keys() == again.keys() and len(again) > 6
     for name, value in again.items():
         assert name in ('loss', 'loss_global') or value == losses[name]
-    assert math.isfinite(again['loss_global'])  # it was the hook's
+    assert origin.startswith('All losses are finite here')  # it was the hook's
     monkeypatch.setattr(sys, 'argv', ['replay.py', str(tmp_path / 'config.py'), str(path)])
     capsys.readouterr()
     runpy.run_path(str(TOOLS.parent / 'replay.py'))['main']()
-    assert f'loss_soft               {losses["loss_soft"]}\n' in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert f'loss_soft               {losses["loss_soft"]}\n' in printed and origin in printed
 
 
 def test_skipped_steps_of_a_plain_detector_leave_no_trace(annotations, tmp_path):
@@ -93,8 +96,32 @@ def test_skipped_steps_of_a_plain_detector_leave_no_trace(annotations, tmp_path)
     assert weights['backbone.bn1.num_batches_tracked'] == 4  # of six steps
     for name in ('epoch_1_iter_2', 'epoch_2_iter_2'):
         path = tmp_path / 'work' / f'not_finite_{name}_rank_0.safetensors'
-        again = replay(config, str(path))
+        again, origin = replay(config, str(path))
         assert math.isnan(again['loss_cls']) and math.isnan(KeptStep.load(path).losses['loss_cls'])
+        assert origin == 'Not finite in the step itself: batch/inputs.'
+
+
+@pytest.mark.parametrize('role', ['student', 'teacher'])
+def test_the_first_layer_that_overflows_is_named(role):
+    model = build_detector(Config(small.distiller(detector('one_stage'), detector('one_stage'))))
+    getattr(model, role).neck.fpn_convs[1].conv.bias.data.fill_(math.inf)
+    images = torch.ones(1, 3, 64, 64)
+    with torch.no_grad(), layers_not_finite(model) as layers:
+        model.student.extract_feat(images)
+        model.teacher.extract_feat(images)
+    assert layers[0] == f'{role}.neck.fpn_convs.1.conv' and f'{role}.neck' in layers
+    with torch.no_grad():
+        getattr(model, role).extract_feat(images)
+    assert len(layers) == len(set(layers))  # it is watched no more
+
+
+@pytest.mark.parametrize('given, layers, losses, said', [
+    (['weights/a', 'batch/img'], ['a'], dict(loss=math.nan), 'itself: weights/a, batch/img.'),
+    ([], ['neck.conv', 'neck'], dict(loss=math.nan), 'a value that is not finite: neck.conv.'),
+    ([], [], dict(loss_a=math.inf, loss=math.inf, loss_b=1.0), 'not finite are loss_a, loss.'),
+    ([], [], dict(loss=1.0), 'All losses are finite here')])
+def test_where_it_begins(given, layers, losses, said):
+    assert said in origin_of(given, layers, losses)
 
 
 def test_skipping_has_a_limit(annotations, tmp_path):
@@ -113,7 +140,7 @@ def end_in_process(rank, port, annotations, folder):
     with pytest.raises(NumericalError, match=said):
         train(config)
     path = folder / f'not_finite_epoch_1_iter_2_rank_{rank}.safetensors'
-    again = replay(load_config(str(folder / str(rank) / 'config.py')), str(path))
+    again, _ = replay(load_config(str(folder / str(rank) / 'config.py')), str(path))
     losses = KeptStep.load(path).losses
     assert math.isfinite(losses['loss']) == (rank == 0)
     assert [*again] == [*losses] and (rank == 1 or again == losses)
