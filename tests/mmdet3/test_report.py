@@ -1,5 +1,6 @@
 """The report of a distillation shows its teacher, wherever that was trained."""
 
+import json
 import re
 import runpy
 import shutil
@@ -28,6 +29,17 @@ def trained(annotations, tmp_path_factory):
     return folder
 
 
+def with_teacher(trained, folder):
+    """Copy the student's training, and the teacher's checkpoint alone, to a folder."""
+    teacher = folder / 'teacher' / 'epoch_1.pth'
+    teacher.parent.mkdir()
+    shutil.copy(trained / 'teacher' / 'epoch_1.pth', teacher)
+    shutil.copytree(trained / 'distilled', folder / 'distilled')
+    for path in (folder / 'distilled').rglob('config.py'):
+        path.write_text(path.read_text().replace(
+            str(trained / 'teacher' / 'epoch_1.pth'), str(teacher)))
+
+
 def row_of(page, name):
     """Cells of a detector's row in the table of APs."""
     row = re.search(rf'<tr>(?:(?!<tr>).)*?{name}.*?</tr>', page.read_text(encoding='utf-8'),
@@ -50,11 +62,7 @@ def test_a_teacher_is_shown_by_what_its_training_left(trained, tmp_path):
 
 @pytest.mark.slow
 def test_a_teacher_without_its_training_is_run_once(trained, tmp_path, monkeypatch, capsys):
-    shutil.copytree(trained / 'distilled', tmp_path / 'distilled')
-    shutil.copy(trained / 'teacher' / 'epoch_1.pth', tmp_path / 'teacher.pth')
-    for path in (tmp_path / 'distilled').rglob('config.py'):
-        path.write_text(path.read_text().replace(str(trained / 'teacher' / 'epoch_1.pth'),
-                                                 str(tmp_path / 'teacher.pth')))
+    with_teacher(trained, tmp_path)
     page, found = tmp_path / 'report.html', tmp_path / 'distilled' / 'teacher.bbox.json'
 
     def report(*options):
@@ -71,3 +79,21 @@ def test_a_teacher_without_its_training_is_run_once(trained, tmp_path, monkeypat
     assert 'No detections' not in page.read_text(encoding='utf-8')
     assert 'detecting' not in report()
     assert not list((tmp_path / 'distilled').glob('.detections*'))
+
+
+@pytest.mark.slow
+def test_a_teacher_that_mmdetection_2_has_trained_is_run_by_its_own_config(trained, tmp_path):
+    with_teacher(trained, tmp_path)
+    data = read_runs(str(tmp_path / 'distilled'))[0].config.data.val
+    text = (f"model = dict(type='RetinaNet')\nrunner = dict(max_epochs=1)\n"
+            f'data = dict(train=dict(), test=dict(), val=dict(ann_file={data.ann_file!r}))\n')
+    (tmp_path / 'teacher' / '1.log.json').write_text(json.dumps(dict(config=text)))
+    detections = tmp_path / 'teacher' / 'detections.bbox.json'
+    teacher = read_runs(str(tmp_path / 'distilled'))[1][0]
+    assert (teacher.work_dir, teacher.config.model.neck.out_channels) == (None, 24)
+    assert teacher.detections == str(tmp_path / 'distilled' / 'teacher.bbox.json')
+    # What its training has saved needs not be run again.
+    detections.write_text('[]')
+    teacher = read_runs(str(tmp_path / 'distilled'))[1][0]
+    assert teacher.work_dir == str(tmp_path / 'teacher')
+    assert teacher.detections == str(detections)
