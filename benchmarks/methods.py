@@ -18,6 +18,8 @@ import torch
 from gkd.comparison.methods import choose_methods, variant
 from gkd.report.names import PLAIN_STUDENT
 
+CLASS_SPACE = 'class-space'
+
 
 def training_step(family: str, method: str) -> Callable[[], None]:
     """Forward and backward of the quickstart's distiller when it teaches one method.
@@ -74,7 +76,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--families', nargs='+', choices=inputs.FAMILIES,
                         default=list(inputs.FAMILIES))
-    parser.add_argument('--methods', nargs='+', help='default: all, one by one')
+    parser.add_argument('--methods', nargs='+',
+                        help=f'default: all, one by one, and {CLASS_SPACE}')
     parser.add_argument('--rounds', type=int, default=11, help='timings a method')
     measure.add_device_option(parser)
     parser.add_argument('--memory', help=argparse.SUPPRESS)
@@ -83,7 +86,8 @@ def main() -> None:
         print(measure_memory(args.families[0], args.memory))
         return
     rows = [measure_method(family, method, args.rounds) for family in args.families
-            for method in args.methods or choose_methods(inputs.quickstart_config(family))]
+            for method in args.methods or (CLASS_SPACE, *choose_methods(
+                inputs.quickstart_config(family)))]
     measure.report('methods', rows, {
         'family': lambda row: row['family'],
         'method': lambda row: row['method'],

@@ -109,7 +109,8 @@ def build_distiller(model: dict) -> Distiller:
     torch.manual_seed(0)
     distiller = build_detector(model)
     distiller.init_weights()
-    distiller.bank = random_bank(distiller.pair, PROTOTYPES).to(measure.device())
+    distiller.bank = random_bank(distiller.pair, PROTOTYPES,
+                                 distiller.frozen.class_channels).to(measure.device())
     return distiller.to(measure.device()).train()
 
 
