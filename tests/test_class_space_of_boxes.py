@@ -171,6 +171,17 @@ def test_a_teacher_in_half_precision_is_read_in_full():
     torch.testing.assert_close(step.teacher.class_features, read, rtol=0.1, atol=0.1)
 
 
+def test_boxes_are_pooled_under_autocast():
+    """Adapted maps are in half precision there, and boxes are not."""
+    data, model = small.batch(), build_pair()
+    full = losses_of(model, data)['loss_global']
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        loss = losses_of(model, data)['loss_global']
+    loss.backward()
+    assert loss.dtype == torch.float32 and model.student.neck.fpn_convs[0].conv.weight.grad.any()
+    torch.testing.assert_close(loss, full, rtol=0.1, atol=0)
+
+
 def head_of(config, **settings):
     config['roi_head']['bbox_head'].update(settings)
     return config
