@@ -175,8 +175,10 @@ def test_boxes_are_pooled_under_autocast():
     """Adapted maps are in half precision there, and boxes are not."""
     data, model = small.batch(), build_pair()
     full = losses_of(model, data)['loss_global']
-    with torch.autocast('cpu', dtype=torch.bfloat16):
+    with torch.autocast('cpu', dtype=torch.bfloat16), \
+            recorded(model.frozen.class_layers, 'forward') as calls:
         loss = losses_of(model, data)['loss_global']
+    assert all(level.dtype == torch.float32 for level in calls[0].args[0])
     loss.backward()
     assert loss.dtype == torch.float32 and model.student.neck.fpn_convs[0].conv.weight.grad.any()
     torch.testing.assert_close(loss, full, rtol=0.1, atol=0)

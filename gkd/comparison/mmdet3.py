@@ -9,8 +9,6 @@ from collections.abc import Sequence
 from glob import escape, glob
 from typing import Optional, Union
 
-from pycocotools.coco import COCO
-
 from gkd.commands.processes import StageFailed, how_it_ended, run_tool
 from gkd.comparison import stages
 from gkd.comparison.degrees import aps_by_degree, degree_columns
@@ -18,6 +16,8 @@ from gkd.comparison.methods import choose_methods, variant, without_methods
 from gkd.comparison.plan import NOTHING, Comparison, Planner, check_methods, family_of
 from gkd.comparison.run import check_distils, numbered, run_comparison
 from gkd.comparison.stages import Testing, percent, read
+from gkd.compat.coco import InspectedCOCO
+from gkd.datasets import prepare_embedded
 from gkd.distiller import Distiller
 from gkd.engine.commands import load_config
 from gkd.errors import ConfigError, DataError, GKDError
@@ -198,7 +198,7 @@ def coco_evaluator(config: Config) -> Optional[ConfigDict]:
                  and evaluator.get('ann_file')), None)
 
 
-def validation_annotations(config: Config) -> Optional[COCO]:
+def validation_annotations(config: Config) -> Optional[InspectedCOCO]:
     """The annotations that APs are measured by, None if they are not in COCO's format.
 
     Raises:
@@ -207,12 +207,12 @@ def validation_annotations(config: Config) -> Optional[COCO]:
     evaluator = coco_evaluator(config)
     if evaluator is None:
         return None
+    prepare_embedded(evaluator.ann_file)
     try:
         with silence():  # pycocotools reports every step
-            return COCO(evaluator.ann_file)
-    except (OSError, ValueError, AssertionError) as error:
-        raise DataError(f'val_evaluator.ann_file = {evaluator.ann_file}: cannot be read as COCO '
-                        f'annotations ({error}).') from error
+            return InspectedCOCO(evaluator.ann_file)
+    except DataError as error:
+        raise DataError(f'val_evaluator.ann_file: {error}') from None
 
 
 def untrained(config: Config) -> Distiller:

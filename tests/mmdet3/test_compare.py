@@ -138,6 +138,21 @@ def test_every_student_is_tested_by_degree_if_the_data_carry_degrees(
         mmdet3.compare(config, ['gkd'], 1, work_dir=str(work))
 
 
+def test_annotations_of_an_embedded_data_set_are_made_before_they_are_read(
+        commands, config, annotations, tmp_path, monkeypatch):
+    """On a new machine there are none yet."""
+    content, path = annotations.read_text(), tmp_path / 'embedded.json'
+    whole = Config.fromfile(config)
+    whole.val_evaluator.ann_file = str(path)
+    whole.dump(config)
+    with pytest.raises(DataError, match=f'val_evaluator.ann_file: .*{path.name}'):
+        mmdet3.compare(config, ['gkd'], work_dir=str(tmp_path / 'work'))
+    assert not commands.commands
+    monkeypatch.setattr(mmdet3, 'prepare_embedded', lambda name: Path(name).write_text(content))
+    mmdet3.compare(config, ['gkd'], work_dir=str(tmp_path / 'work'))
+    assert 'test teacher' in commands.commands
+
+
 @pytest.mark.slow
 def test_the_command_trains_and_compares(config, annotations, tmp_path):
     with_degrees(config, annotations, lambda number: 0)
