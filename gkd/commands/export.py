@@ -41,6 +41,20 @@ def student_weights(checkpoint: dict, source: str) -> dict[str, Tensor]:
     return student or weights
 
 
+def load_student(student: nn.Module, checkpoint: str) -> None:
+    """Fill a detector with its weights, or with those of the student of a distillation.
+
+    Args:
+        student: The detector.
+        checkpoint: A checkpoint of a distiller or of a plain detector.
+
+    Raises:
+        CheckpointError: The checkpoint cannot be read or does not fit.
+    """
+    weights = student_weights(load_checkpoint_file(checkpoint), checkpoint)
+    load_strictly(student, weights, checkpoint)
+
+
 def write_student(student: nn.Module, checkpoint: str, output: str) -> None:
     """Write a checkpoint with the student's weights alone.
 

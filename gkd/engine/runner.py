@@ -8,9 +8,8 @@ from mmengine.config import Config
 from mmengine.device import get_device
 from torch import nn
 
-from gkd.commands.export import student_weights
+from gkd.commands.export import load_student
 from gkd.commands.layout import place
-from gkd.compat.checkpoint import load_checkpoint_file, load_strictly
 from gkd.compat.wrapper import unwrap
 from gkd.detectors.source import check_checkpoints
 from gkd.engine.data import build_part, built, check_ground_truth, look_at_test_data
@@ -69,8 +68,7 @@ class Runner(runner.Runner):
         Raises:
             CheckpointError: It cannot be read, or does not fit.
         """
-        weights = student_weights(load_checkpoint_file(checkpoint), checkpoint)
-        load_strictly(unwrap(self.model), weights, checkpoint)
+        load_student(unwrap(self.model), checkpoint)
         self._has_loaded = True
 
     def build_model(self, model) -> nn.Module:

@@ -9,8 +9,7 @@ import torch
 from mmengine.config import Config, ConfigDict
 from torch import Tensor
 
-from gkd.commands.export import student_weights
-from gkd.compat.checkpoint import load_checkpoint_file, load_strictly
+from gkd.commands.export import load_student
 from gkd.distiller import Distiller
 from gkd.engine.commands import detector_config, load_config
 from gkd.engine.runner import Runner
@@ -38,7 +37,7 @@ def load_detector(config: Config, checkpoint: str) -> BaseDetector:
         CheckpointError: The checkpoint cannot be read or does not fit.
     """
     model = build_detector(detector_config(config))
-    load_strictly(model, student_weights(load_checkpoint_file(checkpoint), checkpoint), checkpoint)
+    load_student(model, checkpoint)
     return model.eval()
 
 

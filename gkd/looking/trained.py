@@ -8,8 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gkd.commands.export import student_weights
-from gkd.compat.checkpoint import load_checkpoint_file, load_strictly
+from gkd.commands.export import load_student
 from gkd.distiller import Distiller, build_generation
 from gkd.errors import ConfigError, DataError
 from gkd.frameworks import Config, classes_of, source_of
@@ -49,8 +48,7 @@ class TrainedPair:
         if checkpoint is None:
             self.distiller.init_weights()
         else:
-            weights = student_weights(load_checkpoint_file(checkpoint), checkpoint)
-            load_strictly(self.distiller.student, weights, checkpoint)
+            load_student(self.distiller.student, checkpoint)
         self.device = torch.device(device)
         self.distiller.to(self.device).eval()
         self.generation = build_generation(config.model.prototypes)

@@ -7,8 +7,7 @@ import os.path as osp
 from mmcv import Config
 from mmdet.models.detectors import BaseDetector
 
-from gkd.commands.export import student_weights, write_student
-from gkd.compat.checkpoint import load_checkpoint_file, load_strictly
+from gkd.commands.export import load_student, write_student
 from gkd.detectors.source import DetectorSource, find_file
 from gkd.distiller import Distiller
 from gkd.files import write_atomically
@@ -27,7 +26,7 @@ def load_detector(config: Config, checkpoint: str) -> BaseDetector:
         ConfigError: The detector cannot be built.
     """
     model = build_model(student_config(config))
-    load_strictly(model, student_weights(load_checkpoint_file(checkpoint), checkpoint), checkpoint)
+    load_student(model, checkpoint)
     return model.eval()
 
 
