@@ -1,8 +1,8 @@
 """Time and peak memory of a distillation step against what it cannot do without.
 
 The lower bound is the student's own training step (forward and backward), the teacher's forward
-(backbone, neck, and what scores classes: a one-stage teacher's head, a two-stage teacher's RoI
-head on the student's positives), and the adaptation convolutions (forward and backward). The
+(backbone, neck, and what scores classes: a one-stage teacher's head without the layers that only
+regress boxes, a two-stage teacher's RoI head on the student's positives), and the adaptation convolutions (forward and backward). The
 optimiser's step is in neither.
 """
 
@@ -17,6 +17,7 @@ import torch
 from mmdet.core import bbox2roi
 from mmdet.models import build_detector
 
+from gkd.detectors.dense import without_regression
 from gkd.detectors.step import recorded
 from gkd.distiller import Distiller
 from gkd.frameworks import synthetic_batch, to_batch
@@ -63,7 +64,8 @@ class Step:
         if self.distiller.pair.teacher.is_two_stage:
             self.teacher.roi_head._bbox_forward(maps, self.rois)
         else:
-            self.teacher.bbox_head(maps)
+            with without_regression(self.teacher.bbox_head):
+                self.teacher.bbox_head(maps)
         return maps
 
     def adapt(self) -> None:

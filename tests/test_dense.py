@@ -5,9 +5,11 @@ import dataclasses
 import pytest
 import torch
 from helpers import small_detectors as small
-from helpers.distillers import build_distiller
+from helpers.distillers import build_distiller, losses_of
 from mmdet.core import bbox2roi
+from mmdet.models import build_head
 
+from gkd.detectors.dense import scores_apart
 from gkd.detectors.step import Needs, recorded
 from gkd.frameworks import to_batch
 from gkd.knowledge import Knowledge
@@ -23,7 +25,8 @@ class WantsEverything(Knowledge):
     def __init__(self, pair):
         super().__init__(pair)
         positives = pair.student.samples_positives
-        self.needs = Needs(logits=positives, proposals=pair.student.is_two_stage, dense=True)
+        self.needs = Needs(logits=positives, proposals=pair.student.is_two_stage, dense=True,
+                           boxes=True)
 
     def forward(self, step):
         return dict(loss_everything=sum(feature.sum() for feature in step.student.maps) * 0)
@@ -147,6 +150,59 @@ def test_nothing_is_computed_that_nobody_asked_for(family):
     assert not calls
     assert step.student.dense is None
     assert teacher.dense is teacher.logits is teacher.proposal_logits is None
+
+
+@pytest.mark.parametrize('family', small.FAMILIES)
+def test_anchors_alone_need_no_head_of_the_teacher(family):
+    detector = small.FAMILIES[family]
+    model = build_distiller(detector(24), detector(), knowledge=[dict(type='FGFI')])
+    with recorded(getattr(model.teacher, HEADS[family]), 'forward') as calls:
+        _, step = model.observe(to_batch(**small.batch()))
+    dense = step.student.dense
+    assert not calls and step.teacher.dense is dense.logits is dense.boxes is dense.deltas is None
+    assert len(dense.anchors) == sum(dense.counts)
+
+
+def calls_of_towers(model):
+    """A step's losses, and how often the towers of the teacher's head ran."""
+    head = model.teacher.bbox_head
+    with recorded(head.cls_convs[0], 'forward') as classes, \
+            recorded(head.reg_convs[0], 'forward') as boxes:
+        losses = losses_of(model, small.batch())
+    return losses, len(classes), len(boxes)
+
+
+@pytest.mark.parametrize('settings', [dict(), dict(global_knowledge=dict(space='classes'))],
+                         ids=str)
+def test_a_teacher_regresses_no_boxes_that_nobody_reads(settings):
+    taught = dict(type='RobustDistillingModule', **settings)
+    model = build_distiller(small.retinanet(24), small.retinanet(), knowledge=[taught])
+    model.bank = small.random_bank(model.pair, class_channels=model.frozen.class_channels)
+    levels = len(model.pair.teacher.strides)
+    losses, *calls = calls_of_towers(model)
+    assert calls == [levels, 0]
+    assert len(model.teacher.bbox_head.reg_convs) > 0, 'only for the time of a step'
+    whole = dataclasses.replace(model.pair.teacher, scores_apart=False)
+    model.pair = dataclasses.replace(model.pair, teacher=whole)
+    expected, *calls = calls_of_towers(model)
+    assert calls == [levels, levels]
+    assert losses.keys() == expected.keys()
+    torch.testing.assert_close(losses, expected, rtol=0, atol=0)
+
+
+def test_boxes_of_the_teacher_that_are_read_are_regressed():
+    model = build_distiller(small.retinanet(24), small.retinanet(), knowledge=[dict(type='GID')])
+    assert calls_of_towers(model)[1:] == (5, 5)
+
+
+@pytest.mark.parametrize('kind, apart', [('RetinaHead', True), ('FCOSHead', True),
+                                         ('VFNetHead', False), ('RepPointsHead', False)])
+def test_which_heads_score_classes_without_regressing_boxes(kind, apart):
+    settings = dict(point_feat_channels=32) if kind == 'RepPointsHead' else {}
+    head = build_head(dict(type=kind, num_classes=3, in_channels=32, feat_channels=32,
+                           stacked_convs=1, **settings)).eval()
+    maps = [torch.zeros(1, 32, side, side) for side in (16, 8, 4, 2, 2)]
+    assert scores_apart(head, maps) == apart
 
 
 @pytest.mark.parametrize('family', small.FAMILIES)

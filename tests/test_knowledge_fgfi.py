@@ -88,7 +88,7 @@ def test_is_the_formula(family):
 
 def test_defaults_are_the_authors():
     fgfi = FGFI(steps.pair())
-    assert (fgfi.loss_weight, fgfi.threshold, fgfi.needs) == (0.01, 0.5, Needs(dense=True))
+    assert (fgfi.loss_weight, fgfi.threshold, fgfi.needs) == (0.01, 0.5, Needs(anchors=True))
     for layer in fgfi.adaptation:
         assert layer.kernel_size == (3, 3) and 0.8e-4 < layer.weight.std() < 1.2e-4
 

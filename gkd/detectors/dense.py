@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Optional
 
 import torch
 from torch import Tensor, nn
 
 from gkd.detectors.pair import DetectorInfo, DetectorPair
-from gkd.detectors.step import DensePredictions
+from gkd.detectors.step import DensePredictions, Needs
 
 
 def dense_head(detector: nn.Module) -> Optional[nn.Module]:
@@ -82,6 +84,43 @@ def is_dense(head: nn.Module, outputs: object, maps: tuple[Tensor, ...]) -> bool
         for number, (level, own) in enumerate(zip(scores, maps)))
 
 
+@contextmanager
+def without_regression(head: nn.Module) -> Iterator[None]:
+    """Leave out the layers between a map and a dense head's regression while a block runs.
+
+    What the head returns as regressions means nothing then. See :func:`scores_apart`.
+    """
+    layers = head.reg_convs
+    head.reg_convs = nn.ModuleList()
+    try:
+        yield
+    finally:
+        head.reg_convs = layers
+
+
+def scores_apart(head: Optional[nn.Module], maps: tuple[Tensor, ...]) -> bool:
+    """Whether the class scores of a dense head stay the same :func:`without_regression`.
+
+    Some heads first regress a box and then score the class of what lies there (VFNet, RepPoints).
+
+    Args:
+        head: A head, built by MMDetection.
+        maps: Maps of the sizes of those of its detector, ``(B, C, H_l, W_l)``.
+    """
+    layers = getattr(head, 'reg_convs', None)
+    if not isinstance(layers, nn.ModuleList) or not len(layers):
+        return False
+    generator = torch.Generator().manual_seed(0)
+    maps = tuple(torch.randn(level.shape, generator=generator).to(level) for level in maps)
+    whole = predicted_maps(head, maps)
+    try:
+        with without_regression(head):
+            part = predicted_maps(head, maps)
+    except (RuntimeError, IndexError):
+        return False  # other channels, or layers of its own for every level (RTMDet)
+    return None not in (whole, part) and all(map(torch.equal, whole[0], part[0]))
+
+
 def class_logits(scores: list[Tensor], info: DetectorInfo) -> list[Tensor]:
     """A dense head's class scores as logits; most heads return logits already.
 
@@ -96,8 +135,8 @@ def class_logits(scores: list[Tensor], info: DetectorInfo) -> list[Tensor]:
 
 
 def dense_predictions(head: nn.Module, outputs: tuple[list[Tensor], ...],
-                      maps: tuple[Tensor, ...], pair: DetectorPair,
-                      info: DetectorInfo) -> Optional[DensePredictions]:
+                      maps: tuple[Tensor, ...], pair: DetectorPair, info: DetectorInfo,
+                      needs: Needs) -> Optional[DensePredictions]:
     """Arrange a dense head's maps of the paired levels as one list of places per image.
 
     Args:
@@ -107,26 +146,27 @@ def dense_predictions(head: nn.Module, outputs: tuple[list[Tensor], ...],
         maps: What it predicted from, all maps of the detector.
         pair: Traits of teacher and student.
         info: Traits of this detector.
+        needs: What the kinds of knowledge want to see.
 
     Returns:
         The predictions on the paired levels; of a head that predicts otherwise (YOLOv3) only its
-        anchors, and None if it has none.
+        anchors, and None if there is nothing that is needed.
     """
     levels = pair.levels(info)
     predictions = None
-    if info.predicts_densely:
-        scores, regressions = class_logits(outputs[0], info), outputs[1]
+    if needs.dense and info.predicts_densely:
+        scores = class_logits(outputs[0], info)
         logits = [per_place(scores[level], head.cls_out_channels) for level in levels]
         predictions = DensePredictions(torch.cat(logits, dim=1),
                                        tuple(level.shape[1] for level in logits))
-    if info.anchors:
+    if info.anchors and (needs.anchors or needs.boxes):
         anchors = head.prior_generator.grid_priors(
             [level.shape[-2:] for level in maps], device=maps[0].device)
         anchors = [anchors[level] for level in levels]
         predictions = predictions or DensePredictions(None, tuple(map(len, anchors)))
         predictions.anchors = torch.cat(anchors)
-    if info.box_coding:
-        deltas = torch.cat([per_place(regressions[level], 4) for level in levels], dim=1)
+    if info.box_coding and needs.boxes:
+        deltas = torch.cat([per_place(outputs[1][level], 4) for level in levels], dim=1)
         predictions.deltas = deltas
         # In half precision the coordinates of large images would be off by pixels.
         predictions.boxes = head.bbox_coder.decode(

@@ -14,7 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from gkd.detectors import one_stage, two_stage
-from gkd.detectors.dense import class_layers, dense_head, main_head, predicted_maps
+from gkd.detectors.dense import (
+    class_layers,
+    dense_head,
+    main_head,
+    predicted_maps,
+    scores_apart,
+)
 from gkd.detectors.modes import eval_mode
 from gkd.detectors.pair import ONE_STAGE, TWO_STAGE, DetectorInfo, DetectorPair
 from gkd.detectors.places import place_labels, recorded_targets
@@ -118,6 +124,7 @@ class View:
         boxes: A box of every image, ``(B, 5)`` as image, x1, y1, x2, y2 in pixels.
         rois: What its RoI head computes for these; None likewise.
         reads_classes: Whether the class layers of the dense head read every map once, in order.
+        scores_apart: Whether its class scores do not depend on the layers that regress boxes.
     """
 
     images: Tensor
@@ -127,6 +134,7 @@ class View:
     boxes: Tensor
     rois: Optional[dict]
     reads_classes: bool
+    scores_apart: bool
 
 
 def image_size(detector: BaseDetector) -> int:
@@ -158,6 +166,7 @@ def look(detector: BaseDetector, role: str, size: Optional[int] = None) -> View:
         with eval_mode(detector):
             maps = tuple(detector.extract_feat(images))
             dense, reads_classes = watched_predictions(head, maps)
+            apart = scores_apart(head, maps)
             boxes = bbox2roi([parameter.new_tensor([[0, 0, size / 2, size / 2]])] * PROBE_IMAGES)
             rois = classified_boxes(detector, maps, boxes)
     except (RuntimeError, AssertionError, ValueError, IndexError, TypeError) as error:
@@ -166,7 +175,7 @@ def look(detector: BaseDetector, role: str, size: Optional[int] = None) -> View:
             f'the channels: `neck.in_channels` are the backbone\'s, the head\'s `in_channels` '
             f'the neck\'s `out_channels`.') from error
     strides = tuple(nominal_stride(size / level.shape[-1]) for level in maps)
-    return View(images, maps, strides, dense, boxes, rois, reads_classes)
+    return View(images, maps, strides, dense, boxes, rois, reads_classes, apart)
 
 
 def watched_predictions(head: Optional[nn.Module], maps: tuple[Tensor, ...]
@@ -269,7 +278,7 @@ def one_stage_traits(detector: BaseDetector, view: View) -> dict:
     traits = dense_traits(head, view)
     # Panoptic heads also have classes of regions; only the other classes have boxes.
     return dict(num_classes=getattr(head, 'num_things_classes', head.num_classes),
-                has_class_layers=view.reads_classes,
+                has_class_layers=view.reads_classes, scores_apart=view.scores_apart,
                 sigmoid=bool(getattr(head, 'use_sigmoid_cls', True)),
                 # For a student, its training step confirms or corrects this.
                 samples_positives=traits['predicts_densely'] and hasattr(head, 'sampler'),

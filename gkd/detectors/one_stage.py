@@ -8,7 +8,13 @@ from typing import Union
 import torch
 from torch import Tensor
 
-from gkd.detectors.dense import class_layers, class_logits, dense_predictions, main_head
+from gkd.detectors.dense import (
+    class_layers,
+    class_logits,
+    dense_predictions,
+    main_head,
+    without_regression,
+)
 from gkd.detectors.pair import DetectorInfo, DetectorPair
 from gkd.detectors.places import place_labels, recorded_targets
 from gkd.detectors.step import Call, DetectorOutputs, Needs, Step, recorded
@@ -44,10 +50,11 @@ def student_step(student: BaseDetector, pair: DetectorPair, needs: Needs,
 
     step = start_step(pair, features[-1], batch)
     outputs = forwards[-1].result
-    if needs.dense:
-        step.student.dense = dense_predictions(head, outputs, features[-1].result, pair, info)
-        if info.trains_places:
-            step.place_labels = place_labels(targets, outputs[0], head.num_classes)
+    if needs.dense or needs.anchors:
+        step.student.dense = dense_predictions(head, outputs, features[-1].result, pair, info,
+                                               needs)
+    if needs.dense and info.trains_places:
+        step.place_labels = place_labels(targets, outputs[0], head.num_classes)
     if info.samples_positives:
         # Heads that assign boxes and classes separately sample for the classes first.
         sampled = [call.result for call in samples[:len(batch.metas)]]
@@ -76,7 +83,7 @@ def student_step(student: BaseDetector, pair: DetectorPair, needs: Needs,
 @torch.no_grad()
 def teacher_step(teacher: BaseDetector, pair: DetectorPair, needs: Needs, img: Tensor,
                  step: Step) -> DetectorOutputs:
-    """Run a one-stage teacher on the student's images.
+    """Run a one-stage teacher on the student's images, its head only as far as needed.
 
     Args:
         teacher: The frozen teacher.
@@ -92,17 +99,20 @@ def teacher_step(teacher: BaseDetector, pair: DetectorPair, needs: Needs, img: T
     features = teacher.extract_feat(img)
     part = DetectorOutputs(paired_maps(features, pair, pair.teacher))
     dense = needs.dense and pair.teacher.predicts_densely
-    if needs.class_layers:
-        with recorded(class_layers(head)[-1], 'forward') as read:
+    if needs.logits or dense:
+        with ExitStack() as stack:
+            if needs.class_layers:
+                read = stack.enter_context(recorded(class_layers(head)[-1], 'forward'))
+            if pair.teacher.scores_apart and not needs.boxes:
+                stack.enter_context(without_regression(head))
             outputs = head(features)
+    if needs.class_layers:
         part.class_maps = tuple(read[level].result for level in pair.levels(pair.teacher))
-    elif needs.logits or dense:
-        outputs = head(features)
     if needs.logits:
         part.logits = logits_at(class_logits(outputs[0], pair.teacher), step.positions,
                                 head.cls_out_channels)
     if dense:
-        part.dense = dense_predictions(head, outputs, features, pair, pair.teacher)
+        part.dense = dense_predictions(head, outputs, features, pair, pair.teacher, needs)
     return part
 
 

@@ -36,6 +36,8 @@ class DetectorInfo:
         box_coding: Means and standard deviations of the offsets of anchors that the dense head
             regresses, four each; empty for other heads.
         predicts_densely: Whether class logits and box regressions can be had for every place.
+        scores_apart: Whether the class scores of the dense head do not depend on the layers that
+            regress boxes.
         probabilities: Whether the dense head returns probabilities instead of class logits.
         pools_maps: Whether the RoI head pools each box from one level, and its features lie in
             the space of the maps.
@@ -61,6 +63,7 @@ class DetectorInfo:
     trains_places: bool = False
     has_class_layers: bool = False
     roi_strides: tuple[int, ...] = ()
+    scores_apart: bool = False
 
     @property
     def places(self) -> tuple[int, ...]:

@@ -21,19 +21,25 @@ class Needs:
     Attributes:
         logits: Class logits of both detectors at the student's positives.
         proposals: Class logits of both at all proposals that a two-stage student sampled.
-        dense: What the dense heads of both predict at all anchors.
+        anchors: Anchors of the student's dense head.
+        dense: Class logits of the dense heads of both at all places.
+        boxes: Also the boxes that these heads predict there, with their anchors; together with
+            ``dense``.
         bank: A prototype bank, which must have been generated.
         class_layers: The layers with which the teacher's head reads classes from maps; of a
             two-stage teacher together with ``proposals``.
 
     Example:
-        >>> Needs(dense=True) | Needs(bank=True)
-        Needs(logits=False, proposals=False, dense=True, bank=True, class_layers=False)
+        >>> Needs(dense=True) | Needs(bank=True)  # doctest: +NORMALIZE_WHITESPACE
+        Needs(logits=False, proposals=False, anchors=False, dense=True, boxes=False, bank=True,
+              class_layers=False)
     """
 
     logits: bool = False
     proposals: bool = False
+    anchors: bool = False
     dense: bool = False
+    boxes: bool = False
     bank: bool = False
     class_layers: bool = False
 
@@ -51,11 +57,12 @@ class DensePredictions:
 
     Attributes:
         logits: Class logits ``(B, N, num_logits)``; an RPN has a single one, object or not. None
-            if the head predicts them otherwise.
+            if the head predicts them otherwise, or if no kind of knowledge needs ``dense``.
         counts: Places on every paired level; they sum to ``N``.
-        anchors: Anchors ``(N, 4)`` as ``x1, y1, x2, y2`` in pixels; None for a head without.
+        anchors: Anchors ``(N, 4)`` as ``x1, y1, x2, y2`` in pixels; None for a head without, or if
+            no kind of knowledge needs ``anchors`` or ``boxes``.
         boxes: Predicted boxes ``(B, N, 4)`` in pixels, without gradient; None if the head does not
-            regress offsets of anchors.
+            regress offsets of anchors, or if no kind of knowledge needs ``boxes``.
         deltas: Offsets as predicted ``(B, N, 4)``; None likewise.
     """
 
@@ -81,7 +88,8 @@ class DetectorOutputs:
             teacher's likewise.
         proposal_logits: Class logits at the sampled proposals, ``(m, num_logits)``; two-stage
             only, the teacher's only if a kind of knowledge needs ``proposals``.
-        dense: Predictions at all anchors; only if a kind of knowledge needs ``dense``.
+        dense: Predictions at all places; only if a kind of knowledge needs ``dense`` or, the
+            student's, ``anchors``.
         class_maps: What the teacher's dense head reads from its maps by its class layers,
             ``(B, D, H_l, W_l)``; the teacher's only, and only if a kind of knowledge needs
             ``class_layers``.

@@ -44,7 +44,7 @@ def student_step(student: BaseDetector, pair: DetectorPair, needs: Needs,
     """
     with ExitStack() as stack:
         features = stack.enter_context(recorded(student, 'extract_feat'))
-        if needs.dense:
+        if needs.dense or needs.anchors:
             proposing = stack.enter_context(recorded(student.rpn_head, 'forward'))
         if pair.student.samples_positives:
             roi_head = student.roi_head
@@ -55,9 +55,9 @@ def student_step(student: BaseDetector, pair: DetectorPair, needs: Needs,
         losses = student_losses(student, batch)
 
     step = start_step(pair, features[-1], batch)
-    if needs.dense:
+    if needs.dense or needs.anchors:
         step.student.dense = dense_predictions(student.rpn_head, proposing[-1].result,
-                                               features[-1].result, pair, pair.student)
+                                               features[-1].result, pair, pair.student, needs)
     if pair.student.samples_positives:
         # HTC samples a stage's boxes once more, for masks.
         samples = [[sampling_result(call.result) for call in calls[:len(batch.metas)]]
@@ -135,7 +135,7 @@ def teacher_step(teacher: BaseDetector, pair: DetectorPair, needs: Needs, img: T
     part = DetectorOutputs(paired_maps(features, pair, pair.teacher))
     if needs.dense and pair.teacher.predicts_densely:
         part.dense = dense_predictions(teacher.rpn_head, teacher.rpn_head(features), features,
-                                       pair, pair.teacher)
+                                       pair, pair.teacher, needs)
     if needs.logits or needs.proposals:
         rois = bbox2roi(step.proposals if needs.proposals else step.boxes)
         # Under fp16 the maps are in half precision, but RoIAlign needs the RoIs' precision.

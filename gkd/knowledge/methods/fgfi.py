@@ -111,7 +111,7 @@ class FGFI(Knowledge):
         ConfigError: The student has no anchors, or ``threshold`` is not in [0, 1).
     """
 
-    needs = Needs(dense=True)
+    needs = Needs(anchors=True)
 
     def __init__(self, pair: DetectorPair, loss_weight: float = 0.01, threshold: float = 0.5):
         super().__init__(pair)

@@ -287,7 +287,7 @@ class GID(Knowledge):
             them scores classes by softmax, or a detector's levels differ in their channels.
     """
 
-    needs = Needs(dense=True)
+    needs = Needs(dense=True, boxes=True)
 
     def __init__(self, pair: DetectorPair, feature_weight: float = 5e-4,
                  relation_weight: float = 40.0, class_weight: float = 0.1,
