@@ -2,8 +2,8 @@
 
 The lower bound is the student's own training step (forward and backward), the teacher's forward
 (backbone, neck, and what scores classes: a one-stage teacher's head without the layers that only
-regress boxes, a two-stage teacher's RoI head on the student's positives), and the adaptation convolutions (forward and backward). The
-optimiser's step is in neither.
+regress boxes, a two-stage teacher's RoI head on the student's positives), and the adaptation
+convolutions (forward and backward). The optimiser's step is in neither.
 """
 
 from __future__ import annotations
