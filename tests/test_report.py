@@ -16,10 +16,11 @@ from mmcv import Config
 from mmcv.runner import Hook
 from mmdet.datasets import build_dataset
 
+from gkd import recorder
 from gkd.errors import DataError
-from gkd.report import page, recorder
-from gkd.report.recorder import Stopwatch, WeightHistogram
-from gkd.report.runs import read_logs, read_runs
+from gkd.recorder import Stopwatch, WeightHistogram
+from gkd.report import page
+from gkd.report.runs import Run, read_logs, read_runs
 from gkd.report.validation import Validation, read_detections
 from gkd.watching import watched
 from gkd.work_dir import BINS
@@ -242,6 +243,15 @@ def test_watching_changes_no_loss(runs, tmp_path, monkeypatch):
                for line in read_logs(str(work_dir)) if 'mode' in line]
               for work_dir in (folder / 'distilled', tmp_path)]
     assert losses[0][0] == losses[1][0] and 'loss_global' in losses[0][0]
+
+
+def test_several_kinds_of_knowledge_share_a_step():
+    record = dict(epochs={
+        '1': dict(time=dict(step=[2, 8.0], student=[2, 2.0], knowledge=[4, 3.0], data=[1, 0.5])),
+        '2': dict(time=dict(step=[2, 8.0], student=[2, 2.0], knowledge=[4, 5.0], data=[1, 1.5]))})
+    run = Run('run', 'detector', None, Config(), '', None, '', record=record)
+    assert run.step_seconds() == dict(data=1.0, student=1.0, teacher=0.0, knowledge=2.0,
+                                      backward=0.0, other=1.0)
 
 
 def test_stopwatch_sums_spans(monkeypatch):

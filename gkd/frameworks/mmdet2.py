@@ -27,13 +27,13 @@ from gkd.frameworks.batch import Batch, mask_parts, of_each_image
 
 __all__ = [
     'BACKBONES', 'BATCH_PARTS', 'CLASSES_SETTING', 'DETECTORS', 'HOOKS', 'IMAGES_SETTING',
-    'VOC_CLASSES', 'BaseDetector', 'Batch', 'Config', 'ConfigDict', 'ContextBlock', 'Dataset',
-    'DeltaXYWHBBoxCoder', 'DetectorShell', 'EfficientNet', 'Hook', 'NonLocal2d',
-    'anchor_inside_flags', 'annotation', 'bbox2roi', 'bbox_overlaps', 'build_dataset',
-    'build_detector', 'classes_of', 'description', 'fuse_conv_bn', 'get_dist_info', 'image_info',
-    'image_settings', 'logger', 'mmdet_configs', 'network_input', 'positive_boxes',
-    'prototype_datasets', 'revert_sync_batchnorm', 'sampled_boxes', 'source_of', 'student_losses',
-    'synthetic_batch', 'test_view', 'to_batch',
+    'LOSSES_METHOD', 'VOC_CLASSES', 'BaseDetector', 'Batch', 'Config', 'ConfigDict',
+    'ContextBlock', 'Dataset', 'DeltaXYWHBBoxCoder', 'DetectorShell', 'EfficientNet', 'Hook',
+    'NonLocal2d', 'anchor_inside_flags', 'annotation', 'bbox2roi', 'bbox_overlaps',
+    'build_dataset', 'build_detector', 'classes_of', 'description', 'fuse_conv_bn',
+    'get_dist_info', 'image_info', 'image_settings', 'logger', 'mmdet_configs', 'network_input',
+    'positive_boxes', 'prototype_datasets', 'revert_sync_batchnorm', 'sampled_boxes', 'source_of',
+    'student_losses', 'synthetic_batch', 'test_view', 'to_batch',
 ]
 
 Dataset = CustomDataset
@@ -43,6 +43,8 @@ BATCH_PARTS = {BitmapMasks: mask_parts, PolygonMasks: mask_parts}
 # Settings of a data set, for messages.
 CLASSES_SETTING = 'classes'
 IMAGES_SETTING = 'img_prefix'
+# A detector's method that returns the losses of a training step.
+LOSSES_METHOD = 'forward_train'
 
 
 def logger() -> logging.Logger:

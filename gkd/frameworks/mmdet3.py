@@ -34,13 +34,13 @@ from gkd.frameworks.batch import Batch, mask_parts, of_each_image
 
 __all__ = [
     'BACKBONES', 'BATCH_PARTS', 'CLASSES_SETTING', 'DETECTORS', 'HOOKS', 'IMAGES_SETTING',
-    'VOC_CLASSES', 'BaseDetector', 'Batch', 'Config', 'ConfigDict', 'ContextBlock', 'Dataset',
-    'DeltaXYWHBBoxCoder', 'DetectorShell', 'EfficientNet', 'Hook', 'NonLocal2d',
-    'anchor_inside_flags', 'annotation', 'bbox2roi', 'bbox_overlaps', 'build_dataset',
-    'build_detector', 'classes_of', 'description', 'fuse_conv_bn', 'get_dist_info', 'image_info',
-    'image_settings', 'logger', 'mmdet_configs', 'network_input', 'positive_boxes',
-    'prototype_datasets', 'revert_sync_batchnorm', 'sampled_boxes', 'source_of', 'student_losses',
-    'synthetic_batch', 'test_view', 'to_batch',
+    'LOSSES_METHOD', 'VOC_CLASSES', 'BaseDetector', 'Batch', 'Config', 'ConfigDict',
+    'ContextBlock', 'Dataset', 'DeltaXYWHBBoxCoder', 'DetectorShell', 'EfficientNet', 'Hook',
+    'NonLocal2d', 'anchor_inside_flags', 'annotation', 'bbox2roi', 'bbox_overlaps',
+    'build_dataset', 'build_detector', 'classes_of', 'description', 'fuse_conv_bn',
+    'get_dist_info', 'image_info', 'image_settings', 'logger', 'mmdet_configs', 'network_input',
+    'positive_boxes', 'prototype_datasets', 'revert_sync_batchnorm', 'sampled_boxes', 'source_of',
+    'student_losses', 'synthetic_batch', 'test_view', 'to_batch',
 ]
 
 Dataset = BaseDetDataset
@@ -49,6 +49,8 @@ VOC_CLASSES = VOCDataset.METAINFO['classes']
 # Settings of a data set, for messages.
 CLASSES_SETTING = 'metainfo.classes'
 IMAGES_SETTING = 'data_prefix.img'
+# A detector's method that returns the losses of a training step.
+LOSSES_METHOD = 'loss'
 
 
 def element_parts(element: BaseDataElement) -> dict[str, Any]:

@@ -43,7 +43,7 @@ class Run:
         detections: File of COCO results, which may not exist.
         lines: Lines of its JSON logs that count, oldest first.
         evaluations: Metrics by epoch.
-        record: What the :class:`gkd.report.recorder.TrainingRecorder` has kept.
+        record: What the :class:`gkd.recorder.Recorder` has kept.
     """
 
     name: str
@@ -106,17 +106,19 @@ class Run:
 
     def step_seconds(self) -> dict[str, float]:
         """Mean seconds of the parts of a step; empty if nothing is known."""
-        totals: dict[str, list[float]] = {}
+        counts: dict[str, int] = {}
+        seconds: dict[str, float] = {}
         for epoch in self.record.get('epochs', {}).values():
-            for name, (count, seconds) in epoch.get('time', {}).items():
-                totals.setdefault(name, []).append((count, seconds))
-        mean = {name: sum(seconds for _, seconds in parts) / max(1, sum(n for n, _ in parts))
-                for name, parts in totals.items()}
-        if 'step' in mean:
-            parts = {name: mean.get(name, 0.0)
-                     for name in ('data', 'student', 'teacher', 'knowledge', 'backward')}
-            inside = sum(parts.values()) - parts['data']
-            return {**parts, 'other': max(0.0, mean['step'] - inside)}
+            for name, (count, total) in epoch.get('time', {}).items():
+                counts[name] = counts.get(name, 0) + count
+                seconds[name] = seconds.get(name, 0.0) + total
+        if counts.get('step'):
+            # Several kinds of knowledge share a step; the wait for an epoch's first is not timed.
+            parts = {name: seconds.get(name, 0.0) / counts['step']
+                     for name in ('student', 'teacher', 'knowledge', 'backward')}
+            other = max(0.0, seconds['step'] / counts['step'] - sum(parts.values()))
+            data = seconds.get('data', 0.0) / max(1, counts.get('data', 0))
+            return dict(data=data, **parts, other=other)
         logged = sorted((line['time'] - line['data_time'], line['data_time'])
                         for line in self.lines if 'time' in line and 'data_time' in line)
         if not logged:
@@ -199,11 +201,11 @@ def left_in(work_dir: str) -> tuple[list[dict], dict, Optional[str]]:
     Raises:
         DataError: The record is damaged.
     """
-    lines, record = read_logs(work_dir), read_json(osp.join(work_dir, RECORD))
-    text = config_text(lines, record)
-    if text is None:
-        lines, text = read_scalars(work_dir)
-    return lines, record, text
+    record, lines = read_json(osp.join(work_dir, RECORD)), read_logs(work_dir)
+    if lines:
+        return lines, record, config_text(lines, record)
+    lines, text = read_scalars(work_dir)
+    return lines, record, record.get('config') or text
 
 
 def read_teacher(run: Run) -> Optional[Run]:

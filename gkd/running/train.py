@@ -45,7 +45,6 @@ from gkd.files import remove_unfinished, write_atomically
 from gkd.matching import check_num_classes, check_teacher_classes
 from gkd.progress import on_terminal, without_details
 from gkd.report.loggers import ImageLoggerHook, check_loggers, takes_images
-from gkd.report.recorder import TrainingRecorder
 from gkd.running.changes import (
     NEW_OPTIMIZER,
     apply_optimizer,
@@ -66,6 +65,7 @@ from gkd.running.data import (
 from gkd.running.device import use_device, without_sync_on_cpu, wrap
 from gkd.running.evaluation import EvaluationRecorder, MissedEvaluation, evaluation_hook
 from gkd.running.finite import FiniteLossHook
+from gkd.running.recorder import TrainingRecorder
 from gkd.running.resume import (
     EMA_HOOKS,
     EMA_PRIORITY,

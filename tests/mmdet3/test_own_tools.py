@@ -1,5 +1,6 @@
 """MMDetection's own, unmodified commands train a distillation: its config imports gkd."""
 
+import json
 import os
 import subprocess
 import sys
@@ -33,3 +34,5 @@ def test_own_launcher_trains_in_two_processes(annotations, tmp_path, free_port):
     assert checkpoint['resume']['length'] == 2  # batches of a process: six images, four a step
     assert len(checkpoint['resume']['random']) == 2
     assert (tmp_path / 'work' / 'report.html').exists()
+    record = json.loads((tmp_path / 'work' / 'record.json').read_text())
+    assert record['processes'] == 2 and record['epochs']['1']['time']['backward'][0] == 2

@@ -1,32 +1,54 @@
-"""The report of a distillation shows its teacher, wherever that was trained."""
+"""What a training records; its report shows it, and its teacher, wherever that was trained."""
 
 import json
 import re
 import runpy
 import shutil
 import sys
+from types import SimpleNamespace
 
 import pytest
+import torch
 from small_experiments import TOOLS, detector, experiment, train
 
+from gkd.compat.checkpoint import load_checkpoint_file
 from gkd.report.page import write_report
 from gkd.report.runs import read_runs
+from gkd.work_dir import BINS
+
+RECORDED = [dict(type='ReportHook')]
 
 
 @pytest.fixture(scope='module')
 def trained(annotations, tmp_path_factory):
     """A folder with a teacher's training and that of its student; both keep what they detect."""
     folder = tmp_path_factory.mktemp('trained')
-    for name in ('teacher', 'distilled'):
-        config = experiment(annotations, folder / name)
-        config.val_evaluator.outfile_prefix = str(folder / name / 'detections')
-        config.train_cfg.max_epochs = 1
-        if name == 'teacher':
-            config.model, config.custom_hooks = detector('one_stage', 24), []
-        else:
-            config.model.teacher.checkpoint = str(folder / 'teacher' / 'epoch_1.pth')
-        train(config)
+    teacher = experiment(annotations, folder / 'teacher')
+    teacher.model, teacher.custom_hooks = detector('one_stage', 24), RECORDED
+    teacher.train_cfg.max_epochs = 1
+    with pytest.MonkeyPatch.context() as patch:
+        make_no_page(patch)
+        train(teacher)
+    train(distillation(annotations, folder, 'distilled', hooks=RECORDED))
     return folder
+
+
+def make_no_page(patch):
+    """Let trainings record only; a page takes seconds."""
+    patch.setattr('gkd.engine.report.subprocess', SimpleNamespace(
+        run=lambda *command, **settings: SimpleNamespace(returncode=0)))
+
+
+def distillation(annotations, folder, name, **settings):
+    """The config that trains the student for an epoch."""
+    config = experiment(annotations, folder / name, **settings)
+    config.model.teacher.checkpoint = str(folder / 'teacher' / 'epoch_1.pth')
+    config.train_cfg.max_epochs = 1
+    return config
+
+
+def record_of(work_dir):
+    return json.loads((work_dir / 'record.json').read_text())
 
 
 def with_teacher(trained, folder):
@@ -35,7 +57,8 @@ def with_teacher(trained, folder):
     teacher.parent.mkdir()
     shutil.copy(trained / 'teacher' / 'epoch_1.pth', teacher)
     shutil.copytree(trained / 'distilled', folder / 'distilled')
-    for path in (folder / 'distilled').rglob('config.py'):
+    for path in (folder / 'distilled' / 'record.json',
+                 *(folder / 'distilled').rglob('config.py')):
         path.write_text(path.read_text().replace(
             str(trained / 'teacher' / 'epoch_1.pth'), str(teacher)))
 
@@ -97,3 +120,66 @@ def test_a_teacher_that_mmdetection_2_has_trained_is_run_by_its_own_config(train
     teacher = read_runs(str(tmp_path / 'distilled'))[1][0]
     assert teacher.work_dir == str(tmp_path / 'teacher')
     assert teacher.detections == str(detections)
+
+
+@pytest.mark.slow
+def test_training_records_its_steps(trained, tmp_path):
+    record = record_of(trained / 'distilled')
+    [epoch] = record['epochs'].values()
+    # Six images, two a step.
+    steps, seconds = zip(*(epoch['time'][part] for part in (
+        'student', 'teacher', 'knowledge', 'backward')))
+    assert set(steps) == {3} and epoch['steps'] == 3 and epoch['time']['data'][0] == 2
+    assert all(part > 0 for part in seconds)
+    assert sum(seconds) <= epoch['time']['step'][1] < sum(seconds) + 1
+    counts = torch.tensor(epoch['robust_weights'])
+    # The same instances are weighed on every level.
+    assert counts.shape == (5, BINS) and len(counts.sum(dim=1).unique()) == 1
+    assert counts[0].sum() >= 3
+    assert record['weights']['teacher'] > record['weights']['student'] > 0
+    assert (record['seed'], record['processes']) == (0, 1) and record['peak'] > 10
+    assert record['versions']['mmengine'] and 'Distiller' in record['config']
+    page = (trained / 'distilled' / 'report.html').read_text(encoding='utf-8')
+    figures = [json.loads(text) for text in re.findall(
+        r'<script type="application/json">(.*?)</script>', page)]
+    names = [[trace.get('name') for trace in figure['data']] for figure in figures]
+    assert sum('mean' in each for each in names) == 5  # robust weights, a figure for each level
+    bars = {bar['name']: bar['x'] for figure in figures for bar in figure['data']
+            if bar['type'] == 'bar' and bar.get('orientation') == 'h'}
+    distilled, alone = bars['teacher, forward']
+    assert distilled == pytest.approx(1000 * seconds[1] / 3) and not alone
+
+
+@pytest.mark.slow
+def test_a_detector_alone_is_recorded(trained):
+    [epoch] = record_of(trained / 'teacher')['epochs'].values()
+    assert set(epoch['time']) == {'data', 'step', 'student', 'backward'}
+    assert epoch['time']['student'][0] == epoch['time']['backward'][0] == 3
+    assert 'robust_weights' not in epoch
+
+
+@pytest.mark.slow
+def test_a_resumed_run_goes_on_with_its_record(annotations, trained, tmp_path, monkeypatch):
+    make_no_page(monkeypatch)
+    shutil.copytree(trained / 'distilled', tmp_path / 'distilled')
+    before = record_of(tmp_path / 'distilled')
+    config = distillation(annotations, trained, 'distilled', hooks=RECORDED)
+    config.work_dir, config.train_cfg.max_epochs = str(tmp_path / 'distilled'), 2
+    train(config, resume=True)
+    after = record_of(tmp_path / 'distilled')
+    assert list(after['epochs']) == ['1', '2'] and after['epochs']['1'] == before['epochs']['1']
+    assert after['epochs']['2']['time']['step'][0] == 3 and after['seconds'] > before['seconds']
+    run, _ = read_runs(str(tmp_path / 'distilled'))
+    assert [place for place, _ in run.curves()['loss']] == pytest.approx(
+        [step / 3 for step in range(1, 7)])
+
+
+@pytest.mark.slow
+def test_recording_changes_no_weight(annotations, trained, tmp_path):
+    config = distillation(annotations, trained, 'distilled')
+    config.work_dir = str(tmp_path)
+    train(config)
+    weights = [load_checkpoint_file(str(folder / 'epoch_1.pth'))['state_dict']
+               for folder in (tmp_path, trained / 'distilled')]
+    assert all(map(torch.equal, *(each.values() for each in weights)))
+    assert not (tmp_path / 'record.json').exists()

@@ -3,162 +3,128 @@
 from __future__ import annotations
 
 import importlib.metadata
-import inspect
 import json
-import os
 import os.path as osp
 import platform
 import resource
-import shutil
 import sys
 import time
 from contextlib import ExitStack, suppress
 from typing import Any, Callable, Optional
 
 import torch
-from mmcv.runner import HOOKS, EvalHook, Hook, LoggerHook
 from torch import Tensor, nn
 
-from gkd.compat.wrapper import unwrap
 from gkd.distiller import Distiller
 from gkd.files import written_whole
+from gkd.frameworks import LOSSES_METHOD
 from gkd.knowledge import RobustDistillingModule
 from gkd.version import __version__
 from gkd.watching import watched
-from gkd.work_dir import BINS, DETECTIONS, RECORD, REPORT
+from gkd.work_dir import BINS, RECORD
 
-UNFINISHED = '.detections'
 MIB = 2 ** 20
-PACKAGES = ('torch', 'torchvision', 'mmcv', 'mmcv-full', 'mmdet', 'numpy', 'pycocotools')
+PACKAGES = ('torch', 'torchvision', 'mmcv', 'mmcv-full', 'mmcv-lite', 'mmengine', 'mmdet', 'numpy',
+            'pycocotools')
 
 
-@HOOKS.register_module()
-class TrainingRecorder(Hook):
-    """Record a run and leave ``WORK_DIR/report.html``.
+class Recorder:
+    """Keep ``WORK_DIR/record.json`` while a model is trained; a hook of the runner says when.
 
-    ``WORK_DIR/record.json`` gets for every epoch the distribution of robust weights on every level
-    (of the first process), and where the time and memory of a step go.
-    ``WORK_DIR/detections.bbox.json`` gets what the last evaluation detected, as COCO results. The
-    methods of the detectors are timed from outside and are not changed. Values are copied from the
-    GPU once in every interval of the run's loggers.
+    It gets for every epoch the distribution of robust weights on every level (of the first
+    process), and where the time and memory of a step go. The methods of the detectors are timed
+    from outside and are not changed. Values are copied from the GPU in :meth:`update` only.
+
+    Args:
+        model: What is trained, without its data-parallel wrapper.
+        work_dir: Folder of the run. What it has recorded before is kept, unless it begins anew.
+        epoch: The running epoch, from 0.
+        step: Steps of the run that are done.
+        config: Text of the config.
+        seed: Seed of the run.
+        processes: How many train.
+
+    Attributes:
+        stopwatch: Times the parts of a step. The hook tells it of those that are no methods.
+        watching: What is watched until :meth:`close`.
     """
 
-    PRIORITY = 'NORMAL'  # after the optimiser's hook, before the loggers
-
-    def __init__(self):
-        self.record: dict[str, Any] = {}
-        self.stopwatch: Optional[Stopwatch] = None
-        self.histogram: Optional[WeightHistogram] = None
-        self.evaluation: Optional[EvalHook] = None
-        self.watching = ExitStack()
-        self.interval = 50
-        self.started = 0.0
-
-    def before_run(self, runner) -> None:
-        """Begin to watch the model; a resumed run goes on with its record."""
-        self.evaluation = next((hook for hook in runner.hooks if isinstance(hook, EvalHook)), None)
-        if runner.rank > 0:
-            return
-        if self.evaluation is not None:
-            keep_results(self.evaluation, osp.join(runner.work_dir, UNFINISHED))
-        self.interval = next((hook.interval for hook in runner.hooks
-                              if isinstance(hook, LoggerHook)), self.interval)
-        model = unwrap(runner.model)
+    def __init__(self, model: nn.Module, work_dir: str, epoch: int, step: int, config: str,
+                 seed: Optional[int], processes: int):
         device = next(model.parameters()).device
-        earlier = earlier_record(osp.join(runner.work_dir, RECORD), runner.epoch, runner.iter)
+        self.path = osp.join(work_dir, RECORD)
+        earlier = earlier_record(self.path, epoch, step)
         self.started = time.time() - earlier.get('seconds', 0.0)
-        self.record = dict(config=runner.meta.get('config', ''), seed=runner.meta.get('seed'),
-                           versions=versions(device), processes=runner.world_size,
-                           weights=weight_sizes(model),
-                           epochs=earlier.get('epochs', {}))
+        self.record: dict[str, Any] = dict(
+            config=config, seed=seed, versions=versions(device), processes=processes,
+            weights=weight_sizes(model), epochs=earlier.get('epochs', {}))
         self.stopwatch = Stopwatch(device)
+        self.histogram: Optional[WeightHistogram] = None
+        self.watching = ExitStack()
         self.watch(model)
-        self.collect_detections(runner)
+
+    def time_calls(self, owner: object, method: str, name: str,
+                   then: Optional[str] = None) -> None:
+        """Time the calls of a method as a part of the step; ``then`` is one that they begin."""
+        self.watching.enter_context(watched(owner, method, self.stopwatch.timed(name, then)))
 
     def watch(self, model: nn.Module) -> None:
-        """Time the parts of a model and look at its robust weights, until the run ends."""
-        enter = self.watching.enter_context
-        enter(watched(model, 'train_step', self.stopwatch.timed('forward', then='backward')))
+        """Time the parts of a model and look at its robust weights."""
         if not isinstance(model, Distiller):
-            enter(watched(model, 'forward_train', self.stopwatch.timed('student')))
+            self.time_calls(model, LOSSES_METHOD, 'student')
             return
-        enter(watched(model.student, 'forward_train', self.stopwatch.timed('student')))
-        enter(watched(model, 'teacher_step', self.stopwatch.timed('teacher')))
+        self.time_calls(model.student, LOSSES_METHOD, 'student')
+        self.time_calls(model, 'teacher_step', 'teacher')
         for kind in model.knowledge:
-            enter(watched(kind, 'forward', self.stopwatch.timed('knowledge')))
+            self.time_calls(kind, 'forward', 'knowledge')
             if isinstance(kind, RobustDistillingModule) and kind.robust and not self.histogram:
                 self.histogram = WeightHistogram()
+                enter = self.watching.enter_context
                 enter(watched(kind, 'forward', self.histogram.next_step))
                 enter(watched(kind, 'weigh', self.histogram.look))
 
-    def before_train_epoch(self, runner) -> None:
-        """Begin the epoch's record."""
-        if runner.rank == 0:
-            self.collect_detections(runner)
-            # The time between two epochs is not spent waiting for data.
-            self.stopwatch.forget('data')
+    def pause(self) -> None:
+        """What happens until the next step, such as an evaluation, is no waiting for data."""
+        self.stopwatch.forget('data')
 
-    def before_train_iter(self, runner) -> None:
-        """Stop timing the wait for data, and begin to time the step."""
-        if runner.rank == 0:
-            self.stopwatch.stop('data')
-            self.stopwatch.start('step')
+    def begin_step(self) -> None:
+        """The data are there: stop timing the wait for them, and begin to time the step."""
+        self.stopwatch.stop('data')
+        self.stopwatch.start('step')
 
-    def after_train_iter(self, runner) -> None:
-        """Stop timing the step; update the record at the loggers' interval."""
-        if runner.rank > 0:
-            return
+    def end_step(self) -> None:
+        """Stop timing the step, and begin to time the wait for data."""
         self.stopwatch.stop('backward')
         self.stopwatch.stop('step')
-        if self.every_n_iters(runner, self.interval) or self.end_of_epoch(runner):
-            self.update(runner)
         self.stopwatch.start('data')
 
-    def update(self, runner) -> None:
-        """Add what has been seen since the last time to the epoch's record and save it."""
-        epoch = self.record['epochs'].setdefault(str(runner.epoch + 1), {})
-        epoch['steps'] = len(runner.data_loader) if hasattr(runner, 'data_loader') else None
-        epoch['time'] = add(epoch.get('time', {}), self.stopwatch.read())
+    def update(self, epoch: int, steps: Optional[int]) -> None:
+        """Add what has been seen since the last time to an epoch's record, and save it.
+
+        Args:
+            epoch: Number of the epoch, from 0.
+            steps: Its length, None if it is not known.
+        """
+        record = self.record['epochs'].setdefault(str(epoch + 1), {})
+        record['steps'] = steps
+        record['time'] = add(record.get('time', {}), self.stopwatch.read())
         if self.stopwatch.kept:
-            epoch['kept'] = self.stopwatch.kept
+            record['kept'] = self.stopwatch.kept
         if self.histogram is not None and self.histogram.counts is not None:
-            epoch['robust_weights'] = self.histogram.read(epoch.get('robust_weights'))
-        self.record['seconds'] = time.time() - self.started
+            record['robust_weights'] = self.histogram.read(record.get('robust_weights'))
         self.record['peak'] = max(peak_memory(self.stopwatch.device), self.record.get('peak', 0))
-        save(osp.join(runner.work_dir, RECORD), self.record)
+        self.save()
 
-    def after_run(self, runner) -> None:
-        """Let go of the model and write the report."""
+    def close(self) -> None:
+        """Let go of the model, and save the record a last time."""
         self.watching.close()
-        if runner.rank > 0:
-            return
-        self.collect_detections(runner)
-        self.record['seconds'] = time.time() - self.started
-        save(osp.join(runner.work_dir, RECORD), self.record)
-        # Imported here: the drawing libraries are needed now, not when a training starts.
-        from gkd.report.page import write_report
-        path = osp.join(runner.work_dir, REPORT)
-        try:
-            write_report(runner.work_dir, [], path)
-            runner.logger.info(f'Report: {path}')
-        except Exception as error:
-            # The run is done and its checkpoints are written: it must not end as a failure.
-            runner.logger.warning(
-                f'{path} could not be written ({type(error).__name__}: {error}). Try again with: '
-                f'python -m gkd.report {runner.work_dir}')
+        self.save()
 
-    def collect_detections(self, runner) -> None:
-        """Put in place what an evaluation has written since the last time."""
-        prefix = getattr(self.evaluation, 'eval_kwargs', {}).get('jsonfile_prefix')
-        source = f'{prefix}.bbox.json'
-        own = prefix == osp.join(runner.work_dir, UNFINISHED)
-        kept = osp.join(runner.work_dir, DETECTIONS)
-        if prefix is None or not osp.isfile(source) or osp.abspath(source) == kept:
-            return
-        with open(source, 'rb') as file, written_whole(kept) as copy:
-            shutil.copyfileobj(file, copy)
-        if own:
-            os.remove(source)
+    def save(self) -> None:
+        """Write the record, whole or not at all."""
+        self.record['seconds'] = time.time() - self.started
+        with written_whole(self.path) as file:
+            file.write(json.dumps(self.record).encode('utf-8'))
 
 
 class Stopwatch:
@@ -268,12 +234,6 @@ class WeightHistogram:
         return [[a + b for a, b in zip(*rows)] for rows in zip(before, counts)]
 
 
-def keep_results(evaluation: EvalHook, prefix: str) -> None:
-    """Have an evaluation write what was detected as COCO results, if its data set can."""
-    if 'jsonfile_prefix' in inspect.signature(evaluation.dataloader.dataset.evaluate).parameters:
-        evaluation.eval_kwargs.setdefault('jsonfile_prefix', prefix)
-
-
 def earlier_record(path: str, epoch: int, step: int) -> dict[str, Any]:
     """What the earlier part of a run has recorded: of the epochs up to ``epoch``, and its time.
 
@@ -300,12 +260,6 @@ def add(before: dict[str, list[float]], more: dict[str, list[float]]) -> dict[st
     zero = [0, 0.0]
     return {name: [a + b for a, b in zip(before.get(name, zero), more.get(name, zero))]
             for name in {**before, **more}}
-
-
-def save(path: str, record: dict) -> None:
-    """Write the record, whole or not at all."""
-    with written_whole(path) as file:
-        file.write(json.dumps(record).encode('utf-8'))
 
 
 def versions(device: torch.device) -> dict[str, str]:
