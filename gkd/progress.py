@@ -68,6 +68,13 @@ def without_warnings() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def without_log() -> Iterator[None]:
+    """Drop everything that is logged: a trial's results mean nothing."""
+    with _logging_above(logging.CRITICAL):
+        yield
+
+
 def say(text: str) -> None:
     """Print a line above the bars."""
     with tqdm.external_write_mode():

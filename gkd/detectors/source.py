@@ -227,6 +227,20 @@ def check_checkpoints(model: dict) -> None:
         raise CheckpointError('\n'.join(faults))
 
 
+def check_start(config: dict) -> None:
+    """Check that the checkpoint is there that the whole model starts or goes on from.
+
+    Args:
+        config: A whole config.
+
+    Raises:
+        CheckpointError: ``load_from`` names a file that is not there.
+    """
+    weights = config.get('load_from')
+    if weights and '://' not in weights and not osp.isfile(weights):
+        raise CheckpointError(f'load_from: no such checkpoint: {weights}')
+
+
 def read_config(path: str, where: str = '') -> Config:
     """Read a config file.
 

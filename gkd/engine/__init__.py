@@ -3,5 +3,6 @@
 from gkd.engine.finite import FiniteLossHook
 from gkd.engine.report import ReportHook
 from gkd.engine.resume import ResumableCheckpointHook
+from gkd.engine.trial import TrialHook
 
-__all__ = ['FiniteLossHook', 'ReportHook', 'ResumableCheckpointHook']
+__all__ = ['FiniteLossHook', 'ReportHook', 'ResumableCheckpointHook', 'TrialHook']

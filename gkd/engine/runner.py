@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Union
+
 import torch
 from mmengine import runner
 from mmengine.config import Config
@@ -11,14 +15,35 @@ from torch import nn
 from gkd.commands.export import load_student
 from gkd.commands.layout import place
 from gkd.compat.wrapper import unwrap
-from gkd.detectors.source import check_checkpoints
-from gkd.engine.data import build_part, built, check_ground_truth, look_at_test_data
+from gkd.detectors.source import check_checkpoints, check_start
+from gkd.engine.data import Part, build_part, built, check_ground_truth, look_at_test_data
+from gkd.engine.refusal import absent_folders, remove_traces
+from gkd.engine.trial import TrialHook
 from gkd.errors import ConfigError, naming
 from gkd.matching import check_num_classes, check_teacher_classes
 
 
 class Runner(runner.Runner):
-    """MMEngine's runner, which checks data and checkpoints and knows ``cpu_channels_last``."""
+    """MMEngine's runner, which checks all that it can before the first step.
+
+    MMEngine makes the work dir and a log before it builds anything. What it has made is removed if
+    the run is refused, that is, if anything fails before it has started. The config's copy is
+    written afterwards. ``cpu_channels_last`` is known, too.
+
+    Args:
+        model: As MMEngine's runner takes it.
+        work_dir: Likewise.
+        **settings: Likewise.
+
+    Attributes:
+        started: Whether a training or a test has begun.
+    """
+
+    def __init__(self, model: Union[nn.Module, dict], work_dir: str, **settings: Any):
+        self.started = False
+        self.new_folders = absent_folders(work_dir)
+        with self.leaving_nothing():
+            super().__init__(model, work_dir, **settings)
 
     @classmethod
     def with_checked_data(cls, config: Config, *parts: str) -> Runner:
@@ -36,6 +61,7 @@ class Runner(runner.Runner):
             GKDError: A checkpoint, a setting, annotations or images are missing or do not fit.
         """
         check_checkpoints(config.model)
+        check_start(config)
         for part in parts:
             if part != 'val' and not config.get(f'{part}_dataloader'):
                 raise ConfigError(f'config {config.filename} has no `{part}_dataloader`.')
@@ -44,20 +70,63 @@ class Runner(runner.Runner):
         if 'train' in parts:
             look_at_test_data(config)
         made = cls.from_cfg(config)
-        model = unwrap(made.model)
-        for name, part in data.items():
-            key = f'{name}_dataloader.dataset'
-            classes = getattr(part.dataset, 'metainfo', {}).get('classes')
-            if classes is not None:
-                check_num_classes(model, classes, key)
-            if name == 'train':
-                check_ground_truth(model, config.train_dataloader.dataset, key)
-                check_teacher_classes(model, classes or (), key)
-            # Not in the config, which is written into the work dir.
-            getattr(made, f'_{name}_dataloader')['dataset'] = built(part.dataset)
-            if part.evaluator is not None:
-                setattr(made, f'_{name}_evaluator', part.evaluator)
+        with made.leaving_nothing():
+            for name, part in data.items():
+                made.take_part(name, part)
+        if not any(isinstance(hook, TrialHook) for hook in made.hooks):
+            made.register_hook(TrialHook())
         return made
+
+    def take_part(self, name: str, part: Part) -> None:
+        """Use data that are built, if they fit the model.
+
+        Args:
+            name: ``'train'``, ``'val'`` or ``'test'``.
+            part: The data set and its evaluator.
+        """
+        model, key = unwrap(self.model), f'{name}_dataloader.dataset'
+        classes = getattr(part.dataset, 'metainfo', {}).get('classes')
+        if classes is not None:
+            check_num_classes(model, classes, key)
+        if name == 'train':
+            check_ground_truth(model, self.cfg.train_dataloader.dataset, key)
+            check_teacher_classes(model, classes or (), key)
+        # Not in the config, which is written into the work dir.
+        getattr(self, f'_{name}_dataloader')['dataset'] = built(part.dataset)
+        if part.evaluator is not None:
+            setattr(self, f'_{name}_evaluator', part.evaluator)
+
+    @contextmanager
+    def leaving_nothing(self) -> Iterator[None]:
+        """Remove what the run has made if the block fails before the run has started."""
+        try:
+            yield
+        except Exception:
+            if not self.started:
+                remove_traces(self, self.new_folders)
+            raise
+
+    def dump_config(self) -> None:
+        """Write the config into the work dir, once the run has started."""
+        if self.started:
+            super().dump_config()
+
+    def call_hook(self, fn_name: str, **settings: Any) -> None:
+        """Call all hooks; those that may refuse a run are called first of all."""
+        super().call_hook(fn_name, **settings)
+        if fn_name in ('before_train', 'before_val', 'before_test') and not self.started:
+            self.started = True
+            self.dump_config()
+
+    def train(self) -> nn.Module:
+        """Train as MMEngine does."""
+        with self.leaving_nothing():
+            return super().train()
+
+    def test(self) -> dict[str, float]:
+        """Test as MMEngine does."""
+        with self.leaving_nothing():
+            return super().test()
 
     def load_detector(self, checkpoint: str) -> None:
         """Fill the detector with weights: its own, or of a distillation those of the student.
@@ -68,15 +137,38 @@ class Runner(runner.Runner):
         Raises:
             CheckpointError: It cannot be read, or does not fit.
         """
-        load_student(unwrap(self.model), checkpoint)
+        with self.leaving_nothing():
+            load_student(unwrap(self.model), checkpoint)
         self._has_loaded = True
 
     def build_model(self, model) -> nn.Module:
         """Build the model as MMEngine does, and place it before it is wrapped."""
-        return place(super().build_model(model), torch.device(get_device()), self.cfg)
+        with naming('model'):
+            built_model = super().build_model(model)
+        return place(built_model, torch.device(get_device()), self.cfg)
+
+    def build_visualizer(self, visualizer=None):
+        """Build it as MMEngine does; a wrong setting is named."""
+        with naming('visualizer'):
+            return super().build_visualizer(visualizer)
+
+    def register_hooks(self, default_hooks=None, custom_hooks=None) -> None:
+        """Likewise."""
+        with naming('default_hooks or custom_hooks'):
+            super().register_hooks(default_hooks, custom_hooks)
+
+    def build_optim_wrapper(self, optim_wrapper):
+        """Likewise."""
+        with naming('optim_wrapper'):
+            return super().build_optim_wrapper(optim_wrapper)
+
+    def build_param_scheduler(self, scheduler):
+        """Likewise."""
+        with naming('param_scheduler'):
+            return super().build_param_scheduler(scheduler)
 
     def build_train_loop(self, loop):
-        """Build the loop and its loader as MMEngine does; a wrong setting is named."""
+        """Build the loop and its loader likewise."""
         with naming('train_dataloader or train_cfg'):
             return super().build_train_loop(loop)
 

@@ -38,7 +38,7 @@ from torch.utils.data import DataLoader
 from gkd.commands.explain import explaining
 from gkd.commands.layout import place
 from gkd.compat.wrapper import unwrap
-from gkd.detectors.source import check_checkpoints
+from gkd.detectors.source import check_checkpoints, check_start
 from gkd.distiller import Distiller
 from gkd.errors import CheckpointError, ConfigError, naming
 from gkd.files import remove_unfinished, write_atomically
@@ -307,9 +307,7 @@ def check_training(config: Config) -> None:
     if missing:
         raise ConfigError(f'config {config.filename} cannot be trained: it has no '
                           f'{", ".join(missing)}.')
-    weights = config.get('load_from')
-    if weights and '://' not in weights and not osp.isfile(weights):
-        raise CheckpointError(f'load_from: no such checkpoint: {weights}')
+    check_start(config)
     runner_type = RUNNERS.get(config.runner.get('type'))
     if runner_type is None:
         raise ConfigError(f'runner.type = {config.runner.get("type")!r} is unknown; use '

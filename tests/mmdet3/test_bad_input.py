@@ -6,6 +6,7 @@ import runpy
 import shutil
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -321,6 +322,7 @@ def test_settings_of_a_loader(config):
     runner = Runner.with_checked_data(config, 'train')
     with pytest.raises(ConfigError, match='train_dataloader or train_cfg: ValueError: batch_size'):
         runner.train()
+    assert not Path(config.work_dir).exists()
 
 
 def test_annotations_of_voc(tmp_path):

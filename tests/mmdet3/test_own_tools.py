@@ -36,3 +36,18 @@ def test_own_launcher_trains_in_two_processes(annotations, tmp_path, free_port):
     assert (tmp_path / 'work' / 'report.html').exists()
     record = json.loads((tmp_path / 'work' / 'record.json').read_text())
     assert record['processes'] == 2 and record['epochs']['1']['time']['backward'][0] == 2
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not OWN.is_dir(), reason='a development install has no copy of the tools')
+def test_own_command_ends_with_the_message_alone(annotations, tmp_path):
+    """It is MMDetection's, so its log stays."""
+    config = experiment(annotations, tmp_path / 'work', hooks=[dict(type='TrialHook')])
+    config.custom_imports = dict(imports=['gkd'], allow_failed_imports=False)
+    config.val_evaluator.metric = 'segm'
+    config.dump(tmp_path / 'config.py')
+    ended = subprocess.run([sys.executable, OWN / 'train.py', tmp_path / 'config.py'], text=True,
+                           capture_output=True, cwd=tmp_path)
+    assert ended.returncode == 1 and 'Traceback' not in ended.stderr + ended.stdout
+    assert ended.stderr.strip().splitlines()[-1].startswith(
+        'error: val_dataloader: a trial with two images fails')

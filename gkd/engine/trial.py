@@ -1,0 +1,143 @@
+"""A trial of the evaluation with two images before the first step, under MMEngine."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from mmdet.evaluation import CocoMetric, VOCMetric
+from mmengine.evaluator import Evaluator
+from mmengine.hooks import CheckpointHook, Hook
+from mmengine.registry import HOOKS
+from mmengine.runner.amp import autocast
+from torch.utils.data import Dataset
+
+from gkd.compat.wrapper import unwrap
+from gkd.detectors.modes import eval_mode
+from gkd.errors import ConfigError, GKDError, naming
+from gkd.progress import silence, without_log
+from gkd.randomness import random_state, set_random_state
+
+# These can measure any number of images.
+USUAL_METRICS = (CocoMetric, VOCMetric)
+
+
+@HOOKS.register_module()
+class TrialHook(Hook):
+    """Evaluate two images before the first step, so that no setting fails after an epoch.
+
+    The commands of this project try every evaluation; for MMDetection's own commands the hook
+    belongs into ``custom_hooks``. Weights, statistics and random states stay as they are. If not
+    all metrics are COCO's or PASCAL VOC's, the trial only detects: others may need all images.
+    """
+
+    priority = 'VERY_HIGH'  # nothing else has begun yet
+
+    def before_train(self, runner) -> None:
+        """Try the evaluation, and the choice of the best checkpoint.
+
+        Raises:
+            ConfigError: It fails; with the reason.
+        """
+        if runner.val_loop is None:
+            return
+        metrics = try_evaluation(runner)
+        for hook in runner.hooks:
+            if isinstance(hook, CheckpointHook):
+                check_best(hook, metrics)
+
+
+def try_evaluation(runner) -> dict[str, float]:
+    """Evaluate two images of every data set that a runner validates on.
+
+    Args:
+        runner: The runner, whose model has its weights.
+
+    Returns:
+        The metrics, whose values mean nothing; empty if nothing was measured or detected.
+
+    Raises:
+        ConfigError: The evaluation fails; with the reason.
+    """
+    before = random_state()
+    try:
+        with silence(), without_log(), eval_mode(unwrap(runner.model)):
+            return measure(runner.val_loop.evaluator, detect(runner))
+    except GKDError:
+        raise
+    except Exception as error:
+        raise ConfigError(
+            f'val_dataloader: a trial with two images fails, so that the evaluation would: '
+            f'{type(error).__name__}: {error}. Look at val_dataloader (the `pipeline` of its '
+            f'data set), val_evaluator and val_cfg; without any evaluation: --no-validate, that '
+            f'is, all three None') from error
+    finally:
+        set_random_state(before)
+
+
+@torch.no_grad()
+def detect(runner) -> list[tuple[Any, Sequence]]:
+    """Batches of the first validation images, each with what the model finds in it."""
+    loop, model = runner.val_loop, unwrap(runner.model)
+    loader = loop.dataloader
+    indices, size = first_images(loader.dataset), loader.batch_size or 1
+    found = []
+    for start in range(0, len(indices), size):
+        batch = loader.collate_fn([loader.dataset[index]
+                                   for index in indices[start:start + size]])
+        with autocast(enabled=loop.fp16):
+            found.append((batch, model.val_step(batch)))
+    return found
+
+
+def first_images(dataset: Dataset, count: int = 2) -> list[int]:
+    """Indices of the first images of a data set, of each one in a concatenation."""
+    ends = getattr(dataset, 'cumulative_sizes', [len(dataset)])
+    return [index for start, end in zip([0, *ends], ends)
+            for index in range(start, min(start + count, end))]
+
+
+def measure(evaluator: Evaluator, found: Sequence[tuple[Any, Sequence]]) -> dict[str, float]:
+    """Measure detections in a few images by the metrics of an evaluator, which stay as they are.
+
+    Args:
+        evaluator: The evaluator.
+        found: Batches, each with the detections in it.
+
+    Returns:
+        The metrics; empty if they may need all images.
+    """
+    if type(evaluator) is not Evaluator or \
+            any(type(metric) not in USUAL_METRICS for metric in evaluator.metrics):
+        return {}
+    few = copy.copy(evaluator)
+    few.metrics = [copy.copy(metric) for metric in evaluator.metrics]
+    images = [sample.img_id for _, samples in found for sample in samples]
+    for metric in few.metrics:
+        metric.results = []
+        if isinstance(metric, CocoMetric):
+            metric.img_ids, metric.outfile_prefix = images, None
+    for batch, samples in found:
+        few.process(data_samples=samples, data_batch=batch)
+    return few.evaluate(len(images))
+
+
+def check_best(hook: CheckpointHook, metrics: dict[str, float]) -> None:
+    """Raise ConfigError if the best checkpoint cannot be told by the metrics of an evaluation.
+
+    Args:
+        hook: The hook that writes checkpoints.
+        metrics: Metrics of a trial; empty ones tell nothing.
+    """
+    if not hook.save_best or not metrics:
+        return
+    unknown = [name for name in hook.key_indicators if name != 'auto' and name not in metrics]
+    if unknown:
+        raise ConfigError(f'default_hooks.checkpoint.save_best = {hook.save_best!r}: '
+                          f'{", ".join(unknown)} is no metric of this evaluation; it has '
+                          f'{", ".join(metrics)}.')
+    if 'auto' in hook.key_indicators:
+        with naming('default_hooks.checkpoint.save_best or default_hooks.checkpoint.rule'):
+            copy.copy(hook)._init_rule(hook.rules, [next(iter(metrics))])

@@ -1,0 +1,143 @@
+"""A run that is refused before it has started leaves nothing behind."""
+
+import runpy
+import sys
+
+import pytest
+import torch
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+from small_experiments import TOOLS, detector, experiment
+
+from gkd.commands import run
+from gkd.engine.runner import Runner
+from gkd.errors import CheckpointError, ConfigError
+from gkd.frameworks import build_detector
+
+
+@pytest.fixture
+def config(annotations, tmp_path, monkeypatch):
+    """A config that trains in a folder whose parent is not there either."""
+    monkeypatch.chdir(tmp_path)
+    return experiment(annotations, tmp_path / 'work_dirs' / 'run')
+
+
+def write_weights(path, channels):
+    torch.save(build_detector(detector('one_stage', channels)).state_dict(), path)
+    return str(path)
+
+
+def a_pair_that_a_method_refuses(config):
+    config.model.teacher = dict(config=detector('two_stage', 24), checkpoint=None)
+    config.model.knowledge = [dict(type='GID')]
+
+
+def another_teacher(config):
+    config.model.teacher.checkpoint = write_weights('other.pth', 16)
+
+
+def another_student(config):
+    config.model.student = dict(config=detector('one_stage'),
+                                checkpoint=write_weights('other.pth', 24))
+
+
+def another_start(config):
+    config.load_from = write_weights('other.pth', 16)
+
+
+def no_start(config):
+    config.load_from = 'gone.pth'
+
+
+def no_such_setting(config):
+    config.model.speed = 3
+
+
+def no_such_hook(config):
+    config.custom_hooks.append(dict(type='NoSuchHook'))
+
+
+def no_such_schedule(config):
+    config.param_scheduler[0].speed = 3
+
+
+def no_such_optimizer(config):
+    config.optim_wrapper.optimizer.type = 'NoSuchOptimizer'
+
+
+def other_classes(config):
+    config.train_dataloader.dataset.metainfo.classes = ['red', 'green']
+
+
+REFUSED = [
+    (a_pair_that_a_method_refuses, 'GID: a two-stage teacher'),
+    (another_teacher, 'other.pth does not fit the RetinaNet'),
+    (another_student, 'other.pth does not fit the RetinaNet'),
+    (another_start, 'Name it as `model.student.checkpoint`'),
+    (no_start, 'load_from: no such checkpoint: gone.pth'),
+    (no_such_setting, 'model: TypeError.*speed'),
+    (no_such_hook, 'default_hooks or custom_hooks: KeyError.*NoSuchHook'),
+    (no_such_schedule, 'param_scheduler: TypeError.*speed'),
+    (no_such_optimizer, 'optim_wrapper: '),
+    (other_classes, 'RetinaNet detects 3 classes')]
+
+
+@pytest.mark.parametrize('change, says', REFUSED, ids=[each.__name__ for each, _ in REFUSED])
+def test_a_refused_training_leaves_nothing(config, tmp_path, change, says):
+    change(config)
+    before = set(tmp_path.rglob('*'))
+    with pytest.raises((ConfigError, CheckpointError), match=says):
+        Runner.with_checked_data(config, 'train', 'val').train()
+    assert set(tmp_path.rglob('*')) == before
+
+
+def test_what_was_there_before_stays(config, tmp_path):
+    work_dir = tmp_path / 'work_dirs' / 'run'
+    (work_dir / '20200101_000000').mkdir(parents=True)
+    config.dump(tmp_path / 'config.py')
+    kept = {work_dir / 'config.py': 'of another run',
+            work_dir / '20200101_000000' / 'a.log': 'log'}
+    for path, text in kept.items():
+        path.write_text(text)
+    before = set(tmp_path.rglob('*'))
+    config = config.fromfile(tmp_path / 'config.py')
+    config.train_dataloader.dataset.metainfo.classes = ['red', 'green']
+    with pytest.raises(ConfigError, match='detects 3 classes'):
+        Runner.with_checked_data(config, 'train')
+    assert set(tmp_path.rglob('*')) == before
+    assert {path: path.read_text() for path in kept} == kept
+
+
+def test_a_refused_test_leaves_nothing(config, tmp_path, monkeypatch, capsys):
+    config.update(test_dataloader=config.val_dataloader, test_cfg=dict(type='TestLoop'),
+                  test_evaluator=config.val_evaluator)
+    config.visualizer = dict(type='DetLocalVisualizer', vis_backends=[
+        dict(type='LocalVisBackend'), dict(type='TensorboardVisBackend')])
+    config.dump('tested.py')
+    write_weights('other.pth', 24)
+    monkeypatch.setattr(sys, 'argv', ['test.py', 'tested.py', 'other.pth'])
+    before = set(tmp_path.rglob('*'))
+    with pytest.raises(SystemExit) as ended:
+        run(runpy.run_path(str(TOOLS / 'test.py'))['main'])
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.startswith('\nerror: other.pth does not fit the RetinaNet')
+    assert set(tmp_path.rglob('*')) == before
+
+
+@HOOKS.register_module()
+class FailLater(Hook):
+    def before_train_epoch(self, runner):
+        raise InterruptedError
+
+
+def test_a_training_that_has_started_keeps_its_log_and_config(config, tmp_path):
+    config.custom_hooks = [dict(type='FailLater')]
+    config.dump(tmp_path / 'started.py')
+    config = config.fromfile(tmp_path / 'started.py')
+    runner = Runner.with_checked_data(config, 'train')
+    work_dir = tmp_path / 'work_dirs' / 'run'
+    assert not (work_dir / 'started.py').exists()
+    with pytest.raises(InterruptedError):
+        runner.train()
+    assert 'Distiller' in (work_dir / 'started.py').read_text()
+    assert list(work_dir.glob('*/*.log'))

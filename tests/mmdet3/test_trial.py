@@ -1,0 +1,106 @@
+"""Before the first step the evaluation is tried with two images, and changes nothing."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from mmengine.evaluator import BaseMetric, Evaluator
+from mmengine.hooks import CheckpointHook
+from mmengine.registry import HOOKS
+from small_experiments import CLASSES, experiment, train
+from torch.utils.data import ConcatDataset  # MMEngine's is one
+
+from gkd.compat.checkpoint import load_checkpoint_file
+from gkd.engine.runner import Runner
+from gkd.engine.trial import TrialHook, check_best, first_images, measure
+from gkd.errors import ConfigError
+
+
+def without_shapes(config):
+    config.val_dataloader.dataset.pipeline[-1].meta_keys = ('img_id', 'img_path')
+
+
+def measuring_masks(config):
+    config.val_evaluator.metric = 'segm'
+
+
+def choosing_by_another_metric(config):
+    config.default_hooks.checkpoint.save_best = ['coco/bbox_mAP', 'bbox_mAP']
+
+
+@pytest.mark.parametrize('change, says', [
+    (without_shapes, 'val_dataloader: a trial with two images fails, .*: KeyError: .*_shape.*'
+                     'Look at val_dataloader .* --no-validate'),
+    (measuring_masks, 'a trial with two images fails, .*: KeyError: .segm is not in results'),
+    (choosing_by_another_metric, r'default_hooks.checkpoint.save_best = .*: bbox_mAP is no metric '
+                                 r'of this evaluation; it has coco/bbox_mAP, coco/bbox_mAP_50')])
+def test_an_evaluation_that_would_fail_is_found_before_the_first_step(
+        annotations, tmp_path, change, says):
+    config = experiment(annotations, tmp_path / 'work')
+    change(config)
+    runner = Runner.with_checked_data(config, 'train', 'val')
+    with pytest.raises(ConfigError, match=says):
+        runner.train()
+    assert runner.iter == 0 and not (tmp_path / 'work').exists()
+
+
+@HOOKS.register_module()
+class LookAfterTrial(TrialHook):
+    """Tries the evaluation, and looks at what it leaves."""
+
+    def before_train(self, runner):
+        [metric] = runner.val_loop.evaluator.metrics
+        before = dict(vars(metric), results=[])
+        weights = {name: each.clone() for name, each in runner.model.state_dict().items()}
+        modes = [module.training for module in runner.model.modules()]
+        super().before_train(runner)
+        assert vars(metric) == before
+        assert modes == [module.training for module in runner.model.modules()]
+        assert all(map(torch.equal, weights.values(), runner.model.state_dict().values()))
+
+
+@pytest.mark.slow
+def test_a_trial_changes_nothing(annotations, tmp_path):
+    for name, hooks in (('tried', [dict(type='LookAfterTrial')]), ('untried', [])):
+        config = experiment(annotations, tmp_path / name, hooks=hooks)
+        config.train_cfg.max_epochs = 1
+        config.val_evaluator.outfile_prefix = str(tmp_path / name / 'detections')
+        # It draws random numbers.
+        config.val_dataloader.dataset.pipeline.insert(-1, dict(type='RandomFlip', prob=0.5))
+        train(config)
+    weights = [load_checkpoint_file(str(tmp_path / name / 'epoch_1.pth'))['state_dict']
+               for name in ('tried', 'untried')]
+    assert all(map(torch.equal, *(each.values() for each in weights)))
+    assert len(list(tmp_path.glob('*/detections.bbox.json'))) == 2
+
+
+class OfAllImages(BaseMetric):
+    default_prefix = 'own'
+
+    def process(self, data_batch, data_samples):
+        raise AssertionError('it may count what it gets')
+
+    def compute_metrics(self, results):
+        raise AssertionError('it may need all images')
+
+
+def test_metrics_that_may_need_all_images_are_not_tried():
+    evaluator = Evaluator([OfAllImages()])
+    evaluator.dataset_meta = dict(classes=CLASSES)
+    assert measure(evaluator, [({}, [SimpleNamespace(img_id=1)])]) == {}
+
+
+def test_two_images_of_every_data_set_are_tried():
+    joined = ConcatDataset([range(3), range(1), range(5)])
+    assert first_images(joined) == [0, 1, 3, 4, 5]
+    assert first_images([0]) == [0]
+
+
+def test_the_best_checkpoint_by_the_first_metric():
+    hook = CheckpointHook(save_best='auto')
+    check_best(hook, {})
+    check_best(hook, {'pascal_voc/mAP': 0.0})
+    with pytest.raises(ConfigError, match='default_hooks.checkpoint.rule: .*recall@100'):
+        check_best(hook, {'pascal_voc/recall@100@0.5': 0.0})
+    check_best(CheckpointHook(save_best='auto', rule='greater'), {'recall@100@0.5': 0.0})
+    assert hook.key_indicators == ['auto']
