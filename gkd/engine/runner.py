@@ -21,6 +21,7 @@ from gkd.engine.refusal import absent_folders, remove_traces
 from gkd.engine.trial import TrialHook
 from gkd.errors import ConfigError, naming
 from gkd.matching import check_num_classes, check_teacher_classes
+from gkd.prototypes.generation import all_gather
 
 
 class Runner(runner.Runner):
@@ -95,6 +96,11 @@ class Runner(runner.Runner):
         getattr(self, f'_{name}_dataloader')['dataset'] = built(part.dataset)
         if part.evaluator is not None:
             setattr(self, f'_{name}_evaluator', part.evaluator)
+
+    def setup_env(self, env_cfg: dict) -> None:
+        """Set up as MMEngine does; any process may have been the first to make the work dir."""
+        super().setup_env(env_cfg)
+        self.new_folders = max(all_gather(self.new_folders), key=len)
 
     @contextmanager
     def leaving_nothing(self) -> Iterator[None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os.path as osp
 from collections.abc import Sequence
 from typing import Any
 
@@ -64,7 +65,7 @@ def try_evaluation(runner) -> dict[str, float]:
     before = random_state()
     try:
         with silence(), without_log(), eval_mode(unwrap(runner.model)):
-            return measure(runner.val_loop.evaluator, detect(runner))
+            return measure(runner.val_loop.evaluator, detect(runner), runner.log_dir)
     except GKDError:
         raise
     except Exception as error:
@@ -99,12 +100,14 @@ def first_images(dataset: Dataset, count: int = 2) -> list[int]:
             for index in range(start, min(start + count, end))]
 
 
-def measure(evaluator: Evaluator, found: Sequence[tuple[Any, Sequence]]) -> dict[str, float]:
+def measure(evaluator: Evaluator, found: Sequence[tuple[Any, Sequence]],
+            folder: str) -> dict[str, float]:
     """Measure detections in a few images by the metrics of an evaluator, which stay as they are.
 
     Args:
         evaluator: The evaluator.
         found: Batches, each with the detections in it.
+        folder: Where processes may meet; what they leave there is removed.
 
     Returns:
         The metrics; empty if they may need all images.
@@ -117,6 +120,9 @@ def measure(evaluator: Evaluator, found: Sequence[tuple[Any, Sequence]]) -> dict
     images = [sample.img_id for _, samples in found for sample in samples]
     for metric in few.metrics:
         metric.results = []
+        if metric.collect_device == 'cpu' and metric.collect_dir is None:
+            # By default MMEngine leaves a folder in the current one.
+            metric.collect_dir = osp.join(folder, 'trial')
         if isinstance(metric, CocoMetric):
             metric.img_ids, metric.outfile_prefix = images, None
     for batch, samples in found:
