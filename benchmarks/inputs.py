@@ -13,7 +13,7 @@ from mmcv.parallel import collate, scatter
 
 import gkd  # noqa: F401  (mends mmdet, so that scripts that import this file first can import it)
 from gkd.datasets import prepare_tree_crowns
-from gkd.experiments.quickstart import CONFIGS, FAMILIES
+from gkd.quickstart import CONFIGS, FAMILIES
 from gkd.running import load_config
 from gkd.running.data import build_checked_dataset
 

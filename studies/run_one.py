@@ -20,21 +20,22 @@ sys.path.insert(0, osp.dirname(osp.dirname(osp.abspath(__file__))))
 from gkd.commands import positive, run
 from gkd.commands.processes import children_end_too
 from gkd.commands.settings import DictAction
+from gkd.comparison.compare import plan
 from gkd.comparison.methods import choose_methods
 from gkd.comparison.run import run_stage
 from gkd.comparison.stages import digest
-from gkd.datasets import prepare_embedded
-from gkd.datasets.tree_crowns import STRIPS, strip_folder
+from gkd.datasets.tree_crowns import STRIPS
 from gkd.errors import ConfigError
-from gkd.experiments.comparison_plan import plan
-from gkd.experiments.quickstart import CONFIGS
+from gkd.installed import mmdet_major
+from gkd.planning.door import load_config
+from gkd.quickstart import CONFIGS, FOLDER
 from gkd.report.names import PLAIN_STUDENT
 from gkd.report.results import PLAIN, alone, append_result, machine, read_results
-from gkd.running.config import load_config
-from gkd.running.data import leaf_configs
 
-ACROSS = 'configs/digits/gkd_faster_rcnn_efficientnet-lite0_retinanet_r18-w8_fpn_digit-scenes.py'
-WORK_DIR = 'work_dirs/studies'
+ACROSS = (f'configs/{FOLDER}digits/'
+          'gkd_faster_rcnn_efficientnet-lite0_retinanet_r18-w8_fpn_digit-scenes.py')
+WORK_DIR = osp.join('work_dirs/studies', FOLDER)
+RESULTS = {2: 'docs/data/results.csv', 3: 'docs/data/results_mmdet3.csv'}[mmdet_major()]
 
 
 def parse_args():
@@ -55,7 +56,7 @@ def parse_args():
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={},
                         metavar='KEY=VALUE', help='replace settings of the distillation config')
     parser.add_argument('--epochs', type=positive, help='replaces all configs\' number of epochs')
-    parser.add_argument('--results', default='docs/data/results.csv', metavar='CSV',
+    parser.add_argument('--results', default=RESULTS, metavar='CSV',
                         help='file to append rows to (default: %(default)s)')
     parser.add_argument('--work-dir', help='where everything else goes, of all runs that share '
                                            f'teacher and students (default: below {WORK_DIR})')
@@ -68,18 +69,16 @@ def main():
     path = args.config or (ACROSS if args.family == 'faster_rcnn-retinanet'
                            else CONFIGS[args.data].format(args.family))
     config = load_config(path, args.cfg_options)
-    with alone(osp.join(WORK_DIR, 'data.lock')):
-        prepare_embedded(strip_folder(args.strip) if args.strip
-                         else leaf_configs(config.data.train)[0].ann_file)
     work_dir = osp.abspath(args.work_dir or osp.join(WORK_DIR, '_'.join(filter(None, (
         osp.splitext(osp.basename(path))[0], args.strip)))))
     recipes = {} if args.method == PLAIN else choose_methods(config, [args.method])
     # Blanks stand between options only.
     options = ' '.join(f'{key}={value}'.replace(' ', '')
                        for key, value in sorted(args.cfg_options.items()))
-    planned = plan(config, args.method, recipes, [args.seed], args.epochs, work_dir,
-                   args.teacher_seed, args.strip, fresh=True,
-                   suffix=f'-{digest([options])[:8]}' if options else '')
+    with alone(osp.join(WORK_DIR, 'data.lock')):  # the first run makes the data
+        planned = plan(config, args.method, recipes, [args.seed], args.epochs, work_dir,
+                       args.teacher_seed, args.strip, fresh=True,
+                       suffix=f'-{digest([options])[:8]}' if options else '')
     if args.method in planned.refused:
         raise ConfigError(f'{args.method}: {planned.refused[args.method]}')
     training = planned.runs[PLAIN_STUDENT if args.method == PLAIN else args.method][args.seed]

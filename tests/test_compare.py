@@ -22,16 +22,16 @@ from mmcv import Config
 from gkd.commands import processes as tool_processes
 from gkd.commands import run as run_command
 from gkd.commands.settings import DictAction
-from gkd.comparison import stages as shared_stages
+from gkd.comparison import compare, mmdet2, stages
+from gkd.comparison.data import data_name, move_to_strip, strip_of
 from gkd.comparison.degrees import degree_column
 from gkd.comparison.methods import choose_methods
+from gkd.comparison.mmdet2 import Detection, Training
 from gkd.datasets.coco_eval import evaluate, metrics_of
 from gkd.datasets.degrees import DIGIT_SCENES_DEGREES
 from gkd.errors import ConfigError, DataError
-from gkd.experiments import compare, comparison_plan, quickstart, stages
-from gkd.experiments.stages import Detection, Training
 from gkd.knowledge import Knowledge
-from gkd.quickstart import run as quickstart_run
+from gkd.quickstart import run as quickstart
 from gkd.registry import KNOWLEDGE
 from gkd.report.comparison import Row, comparison_figure, draw_comparison, format_comparison
 from gkd.report.results import Result, append_result, read_results
@@ -105,7 +105,7 @@ def processes(monkeypatch):
     commands = []
     run.commands = commands
     run.outcome = lambda name: dict.fromkeys(METRICS, 0.25)
-    for module in (shared_stages, stages):
+    for module in (stages, mmdet2):
         monkeypatch.setattr(module, 'run_tool', run)
     return run
 
@@ -138,7 +138,7 @@ def compared(tmp_path_factory):
 
     arguments = [config, '--methods', 'gkd', 'mean', 'gkd+mean', '--work-dir', folder / 'work']
     with pytest.MonkeyPatch.context() as patch:
-        for module in (shared_stages, stages):
+        for module in (stages, mmdet2):
             patch.setattr(module, 'run_tool', run)
         status, printed = run_compare(*arguments, '--seeds', 1)
         assert status == 130 and 'goes on' in printed
@@ -531,7 +531,7 @@ def test_plot_shows_gains_over_the_same_seed():
 
 def test_metrics_are_those_of_mmdetection(tmp_path):
     data = load_config(write_experiment(tmp_path)).data
-    dataset = comparison_plan.validation_data(Config(dict(data=data)))
+    dataset, _ = mmdet2.validation_data(Config(dict(data=data)))
     found = [dict(image_id=a['image_id'], category_id=a['category_id'], bbox=a['bbox'],
                   score=0.9) for a in list(dataset.coco.anns.values())[:4]]
     metrics = metrics_of(evaluate(dataset.coco, found, dataset.cat_ids, dataset.img_ids))
@@ -611,16 +611,16 @@ def test_comparison_lists_what_is_left_and_writes_rows(processes, tmp_path):
 def test_another_strip_has_data_of_its_own():
     path = 'configs/quickstart/gkd_retinanet_efficientnet-lite0_r18-w8_fpn_tree-crowns.py'
     config = load_config(path)
-    assert comparison_plan.strip_of(config) == 'right'
-    comparison_plan.move_to_strip(config, 'left')
+    assert strip_of(config) == 'right'
+    move_to_strip(config, 'left')
     assert config.data.train.ann_file == 'data/tree_crowns_left/train.json'
     assert config.data.val.img_prefix == 'data/tree_crowns_left/images/'
-    assert comparison_plan.strip_of(config) == 'left'
-    assert comparison_plan.data_name(config) == 'tree-crowns'
+    assert strip_of(config) == 'left'
+    assert data_name(config) == 'tree-crowns'
     digits = load_config(path.replace('quickstart', 'digits').replace('tree-crowns',
                                                                       'digit-scenes'))
     with pytest.raises(ConfigError, match='only the tree crowns have strips'):
-        comparison_plan.move_to_strip(digits, 'left')
+        move_to_strip(digits, 'left')
 
 
 def test_variants_change_the_configs_own_model():
@@ -663,8 +663,8 @@ def test_quickstart_pairs_the_students_of_every_seed(processes, tmp_path, monkey
     monkeypatch.setattr(quickstart, 'CONFIGS', {'tiny': str(write_experiment(tmp_path))})
     drawn = []
     monkeypatch.setattr(quickstart, 'prepare_efficientnet_lite0', lambda: None)
-    monkeypatch.setattr(quickstart_run, 'write_report', lambda *_: None)
-    monkeypatch.setattr(quickstart_run, 'draw_pictures', lambda *args: drawn.append(args))
+    monkeypatch.setattr(quickstart, 'write_report', lambda *_: None)
+    monkeypatch.setattr(quickstart, 'draw_pictures', lambda *args: drawn.append(args))
     aps = {'train teacher': 0.5, 'train student_seed0': 0.1, 'train student_seed1': 0.2,
            'train plain_seed0': 0.2, 'train plain_seed1': 0.3,
            'train gkd_seed0': 0.3, 'train gkd_seed1': 0.45}

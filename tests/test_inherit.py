@@ -7,9 +7,9 @@ from helpers import tiny_data
 from helpers.distillers import assert_same_state, build
 from mmcv import Config
 
+from gkd.comparison.compare import plan
 from gkd.detectors.source import DetectorSource
 from gkd.errors import ConfigError
-from gkd.experiments.comparison_plan import plan
 from gkd.report.names import PLAIN_STUDENT
 from gkd.running.config import load_config
 

@@ -12,8 +12,8 @@ from gkd.checkpoints import find_recipe, published
 from gkd.compat.checkpoint import load_checkpoint_file
 from gkd.detectors.source import DetectorSource, find_file, sources_of
 from gkd.errors import ConfigError
-from gkd.experiments.recipes import check_recipe, recipes
 from gkd.recipes import RecipeError, check_losses, random_checkpoint
+from gkd.recipes.mmdet2 import check_recipe, recipes
 from gkd.registry import KNOWLEDGE
 from gkd.running import load_config
 from studies import coverage

@@ -175,7 +175,7 @@ def test_train_in_one_process(environment, given):
 def test_mmdetection_3_has_commands_of_its_own(environment):
     executable(environment / 'bin/python',
                'case "$*" in *"installed.py mmdet 3 4") exit 0 ;; esac; printf "%s\\n" . "$@"')
-    for tool in ('train', 'test', 'compare'):
+    for tool in ('train', 'test'):
         _, arguments = started(f'tools/{tool}.sh', 'c.py', 'a.pth', environment=environment)
         assert arguments == [f'{ROOT}/tools/mmdet3/{tool}.py', 'c.py', 'a.pth']
 

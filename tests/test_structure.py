@@ -173,7 +173,7 @@ for package, name in (
         ('gkd', 'detectors'), ('gkd.detectors', 'DetectorPair'), ('gkd.knowledge', 'PKD'),
         ('gkd.prototypes', 'PrototypeHook'), ('gkd.compat.checkpoint', ''),
         ('gkd.frameworks', ''), ('gkd.distiller', ''), ('gkd.running', ''),
-        ('gkd.experiments.compare', ''), ('gkd.report.runs', ''), ('gkd.looking.gallery', '')):
+        ('gkd.comparison.compare', ''), ('gkd.report.runs', ''), ('gkd.looking.gallery', '')):
     try:
         found = import_module(package)
         if name:

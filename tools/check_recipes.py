@@ -17,13 +17,8 @@ import warnings
 
 from gkd.commands import run
 from gkd.errors import GKDError
-from gkd.installed import mmdet_major
 from gkd.recipes import RecipeError
-
-if mmdet_major() == 3:
-    from gkd.recipes.mmdet3 import check_recipe, recipes
-else:
-    from gkd.experiments.recipes import check_recipe, recipes
+from gkd.recipes.door import check_recipe, recipes
 
 
 def parse_args():

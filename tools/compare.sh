@@ -5,7 +5,7 @@ set -euo pipefail
 usage() {
   cat <<'TEXT'
 usage: bash tools/compare.sh CONFIG [--methods gkd fgd gkd+fgd ...] [--seeds 3] [--epochs N] \
-         [--work-dir DIR] [--jobs N]
+         [--strip STRIP] [--teacher-seed N] [--work-dir DIR] [--jobs N]
 
 Trains the student that the distillation config CONFIG names without a teacher and with every
 method, from the same start and on the same images in the same order, and writes a table and a plot.
@@ -16,10 +16,10 @@ TEXT
 }
 
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
-source "$root/tools/launch.sh"
 case "${1:-}" in
   -h | --help) usage; exit 0 ;;
-  --options) launch compare.py '' --help ;;
+  --options) set -- --help ;;
   '') usage >&2; exit 2 ;;
 esac
-launch compare.py '' "$@"
+python="$(bash "$root/tools/setup.sh" --print-python)"
+exec "$python" "$root/tools/compare.py" "$@"

@@ -14,7 +14,8 @@ from gkd.commands import (
 from gkd.commands.settings import add_settings_option
 from gkd.compat.distributed import init_distributed
 from gkd.errors import ConfigError
-from gkd.experiments.quickstart import add_arguments, quickstart
+from gkd.quickstart import add_arguments
+from gkd.quickstart.run import quickstart
 from gkd.running import load_config, train
 
 
@@ -39,7 +40,7 @@ def parse_args():
     add_launcher_options(parser, 'train.sh')
     add_device_option(parser)
     add_trust_option(parser)
-    add_arguments(parser.add_argument_group('quickstart only'))
+    add_arguments(parser)
     return parser.parse_args()
 
 

@@ -1,1 +1,5 @@
-"""Comparison of methods of distillation: what both MMDetections share, and that of version 3."""
+"""Comparison of methods of distillation."""
+
+from gkd.environment import check_environment
+
+check_environment()

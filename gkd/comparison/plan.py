@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Optional, Union
 
+from gkd.comparison.data import move_to_strip
 from gkd.comparison.methods import variant
 from gkd.comparison.stages import Testing, Training
 from gkd.detectors.source import DetectorSource, find_file
@@ -17,6 +18,7 @@ from gkd.distiller import Distiller
 from gkd.errors import ConfigError
 from gkd.files import write_atomically
 from gkd.frameworks import Config
+from gkd.planning.door import load_config
 from gkd.report.names import PLAIN_STUDENT
 from gkd.report.results import COLUMNS, PLAIN, STUDENT, TEACHER, Result, metrics_text
 
@@ -127,6 +129,7 @@ class Planner(ABC):
         config: The distillation config.
         work_dir: Where everything goes.
         epochs: Replaces the configs' number of epochs.
+        strip: Name of the tree crowns' strip that validates, which the config does already.
         fresh: Never use the checkpoints that the config names.
         suffix: Added to the names of the runs.
 
@@ -134,16 +137,21 @@ class Planner(ABC):
         preparation: Trainings of the detectors that the runs start from.
         teacher_checkpoint: The teacher's, once it is planned.
         kind: Type of the trainings.
+        last_checkpoint: Name of the last checkpoint of a training, ``{}`` for its epochs.
+        tests_coco_only: Whether tests need validation data in COCO's format.
     """
 
     kind: ClassVar[type[Training]]
+    last_checkpoint: ClassVar[str]
+    tests_coco_only: ClassVar[bool]
 
-    def __init__(self, config: Config, work_dir: str, epochs: Optional[int], fresh: bool = False,
-                 suffix: str = ''):
+    def __init__(self, config: Config, work_dir: str, epochs: Optional[int],
+                 strip: Optional[str] = None, fresh: bool = False, suffix: str = ''):
         self.config = config
         self.work_dir = work_dir
         self.epochs = epochs
-        self.fresh = fresh
+        self.strip = strip
+        self.fresh = fresh or bool(strip)  # those would have seen the strip
         self.suffix = suffix
         self.sources = dict(
             teacher=DetectorSource.parse(config.model.teacher, 'model.teacher', True),
@@ -151,10 +159,6 @@ class Planner(ABC):
         self.preparation: list[Training] = []
         self.teacher_checkpoint = ''
         self.other_teacher = ''  # in the names of runs
-
-    @abstractmethod
-    def last_checkpoint(self, settings: Config) -> str:
-        """Name of the last checkpoint that the training of a config writes."""
 
     @abstractmethod
     def test(self, role: str, checkpoint: str, folder: str) -> Testing:
@@ -176,16 +180,19 @@ class Planner(ABC):
             folder: The folder.
             seed: The seed.
             starts: Checkpoints to start from, by the setting that they replace.
+
+        Raises:
+            ConfigError: Nothing says for how many epochs.
         """
-        return self.kind(self.write(name, settings),
-                         osp.join(self.work_dir, folder, self.last_checkpoint(settings)),
+        checkpoint = self.last_checkpoint.format(self.epochs or self.kind.epochs_of(settings))
+        return self.kind(self.write(name, settings), osp.join(self.work_dir, folder, checkpoint),
                          self.epochs, seed, starts or {})
 
     def own_config(self, role: str) -> Config:
-        """The config that trains the teacher or the student alone.
+        """The config that trains the teacher or the student alone, on the same strips.
 
         Raises:
-            ConfigError: The distillation config does not name a file.
+            ConfigError: The distillation config does not name a file, or that has no such strip.
         """
         source = self.sources[role]
         path = find_file(source.config) if isinstance(source.config, str) else None
@@ -193,8 +200,11 @@ class Planner(ABC):
             raise ConfigError(
                 f'{source.key}.checkpoint: no such file: {source.checkpoint}; and {source.key}'
                 f'.config names no config file to train it with.')
-        return self.kind.load(path, {f'model.{key}': value
-                                     for key, value in source.overrides.items()})
+        config = load_config(path, {f'model.{key}': value
+                                    for key, value in source.overrides.items()})
+        if self.strip:
+            move_to_strip(config, self.strip)
+        return config
 
     def start(self, role: str, checkpoint: Optional[str], seed: int, folder: str) -> str:
         """The checkpoint that runs start from: one that is there, or one to be trained."""

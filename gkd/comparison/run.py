@@ -5,9 +5,8 @@ from __future__ import annotations
 import os.path as osp
 import queue
 import time
-from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from typing import Optional, Union
+from typing import Optional
 
 import torch
 
@@ -15,10 +14,7 @@ from gkd.commands.processes import StageFailed, children_end_too, shares
 from gkd.comparison.plan import Comparison, Stage
 from gkd.comparison.stages import Schedule, Training, percent, read
 from gkd.datasets.coco_eval import METRICS
-from gkd.distiller import Distiller
-from gkd.errors import ConfigError
 from gkd.files import write_atomically
-from gkd.frameworks import Config
 from gkd.progress import on_terminal, progress, say
 from gkd.report.comparison import (
     Row,
@@ -68,18 +64,6 @@ def run_comparison(comparison: Comparison, jobs: int, results: Optional[str],
     if comparison.failed:
         raise StageFailed(f'{len(comparison.failed)} stages failed or could not start; the table '
                           f'holds the others. The same command goes on from here.')
-
-
-def check_distils(config: Config, path: str) -> None:
-    """Raise ConfigError if a config to compare methods with has no teacher and student."""
-    if config.model.type != Distiller.__name__:
-        raise ConfigError(f'{path} trains a {config.model.type}; a comparison needs a '
-                          f'distillation config, which names a teacher and a student.')
-
-
-def numbered(seeds: Union[int, Sequence[int]]) -> Sequence[int]:
-    """Seeds, from a number of them or as they are."""
-    return range(seeds) if isinstance(seeds, int) else seeds
 
 
 def run_all(comparison: Comparison, jobs: int, results: str) -> None:

@@ -24,6 +24,7 @@ from gkd.detectors.source import find_file, read_config
 from gkd.distiller import Distiller
 from gkd.files import write_atomically
 from gkd.frameworks import Config
+from gkd.planning.door import load_config
 from gkd.progress import say
 from gkd.report.results import machine, version
 from gkd.report.runs import median_step
@@ -54,13 +55,12 @@ class Training(ABC):
 
     @staticmethod
     @abstractmethod
-    def load(path: str, options: Optional[dict] = None) -> Config:
-        """Read a config."""
-
-    @staticmethod
-    @abstractmethod
     def epochs_of(config: Config) -> int:
-        """Number of epochs that a config says."""
+        """Number of epochs that a config says.
+
+        Raises:
+            ConfigError: It says none.
+        """
 
     @abstractmethod
     def history(self) -> dict[str, dict[str, float]]:
@@ -88,7 +88,7 @@ class Training(ABC):
     @cached_property
     def settings(self) -> Config:
         """The config with all that replaces its settings."""
-        return without_methods(self.load(self.config, self.options))
+        return without_methods(load_config(self.config, self.options))
 
     @property
     def last_epoch(self) -> str:
@@ -112,7 +112,7 @@ class Training(ABC):
         path = find_file(config) or config
         # The file may describe nothing but the model.
         whole = osp.isfile(path) and {'data', 'train_dataloader'} & read_config(path).keys()
-        return (self.load(path) if whole else read_config(path)).pretty_text
+        return (load_config(path) if whole else read_config(path)).pretty_text
 
     def finished(self) -> bool:
         """Whether it is finished, with all that it depends on as it is now."""
@@ -205,11 +205,6 @@ class Testing(ABC):
     folder: str
     file: ClassVar[str]
 
-    @staticmethod
-    @abstractmethod
-    def load(path: str) -> Config:
-        """Read a config."""
-
     @abstractmethod
     def run(self, environment: Optional[dict] = None, log: Optional[str] = None) -> None:
         """Test; the arguments are those of a training.
@@ -238,7 +233,7 @@ class Testing(ABC):
 
     def fingerprint(self) -> str:
         """Hash of everything that the result depends on."""
-        return digest([self.load(self.config).pretty_text, stamp_of(self.checkpoint)])
+        return digest([load_config(self.config).pretty_text, stamp_of(self.checkpoint)])
 
     def finished(self) -> bool:
         """Whether it is finished, with all that it depends on as it is now."""

@@ -9,10 +9,11 @@ import re
 import sys
 import threading
 import traceback
+from collections.abc import Iterator
 from dataclasses import dataclass
 from glob import escape as glob_escape
 from glob import glob
-from typing import Optional, Union
+from typing import Any, Optional, Union
 
 from torch import nn
 
@@ -360,15 +361,19 @@ def drop_pretrained(config: Union[dict, list]) -> None:
         >>> config
         {'backbone': {'type': 'ResNet', 'init_cfg': None}}
     """
-    if isinstance(config, list):
-        for entry in config:
-            drop_pretrained(entry)
-    elif isinstance(config, dict):
-        start = config.get('init_cfg')
+    for entry in nested(config):
+        start = entry.get('init_cfg')
         # PVT's initialisation names no type.
         if isinstance(start, dict) and (start.get('type') == 'Pretrained'
                                         or 'checkpoint' in start):
-            config['init_cfg'] = None
-        config.pop('pretrained', None)
-        for entry in config.values():
-            drop_pretrained(entry)
+            entry['init_cfg'] = None
+        entry.pop('pretrained', None)
+
+
+def nested(entry: Any) -> Iterator[ConfigDict]:
+    """All dicts inside a config, at every depth."""
+    if isinstance(entry, dict):
+        yield entry
+    for inner in entry.values() if isinstance(entry, dict) else entry:
+        if isinstance(inner, (dict, list, tuple)):
+            yield from nested(inner)

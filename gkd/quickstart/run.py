@@ -1,24 +1,31 @@
-"""Run the stages of the quickstart, and show what they came to."""
+"""Run the quickstart, and show what it came to."""
 
 from __future__ import annotations
 
+import os
 import os.path as osp
 import time
 from collections.abc import Mapping, Sequence
+from typing import Optional
 
-from gkd.checkpoints import tool
+from gkd.backbones.efficientnet_lite import prepare_efficientnet_lite0
+from gkd.checkpoints import WORKPLACE, tool
 from gkd.commands.processes import StageFailed, at_once
-from gkd.comparison.methods import OWN
+from gkd.comparison.compare import plan
+from gkd.comparison.methods import OWN, choose_methods
 from gkd.comparison.plan import Comparison
 from gkd.comparison.run import run_all
 from gkd.comparison.stages import Training
 from gkd.files import write_atomically
 from gkd.frameworks import classes_of, image_info
+from gkd.installed import mmdet_major
 from gkd.looking.detections import draw_detections
 from gkd.looking.door import prototype_datasets
+from gkd.planning.door import load_config
 from gkd.progress import silence
 from gkd.prototypes import PrototypeBank
 from gkd.prototypes.hook import latest_bank
+from gkd.quickstart import CONFIGS, FOLDER
 from gkd.report.comparison import format_gain
 from gkd.report.names import PLAIN_STUDENT
 from gkd.report.page import write_report
@@ -28,21 +35,40 @@ from gkd.work_dir import PROTOTYPES, REPORT
 ROWS = ('teacher', 'student', 'student, continued', 'student, distilled')
 
 
-def run_quickstart(comparison: Comparison, what: str, path: str, seeds: Sequence[int],
-                   started: float) -> None:
-    """Run what is not finished, write table, pictures and report, and print the table.
+def quickstart(data: str = 'digit-scenes', family: str = 'retinanet', seeds: Sequence[int] = (0,),
+               teacher_seed: int = 0, epochs: Optional[int] = None,
+               work_dir: Optional[str] = None) -> None:
+    """Prepare data, train teacher and student, distil the student, and print a table.
+
+    As in the paper, the student is trained before it is distilled. It is compared with the same
+    student trained further for as long without a teacher. The quickstart is a comparison of one
+    method. Without a GPU, two stages run at once, because a small network runs best on one core.
+
+    A stage that is finished is not run again; one that was interrupted goes on. Every training is
+    a row of ``results.csv`` in the work dir.
 
     Args:
-        comparison: The stages.
-        what: The detectors and the data.
-        path: The distillation config.
-        seeds: Those of the students.
-        started: When it started, in seconds since the epoch.
+        data: ``'digit-scenes'`` or ``'tree-crowns'``.
+        family: ``'retinanet'`` or ``'faster_rcnn'``.
+        seeds: Both students are trained once per seed, from the same start and equally long.
+        teacher_seed: Seed of the teacher.
+        epochs: Replaces the configs' number of epochs.
+        work_dir: Where everything but the data goes (default: ``work_dirs/quickstart``, with
+            MMDetection 3 ``work_dirs/quickstart/mmdet3``).
 
     Raises:
-        StageFailed: A stage failed.
+        GKDError: A stage failed.
     """
-    work_dir = comparison.work_dir
+    started = time.time()
+    name = f'{family}_{data}'
+    work_dir = osp.join(osp.abspath(work_dir or osp.join(WORKPLACE, 'work_dirs/quickstart',
+                                                         FOLDER)), name)
+    os.chdir(WORKPLACE or os.curdir)
+    path = CONFIGS[data].format(family)
+    config = load_config(path)
+    prepare_efficientnet_lite0()
+    comparison = plan(config, name, choose_methods(config, [OWN]), seeds, epochs, work_dir,
+                      teacher_seed, fresh=True, detect=False)
     run_all(comparison, at_once(), osp.join(work_dir, 'results.csv'))
     if comparison.failed:
         raise StageFailed('A stage failed, see above. The same command goes on from there.')
@@ -56,6 +82,7 @@ def run_quickstart(comparison: Comparison, what: str, path: str, seeds: Sequence
     report = osp.join(work_dir, REPORT)
     write_report(distilled.work_dir, [plain.work_dir], report)
     command = f'{path} {osp.relpath(distilled.checkpoint)}'
+    what = f'{family} on {data}, MMDetection {mmdet_major()}'
     print(closing_text(what, seeds, started, table, dict(
         report=osp.relpath(report),
         pictures=f'{osp.relpath(work_dir)}/detections.png, prototypes.png',

@@ -1,4 +1,4 @@
-"""The check of recipes with MMDetection 3, and what it shares with that of 2.
+"""The check of recipes.
 
 A recipe is run for one step at full size, without its data and checkpoints: on small synthetic
 images, with random weights in the format of the model zoo.
@@ -13,10 +13,9 @@ import math
 import os
 import os.path as osp
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from glob import glob
-from typing import Any
 from xml.etree import ElementTree
 
 import cv2
@@ -26,7 +25,7 @@ from torch import nn
 
 from gkd.checkpoints import REPOSITORY
 from gkd.compat.checkpoint import load_checkpoint_file
-from gkd.detectors.source import DetectorSource, drop_pretrained, sources_of
+from gkd.detectors.source import DetectorSource, drop_pretrained, nested, sources_of
 from gkd.errors import GKDError
 from gkd.files import written_whole
 from gkd.frameworks import ConfigDict, build_detector
@@ -211,12 +210,3 @@ def check_student(model: dict, path: str) -> None:
     before = load_checkpoint_file(model['student'].checkpoint)['state_dict']
     if all(torch.equal(trained[f'student.{name}'], tensor) for name, tensor in before.items()):
         raise RecipeError('the training step has moved no weight of the student.')
-
-
-def nested(entry: Any) -> Iterator[ConfigDict]:
-    """All dicts inside a config, at every depth."""
-    if isinstance(entry, dict):
-        yield entry
-    for inner in entry.values() if isinstance(entry, dict) else entry:
-        if isinstance(inner, (dict, list, tuple)):
-            yield from nested(inner)

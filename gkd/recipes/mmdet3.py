@@ -14,6 +14,7 @@ from mmengine.config import Config, ConfigDict
 from mmengine.evaluator import BaseMetric
 from mmengine.hooks import Hook
 
+from gkd.detectors.source import nested
 from gkd.engine.commands import detector_config, export_student, load_config
 from gkd.engine.runner import Runner
 from gkd.frameworks.mmdet3 import leaf_configs
@@ -23,13 +24,14 @@ from gkd.recipes import (
     RecipeReport,
     check_losses,
     check_student,
-    nested,
     recipes_in,
     report_all_guesses,
     use_random_checkpoints,
     write_coco,
     write_voc,
 )
+
+__all__ = ['check_recipe', 'recipes']
 
 PARTS = ('train', 'val', 'test')
 # Settings of pipelines that are the size of an image, or a list of sizes.

@@ -11,7 +11,7 @@ from mmengine.config import Config
 from small_experiments import TOOLS, detector, experiment
 
 from gkd.commands.processes import StageFailed
-from gkd.comparison import mmdet3
+from gkd.comparison import compare
 from gkd.errors import ConfigError, DataError
 
 
@@ -54,7 +54,7 @@ def rows_of(path):
 def test_stages_start_from_what_was_trained_before(commands, config, tmp_path, capsys):
     work = tmp_path / 'work'
     commands.aps['teacher'] = 0.5
-    mmdet3.compare(config, ['gkd', 'no-global', 'unknown', 'pair'], seeds=[0, 2],
+    compare.compare(config, ['gkd', 'no-global', 'unknown', 'pair'], seeds=[0, 2],
                    work_dir=str(work))
     assert commands.commands[:3] == ['train teacher', 'train student_seed0', 'train student_seed2']
     assert commands.commands[3] == 'test teacher'
@@ -76,9 +76,9 @@ def test_stages_start_from_what_was_trained_before(commands, config, tmp_path, c
 
     # What is finished stays so, until what it depends on is another.
     before = len(commands.commands)
-    mmdet3.compare(config, ['gkd', 'pair'], seeds=[0, 2], work_dir=str(work))
+    compare.compare(config, ['gkd', 'pair'], seeds=[0, 2], work_dir=str(work))
     assert len(commands.commands) == before
-    mmdet3.compare(config, ['gkd', 'pair'], seeds=[0], epochs=5, work_dir=str(work))
+    compare.compare(config, ['gkd', 'pair'], seeds=[0], epochs=5, work_dir=str(work))
     assert commands.commands[before:] == [
         'train teacher', 'train student_seed0', 'test teacher', 'train plain_seed0',
         'train gkd_seed0', 'train pair_seed0']
@@ -87,15 +87,15 @@ def test_stages_start_from_what_was_trained_before(commands, config, tmp_path, c
 def test_what_failed_is_named_and_the_same_command_goes_on(commands, config, tmp_path, capsys):
     commands.aps['gkd_seed0'] = None
     with pytest.raises(StageFailed, match='1 stages failed'):
-        mmdet3.compare(config, ['gkd', 'pkd'], 1, work_dir=str(tmp_path / 'work'))
+        compare.compare(config, ['gkd', 'pkd'], 1, work_dir=str(tmp_path / 'work'))
     assert 'failed with seed 0' in (tmp_path / 'work' / 'comparison.md').read_text()
     commands.aps.clear()
     before = len(commands.commands)
-    mmdet3.compare(config, ['gkd', 'pkd'], 1, work_dir=str(tmp_path / 'work'))
+    compare.compare(config, ['gkd', 'pkd'], 1, work_dir=str(tmp_path / 'work'))
     assert commands.commands[before:] == ['train gkd_seed0']
     # Metrics alone are not enough for what starts from a checkpoint.
     (tmp_path / 'work' / 'plain_seed0' / 'epoch_2.pth').unlink()
-    mmdet3.compare(config, ['gkd', 'pkd'], 1, work_dir=str(tmp_path / 'work'), only_list=True)
+    compare.compare(config, ['gkd', 'pkd'], 1, work_dir=str(tmp_path / 'work'), only_list=True)
     listed = capsys.readouterr().out.splitlines()
     assert [line.split()[-1].rpartition('/')[2] for line in listed
             if line.startswith('to do')] == ['plain_seed0']
@@ -103,12 +103,12 @@ def test_what_failed_is_named_and_the_same_command_goes_on(commands, config, tmp
 
 def test_a_config_that_cannot_be_compared_is_refused(config, tmp_path):
     with pytest.raises(ConfigError, match='trains a RetinaNet; a comparison needs'):
-        mmdet3.compare(str(tmp_path / 'student.py'))
+        compare.compare(str(tmp_path / 'student.py'))
     whole = Config.fromfile(config)
     whole.val_dataloader = whole.val_cfg = whole.val_evaluator = None
     whole.dump(tmp_path / 'blind.py')
     with pytest.raises(ConfigError, match='val_dataloader'):
-        mmdet3.compare(str(tmp_path / 'blind.py'))
+        compare.compare(str(tmp_path / 'blind.py'))
 
 
 def test_every_student_is_tested_by_degree_if_the_data_carry_degrees(
@@ -119,7 +119,7 @@ def test_every_student_is_tested_by_degree_if_the_data_carry_degrees(
     commands.detections.update(gkd_seed0=found,
                                plain_seed0=[each for each in found if not each['blur']])
     work = tmp_path / 'work'
-    mmdet3.compare(config, ['gkd'], 1, work_dir=str(work))
+    compare.compare(config, ['gkd'], 1, work_dir=str(work))
     assert commands.commands[2:] == ['test teacher', 'train plain_seed0', 'test plain_seed0',
                                      'train gkd_seed0', 'test gkd_seed0']
     assert 'degrees.md, .csv' in capsys.readouterr().out
@@ -135,7 +135,7 @@ def test_every_student_is_tested_by_degree_if_the_data_carry_degrees(
 
     (tmp_path / 'degrees.json').write_text('{')
     with pytest.raises(DataError, match='val_evaluator.ann_file'):
-        mmdet3.compare(config, ['gkd'], 1, work_dir=str(work))
+        compare.compare(config, ['gkd'], 1, work_dir=str(work))
 
 
 def test_annotations_of_an_embedded_data_set_are_made_before_they_are_read(
@@ -146,10 +146,10 @@ def test_annotations_of_an_embedded_data_set_are_made_before_they_are_read(
     whole.val_evaluator.ann_file = str(path)
     whole.dump(config)
     with pytest.raises(DataError, match=f'val_evaluator.ann_file: .*{path.name}'):
-        mmdet3.compare(config, ['gkd'], work_dir=str(tmp_path / 'work'))
+        compare.compare(config, ['gkd'], work_dir=str(tmp_path / 'work'))
     assert not commands.commands
-    monkeypatch.setattr(mmdet3, 'prepare_embedded', lambda name: Path(name).write_text(content))
-    mmdet3.compare(config, ['gkd'], work_dir=str(tmp_path / 'work'))
+    monkeypatch.setattr(compare, 'prepare_embedded', lambda name: Path(name).write_text(content))
+    compare.compare(config, ['gkd'], work_dir=str(tmp_path / 'work'))
     assert 'test teacher' in commands.commands
 
 
@@ -159,8 +159,8 @@ def test_the_command_trains_and_compares(config, annotations, tmp_path):
 
     def run():
         ended = subprocess.run(
-            [sys.executable, TOOLS / 'compare.py', config, '--methods', 'gkd', '--seeds', '1',
-             '--epochs', '1', '--jobs', '2', '--work-dir', tmp_path / 'work'],
+            [sys.executable, TOOLS.parent / 'compare.py', config, '--methods', 'gkd', '--seeds',
+             '1', '--epochs', '1', '--jobs', '2', '--work-dir', tmp_path / 'work'],
             capture_output=True, text=True, cwd=tmp_path)
         assert ended.returncode == 0, ended.stdout + ended.stderr
         return ended.stdout

@@ -4,8 +4,8 @@ import pytest
 
 from gkd.checkpoints import REPOSITORY
 from gkd.commands.processes import StageFailed
-from gkd.comparison import stages
-from gkd.quickstart import mmdet3, run
+from gkd.comparison import compare, stages
+from gkd.quickstart import run
 from gkd.report.results import read_results
 
 APS = dict(teacher=0.5, student_seed0=0.2, student_seed2=0.3, plain_seed0=0.25, plain_seed2=0.35,
@@ -16,13 +16,13 @@ APS = dict(teacher=0.5, student_seed0=0.2, student_seed2=0.3, plain_seed0=0.25, 
 def quickstart(commands, monkeypatch):
     """The quickstart without its data; its trainings only leave metrics and a checkpoint."""
     commands.aps.update(APS)
-    monkeypatch.setattr(mmdet3, 'prepare_embedded', lambda path: None)
-    monkeypatch.setattr(mmdet3, 'prepare_efficientnet_lite0', lambda: None)
+    monkeypatch.setattr(compare, 'prepare_embedded', lambda path: None)
+    monkeypatch.setattr(run, 'prepare_efficientnet_lite0', lambda: None)
     monkeypatch.setattr(run, 'write_report', lambda *folders: commands.drawn.append(folders))
     monkeypatch.setattr(run, 'draw_pictures', lambda *stages: commands.drawn.append(stages))
     commands.drawn = []
     monkeypatch.chdir(REPOSITORY)
-    return mmdet3.quickstart
+    return run.quickstart
 
 
 def options(command):
@@ -32,8 +32,8 @@ def options(command):
 
 def test_students_of_every_seed_go_on_alone_and_taught(quickstart, commands, tmp_path, capsys,
                                                        monkeypatch):
-    quickstart('retinanet', [0, 2], work_dir=tmp_path)
-    folder = tmp_path / 'retinanet'
+    quickstart('digit-scenes', 'retinanet', [0, 2], work_dir=tmp_path)
+    folder = tmp_path / 'retinanet_digit-scenes'
     assert set(commands.commands[:3]) == {
         'train teacher', 'train student_seed0', 'train student_seed2'}
     assert len(commands.commands) == 7
@@ -65,7 +65,7 @@ def test_students_of_every_seed_go_on_alone_and_taught(quickstart, commands, tmp
 
     before = (folder / 'results.csv').read_text()
     monkeypatch.setattr(stages, 'version', lambda: 'later')
-    quickstart('retinanet', [0, 2], work_dir=tmp_path)
+    quickstart('digit-scenes', 'retinanet', [0, 2], work_dir=tmp_path)
     assert len(commands.commands) == 7  # what is finished is not trained again
     assert before == (folder / 'results.csv').read_text()  # nor said to be of other code
 
@@ -74,9 +74,9 @@ def test_a_stage_that_failed_is_named_and_the_same_command_goes_on(quickstart, c
                                                                    capsys):
     commands.aps['student_seed0'] = None
     with pytest.raises(StageFailed, match='The same command goes on'):
-        quickstart('retinanet', [0], epochs=1, work_dir=tmp_path)
+        quickstart('digit-scenes', 'retinanet', [0], epochs=1, work_dir=tmp_path)
     assert 'student.py failed, see ' in capsys.readouterr().out
     commands.aps['student_seed0'] = 0.2
-    quickstart('retinanet', [0], epochs=1, work_dir=tmp_path)
+    quickstart('digit-scenes', 'retinanet', [0], epochs=1, work_dir=tmp_path)
     assert commands.commands.count('train student_seed0') == 2
     assert set(commands.commands[-2:]) == {'train plain_seed0', 'train gkd_seed0'}

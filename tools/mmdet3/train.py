@@ -19,7 +19,7 @@ from gkd.commands.settings import add_settings_option
 from gkd.engine.commands import load_config
 from gkd.engine.runner import Runner
 from gkd.errors import ConfigError
-from gkd.quickstart import FAMILIES
+from gkd.quickstart import add_arguments
 
 
 def parse_args():
@@ -31,22 +31,20 @@ def parse_args():
     parser.add_argument('--amp', action='store_true', help='mixed precision')
     parser.add_argument('--auto-scale-lr', action='store_true',
                         help='scale the learning rate with the images of a step')
-    parser.add_argument('--family', choices=FAMILIES, default='retinanet',
-                        help='detector of the quickstart')
-    parser.add_argument('--seeds', type=int, nargs='+', default=[0],
-                        help='seeds of the quickstart')
     add_settings_option(parser)
     add_launcher_options(parser, 'train.sh')
     add_device_option(parser)
     add_trust_option(parser)
+    add_arguments(parser)
     return parser.parse_args()
 
 
 def main():
     args = parse_args()
     if args.config is None:
-        from gkd.quickstart.mmdet3 import quickstart  # what it draws with is slow to import
-        quickstart(args.family, args.seeds, args.epochs, args.work_dir)
+        from gkd.quickstart.run import quickstart  # what it draws with is slow to import
+        quickstart(args.data, args.family, args.seeds, args.teacher_seed, args.epochs,
+                   args.work_dir)
         return
     config = load_config(args.config, args.cfg_options)
     config.launcher = args.launcher

@@ -3,11 +3,11 @@ model = dict(
     type='Distiller',
     teacher=dict(
         config='configs/mmdet3/digits/faster_rcnn_efficientnet-lite0_fpn_digit-scenes.py',
-        checkpoint='work_dirs/quickstart/mmdet3/faster_rcnn/teacher/epoch_3.pth'),
+        checkpoint='work_dirs/quickstart/mmdet3/faster_rcnn_digit-scenes/teacher/epoch_3.pth'),
     # As in the paper, the student has been trained before it is distilled.
     student=dict(
         config='configs/mmdet3/digits/faster_rcnn_r18-w8_fpn_digit-scenes.py',
-        checkpoint='work_dirs/quickstart/mmdet3/faster_rcnn/student_seed0/epoch_8.pth'),
+        checkpoint='work_dirs/quickstart/mmdet3/faster_rcnn_digit-scenes/student_seed0/epoch_8.pth'),
     # candidates are 660 digits; most digits are narrower than COCO's 30 pixels
     prototypes=dict(type='PrototypeGenerationModule', min_size=9, max_images=50),
     knowledge=[dict(type='RobustDistillingModule')])

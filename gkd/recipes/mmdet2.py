@@ -1,4 +1,4 @@
-"""Run a recipe for one step at full size, without its data and checkpoints."""
+"""The check of recipes with MMDetection 2."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from mmcv import Config, ConfigDict
 from mmcv.runner import HOOKS, Hook
 from mmdet.datasets import DATASETS, XMLDataset
 
+from gkd.detectors.source import nested
 from gkd.files import write_atomically
 from gkd.recipes import (
     IMAGE_SIZE,
@@ -20,7 +21,6 @@ from gkd.recipes import (
     RecipeReport,
     check_losses,
     check_student,
-    nested,
     recipes_in,
     report_all_guesses,
     use_random_checkpoints,
@@ -33,6 +33,8 @@ from gkd.running.export import export_student
 from gkd.running.test import test
 from gkd.running.train import train
 from gkd.work_dir import LATEST
+
+__all__ = ['check_recipe', 'recipes']
 
 LOSSES = 'losses.json'
 

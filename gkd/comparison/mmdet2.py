@@ -8,28 +8,41 @@ import os.path as osp
 from typing import Optional
 
 from mmcv import Config
+from mmdet.datasets import CocoDataset
 
 from gkd.commands.processes import StageFailed, how_it_ended, run_tool, setting
 from gkd.comparison import stages
-from gkd.comparison.degrees import aps_by_degree
-from gkd.comparison.plan import Comparison
+from gkd.comparison.degrees import aps_by_degree, degree_columns
+from gkd.comparison.methods import without_methods
+from gkd.comparison.plan import Comparison, Planner
 from gkd.comparison.stages import Testing, percent, read
 from gkd.datasets.coco_eval import evaluate, metrics_of
+from gkd.errors import ConfigError
+from gkd.progress import silence
 from gkd.report.logs import read_log
-from gkd.running.config import load_config
-from gkd.work_dir import DETECTIONS, EVALUATION
+from gkd.running.data import build_checked_dataset
+from gkd.work_dir import DETECTIONS, EVALUATION, LATEST
+
+__all__ = ['StagePlanner', 'validation_data']
 
 
 class Training(stages.Training):
     """Train one detector with MMDetection 2."""
 
     tool = 'train.py'
-    load = staticmethod(load_config)
 
     @staticmethod
     def epochs_of(config: Config) -> int:
-        """Number of epochs that a config says."""
-        return config.runner.max_epochs
+        """Number of epochs that a config says.
+
+        Raises:
+            ConfigError: It says none.
+        """
+        epochs = config.get('runner', {}).get('max_epochs')
+        if not epochs:
+            raise ConfigError(f'{config.filename} has no `runner.max_epochs`; use '
+                              f'EpochBasedRunner.')
+        return epochs
 
     def history(self) -> dict[str, dict[str, float]]:
         """Metrics by epoch."""
@@ -45,7 +58,6 @@ class Detection(Testing):
     """Write what a detector finds in its test data as COCO results."""
 
     file = DETECTIONS
-    load = staticmethod(load_config)
 
     def run(self, environment: Optional[dict] = None, log: Optional[str] = None) -> None:
         """Detect; the arguments are those of a training.
@@ -72,3 +84,31 @@ class Detection(Testing):
         if comparison.columns:
             values.update(aps_by_degree(dataset.coco, detections))
         return values
+
+
+class StagePlanner(Planner):
+    """Plans trainings and detections with MMDetection 2."""
+
+    kind = Training
+    last_checkpoint = LATEST  # a link
+    tests_coco_only = True
+
+    def test(self, role: str, checkpoint: str, folder: str) -> Detection:
+        """The detections of a checkpoint on the validation data."""
+        config = without_methods(self.config)
+        config.model = self.sources[role].model_config()
+        config.data.test = config.data.val
+        return Detection(self.write(f'test_{role}', config), checkpoint, folder)
+
+
+def validation_data(config: Config) -> tuple[Optional[CocoDataset], list[str]]:
+    """The validation data if they are in COCO's format, and the degrees that they carry, by name.
+
+    Raises:
+        DataError: They cannot be read.
+    """
+    with silence():  # pycocotools reports every step
+        dataset = build_checked_dataset(config.data.val, 'data.val', dict(test_mode=True))
+    if not isinstance(dataset, CocoDataset):
+        return None, []
+    return dataset, degree_columns(dataset.coco)

@@ -1,0 +1,20 @@
+_base_ = '../_base_/tree_crowns.py'
+model = dict(
+    type='Distiller',
+    teacher=dict(
+        config='configs/mmdet3/quickstart/retinanet_efficientnet-lite0_fpn_tree-crowns.py',
+        checkpoint='work_dirs/quickstart/mmdet3/retinanet_tree-crowns/teacher/epoch_5.pth'),
+    # As in the paper, the student has been trained before it is distilled.
+    student=dict(
+        config='configs/mmdet3/quickstart/retinanet_r18-w8_fpn_tree-crowns.py',
+        checkpoint='work_dirs/quickstart/mmdet3/retinanet_tree-crowns/student_seed0/epoch_6.pth'),
+    # 100 images hold 800 trees; many are smaller than COCO's 30 pixels
+    prototypes=dict(type='PrototypeGenerationModule', min_size=8, max_images=100),
+    knowledge=[
+        dict(
+            type='RobustDistillingModule',
+            # the sum over levels, which is the default, gains as much here
+            local_knowledge=dict(level_reduction='mean'))
+    ])
+optim_wrapper = dict(optimizer=dict(lr=0.001))
+train_cfg = dict(max_epochs=4)
