@@ -2,6 +2,7 @@
 
 import csv
 import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,8 @@ from small_experiments import TOOLS, detector, experiment
 from gkd.commands.processes import StageFailed
 from gkd.comparison import compare
 from gkd.errors import ConfigError, DataError
+
+TREES = 'configs/mmdet3/quickstart/gkd_retinanet_efficientnet-lite0_r18-w8_fpn_tree-crowns.py'
 
 
 @pytest.fixture
@@ -151,6 +154,71 @@ def test_annotations_of_an_embedded_data_set_are_made_before_they_are_read(
     monkeypatch.setattr(compare, 'prepare_embedded', lambda name: Path(name).write_text(content))
     compare.compare(config, ['gkd'], work_dir=str(tmp_path / 'work'))
     assert 'test teacher' in commands.commands
+
+
+def test_another_strip_validates_for_all_and_another_teacher_is_trained(
+        commands, annotations, tmp_path, monkeypatch):
+    def prepare(path):
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).write_text(annotations.read_text())
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(compare, 'prepare_embedded', prepare)
+    for start in ('student_seed0/epoch_6', 'teacher/epoch_5'):  # they have seen the strip
+        path = tmp_path / f'work_dirs/quickstart/mmdet3/retinanet_tree-crowns/{start}.pth'
+        path.parent.mkdir(parents=True)
+        path.touch()
+    compare.compare(TREES, ['gkd'], 1, teacher_seed=2, strip='left')
+    assert commands.commands == ['train teacher2', 'train student_seed0', 'test teacher2',
+                                 'train plain_seed0', 'train gkd_teacher2_seed0']
+    teacher = commands.whole[0]
+    assert teacher[teacher.index('--seed') + 1] == '2'
+    work = tmp_path / 'work_dirs' / 'compare' / f'{Path(TREES).stem}_left'
+    written = sorted((work / 'configs').iterdir())
+    assert [path.stem for path in written] == ['gkd', 'plain', 'student', 'teacher',
+                                               'test_teacher2']
+    for path in written:
+        config = Config.fromfile(path)
+        for split in ('train', 'val', 'test'):
+            data = config[f'{split}_dataloader'].dataset
+            assert (data.data_root, data.data_prefix.img) == ('data/tree_crowns_left/', 'images/')
+        for evaluator in (config.val_evaluator, config.test_evaluator):
+            assert evaluator.ann_file == 'data/tree_crowns_left/val.json'
+    rows = rows_of(work / 'results.csv')
+    assert {(row['data'], row['strip']) for row in rows.values()} == {('tree-crowns', 'left')}
+    assert {method: row['teacher_seed'] for method, row in rows.items()} == dict(
+        teacher='2', student='', plain='', gkd='2')
+
+
+def test_strips_are_of_the_tree_crowns_alone(config):
+    with pytest.raises(ConfigError, match="'top' is unknown; known are right, middle, left"):
+        compare.compare(TREES, strip='top')
+    with pytest.raises(ConfigError, match='distil.py: only the tree crowns have strips; its data '
+                                          'are .*annotations.json'):
+        compare.compare(config, strip='left')
+
+
+def test_a_run_of_a_study_is_a_row(commands, config, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+
+    def run_one(*options):
+        commands.commands.clear()
+        monkeypatch.setattr(sys, 'argv', [
+            'run_one.py', '--config', config, '--results', 'rows.csv', '--work-dir', 'work',
+            '--seed', '1', *options])
+        runpy.run_path(str(TOOLS.parents[1] / 'studies' / 'run_one.py'))['main']()
+        return commands.commands
+
+    assert run_one('--method', 'gkd') == ['train teacher', 'train student_seed1',
+                                          'train gkd_seed1']
+    assert run_one('--method', 'gkd') == []
+    assert 'in rows.csv already' in capsys.readouterr().out
+    assert run_one('--method', 'pkd', '--teacher-seed', '2') == ['train teacher2',
+                                                                 'train pkd_teacher2_seed1']
+    assert [(row['method'], row['teacher_seed'], row['student_seed']) for row in csv.DictReader(
+        (tmp_path / 'rows.csv').read_text().splitlines())] == [
+            ('teacher', '0', ''), ('student', '', '1'), ('gkd', '0', '1'), ('teacher', '2', ''),
+            ('pkd', '2', '1')]
 
 
 @pytest.mark.slow

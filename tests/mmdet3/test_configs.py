@@ -9,7 +9,7 @@ import torch
 from helpers import small_detectors as small
 from mmengine.config import Config
 
-from gkd.detectors.source import DetectorSource, sources_of
+from gkd.detectors.source import DetectorSource, nested, sources_of
 from gkd.engine.commands import load_config
 from gkd.frameworks import build_detector, synthetic_batch
 
@@ -32,24 +32,80 @@ def test_config_is_read(path):
 
 
 def read(path):
-    return Config.fromfile(ROOT / path, lazy_import=False)
+    return Config.fromfile(path, lazy_import=False)
 
 
-@pytest.mark.parametrize('family', ['retinanet', 'faster_rcnn'])
-def test_quickstart_is_that_of_mmdetection_2(family):
-    """The same detectors, as both read them."""
-    for name in ('efficientnet-lite0', 'r18-w8'):
-        ours, theirs = (read(f'{folder}/{family}_{name}_fpn_digit-scenes.py')
-                        for folder in ('configs/mmdet3/digits', 'configs/digits'))
-        assert ours.model.pop('data_preprocessor').mean == theirs.img_norm_cfg.mean
-        assert ours.model.to_dict() == theirs.model.to_dict()
-        assert ours.train_cfg.max_epochs == theirs.runner.max_epochs
-        assert ours.optim_wrapper.optimizer == theirs.optimizer
-    name = f'gkd_{family}_efficientnet-lite0_r18-w8_fpn_digit-scenes.py'
-    ours, theirs = (read(f'{folder}/{name}')
-                    for folder in ('configs/mmdet3/digits', 'configs/digits'))
-    assert ours.model.prototypes == theirs.model.prototypes
+OF_BOTH = {path.relative_to(ROOT / 'configs/mmdet3') for folder in ('digits', 'quickstart')
+           for path in ROOT.glob(f'configs/mmdet3/{folder}/*.py')}
+
+
+def test_the_quickstart_has_the_same_configs_as_with_mmdetection_2():
+    assert OF_BOTH == {path.relative_to(ROOT / 'configs') for folder in ('digits', 'quickstart')
+                       for path in ROOT.glob(f'configs/{folder}/*.py')}
+
+
+@pytest.mark.parametrize('name', sorted(OF_BOTH), ids=lambda path: path.stem)
+def test_quickstart_is_that_of_mmdetection_2(name):
+    """The same recipe, as both write it down."""
+    ours, theirs = (read(ROOT / folder / name) for folder in ('configs/mmdet3', 'configs'))
+    preprocessor = ours.preprocessor
+    if ours.model.type == 'Distiller':
+        for role in ('teacher', 'student'):
+            source, other = ours.model[role], theirs.model[role]
+            assert source.config == other.config.replace('configs/', 'configs/mmdet3/')
+            last = f'epoch_{read(ROOT / source.config).train_cfg.max_epochs}.pth'
+            assert source.checkpoint == other.checkpoint.replace(
+                'quickstart/', 'quickstart/mmdet3/').replace('latest.pth', last)
+            source.update(other)
+    else:
+        assert ours.model.pop('data_preprocessor') == preprocessor
+    assert ours.model.to_dict() == theirs.model.to_dict()
+    assert_same_data(ours, theirs)
+    normalisation = theirs.img_norm_cfg
+    assert (preprocessor.mean, preprocessor.std, preprocessor.bgr_to_rgb) == (
+        normalisation.mean, normalisation.std, normalisation.to_rgb)
+    assert preprocessor.pad_size_divisor == setting(theirs.test_pipeline, 'Pad', 'size_divisor')
+
+    assert ours.optim_wrapper.optimizer == theirs.optimizer
+    assert 'clip_grad' not in ours.optim_wrapper and theirs.optimizer_config.grad_clip is None
+    warmup, decay = ours.param_scheduler
+    rates = theirs.lr_config
+    assert (warmup.type, warmup.start_factor, warmup.end, warmup.by_epoch) == (
+        'LinearLR', rates.warmup_ratio, rates.warmup_iters, False)
+    assert (decay.type, decay.eta_min, decay.convert_to_iter_based) == (
+        f'{rates.policy}LR', rates.min_lr, not rates.by_epoch)
     assert ours.train_cfg.max_epochs == theirs.runner.max_epochs
+    assert ours.train_cfg.val_interval == theirs.evaluation.interval
+    for key in ('interval', 'max_keep_ckpts'):
+        assert ours.default_hooks.checkpoint[key] == theirs.checkpoint_config[key]
+    assert ours.default_hooks.logger.interval == theirs.log_config.interval
+    assert ours.cpu_channels_last == theirs.cpu_channels_last
+
+
+def assert_same_data(ours, theirs):
+    """The same files and classes, in batches of the same size, seen in the same way."""
+    assert ours.train_dataloader.batch_size == theirs.data.samples_per_gpu
+    assert ours.val_dataloader == ours.test_dataloader
+    assert ours.val_evaluator == ours.test_evaluator
+    assert ours.val_evaluator.ann_file == theirs.data.val.ann_file
+    for split in ('train', 'val', 'test'):
+        dataset, other = ours[f'{split}_dataloader'].dataset, theirs.data[split]
+        assert dataset.type == other.type
+        assert dataset.data_root + dataset.ann_file == other.ann_file
+        assert dataset.data_root + dataset.data_prefix.img == other.img_prefix
+        assert dataset.metainfo.classes == other.classes
+        size = setting(other.pipeline, 'MultiScaleFlipAug', 'img_scale') or \
+            setting(other.pipeline, 'Resize', 'img_scale')
+        assert setting(dataset.pipeline, 'Resize', 'scale') == size
+        assert (setting(dataset.pipeline, 'Resize', 'keep_ratio')
+                == setting(other.pipeline, 'Resize', 'keep_ratio'))
+        assert (setting(dataset.pipeline, 'RandomFlip', 'prob') or 0) == (
+            setting(other.pipeline, 'RandomFlip', 'flip_ratio') or 0)
+
+
+def setting(pipeline, kind, key):
+    """A setting of the first step of a kind, None if no such step sets it."""
+    return next((step.get(key) for step in nested(pipeline) if step.get('type') == kind), None)
 
 
 @pytest.mark.slow

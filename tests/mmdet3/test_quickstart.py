@@ -1,6 +1,10 @@
 """The quickstart's stages: in which order, from what, and what is not trained again."""
 
+import runpy
+import sys
+
 import pytest
+from small_experiments import TOOLS
 
 from gkd.checkpoints import REPOSITORY
 from gkd.commands.processes import StageFailed
@@ -74,9 +78,29 @@ def test_a_stage_that_failed_is_named_and_the_same_command_goes_on(quickstart, c
                                                                    capsys):
     commands.aps['student_seed0'] = None
     with pytest.raises(StageFailed, match='The same command goes on'):
-        quickstart('digit-scenes', 'retinanet', [0], epochs=1, work_dir=tmp_path)
+        quickstart('tree-crowns', 'faster_rcnn', [0], 3, 1, tmp_path)
     assert 'student.py failed, see ' in capsys.readouterr().out
     commands.aps['student_seed0'] = 0.2
-    quickstart('digit-scenes', 'retinanet', [0], epochs=1, work_dir=tmp_path)
+    quickstart('tree-crowns', 'faster_rcnn', [0], 3, 1, tmp_path)
     assert commands.commands.count('train student_seed0') == 2
-    assert set(commands.commands[-2:]) == {'train plain_seed0', 'train gkd_seed0'}
+    assert commands.commands.count('train teacher3') == 1
+    assert set(commands.commands[-2:]) == {'train plain_seed0', 'train gkd_teacher3_seed0'}
+    rows = read_results(tmp_path / 'faster_rcnn_tree-crowns' / 'results.csv')
+    assert {(row.data, row.family, row.strip) for row in rows} == {
+        ('tree-crowns', 'FasterRCNN', 'right')}
+    assert {row.method: row.teacher_seed for row in rows} == dict(
+        teacher='3', student='', plain='', gkd='3')
+    printed = capsys.readouterr().out
+    assert 'faster_rcnn on tree-crowns, MMDetection 3, validation, seeds 0' in printed
+    assert 'configs/mmdet3/quickstart/gkd_faster_rcnn_' in printed
+
+
+def test_the_command_passes_its_options_on(monkeypatch):
+    given = []
+    monkeypatch.setattr(run, 'quickstart', lambda *arguments: given.append(arguments))
+    for options in ((), ('--data', 'tree-crowns', '--family', 'faster_rcnn', '--seeds', '1', '2',
+                         '--teacher-seed', '3', '--epochs', '4', '--work-dir', 'there')):
+        monkeypatch.setattr(sys, 'argv', ['train.py', *options])
+        runpy.run_path(str(TOOLS / 'train.py'))['main']()
+    assert given == [('digit-scenes', 'retinanet', [0], 0, None, None),
+                     ('tree-crowns', 'faster_rcnn', [1, 2], 3, 4, 'there')]
