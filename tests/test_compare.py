@@ -391,6 +391,15 @@ def test_config_that_cannot_be_compared_is_explained(tmp_path):
     status, printed = run_compare(tmp_path / 'inline.py', '--work-dir', tmp_path / 'work')
     assert status == 2 and 'model.teacher.config names no config file to train it' in printed
     assert 'Traceback' not in printed
+    whole = load_config(config)
+    whole.runner = dict(type='IterBasedRunner', max_iters=5)
+    (tmp_path / 'steps.py').write_text(whole.pretty_text)
+    with pytest.raises(ConfigError, match='steps.py has no `runner.max_epochs`; use EpochBased'):
+        compare.compare(str(tmp_path / 'steps.py'), ['gkd'], work_dir=str(tmp_path / 'work'))
+    del whole.data['val']
+    (tmp_path / 'blind.py').write_text(whole.pretty_text)
+    with pytest.raises(ConfigError, match='blind.py has no `data.val`'):
+        compare.compare(str(tmp_path / 'blind.py'), work_dir=str(tmp_path / 'work'))
 
 
 @pytest.mark.slow

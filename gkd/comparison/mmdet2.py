@@ -38,7 +38,7 @@ class Training(stages.Training):
         Raises:
             ConfigError: It says none.
         """
-        epochs = config.get('runner', {}).get('max_epochs')
+        epochs = (config.get('runner') or {}).get('max_epochs')
         if not epochs:
             raise ConfigError(f'{config.filename} has no `runner.max_epochs`; use '
                               f'EpochBasedRunner.')

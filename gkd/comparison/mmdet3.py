@@ -36,7 +36,7 @@ class Training(stages.Training):
         Raises:
             ConfigError: It says none.
         """
-        epochs = config.get('train_cfg', {}).get('max_epochs')
+        epochs = (config.get('train_cfg') or {}).get('max_epochs')
         if not epochs:
             raise ConfigError(f'{config.filename} has no `train_cfg.max_epochs`; use '
                               f'EpochBasedTrainLoop.')

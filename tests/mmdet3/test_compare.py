@@ -112,6 +112,11 @@ def test_a_config_that_cannot_be_compared_is_refused(config, tmp_path):
     whole.dump(tmp_path / 'blind.py')
     with pytest.raises(ConfigError, match='val_dataloader'):
         compare.compare(str(tmp_path / 'blind.py'))
+    whole = Config.fromfile(config)
+    whole.train_cfg = dict(type='IterBasedTrainLoop', max_iters=5)
+    whole.dump(tmp_path / 'steps.py')
+    with pytest.raises(ConfigError, match='steps.py has no `train_cfg.max_epochs`; use Epoch'):
+        compare.compare(str(tmp_path / 'steps.py'), ['gkd'], work_dir=str(tmp_path / 'work'))
 
 
 def test_every_student_is_tested_by_degree_if_the_data_carry_degrees(
