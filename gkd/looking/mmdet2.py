@@ -9,7 +9,6 @@ import torch
 from mmcv import Config, ConfigDict
 from torch import Tensor
 
-from gkd.errors import ConfigError
 from gkd.frameworks import BaseDetector, Dataset
 from gkd.report.detections import best_first
 from gkd.running.config import build_model, load_config
@@ -30,13 +29,7 @@ def prototype_datasets(config: Config) -> list[Dataset]:
 
 
 def validation_config(config: Config) -> ConfigDict:
-    """The config of the validation data.
-
-    Raises:
-        ConfigError: There are none.
-    """
-    if 'val' not in config.data:
-        raise ConfigError(f'{config.filename} has no `data.val`.')
+    """The config of the validation data."""
     return config.data.val
 
 
