@@ -178,6 +178,8 @@ def test_mmdetection_3_has_commands_of_its_own(environment):
     for tool in ('train', 'test'):
         _, arguments = started(f'tools/{tool}.sh', 'c.py', 'a.pth', environment=environment)
         assert arguments == [f'{ROOT}/tools/mmdet3/{tool}.py', 'c.py', 'a.pth']
+    _, arguments = started('tools/compare.sh', 'c.py', '--list', environment=environment)
+    assert arguments == [f'{ROOT}/tools/compare.py', 'c.py', '--list']  # this one is of both
 
 
 def test_one_gpu_is_one_process(environment):
