@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
+import threading
+from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, redirect_stdout
-from typing import Any, Optional
+from contextlib import contextmanager
+from typing import Any, Optional, TextIO
 
 from tqdm import tqdm
 
 from gkd.frameworks import get_dist_info, logger
 
 PAUSE = 60  # seconds between two lines in a log, and before the first
+# Held while standard output or the level of the log is exchanged: threads may do so at once.
+EXCHANGE = threading.Lock()
 
 
 def progress(iterable: Optional[Iterable] = None, description: str = '',
@@ -49,9 +52,20 @@ def on_terminal() -> bool:
 
 @contextmanager
 def silence() -> Iterator[None]:
-    """Drop what is printed to standard output: progress bars, the chatter of pycocotools."""
-    with open(os.devnull, 'w') as nowhere, redirect_stdout(nowhere):
+    """Drop what this thread prints to standard output: bars, the chatter of pycocotools."""
+    thread = threading.get_ident()
+    with EXCHANGE:
+        if not isinstance(sys.stdout, _Heard):
+            sys.stdout = _Heard(sys.stdout)
+        heard = sys.stdout
+        heard.silent[thread] += 1
+    try:
         yield
+    finally:
+        with EXCHANGE:
+            heard.silent[thread] -= 1
+            if not any(heard.silent.values()) and sys.stdout is heard:
+                sys.stdout = heard.stream
 
 
 @contextmanager
@@ -106,14 +120,41 @@ class LogLines(tqdm):
         """Do nothing: there is nothing to be cleared."""
 
 
+class _Heard:
+    """Standard output without what threads print that are silent."""
+
+    def __init__(self, stream: TextIO):
+        self.stream = stream
+        self.silent: Counter = Counter()  # blocks that are open, by thread
+
+    def write(self, text: str) -> int:
+        if not self.silent[threading.get_ident()]:
+            self.stream.write(text)
+        return len(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+
+# Levels up to which nothing is logged: of every block that is open, and first that outside.
+_dropped: list[int] = []
+
+
 @contextmanager
 def _logging_above(level: int) -> Iterator[None]:
-    before = logging.root.manager.disable
-    _disable(max(before, level))
+    with EXCHANGE:
+        if not _dropped:
+            _dropped.append(logging.root.manager.disable)
+        _dropped.append(level)
+        _disable(max(_dropped))
     try:
         yield
     finally:
-        _disable(before)
+        with EXCHANGE:
+            _dropped.remove(level)
+            _disable(max(_dropped))
+            if len(_dropped) == 1:
+                _dropped.clear()
 
 
 def _disable(level: int) -> None:

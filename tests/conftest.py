@@ -67,6 +67,14 @@ def plain_configs():
         yield
 
 
+@pytest.fixture(scope='module', autouse=True)
+def loggers_of_its_own():
+    """Let no logger write to the standard error of another file's test, which is closed."""
+    if mmdet_major() == 2:
+        from helpers.running import forget_loggers
+        forget_loggers()
+
+
 @pytest.fixture(scope='module')
 def short_backbones():
     """Let backbones have one block a stage."""

@@ -4,6 +4,7 @@ import logging
 import os
 import re
 import sys
+import threading
 from unittest import mock
 
 import mmcv
@@ -14,7 +15,7 @@ from helpers.terminals import lines_left, terminal
 from mmcv.utils import get_logger
 
 from gkd.compat import runner
-from gkd.progress import Bar, LogLines, progress
+from gkd.progress import Bar, LogLines, progress, silence, without_details, without_warnings
 from gkd.running import load_config, train
 from gkd.running.console import open_logger
 
@@ -28,6 +29,66 @@ def experiment(tmp_path):
     forget_loggers()
     yield config
     forget_loggers()
+
+
+def overlapping(first, second):
+    """Run two blocks in threads; the second opens within the first and closes after it."""
+    opened, both_open, closed = (threading.Event() for _ in range(3))
+
+    def run_first():
+        with first():
+            opened.set()
+            assert both_open.wait(10)
+        closed.set()
+
+    def run_second():
+        assert opened.wait(10)
+        with second():
+            both_open.set()
+            assert closed.wait(10)
+
+    threads = [threading.Thread(target=function) for function in (run_first, run_second)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert closed.is_set()
+
+
+def test_threads_that_are_silent_at_once_give_standard_output_back(capsys):
+    before = sys.stdout
+    overlapping(silence, silence)
+    assert sys.stdout is before
+    print('heard')
+    assert capsys.readouterr().out == 'heard\n'
+
+
+def test_a_silent_thread_drops_what_it_prints_itself(capsys):
+    with silence():
+        print('dropped')
+        with silence():
+            print('dropped, too')
+        print('still dropped')
+        thread = threading.Thread(target=print, args=('heard', ))
+        thread.start()
+        thread.join()
+    assert capsys.readouterr().out == 'heard\n'
+
+
+def test_blocks_that_overlap_give_the_log_back():
+    for outside in (logging.NOTSET, logging.DEBUG):
+        logging.disable(outside)
+        try:
+            for first, second in ((without_details, without_warnings),
+                                  (without_warnings, without_details)):
+                overlapping(first, second)
+                assert logging.root.manager.disable == outside
+            with without_warnings():
+                with without_details():
+                    assert logging.root.manager.disable == logging.WARNING
+                assert logging.root.manager.disable == logging.WARNING
+        finally:
+            logging.disable(logging.NOTSET)
 
 
 def test_training_on_a_terminal(experiment, capfd):

@@ -8,7 +8,6 @@ prototypes, trains one step on two synthetic images, exports its student and eva
 import argparse
 import contextlib
 import gc
-import logging
 import os
 import os.path as osp
 import tempfile
@@ -17,6 +16,7 @@ import warnings
 
 from gkd.commands import run
 from gkd.errors import GKDError
+from gkd.progress import silence, without_warnings
 from gkd.recipes import RecipeError
 from gkd.recipes.door import check_recipe, recipes
 
@@ -63,15 +63,13 @@ def passes(path, folder):
 def quiet():
     """Show nothing that a recipe prints, logs or warns of; bars write past Python's stdout."""
     terminal = os.dup(1)
-    with open(os.devnull, 'w') as nowhere, contextlib.redirect_stdout(nowhere), \
-            warnings.catch_warnings():
+    with open(os.devnull, 'w') as nowhere, silence(), warnings.catch_warnings():
         warnings.simplefilter('ignore')
         os.dup2(nowhere.fileno(), 1)
-        logging.disable(logging.WARNING)
         try:
-            yield
+            with without_warnings():
+                yield
         finally:
-            logging.disable(logging.NOTSET)
             os.dup2(terminal, 1)
             os.close(terminal)
 
