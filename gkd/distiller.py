@@ -20,7 +20,7 @@ from gkd.detectors.pair import DetectorPair
 from gkd.detectors.source import DetectorSource
 from gkd.detectors.step import DetectorOutputs, Needs, Step
 from gkd.detectors.teacher import Teacher, widened
-from gkd.errors import ConfigError
+from gkd.errors import ConfigError, naming
 from gkd.files import checksum
 from gkd.frameworks import (
     DETECTORS,
@@ -92,12 +92,14 @@ class Distiller(DetectorShell):
                               'Distiller\'s `model`; put them into the student\'s own config.')
         self.student_source = DetectorSource.parse(student, 'model.student')
         teacher_source = DetectorSource.parse(teacher, 'model.teacher', checkpoint_required=True)
-        self.student = build_detector(self.student_source.model_config())
+        with naming('model.student cannot be built'):
+            self.student = build_detector(self.student_source.model_config())
         self.adopt(self.student)
 
         # The student must start from the same random numbers as one that trains alone.
         with torch.random.fork_rng(devices=[]):
-            teacher_model = build_detector(teacher_source.model_config())
+            with naming('model.teacher cannot be built'):
+                teacher_model = build_detector(teacher_source.model_config())
             teacher_source.load_checkpoint(teacher_model)
             self.pair = inspect_pair(teacher_model, self.student)
             self.knowledge = nn.ModuleList(build_knowledge(cfg, self.pair) for cfg in knowledge)

@@ -22,9 +22,8 @@ from dataclasses import asdict, dataclass, field
 from functools import reduce
 from typing import Callable, Optional
 
-import mmcv
 import torch
-from mmdet.models import BACKBONES, SSDVGG, ResNet, build_detector
+from mmdet.models.backbones import SSDVGG, ResNet
 from torch import Tensor
 
 import gkd
@@ -33,20 +32,36 @@ from gkd.detectors.inspection import (
     image_size,
     isolated_random_numbers,
     look,
-    probe_batch,
 )
-from gkd.detectors.source import DetectorSource, drop_pretrained
+from gkd.detectors.source import MMDET_SCOPE, DetectorSource, drop_pretrained, find_file
 from gkd.detectors.step import Needs, Step
 from gkd.distiller import Distiller, build_knowledge
 from gkd.errors import GKDError
 from gkd.files import write_atomically
-from gkd.frameworks import mmdet_configs, to_batch
+from gkd.frameworks import (
+    BACKBONES,
+    Config,
+    ConfigDict,
+    build_detector,
+    logger,
+    mmdet_configs,
+)
+from gkd.installed import installed_version
 from gkd.planning.cost import random_bank
+from gkd.planning.door import total_loss
 from gkd.progress import without_details
 from gkd.registry import KNOWLEDGE
-from studies.zoo import PAIRS, SELF_PAIRS
+from studies.door import (
+    PAIRS,
+    SELF_PAIRS,
+    detections,
+    losses,
+    taught_batch,
+    training_batch,
+    with_small_batches,
+)
 
-WORKS, REFUSED, FAULT = 'works', 'refused', 'fault'
+WORKS, REFUSED, ABSENT, FAULT = 'works', 'refused', 'absent', 'fault'
 METHOD = 'RobustDistillingModule'
 STEPS = 2
 NARROWER = 8
@@ -54,14 +69,16 @@ CHANNELS = re.compile(r'(channels?|planes|dims|num_feats|filters)$')
 SECONDS = 900  # until a process is ended
 PROTOTYPES = 2  # a class
 PROPOSALS = 64  # an image
+MMDETECTION = f'MMDetection {installed_version("mmdet")}'
 
 
 INTRODUCTION = '''\
 # Detectors
 
-What `python tools/check_detectors.py` found of detectors that MMDetection 2.28 ships a config
-of: each as its own teacher, then pairs of different ones. This page is its
-`work_dirs/check_detectors/detectors.md`. Each pair
+What `python tools/check_detectors.py` found of detectors that MMDetection ships a config of, each
+as its own teacher, then in pairs of different ones. It tries those of the MMDetection that is
+installed, 2 or 3, and writes them into `work_dirs/check_detectors/mmdet2/detectors.md` or
+`mmdet3/detectors.md`. Each pair
 
 - trains its student alone and taught, from the same random numbers: the student's own losses are
   the same to the last bit,
@@ -178,7 +195,13 @@ def check_apart(teacher: str, student: str) -> Outcome:
 def check(teacher: str, student: str) -> Outcome:
     """Try a pair: the student alone, then taught, a step of each other method, a test."""
     outcome = Outcome(teacher, student)
-    mmcv.utils.get_logger('mmdet').setLevel(logging.ERROR)
+    missing = [name for name in dict.fromkeys((teacher, student))
+               if find_file(f'{MMDET_SCOPE}{name}.py') is None]
+    if missing:
+        outcome.verdict = ABSENT
+        outcome.message = f'{MMDETECTION} ships no config {" and no config ".join(missing)}'
+        return outcome
+    logger().setLevel(logging.ERROR)
     torch.set_num_threads(1)
     try:
         try_pair(outcome)
@@ -201,17 +224,17 @@ def try_pair(outcome: Outcome) -> None:
     configs = [small[outcome.teacher], small[outcome.student]]
     model = build(distiller(*configs))
     outcome.build_seconds = round(time.time() - started, 1)
-    taught = next(iter(model.knowledge))
-    outcome.instances = taught.instances
-    outcome.left_out = '' if taught.soft_label is not None else taught.left_out
+    kind = next(iter(model.knowledge))
+    outcome.instances = kind.instances
+    outcome.left_out = '' if kind.soft_label is not None else kind.left_out
 
     plain = build(configs[1])
     batch = batch_of(model)
     with torch.no_grad():
         expected = step(plain, batch)
-    losses = step(model, batch)
-    outcome.own_losses_equal = all(equal(losses[name], value) for name, value in expected.items())
-    outcome.teaches = sorted(losses.keys() - expected.keys())
+    taught = step(model, batch)
+    outcome.own_losses_equal = all(equal(taught[name], value) for name, value in expected.items())
+    outcome.teaches = sorted(taught.keys() - expected.keys())
     train(model, batch)
 
     outcome.methods = try_methods(model, batch)
@@ -228,21 +251,20 @@ def try_pair(outcome: Outcome) -> None:
 
 def small_config(name: str) -> dict:
     """The small `model` config of a detector of MMDetection."""
-    source = DetectorSource.parse(dict(config=f'mmdet::{name}.py'), 'config')
+    source = DetectorSource.parse(dict(config=f'{MMDET_SCOPE}{name}.py'), 'config')
     return made_small(source.model_config())
 
 
-def made_small(model: mmcv.ConfigDict) -> dict:
+def made_small(model: ConfigDict) -> dict:
     """A detector's `model` config with nothing to download, narrower if it can be."""
     drop_pretrained(model)
     if 'teacher_ckpt' in model:  # distils by itself, from a config beside this one
         model.teacher_ckpt = None
     if 'teacher_config' in model:
         path = osp.join(osp.dirname(mmdet_configs()), model.teacher_config)
-        model.teacher_config = mmcv.Config.fromfile(path)
+        model.teacher_config = Config.fromfile(path)
         drop_pretrained(model.teacher_config.model)
-    if model.type == 'YOLOX':  # it resizes its batches now and then: here each
-        model.update(random_size_interval=1, random_size_range=(5, 9), input_size=(256, 256))
+    with_small_batches(model)
     without_other_processes(model)
     with_few_proposals(model)
     with_few_blocks(model.get('backbone', {}))
@@ -309,6 +331,8 @@ def narrower(model: dict) -> dict:
     if kind is None or 'shared_head' in model.get('roi_head', {}) or 'teacher_backbone' in model:
         return model
     in_channels = copy.deepcopy(first_neck(model).get('in_channels'))
+    if 'decoder' in model:  # MMDetection 3's transformers, whose heads take 256 by default
+        model['bbox_head'].setdefault('embed_dims', 256)
     model = divided({**model, 'backbone': {}})
     neck = first_neck(model)
     if 'rfp_backbone' in neck:
@@ -326,7 +350,7 @@ def narrower(model: dict) -> dict:
         if in_channels is not None:
             neck['in_channels'] = in_channels
     model['backbone'] = backbone
-    return mmcv.ConfigDict(model)
+    return ConfigDict(model)
 
 
 def first_neck(model: dict) -> dict:
@@ -382,7 +406,7 @@ def distiller(teacher: dict, student: dict, method: str = METHOD, **settings) ->
 def build(config: dict) -> torch.nn.Module:
     """Build a detector as a training does, from the same random numbers each time."""
     torch.manual_seed(0)
-    model = build_detector(mmcv.Config(dict(model=copy.deepcopy(config))).model)
+    model = build_detector(Config(dict(model=copy.deepcopy(config))).model)
     with without_details():
         model.init_weights()
     for detector in [model.student, model.teacher] if isinstance(model, Distiller) else [model]:
@@ -421,14 +445,14 @@ def batch_of(model: Distiller) -> dict:
     size, other = image_size(model.student), image_size(model.teacher)
     # A student that takes images of any size takes those that the teacher is made for.
     view = look(model.student, 'student', max(size, other) if size == PROBE_SIZE else size)
-    return probe_batch(model.student, view, model.pair.num_classes).native
+    return training_batch(model.student, view, model.pair.num_classes)
 
 
 def step(model: torch.nn.Module, batch: dict) -> dict:
     """Losses of a training step."""
     torch.manual_seed(1)
     model.train()
-    return model(return_loss=True, **copy.deepcopy(batch))
+    return losses(model, copy.deepcopy(batch))
 
 
 def train(model: torch.nn.Module, batch: dict, steps: int = STEPS) -> None:
@@ -436,13 +460,20 @@ def train(model: torch.nn.Module, batch: dict, steps: int = STEPS) -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-6)
     for _ in range(steps):
         optimizer.zero_grad()
-        total, log = model._parse_losses(step(model, batch))
-        broken = [name for name, value in log.items() if value != value]
+        terms = step(model, batch)
+        broken = [name for name, value in terms.items() if not is_number(value)]
         if broken:
             raise ArithmeticError(f'{", ".join(broken)}: no number')
-        total.backward()
+        total_loss(model, terms).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0, error_if_nonfinite=True)
         optimizer.step()
+
+
+def is_number(value) -> bool:
+    """Whether a loss, or each in a list, is a number."""
+    if isinstance(value, (list, tuple)):
+        return all(map(is_number, value))
+    return not bool(torch.as_tensor(value).isnan().any())
 
 
 def equal(value, expected) -> bool:
@@ -484,12 +515,12 @@ def teach_in_class_space(configs: list[dict], batch: dict) -> None:
 def observed(model: Distiller, batch: dict) -> Step:
     """A step of a distiller as both detectors saw it."""
     torch.manual_seed(1)
-    return model.observe(to_batch(**copy.deepcopy(batch)))[1]
+    return model.observe(taught_batch(model, copy.deepcopy(batch)))[1]
 
 
-def require_finite(losses: dict[str, Tensor]) -> None:
+def require_finite(terms: dict[str, Tensor]) -> None:
     """Raise ArithmeticError if a loss is no finite number."""
-    broken = [name for name, value in losses.items() if not value.isfinite()]
+    broken = [name for name, value in terms.items() if not value.isfinite()]
     if broken:
         raise ArithmeticError(f'{", ".join(broken)}: no finite number')
 
@@ -508,11 +539,8 @@ def caught(call: Callable[[], object]) -> str:
 @torch.no_grad()
 def detects(model: torch.nn.Module, batch: dict) -> bool:
     """Whether a test of one image gives results."""
-    further = {name: [value[:1]] for name, value in batch.items() if name == 'proposals'}
     model.eval()
-    results = model(return_loss=False, rescale=True, img=[batch['img'][:1]],
-                    img_metas=[batch['img_metas'][:1]], **further)
-    return len(results) == 1
+    return len(detections(model, copy.deepcopy(batch))) == 1
 
 
 def without_prefix(error: Exception) -> str:
@@ -542,16 +570,17 @@ def write_tables(outcomes: list[Outcome], folder: str) -> str:
                      json.dumps([asdict(outcome) for outcome in outcomes], indent=1))
     write_atomically(osp.join(folder, 'detectors.md'), markdown(outcomes))
     counts = {verdict: sum(outcome.verdict == verdict for outcome in outcomes)
-              for verdict in (WORKS, REFUSED, FAULT)}
+              for verdict in (WORKS, REFUSED, ABSENT, FAULT)}
     return (f'{counts[WORKS]} of {len(outcomes)} work, {counts[REFUSED]} are refused, '
-            f'{counts[FAULT]} fail; the table: {osp.join(folder, "detectors.md")}')
+            f'{counts[ABSENT]} do not exist, {counts[FAULT]} fail; the table: '
+            f'{osp.join(folder, "detectors.md")}')
 
 
 def markdown(outcomes: list[Outcome]) -> str:
-    """The page: tables of single detectors and of pairs."""
+    """A page: tables of single detectors and of pairs."""
     tables = [INTRODUCTION]
-    for title, own, listed in (('Detectors, each with itself', True, len(SELF_PAIRS)),
-                               ('Pairs', False, len(PAIRS))):
+    for title, own, listed in (('detectors, each with itself', True, len(SELF_PAIRS)),
+                               ('pairs', False, len(PAIRS))):
         chosen = [outcome for outcome in outcomes if (outcome.teacher == outcome.student) == own]
         if not chosen:
             continue
@@ -559,7 +588,7 @@ def markdown(outcomes: list[Outcome]) -> str:
         rest = f' {listed - len(chosen)} more are listed and have not been tried.' \
             if len(chosen) < listed else ''
         tables.append('\n'.join([
-            f'## {title}\n', f'{works} of {len(chosen)} work.{rest}\n',
+            f'## {MMDETECTION}: {title}\n', f'{works} of {len(chosen)} work.{rest}\n',
             '| config | soft labels | at | class space | other methods | what is not, and why |',
             '| --- | --- | --- | --- | --- | --- |', *map(row, chosen)]) + '\n')
     return '\n'.join(tables)

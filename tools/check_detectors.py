@@ -3,8 +3,8 @@
 
 Each pair trains a few steps of the distilling module with its default settings, one step of every
 other method, and tests its student: without data and checkpoints, on small images, its backbones
-with one block a stage, as narrow as can be. A pair is a process of its own; what has been checked
-is kept.
+with one block a stage, as narrow as can be. The detectors are those of the MMDetection that is
+installed, 2 or 3. A pair is a process of its own; what has been checked is kept.
 """
 
 import argparse
@@ -16,9 +16,9 @@ from fnmatch import fnmatch
 sys.path.insert(0, osp.dirname(osp.dirname(osp.abspath(__file__))))
 
 from gkd.commands import add_device_option, run
-from gkd.compat import of_mmdet2  # noqa: F401  (before MMDetection's own names are asked for)
+from gkd.installed import mmdet_major
 from studies.coverage import check_all, pair_name, pair_of, shorten_backbones, write_tables
-from studies.zoo import PAIRS, SELF_PAIRS
+from studies.door import PAIRS, SELF_PAIRS
 
 
 def parse_args():
@@ -26,9 +26,11 @@ def parse_args():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('names', nargs='*', metavar='NAME',
                         help='configs of MMDetection as FOLDER/CONFIG, pairs as "TEACHER -> '
-                             'STUDENT", or patterns of them (default: 131 configs with '
-                             'themselves, and 57 pairs)')
-    parser.add_argument('--folder', default=osp.join('work_dirs', 'check_detectors'),
+                             'STUDENT", or patterns of them (default: '
+                             f'{len(SELF_PAIRS)} configs with themselves, and {len(PAIRS)} '
+                             f'pairs)')
+    parser.add_argument('--folder', default=osp.join('work_dirs', 'check_detectors',
+                                                     f'mmdet{mmdet_major()}'),
                         help='where outcomes are kept (default: %(default)s)')
     add_device_option(parser)
     parser.add_argument('--again', action='store_true', help='check what has been checked, too')

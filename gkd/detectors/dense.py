@@ -59,11 +59,12 @@ def predicted_maps(head: Optional[nn.Module],
 
 
 def wants_more_than_maps(head: nn.Module) -> bool:
-    """Whether a head's ``forward`` has other arguments that it must be given."""
-    required = [parameter for parameter in inspect.signature(head.forward).parameters.values()
+    """Whether a head's ``forward`` must be given other arguments than maps."""
+    required = [name for name, parameter in inspect.signature(head.forward).parameters.items()
                 if parameter.default is parameter.empty
                 and parameter.kind is parameter.POSITIONAL_OR_KEYWORD]
-    return len(required) > 1
+    # MMDetection 3's DETR runs its transformer itself, and its head reads the queries.
+    return len(required) > 1 or 'hidden_states' in required
 
 
 def is_dense(head: nn.Module, outputs: object, maps: tuple[Tensor, ...]) -> bool:

@@ -28,6 +28,7 @@ from gkd.detectors.roi_heads import RoIClassLayers, classify, first
 from gkd.detectors.step import Needs, recorded
 from gkd.errors import ConfigError
 from gkd.frameworks import (
+    RPN,
     BaseDetector,
     Batch,
     DeltaXYWHBBoxCoder,
@@ -106,6 +107,8 @@ def inspect_detector(detector: BaseDetector, role: str) -> DetectorInfo:
 
 def family_of(detector: BaseDetector) -> Optional[str]:
     """``'one-stage'``, ``'two-stage'``, or None for a detector that classifies no objects."""
+    if isinstance(detector, RPN):
+        return None
     if getattr(getattr(detector, 'roi_head', None), 'bbox_head', None) is not None:
         return TWO_STAGE
     return ONE_STAGE if main_head(detector) is not None else None

@@ -18,7 +18,7 @@ from mmdet.core.bbox.coder import DeltaXYWHBBoxCoder
 from mmdet.datasets import CustomDataset, VOCDataset, build_dataset
 from mmdet.models import BACKBONES, DETECTORS, build_detector
 from mmdet.models.backbones.efficientnet import EfficientNet
-from mmdet.models.detectors import BaseDetector
+from mmdet.models.detectors import RPN, BaseDetector
 from torch import Tensor
 
 from gkd.errors import ConfigError
@@ -27,7 +27,7 @@ from gkd.frameworks.batch import Batch, mask_parts, of_each_image
 
 __all__ = [
     'BACKBONES', 'BATCH_PARTS', 'CLASSES_SETTING', 'DETECTORS', 'HOOKS', 'IMAGES_SETTING',
-    'LOSSES_METHOD', 'VOC_CLASSES', 'BaseDetector', 'Batch', 'Config', 'ConfigDict',
+    'LOSSES_METHOD', 'RPN', 'VOC_CLASSES', 'BaseDetector', 'Batch', 'Config', 'ConfigDict',
     'ContextBlock', 'Dataset', 'DeltaXYWHBBoxCoder', 'DetectorShell', 'EfficientNet', 'Hook',
     'NonLocal2d', 'anchor_inside_flags', 'annotation', 'bbox2roi', 'bbox_overlaps',
     'build_dataset', 'build_detector', 'classes_of', 'description', 'fuse_conv_bn',

@@ -13,7 +13,7 @@ from mmcv.cnn import ContextBlock, NonLocal2d, fuse_conv_bn
 from mmdet.datasets import VOCDataset
 from mmdet.datasets.base_det_dataset import BaseDetDataset
 from mmdet.models.backbones.efficientnet import EfficientNet
-from mmdet.models.detectors import BaseDetector
+from mmdet.models.detectors import RPN, BaseDetector
 from mmdet.models.task_modules.coders import DeltaXYWHBBoxCoder
 from mmdet.models.task_modules.prior_generators import anchor_inside_flags
 from mmdet.registry import DATASETS, MODELS
@@ -34,7 +34,7 @@ from gkd.frameworks.batch import Batch, mask_parts, of_each_image
 
 __all__ = [
     'BACKBONES', 'BATCH_PARTS', 'CLASSES_SETTING', 'DETECTORS', 'HOOKS', 'IMAGES_SETTING',
-    'LOSSES_METHOD', 'VOC_CLASSES', 'BaseDetector', 'Batch', 'Config', 'ConfigDict',
+    'LOSSES_METHOD', 'RPN', 'VOC_CLASSES', 'BaseDetector', 'Batch', 'Config', 'ConfigDict',
     'ContextBlock', 'Dataset', 'DeltaXYWHBBoxCoder', 'DetectorShell', 'EfficientNet', 'Hook',
     'NonLocal2d', 'anchor_inside_flags', 'annotation', 'bbox2roi', 'bbox_overlaps',
     'build_dataset', 'build_detector', 'classes_of', 'description', 'fuse_conv_bn',
@@ -141,7 +141,7 @@ def synthetic_batch(images: Tensor, boxes: Union[Tensor, Sequence[Tensor]],
         sample = DetDataSample(metainfo=dict(
             img_shape=size or (height, width), ori_shape=(height, width),
             pad_shape=(height, width), batch_input_shape=(height, width), scale_factor=(1.0, 1.0),
-            flip=False, img_path=''))
+            flip=False, img_path='', border=np.array([0, height, 0, width])))
         sample.gt_instances = InstanceData(bboxes=own_boxes, labels=own_labels)
         sample.ignored_instances = InstanceData(bboxes=own_boxes[:0].clone(),
                                                 labels=own_labels[:0].clone())

@@ -1,0 +1,54 @@
+"""Detectors of MMDetection 3's zoo: which they are, a training step and a test of one."""
+
+from __future__ import annotations
+
+import torch
+from mmengine.logging import MessageHub
+from torch import nn
+
+from gkd.detectors.inspection import PROBE_SIZE, View, probe_batch
+from gkd.distiller import Distiller
+from gkd.frameworks import Batch, to_batch
+from studies.zoo_mmdet3 import PAIRS, SELF_PAIRS
+
+__all__ = ['PAIRS', 'SELF_PAIRS', 'detections', 'losses', 'taught_batch', 'training_batch',
+           'with_small_batches']
+
+
+def with_small_batches(model: dict) -> None:
+    """Let preprocessors that resize or pad a batch do so to small ones, after each batch."""
+    for step in (model.get('data_preprocessor') or {}).get('batch_augments') or ():
+        if step['type'] == 'BatchSyncRandomResize':
+            step.update(random_size_range=(160, 288), interval=1)
+        elif step['type'] == 'BatchFixedSizePad':
+            step.update(size=(PROBE_SIZE, PROBE_SIZE))
+
+
+def training_batch(student: nn.Module, view: View, num_classes: int) -> dict:
+    """A training batch of noise, as a data loader gives it to a student's preprocessor."""
+    images = torch.randint(256, view.images.shape, dtype=torch.uint8)
+    probed = probe_batch(student, view, num_classes)
+    return dict(inputs=list(images), data_samples=probed.native['batch_data_samples'])
+
+
+def preprocessed(model: nn.Module, batch: dict) -> dict:
+    """What a detector's preprocessor makes of a training batch."""
+    # It looks up there whether it is time to choose another size of images.
+    MessageHub.get_current_instance().update_info('iter', 0)
+    return model.data_preprocessor(batch, True)
+
+
+def losses(model: nn.Module, batch: dict) -> dict:
+    """Losses of a training step."""
+    return model(**preprocessed(model, batch), mode='loss')
+
+
+def taught_batch(model: Distiller, batch: dict) -> Batch:
+    """A batch as a distiller observes it."""
+    return to_batch(**preprocessed(model, batch))
+
+
+def detections(model: nn.Module, batch: dict) -> list:
+    """Results of a test of a batch's first image."""
+    first = {name: values[:1] for name, values in batch.items()}
+    return model(**model.data_preprocessor(first, False), mode='predict')
