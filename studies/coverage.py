@@ -291,7 +291,7 @@ def without_other_processes(entry) -> None:
 def with_few_proposals(entry) -> None:
     """Let heads, at every depth, sample and keep few proposals: most of the time goes there."""
     if isinstance(entry, dict):
-        for name in ('nms_pre', 'max_per_img', 'num'):
+        for name in ('nms_pre', 'max_per_img', 'num', 'num_proposals'):
             if type(entry.get(name)) is int and (name != 'num' or 'pos_fraction' in entry):
                 entry[name] = min(entry[name], PROPOSALS)
         if entry.get('clip_border') is False:
@@ -329,6 +329,8 @@ def narrower(model: dict) -> dict:
     backbone = model.get('backbone', {})
     kind = BACKBONES.get(backbone.get('type'))
     if kind is None or 'shared_head' in model.get('roi_head', {}) or 'teacher_backbone' in model:
+        return model
+    if model.get('as_two_stage'):  # it describes its proposals by 256 numbers, whatever the width
         return model
     in_channels = copy.deepcopy(first_neck(model).get('in_channels'))
     if 'decoder' in model:  # MMDetection 3's transformers, whose heads take 256 by default

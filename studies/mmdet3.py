@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import torch
-from mmengine.logging import MessageHub
 from torch import nn
 
 from gkd.detectors.inspection import PROBE_SIZE, View, probe_batch
 from gkd.distiller import Distiller
 from gkd.frameworks import Batch, to_batch
+from gkd.frameworks.mmdet3 import tell_start
 from studies.zoo_mmdet3 import PAIRS, SELF_PAIRS
 
 __all__ = ['PAIRS', 'SELF_PAIRS', 'detections', 'losses', 'taught_batch', 'training_batch',
@@ -33,8 +33,7 @@ def training_batch(student: nn.Module, view: View, num_classes: int) -> dict:
 
 def preprocessed(model: nn.Module, batch: dict) -> dict:
     """What a detector's preprocessor makes of a training batch."""
-    # It looks up there whether it is time to choose another size of images.
-    MessageHub.get_current_instance().update_info('iter', 0)
+    tell_start()
     return model.data_preprocessor(batch, True)
 
 
@@ -51,4 +50,6 @@ def taught_batch(model: Distiller, batch: dict) -> Batch:
 def detections(model: nn.Module, batch: dict) -> list:
     """Results of a test of a batch's first image."""
     first = {name: values[:1] for name, values in batch.items()}
-    return model(**model.data_preprocessor(first, False), mode='predict')
+    tested = model(**model.data_preprocessor(first, False), mode='predict')
+    return [sample for sample in tested
+            if 'pred_instances' in sample or 'pred_panoptic_seg' in sample]

@@ -78,8 +78,7 @@ def loggers_of_its_own():
 @pytest.fixture(scope='module')
 def short_backbones():
     """Let backbones have one block a stage."""
-    from mmdet.models import BACKBONES
-
+    from gkd.frameworks import BACKBONES
     from studies import coverage
     settings = {kind: kind.arch_settings for kind in BACKBONES.module_dict.values()
                 if hasattr(kind, 'arch_settings')}

@@ -422,11 +422,13 @@ def further_ground_truth(detector: BaseDetector, view: View) -> dict:
         for mask, (x1, y1, x2, y2) in zip(masks, boxes.int().tolist()):
             mask[y1:y2, x1:x2] = 1
         extra['gt_masks'] = masks
-    if getattr(roi_head, 'with_semantic', False):
-        cells = view.maps[roi_head.semantic_head.fusion_level].shape[-2:]
+    with_semantic = getattr(roi_head, 'with_semantic', False)
+    if with_semantic or getattr(detector, 'with_semantic_head', False):
+        cells = (size, size)
+        # MMDetection 2's pipelines make it as small as the map that it is predicted from.
+        if with_semantic and not hasattr(roi_head.semantic_head, 'seg_scale_factor'):
+            cells = view.maps[roi_head.semantic_head.fusion_level].shape[-2:]
         extra['gt_semantic_seg'] = torch.zeros(*cells, dtype=torch.long)
-    elif getattr(detector, 'with_semantic_head', False):
-        extra['gt_semantic_seg'] = torch.zeros(size, size, dtype=torch.long)
     if roi_head is not None and not getattr(detector, 'with_rpn', False):
         extra['proposals'] = torch.cat([boxes, boxes / 2])
     return extra

@@ -256,9 +256,9 @@ def read_config(path: str, where: str = '') -> Config:
         with reading:
             return Config.fromfile(path)
     except Exception as error:
-        message = (f'{where}cannot read config {path}: {type(error).__name__}: {error}'
-                   f'{moved_base(error)}{missing_package(path, error)}'
-                   f'{other_mmdetection(error)}')
+        message = (f'{where}cannot read config {path}: {type(error).__name__}: '
+                   f'{missing_package(path, error) or error}'
+                   f'{moved_base(error)}{other_mmdetection(error)}')
         # mmcv deletes the temporary copy of the config while it is open. The frames of this error
         # hold that copy; freeing it would print another error in the terminal.
         hook, sys.unraisablehook = sys.unraisablehook, lambda unraisable: None
@@ -285,7 +285,10 @@ def other_mmdetection(error: Exception) -> str:
 
 
 def missing_package(path: str, error: Exception) -> str:
-    """What to install if a config's ``custom_imports`` are not there; mmcv does not say."""
+    """What to install if a config's ``custom_imports`` are not there.
+
+    mmcv says nothing, MMEngine lists where Python looked.
+    """
     if not isinstance(error, ImportError):
         return ''
     with reading:

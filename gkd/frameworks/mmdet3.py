@@ -23,7 +23,7 @@ from mmdet.structures.mask import BitmapMasks, PolygonMasks
 from mmengine.config import Config, ConfigDict
 from mmengine.dist import get_dist_info
 from mmengine.hooks import Hook
-from mmengine.logging import MMLogger
+from mmengine.logging import MessageHub, MMLogger
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import HOOKS, DefaultScope
 from mmengine.structures import BaseDataElement, InstanceData, PixelData
@@ -158,7 +158,20 @@ def synthetic_batch(images: Tensor, boxes: Union[Tensor, Sequence[Tensor]],
 
 def student_losses(student: BaseDetector, batch: Batch) -> dict[str, Any]:
     """The detection losses of a batch."""
+    tell_start()
     return student.loss(**batch.native)
+
+
+def tell_start() -> None:
+    """Let parts that ask MMEngine for the epoch or the step know that a training starts.
+
+    A runner tells them. Where there is none, or where it has not started yet, TOOD's head and
+    YOLOX's preprocessor would not run.
+    """
+    hub = MessageHub.get_current_instance()
+    for name in ('epoch', 'iter'):
+        if hub.get_info(name) is None:
+            hub.update_info(name, 0)
 
 
 def positive_boxes(sampled: Any) -> Tensor:

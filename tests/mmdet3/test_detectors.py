@@ -1,0 +1,99 @@
+"""Detectors of MMDetection 3's zoo as teachers and students of themselves and of others."""
+
+import random
+
+import pytest
+import torch
+
+from gkd.detectors.source import find_file
+from gkd.errors import ConfigError
+from studies import coverage, zoo
+from studies.zoo_mmdet3 import PAIRS, RENAMED, SELF_PAIRS
+
+POSITIVES, TRUTH = 'positives', 'gt'
+# A pair, at what the student is taught, whether by soft labels and in the class space.
+SAMPLE = [
+    ('retinanet/retinanet_r18_fpn_1x_coco', POSITIVES, True, True),
+    ('yolox/yolox_tiny_8xb8-300e_coco', TRUTH, True, False),
+    ('centernet/centernet_r18_8xb16-crop512-140e_coco', TRUTH, False, False),
+    ('detr/detr_r50_8xb2-150e_coco -> retinanet/retinanet_r18_fpn_1x_coco', POSITIVES, False,
+     False),
+    ('cascade_rcnn/cascade-rcnn_r50_fpn_1x_coco -> faster_rcnn/faster-rcnn_r50_fpn_1x_coco',
+     POSITIVES, True, True),
+]
+MORE = [
+    ('detr/detr_r50_8xb2-150e_coco', TRUTH, False, False),
+    ('htc/htc_r50_fpn_1x_coco', POSITIVES, True, False),
+    ('fast_rcnn/fast-rcnn_r50_fpn_1x_coco', POSITIVES, True, True),
+    ('panoptic_fpn/panoptic-fpn_r50_fpn_1x_coco', POSITIVES, True, True),
+    ('mask2former/mask2former_r50_8xb2-lsj-50e_coco', TRUTH, False, False),
+]
+
+pytestmark = pytest.mark.usefixtures('short_backbones')
+
+
+def check(name, instances, soft, class_space):
+    outcome = coverage.check(*coverage.pair_of(name))
+    assert (outcome.verdict, outcome.message) == ('works', '')
+    assert outcome.own_losses_equal and outcome.detects
+    assert (outcome.instances, 'loss_soft' in outcome.teaches) == (instances, soft)
+    assert bool(outcome.left_out) != soft
+    assert {'loss_global', 'loss_local_fg', 'loss_local_bg'} <= set(outcome.teaches)
+    reason = '' if class_space else 'no layers that read classes'
+    assert reason in outcome.class_space and bool(reason) == bool(outcome.class_space)
+    # What compares maps alone works everywhere.
+    assert not any(outcome.methods[method] for method in ('CWD', 'FGD', 'MGD', 'PKD'))
+
+
+@pytest.mark.parametrize('name, instances, soft, class_space', SAMPLE)
+def test_detector_teaches_and_is_taught(name, instances, soft, class_space):
+    check(name, instances, soft, class_space)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name, instances, soft, class_space', MORE)
+def test_more_detectors_teach_and_are_taught(name, instances, soft, class_space):
+    check(name, instances, soft, class_space)
+
+
+@pytest.mark.parametrize('name, verdict, reason', [
+    ('rpn/rpn_r50_fpn_1x_coco', 'refused', 'an RPN alone is a part of a detector'),
+    ('cascade_rpn/cascade-rpn_r50-caffe_fpn_1x_coco', 'refused',
+     "model.student cannot be built: TypeError: .*'num_classes'"),
+    ('convnext/mask-rcnn_convnext-t-p4-w7_fpn_amp-ms-crop-3x_coco', 'refused',
+     'pip install mmpretrain'),
+    ('rfnext/rfnext_search_mask_rcnn_pvtv2-b0_fpn_1x_coco', 'absent', 'MMDetection 3.* ships no'),
+])
+def test_refusals_name_the_reason(name, verdict, reason):
+    outcome = coverage.check(name, name)
+    assert outcome.verdict == verdict
+    with pytest.raises(ConfigError, match=reason):
+        raise ConfigError(outcome.message)
+
+
+def test_teacher_sees_the_batch_that_the_preprocessor_has_resized():
+    config = coverage.small_config('yolox/yolox_tiny_8xb8-300e_coco')
+    model = coverage.build(coverage.distiller(config, config))
+    batch = coverage.batch_of(model)
+    assert batch['inputs'][0].dtype == torch.uint8  # not normalised, not in a batch yet
+    sizes = set()
+    random.seed(0)
+    for _ in range(4):
+        step = coverage.observed(model, batch)
+        size = tuple(step.images.shape[-2:])
+        sizes.add(size)
+        assert size == step.image_sizes[0]
+        for own, target in zip(step.student.maps, step.teacher.maps):
+            assert own.shape[-2:] == target.shape[-2:]
+        # Boxes are of the resized images.
+        assert step.gt_boxes[0][1, 2].item() == pytest.approx(0.95 * size[1])
+    assert len(sizes) > 1
+
+
+def test_lists_are_those_of_mmdetection_2_by_other_names():
+    assert len(SELF_PAIRS) == len(set(SELF_PAIRS)) == len(zoo.SELF_PAIRS)
+    assert len(PAIRS) == len(set(PAIRS)) == len(zoo.PAIRS)
+    assert RENAMED.keys() <= {*zoo.SELF_PAIRS, *(name for pair in zoo.PAIRS for name in pair)}
+    assert [name for name in {*SELF_PAIRS, *(name for pair in PAIRS for name in pair)}
+            if not find_file(f'mmdet::{name}.py')] == [
+        'rfnext/rfnext_search_mask_rcnn_pvtv2-b0_fpn_1x_coco']
