@@ -7,7 +7,7 @@ from torch import nn
 
 from gkd.detectors.inspection import PROBE_SIZE, View, probe_batch
 from gkd.distiller import Distiller
-from gkd.frameworks import Batch, to_batch
+from gkd.frameworks import Batch, image_settings, to_batch
 from gkd.frameworks.mmdet3 import tell_start
 from studies.zoo_mmdet3 import PAIRS, SELF_PAIRS
 
@@ -26,9 +26,23 @@ def with_small_batches(model: dict) -> None:
 
 def training_batch(student: nn.Module, view: View, num_classes: int) -> dict:
     """A training batch of noise, as a data loader gives it to a student's preprocessor."""
-    images = torch.randint(256, view.images.shape, dtype=torch.uint8)
+    images = pixels(student, view.images.shape)
     probed = probe_batch(student, view, num_classes)
     return dict(inputs=list(images), data_samples=probed.native['batch_data_samples'])
+
+
+def pixels(student: nn.Module, shape: tuple[int, ...]) -> torch.Tensor:
+    """Images of noise, uint8, whose mean is 0 and deviation 1 after they have been normalised.
+
+    Maps of untrained layers would overflow if their images had the range of pixels.
+    """
+    settings = image_settings(student)
+    if 'mean' not in settings:  # the detector's layers take pixels
+        return torch.randint(256, shape, dtype=torch.uint8)
+    order = -1 if settings['bgr_to_rgb'] else 1
+    mean, std = (torch.tensor(settings[name][::order]).reshape(-1, 1, 1)
+                 for name in ('mean', 'std'))
+    return (mean + std * torch.randn(shape)).round().clamp(0, 255).byte()
 
 
 def preprocessed(model: nn.Module, batch: dict) -> dict:
