@@ -330,8 +330,8 @@ def narrower(model: dict) -> dict:
     kind = BACKBONES.get(backbone.get('type'))
     if kind is None or 'shared_head' in model.get('roi_head', {}) or 'teacher_backbone' in model:
         return model
-    if model.get('as_two_stage'):  # it describes its proposals by 256 numbers, whatever the width
-        return model
+    if model.get('as_two_stage') or model.type == 'ConditionalDETR':
+        return model  # they describe boxes by 256 numbers, whatever the width
     in_channels = copy.deepcopy(first_neck(model).get('in_channels'))
     if 'decoder' in model:  # MMDetection 3's transformers, whose heads take 256 by default
         model['bbox_head'].setdefault('embed_dims', 256)

@@ -1,4 +1,7 @@
-"""The same detectors as MMDetection 3.3 ships them: most of its configs have other names."""
+"""Configs of MMDetection 3.3.0 that are checked: those of 2.28.2, and kinds that are new.
+
+Most have other names.
+"""
 
 from studies import zoo
 
@@ -228,5 +231,22 @@ def renamed(name: str) -> str:
     return RENAMED.get(name, name)
 
 
-SELF_PAIRS = tuple(map(renamed, zoo.SELF_PAIRS))
-PAIRS = tuple((renamed(teacher), renamed(student)) for teacher, student in zoo.PAIRS)
+# Kinds of detectors that MMDetection 2 does not have.
+ADDED = (
+    'boxinst/boxinst_r50_fpn_ms-90k_coco',
+    'centernet/centernet-update_r50-caffe_fpn_ms-1x_coco',
+    'condinst/condinst_r50_fpn_ms-poly-90k_coco_instance',
+    'conditional_detr/conditional-detr_r50_8xb2-50e_coco',
+    'crowddet/crowddet-rcnn_r50_fpn_8xb2-30e_crowdhuman',
+    'dab_detr/dab-detr_r50_8xb2-50e_coco',
+    'ddq/ddq-detr-4scale_r50_8xb2-12e_coco',
+    'dino/dino-4scale_r50_8xb2-12e_coco',
+    'rtmdet/rtmdet_tiny_8xb32-300e_coco',
+    'rtmdet/rtmdet-ins_tiny_8xb32-300e_coco',
+)
+ADDED_PAIRS = (
+    ('rtmdet/rtmdet_l_8xb32-300e_coco', 'rtmdet/rtmdet_tiny_8xb32-300e_coco'),
+    ('dino/dino-4scale_r50_8xb2-12e_coco', 'retinanet/retinanet_r18_fpn_1x_coco'),
+)
+SELF_PAIRS = (*map(renamed, zoo.SELF_PAIRS), *ADDED)
+PAIRS = (*((renamed(teacher), renamed(student)) for teacher, student in zoo.PAIRS), *ADDED_PAIRS)

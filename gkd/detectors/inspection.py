@@ -416,8 +416,9 @@ def further_ground_truth(detector: BaseDetector, view: View) -> dict:
     boxes = view.images.new_tensor(PROBE_BOXES) * size
     roi_head = getattr(detector, 'roi_head', None)
     extra = {}
-    if any(getattr(part, name, False) for part in (detector, roi_head)
-           for name in ('with_mask', 'panoptic_head')):
+    # The head of MMDetection 3's RTMDet-Ins predicts masks without being a mask head.
+    if any(getattr(part, name, False) for part in (detector, roi_head, main_head(detector))
+           for name in ('with_mask', 'panoptic_head', 'loss_mask')):
         masks = np.zeros((len(boxes), size, size), np.uint8)
         for mask, (x1, y1, x2, y2) in zip(masks, boxes.int().tolist()):
             mask[y1:y2, x1:x2] = 1

@@ -56,8 +56,23 @@ def place_labels(calls: list[Call], scores: Sequence[Tensor],
         if [len(mask) for mask in masks] != [sum(cells)] * images:
             return None
         return torch.stack([labels_of_mask(*both, num_classes) for both in zip(masks, classes)])
-    # If a head assigns twice (RepPoints), the last call counts.
-    labels = calls[-1].result[0]
+    # If a head assigns twice (RepPoints), the last call counts. Labels come first, or after the
+    # anchors (RTMDet).
+    found = (labels_of_levels(part, images, cells) for part in calls[-1].result)
+    return next((labels for labels in found if labels is not None), None)
+
+
+def labels_of_levels(labels: object, images: int, cells: Sequence[int]) -> Optional[Tensor]:
+    """Classes of all places in one tensor.
+
+    Args:
+        labels: A part of what a head assigns: ``(B * N,)``, or a tensor of every level.
+        images: ``B``.
+        cells: Places of every level; ``N`` in all.
+
+    Returns:
+        ``(B, N)`` int64; None if ``labels`` are no class of every place.
+    """
     counts = [images * count for count in cells]
     if torch.is_tensor(labels):
         if labels.numel() != sum(counts):

@@ -4,17 +4,20 @@ import random
 
 import pytest
 import torch
+from mmdet.registry import MODELS
+from mmengine.config import ConfigDict
 
 from gkd.detectors.source import find_file
 from gkd.errors import ConfigError
 from studies import coverage, zoo
-from studies.zoo_mmdet3 import PAIRS, RENAMED, SELF_PAIRS
+from studies.zoo_mmdet3 import ADDED, ADDED_PAIRS, PAIRS, RENAMED, SELF_PAIRS
 
 POSITIVES, TRUTH = 'positives', 'gt'
 # A pair, at what the student is taught, whether by soft labels and in the class space.
 SAMPLE = [
     ('retinanet/retinanet_r18_fpn_1x_coco', POSITIVES, True, True),
     ('yolox/yolox_tiny_8xb8-300e_coco', TRUTH, True, False),
+    ('rtmdet/rtmdet_tiny_8xb32-300e_coco', TRUTH, True, False),
     ('centernet/centernet_r18_8xb16-crop512-140e_coco', TRUTH, False, False),
     ('detr/detr_r50_8xb2-150e_coco -> retinanet/retinanet_r18_fpn_1x_coco', POSITIVES, False,
      False),
@@ -26,6 +29,8 @@ MORE = [
     ('htc/htc_r50_fpn_1x_coco', POSITIVES, True, False),
     ('fast_rcnn/fast-rcnn_r50_fpn_1x_coco', POSITIVES, True, True),
     ('panoptic_fpn/panoptic-fpn_r50_fpn_1x_coco', POSITIVES, True, True),
+    ('ssd/ssdlite_mobilenetv2-scratch_8xb24-600e_coco', POSITIVES, True, False),
+    ('rtmdet/rtmdet-ins_tiny_8xb32-300e_coco', TRUTH, True, False),
     ('mask2former/mask2former_r50_8xb2-lsj-50e_coco', TRUTH, False, False),
 ]
 
@@ -90,9 +95,23 @@ def test_teacher_sees_the_batch_that_the_preprocessor_has_resized():
     assert len(sizes) > 1
 
 
+def test_a_head_of_ssd_detects():
+    head = MODELS.build(dict(
+        type='SSDHead', in_channels=(4, 4), num_classes=2, anchor_generator=dict(
+            type='SSDAnchorGenerator', scale_major=False, input_size=64, strides=[32, 64],
+            ratios=([2], [2]), basesize_ratio_range=(0.15, 0.9)),
+        test_cfg=ConfigDict(nms=dict(type='nms', iou_threshold=0.5), score_thr=0.0, max_per_img=3)))
+    maps = [torch.randn(1, 4, 2, 2), torch.randn(1, 4, 1, 1)]
+    scores, regressions = head(maps)
+    meta = dict(img_shape=(64, 64), scale_factor=(1.0, 1.0))
+    (found,) = head.predict_by_feat(scores, regressions, batch_img_metas=[meta])
+    best = torch.cat([level.permute(0, 2, 3, 1).reshape(-1, 3) for level in scores])
+    assert found.scores.max() == best.softmax(dim=1)[:, :2].max()
+
+
 def test_lists_are_those_of_mmdetection_2_by_other_names():
-    assert len(SELF_PAIRS) == len(set(SELF_PAIRS)) == len(zoo.SELF_PAIRS)
-    assert len(PAIRS) == len(set(PAIRS)) == len(zoo.PAIRS)
+    assert len(SELF_PAIRS) == len(set(SELF_PAIRS)) == len(zoo.SELF_PAIRS) + len(ADDED)
+    assert len(PAIRS) == len(set(PAIRS)) == len(zoo.PAIRS) + len(ADDED_PAIRS)
     assert RENAMED.keys() <= {*zoo.SELF_PAIRS, *(name for pair in zoo.PAIRS for name in pair)}
     assert [name for name in {*SELF_PAIRS, *(name for pair in PAIRS for name in pair)}
             if not find_file(f'mmdet::{name}.py')] == [
