@@ -98,9 +98,10 @@ def test_teacher_sees_the_batch_that_the_preprocessor_has_resized():
 def test_a_head_of_ssd_detects():
     head = MODELS.build(dict(
         type='SSDHead', in_channels=(4, 4), num_classes=2, anchor_generator=dict(
-            type='SSDAnchorGenerator', scale_major=False, input_size=64, strides=[32, 64],
-            ratios=([2], [2]), basesize_ratio_range=(0.15, 0.9)),
-        test_cfg=ConfigDict(nms=dict(type='nms', iou_threshold=0.5), score_thr=0.0, max_per_img=3)))
+            type='SSDAnchorGenerator', scale_major=False, strides=[32, 64], ratios=([2], [2]),
+            min_sizes=[20, 40], max_sizes=[40, 60]),
+        test_cfg=ConfigDict(nms=dict(type='nms', iou_threshold=0.5), score_thr=0.0,
+                            max_per_img=3)))
     maps = [torch.randn(1, 4, 2, 2), torch.randn(1, 4, 1, 1)]
     scores, regressions = head(maps)
     meta = dict(img_shape=(64, 64), scale_factor=(1.0, 1.0))
