@@ -77,8 +77,9 @@ INTRODUCTION = '''\
 
 What `python tools/check_detectors.py` found of detectors that MMDetection ships a config of, each
 as its own teacher, then in pairs of different ones. It tries those of the MMDetection that is
-installed, 2 or 3, and writes them into `work_dirs/check_detectors/mmdet2/detectors.md` or
-`mmdet3/detectors.md`. Each pair
+installed and writes their tables into `work_dirs/check_detectors/mmdet2/detectors.md` or
+`mmdet3/detectors.md`. The detectors are the same, by the names that each MMDetection gives to
+their configs; those of MMDetection 3 end with kinds that 2 does not have. Each pair
 
 - trains its student alone and taught, from the same random numbers: the student's own losses are
   the same to the last bit,
@@ -105,7 +106,8 @@ class Outcome:
     Attributes:
         teacher: Its config's name.
         student: Likewise.
-        verdict: ``'works'``, ``'refused'`` with the reason in ``message``, or ``'fault'``.
+        verdict: ``'works'``, ``'refused'`` with the reason in ``message``, ``'absent'`` if
+            MMDetection ships no such config, or ``'fault'``.
         message: The refusal, or the exception and where it came from.
         teaches: Loss terms of the distilling module with its default settings.
         instances: ``'positives'`` or ``'gt'``: the boxes at which the module teaches.

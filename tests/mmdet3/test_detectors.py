@@ -26,6 +26,7 @@ SAMPLE = [
 ]
 MORE = [
     ('detr/detr_r50_8xb2-150e_coco', TRUTH, False, False),
+    ('tood/tood_r50_fpn_1x_coco', POSITIVES, True, False),
     ('htc/htc_r50_fpn_1x_coco', POSITIVES, True, False),
     ('fast_rcnn/fast-rcnn_r50_fpn_1x_coco', POSITIVES, True, True),
     ('panoptic_fpn/panoptic-fpn_r50_fpn_1x_coco', POSITIVES, True, True),
