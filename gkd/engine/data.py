@@ -417,7 +417,9 @@ def check_ground_truth(model: nn.Module, config: ConfigDict, key: str) -> None:
         return
     steps = [step for leaf in leaf_configs(config).values()
              for step in leaf.get('pipeline') or ()]
-    loaded = {'gt_masks': any(step.get('with_mask') for step in steps),
+    # That of BoxInst makes masks of the boxes.
+    makes_masks = type(model.data_preprocessor).__name__ == 'BoxInstDataPreprocessor'
+    loaded = {'gt_masks': makes_masks or any(step.get('with_mask') for step in steps),
               'gt_semantic_seg': any(step.get('with_seg') for step in steps),
               'proposals': any(step.get('type') == 'LoadProposals' for step in steps)}
     for name in model.pair.student.ground_truth:

@@ -317,6 +317,17 @@ def test_ground_truth_that_no_pipeline_loads(config):
     check_ground_truth(model, dataset_of(config), 'key')
 
 
+def test_masks_that_the_preprocessor_makes_need_not_be_loaded(config):
+    pytest.importorskip('skimage')
+    model = build_detector(config.model)
+    model.pair = replace(model.pair, student=replace(model.pair.student,
+                                                     ground_truth=('gt_masks',)))
+    with pytest.raises(ConfigError, match='trains on `gt_masks`'):
+        check_ground_truth(model, dataset_of(config), 'key')
+    model.data_preprocessor = build_detector(dict(type='BoxInstDataPreprocessor'))
+    check_ground_truth(model, dataset_of(config), 'key')
+
+
 def test_settings_of_a_loader(config):
     config.train_dataloader.batch_size = 0
     runner = Runner.with_checked_data(config, 'train')
