@@ -27,7 +27,7 @@ MORE = [
     ('fast_rcnn/fast_rcnn_r50_fpn_1x_coco', POSITIVES, True),
     ('groie/faster_rcnn_r50_fpn_groie_1x_coco', POSITIVES, True),
     ('pisa/pisa_faster_rcnn_r50_fpn_1x_coco', POSITIVES, True),
-    ('sabl/sabl_retinanet_r50_fpn_1x_coco', TRUTH, False),
+    ('sabl/sabl_retinanet_r50_fpn_1x_coco', TRUTH, True),
     ('sparse_rcnn/sparse_rcnn_r50_fpn_1x_coco', TRUTH, False),
     ('mask_rcnn/mask_rcnn_r50_fpn_1x_coco', POSITIVES, True),
     ('ld/ld_r18_gflv1_r101_fpn_coco_1x', POSITIVES, True),

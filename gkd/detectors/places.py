@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from gkd.detectors.step import Call, recorded
 
+# Methods that assign the targets of a batch; the second is SABL's in MMDetection 2.
+OF_ALL_IMAGES = ('get_targets', 'get_target')
 # The methods of YOLOX's head for one image, in MMDetection 2 and 3.
 OF_ONE_IMAGE = ('_get_target_single', '_get_targets_single')
 
@@ -23,11 +25,10 @@ def recorded_targets(head: nn.Module) -> Iterator[list[Call]]:
         head: A dense head, built by MMDetection.
 
     Yields:
-        Calls of ``get_targets``, which serves all images. If the head has no such method: calls of
-        the method that assigns the targets of one image. The list stays empty if the head has
-        neither.
+        Calls of the method that serves all images. If the head has none: calls of the method that
+        assigns the targets of one image. The list stays empty if the head has neither.
     """
-    name = next((name for name in ('get_targets', *OF_ONE_IMAGE) if hasattr(head, name)), None)
+    name = next((name for name in OF_ALL_IMAGES + OF_ONE_IMAGE if hasattr(head, name)), None)
     if name is None:
         yield []
         return
