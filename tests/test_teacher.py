@@ -6,19 +6,22 @@ import pytest
 import torch
 from helpers import small_detectors as small
 from helpers.distillers import build_distiller, losses_of
+from test_every_method import METHODS
 
 from gkd.detectors import roi_heads
+from gkd.detectors.step import recorded
 from gkd.detectors.teacher import Teacher
 from gkd.errors import ConfigError
+from gkd.frameworks import to_batch
 from gkd.watching import watched
 
 TAUGHT = ('loss_global', 'loss_local_fg', 'loss_local_bg', 'loss_soft')
 
 
-def with_precision(family, precision):
+def with_precision(family, precision, method='RobustDistillingModule'):
     """A distiller whose teacher computes in a precision."""
     detector = small.FAMILIES[family]
-    model = build_distiller(detector(24), detector())
+    model = build_distiller(detector(24), detector(), knowledge=[dict(type=method)])
     model.frozen = Teacher(model.frozen.exact, precision)
     return model
 
@@ -38,6 +41,36 @@ def test_losses_differ_by_the_precision(family, precision, dtype, tolerance):
         assert losses[name].dtype == torch.float32
         torch.testing.assert_close(losses[name], exact[name], rtol=tolerance, atol=1e-4)
     assert not torch.equal(losses['loss_local_bg'], exact['loss_local_bg'])
+
+
+@pytest.mark.parametrize('family', small.FAMILIES)
+@pytest.mark.parametrize('method', METHODS)
+def test_every_method_reads_maps_in_the_teachers_layout(method, family):
+    exact, losses = (losses_of(with_precision(family, precision, method), small.batch())
+                     for precision in ('full', 'half'))
+    assert losses.keys() == exact.keys()
+    # By such scores, which rounding may put in another order, GID chooses its instances.
+    tolerance = 0.5 if method == 'GID' else 2e-2
+    for name in losses.keys() - losses_of(with_precision(family, 'full').student, small.batch()):
+        torch.testing.assert_close(losses[name], exact[name], rtol=tolerance, atol=1e-4)
+
+
+def test_maps_of_a_one_stage_teacher_keep_their_layout():
+    _, step = with_precision('one_stage', 'half').observe(to_batch(**small.batch()))
+    for feature in step.teacher.maps:
+        assert feature.dtype == torch.float32
+        assert feature.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize(('precision', 'converted'), [('half', True), ('full', False)])
+def test_maps_that_boxes_are_pooled_from_are_converted_once(precision, converted):
+    model = with_precision('two_stage', precision)
+    with recorded(model.teacher.roi_head.bbox_roi_extractor, 'forward') as pooled, \
+            recorded(model.teacher, 'extract_feat') as computed:
+        _, step = model.observe(to_batch(**small.batch()))
+    source = pooled[0].args[0] if converted else computed[0].result
+    for feature, taught in zip(source, step.teacher.maps):
+        assert feature.dtype == torch.float32 and taught is feature
 
 
 def test_the_cpu_computes_in_full_precision_by_default():

@@ -291,7 +291,9 @@ def converted(value: Any, dtype: torch.dtype) -> Any:
     return value
 
 
-def widened(feature: Tensor) -> Tensor:
-    """A map in float32 (or float64), in memory with the channels first."""
-    dtype = torch.promote_types(feature.dtype, torch.float)
-    return feature.to(dtype, memory_format=torch.contiguous_format)
+def widened(feature: Tensor, memory: torch.memory_format = torch.preserve_format) -> Tensor:
+    """A map in float32 (or float64), by default as it lies in memory.
+
+    Adapted maps of the student have channels last, too, so that the two are compared as they lie.
+    """
+    return feature.to(torch.promote_types(feature.dtype, torch.float), memory_format=memory)

@@ -137,16 +137,19 @@ def teacher_step(teacher: BaseDetector, pair: DetectorPair, needs: Needs, img: T
         part.dense = dense_predictions(teacher.rpn_head, teacher.rpn_head(features), features,
                                        pair, pair.teacher, needs)
     if needs.logits or needs.proposals:
+        # Under fp16 the maps are in half precision, but RoIAlign needs the RoIs' precision, and
+        # channels first.
+        full = tuple(widened(feature, torch.contiguous_format) for feature in features)
+        if full[0].dtype != features[0].dtype:
+            part.maps = paired_maps(full, pair, pair.teacher)  # converted once for all
         rois = bbox2roi(step.proposals if needs.proposals else step.boxes)
-        # Under fp16 the maps are in half precision, but RoIAlign needs the RoIs' precision.
-        features = tuple(map(widened, features))
         with ExitStack() as stack:
             stack.enter_context(pooling_without_waiting(teacher.roi_head, rois.is_cuda))
             if needs.class_layers:
                 read = stack.enter_context(class_inputs(first(teacher.roi_head.bbox_head)))
-            outputs = classify(teacher.roi_head, features, rois)
+            outputs = classify(teacher.roi_head, full, rois)
             part.stage_logits = [
-                classify(teacher.roi_head, features, bbox2roi(stage.boxes), number)['cls_score']
+                classify(teacher.roi_head, full, bbox2roi(stage.boxes), number)['cls_score']
                 for number, stage in enumerate(step.stages, start=1)]
         if needs.class_layers:
             part.class_features = read[0].args[0]
