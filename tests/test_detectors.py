@@ -1,9 +1,8 @@
 """Detectors of MMDetection's zoo as teachers and students of themselves and of others."""
 
-import random
-
 import pytest
 import torch
+from helpers.resized import assert_teacher_sees_the_resized
 
 from gkd.detectors.places import centres
 from gkd.errors import ConfigError
@@ -78,18 +77,7 @@ def test_teacher_sees_the_batch_that_the_student_has_resized():
     config = coverage.small_config('yolox/yolox_tiny_8x8_300e_coco')
     model = coverage.build(coverage.distiller(config, config))
     batch = coverage.batch_of(model)
-    sizes = set()
-    random.seed(0)  # YOLOX draws its sizes with it
-    for _ in range(4):
-        step = coverage.observed(model, batch)
-        size = tuple(step.images.shape[-2:])
-        sizes.add(size)
-        assert size == step.image_sizes[0]
-        for own, target in zip(step.student.maps, step.teacher.maps):
-            assert own.shape[-2:] == target.shape[-2:]
-        # Boxes are of the resized images.
-        assert step.gt_boxes[0][1, 2].item() == pytest.approx(0.95 * size[1])
-    assert len(sizes) > 1
+    assert_teacher_sees_the_resized(model, batch)
 
 
 @pytest.mark.parametrize('name', ['fcos/fcos_r50_caffe_fpn_gn-head_1x_coco',

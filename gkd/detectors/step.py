@@ -30,7 +30,7 @@ class Needs:
             two-stage teacher together with ``proposals``.
 
     Example:
-        >>> Needs(dense=True) | Needs(bank=True)  # doctest: +NORMALIZE_WHITESPACE
+        >>> Needs(dense=True) | Needs(bank=True)
         Needs(logits=False, proposals=False, anchors=False, dense=True, boxes=False, bank=True,
               class_layers=False)
     """

@@ -1,9 +1,8 @@
 """Detectors of MMDetection 3's zoo as teachers and students of themselves and of others."""
 
-import random
-
 import pytest
 import torch
+from helpers.resized import assert_teacher_sees_the_resized
 from mmdet.registry import MODELS
 from mmengine.config import ConfigDict
 
@@ -82,18 +81,7 @@ def test_teacher_sees_the_batch_that_the_preprocessor_has_resized():
     model = coverage.build(coverage.distiller(config, config))
     batch = coverage.batch_of(model)
     assert batch['inputs'][0].dtype == torch.uint8  # not normalised, not in a batch yet
-    sizes = set()
-    random.seed(0)
-    for _ in range(4):
-        step = coverage.observed(model, batch)
-        size = tuple(step.images.shape[-2:])
-        sizes.add(size)
-        assert size == step.image_sizes[0]
-        for own, target in zip(step.student.maps, step.teacher.maps):
-            assert own.shape[-2:] == target.shape[-2:]
-        # Boxes are of the resized images.
-        assert step.gt_boxes[0][1, 2].item() == pytest.approx(0.95 * size[1])
-    assert len(sizes) > 1
+    assert_teacher_sees_the_resized(model, batch)
 
 
 def test_a_head_of_ssd_detects():
