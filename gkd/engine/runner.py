@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os.path as osp
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Union
+from itertools import count
+from typing import Any, Optional, Union
 
 import torch
 from mmengine import runner
@@ -23,6 +25,8 @@ from gkd.errors import ConfigError, naming
 from gkd.matching import check_num_classes, check_teacher_classes
 from gkd.prototypes.generation import all_gather
 
+RUNNERS = count()
+
 
 class Runner(runner.Runner):
     """MMEngine's runner, which checks all that it can before the first step.
@@ -31,20 +35,32 @@ class Runner(runner.Runner):
     the run is refused, that is, if anything fails before it has started. The config's copy is
     written afterwards. ``cpu_channels_last`` is known, too.
 
+    MMEngine finds a runner's log, visualizer and message hub by names: that of the experiment, which
+    two runners share that are made within a second, and one in the config. Each runner of a process
+    but the first has a number in its names, so that none writes into another one's folder.
+
     Args:
         model: As MMEngine's runner takes it.
         work_dir: Likewise.
+        experiment_name: Likewise.
         **settings: Likewise.
 
     Attributes:
+        number: Of the runner in this process, from 0.
         started: Whether a training or a test has begun.
     """
 
-    def __init__(self, model: Union[nn.Module, dict], work_dir: str, **settings: Any):
+    def __init__(self, model: Union[nn.Module, dict], work_dir: str,
+                 experiment_name: Optional[str] = None, **settings: Any):
+        self.number = next(RUNNERS)
         self.started = False
         self.new_folders = absent_folders(work_dir)
+        if self.number:
+            config = settings.get('cfg') or {}
+            named = experiment_name or getattr(config, 'filename', None) or 'run'
+            experiment_name = f'{osp.splitext(osp.basename(named))[0]}_{self.number}'
         with self.leaving_nothing():
-            super().__init__(model, work_dir, **settings)
+            super().__init__(model, work_dir, experiment_name=experiment_name, **settings)
 
     @classmethod
     def with_checked_data(cls, config: Config, *parts: str) -> Runner:
@@ -155,6 +171,8 @@ class Runner(runner.Runner):
 
     def build_visualizer(self, visualizer=None):
         """Build it as MMEngine does; a wrong setting is named."""
+        if self.number and isinstance(visualizer, dict):
+            visualizer = {**visualizer, 'name': self.experiment_name}
         with naming('visualizer'):
             return super().build_visualizer(visualizer)
 

@@ -89,8 +89,8 @@ def save_detections(config: Config, checkpoint: str, folder: str) -> str:
     data = validation_config(config)
     prefix = osp.join(folder, 'results')
     config.update(
-        work_dir=folder, experiment_name=osp.basename(folder), log_level='WARNING',
-        launcher='none', resume=False, load_from=None, custom_hooks=[],
+        work_dir=folder, log_level='WARNING', launcher='none', resume=False, load_from=None,
+        custom_hooks=[],
         test_dataloader=config.val_dataloader, test_cfg=dict(type='TestLoop'),
         test_evaluator=dict(type='CocoMetric', format_only=True, outfile_prefix=prefix,
                             ann_file=osp.join(data.get('data_root') or '', data.ann_file)))

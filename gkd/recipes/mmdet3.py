@@ -110,7 +110,6 @@ def check_recipe(path: str, folder: str) -> RecipeReport:
 def take_step(config: Config) -> dict[str, float]:
     """Train for an epoch without evaluation; returns the losses of its last step."""
     config = Config(config.to_dict(), filename=config.filename)
-    config.visualizer = None  # MMEngine would go on with that of a recipe before
     config.train_cfg.max_epochs = 1
     config.val_dataloader = config.val_cfg = config.val_evaluator = None
     # A report has nothing to tell yet, and takes a process of its own.
@@ -126,9 +125,7 @@ def take_step(config: Config) -> dict[str, float]:
 def evaluate(config: Config, checkpoint: str) -> dict[str, float]:
     """Measure and count what a detector finds in the test data."""
     config = Config(config.to_dict(), filename=config.filename)
-    config.visualizer = None
     config.model = detector_config(config)
-    config.experiment_name = 'test'  # MMEngine's runners need different names
     report_all_guesses(config.model)
     runner = Runner.with_checked_data(config, 'test')
     runner.test_evaluator.metrics.append(DetectionCounter())
