@@ -35,9 +35,9 @@ class Runner(runner.Runner):
     the run is refused, that is, if anything fails before it has started. The config's copy is
     written afterwards. ``cpu_channels_last`` is known, too.
 
-    MMEngine finds a runner's log, visualizer and message hub by names: that of the experiment, which
-    two runners share that are made within a second, and one in the config. Each runner of a process
-    but the first has a number in its names, so that none writes into another one's folder.
+    MMEngine finds a runner's log, visualizer and message hub by names: that of the experiment,
+    which two runners share that are made within a second, and one in the config. Each runner of a
+    process but the first has a number in its names, so that none writes into another's folder.
 
     Args:
         model: As MMEngine's runner takes it.
