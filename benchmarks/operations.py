@@ -35,11 +35,14 @@ METHODS = {
        if kind.__module__.startswith('gkd.') and name != OURS},
 }
 CLASSES = 80
+# They start nothing on a GPU.
+NOTHING_COMPUTED = {f'aten::{name}' for name in (
+    '_unsafe_view', 'empty', 'empty_like', 'new_empty', 'promote_types')}
 STRIDES = {'one-stage': (8, 16, 32, 64, 128), 'two-stage': (4, 8, 16, 32, 64)}
 
 
 class Operations(TorchDispatchMode):
-    """Count the operations that are dispatched, but for those that only look at memory anew."""
+    """Count the operations that are dispatched and compute: no views, no new memory."""
 
     def __init__(self):
         super().__init__()
@@ -49,7 +52,7 @@ class Operations(TorchDispatchMode):
         result = function(*args, **(kwargs or {}))
         returns = function._schema.returns
         view = returns and returns[0].alias_info is not None and not returns[0].alias_info.is_write
-        if not view and function is not torch.ops.aten._unsafe_view.default:
+        if not view and function._schema.name not in NOTHING_COMPUTED:
             self.counts[function._schema.name] += 1
         return result
 
@@ -82,9 +85,9 @@ def box_class_layers(channels: int, strides: Sequence[int]) -> nn.Module:
     return RoIClassLayers(SimpleNamespace(bbox_roi_extractor=extractor, bbox_head=head))
 
 
-def records(family: str, images: int, channels: int = 16,
-            positives: int = 5) -> tuple[DetectorPair, Step]:
-    """Pair and step of five levels, every field filled."""
+def records(family: str, images: int, channels: int = 16, positives: int = 5,
+            dtype: torch.dtype = torch.float) -> tuple[DetectorPair, Step]:
+    """Pair and step of five levels, every field filled; the student's maps are of ``dtype``."""
     strides = STRIDES[family]
     one_stage = family == 'one-stage'
     side = 2 * strides[-1]
@@ -115,6 +118,7 @@ def records(family: str, images: int, channels: int = 16,
                          class_features=prototypes[2])
     class_layers = (dense_class_layers if one_stage else box_class_layers)(channels, strides)
     student, teacher = outputs(), outputs()
+    student.maps = tuple(feature.detach().to(dtype).requires_grad_() for feature in student.maps)
     teacher.class_maps = tuple(torch.randn_like(feature) for feature in teacher.maps)
     teacher.class_features = torch.randn(2 * count, channels)
     return DetectorPair(info, info, strides), Step(
@@ -127,9 +131,16 @@ def records(family: str, images: int, channels: int = 16,
 
 
 def count_operations(module: torch.nn.Module, step: Step) -> tuple[Counter, Counter]:
-    """Operations forward and backward, by name; what is done once a bank has been done."""
-    module(step)
-    with Operations() as forward:
+    """Operations forward and backward, by name; what is done once a bank has been done.
+
+    If the student's maps are in half precision, the forward pass runs under autocast.
+    """
+    half = step.student.maps[0].dtype
+    autocast = partial(torch.autocast, 'cpu', half, enabled=half != torch.float)
+    with autocast():
+        module(step)
+    # Anew, as autocast keeps its copies of weights until its end.
+    with Operations() as forward, autocast():
         losses = module(step)
     total = sum(losses.values())
     outputs = step.student
@@ -141,11 +152,11 @@ def count_operations(module: torch.nn.Module, step: Step) -> tuple[Counter, Coun
     return forward.counts, backward.counts
 
 
-def count_method(method: str, images: int) -> dict:
+def count_method(method: str, images: int, dtype: torch.dtype) -> dict:
     """Operations of one method with both families, as a row of the table."""
     row = dict(method=method)
     for family in STRIDES:
-        pair, step = records(family, images)
+        pair, step = records(family, images, dtype=dtype)
         module = KNOWLEDGE.build(dict(METHODS[method], pair=pair))
         row[family] = [count.total() for count in count_operations(module, step)]
     return row
@@ -156,9 +167,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--methods', nargs='+', choices=METHODS, default=[*METHODS])
     parser.add_argument('--images', type=int, default=2, help='images a batch')
+    parser.add_argument('--autocast', action='store_true',
+                        help='under autocast, with bfloat16 maps of the student')
     args = parser.parse_args()
     torch.manual_seed(0)
-    rows = [count_method(method, args.images) for method in args.methods]
+    dtype = torch.bfloat16 if args.autocast else torch.float
+    rows = [count_method(method, args.images, dtype) for method in args.methods]
     columns = {'method': lambda row: row['method']}
     for family in STRIDES:
         for place, part in enumerate(('forward', 'backward', 'both')):

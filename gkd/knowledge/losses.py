@@ -292,6 +292,7 @@ class WeightedDistances(torch.autograd.Function):
         count = len(levels) // 3
         masks, teacher, student = levels[:count], levels[count:-count], levels[-count:]
         ctx.sizes = [mask.shape for mask in masks]
+        ctx.dtypes = [own.dtype for own in student]
         cells = [size.numel() for size in ctx.sizes]
         channels = teacher[0].shape[1]
         # In full precision, without a copy of the student's map in it.
@@ -320,10 +321,14 @@ class WeightedDistances(torch.autograd.Function):
         of_cells = torch.cat([level.expand(-1, count)
                               for level, count in zip(of_levels, cells)], dim=1)
         of_cells = (of_cells * weights).sum(dim=0)
-        # One new tensor a level, which can be freed, or added to, before the next is needed.
-        changes = [part.view(*size, -1).movedim(-1, 1) * factors.view(size).unsqueeze(1)
-                   for part, factors, size in zip(differences.split(cells), of_cells.split(cells),
-                                                  ctx.sizes)]
+        # One new tensor a level, which can be freed, or added to, before the next is needed. It has
+        # the precision of the student's map, of which autograd would make another copy otherwise.
+        changes = []
+        for part, factors, size, dtype in zip(differences.split(cells), of_cells.split(cells),
+                                              ctx.sizes, ctx.dtypes):
+            change = part.new_empty(*size, part.shape[-1], dtype=dtype)
+            torch.mul(part.view_as(change), factors.view(*size, 1), out=change)
+            changes.append(change.movedim(-1, 1))
         return (*[None] * (2 * len(cells)), *changes)
 
 
