@@ -321,8 +321,8 @@ class WeightedDistances(torch.autograd.Function):
         of_cells = torch.cat([level.expand(-1, count)
                               for level, count in zip(of_levels, cells)], dim=1)
         of_cells = (of_cells * weights).sum(dim=0)
-        # One new tensor a level, which can be freed, or added to, before the next is needed. It has
-        # the precision of the student's map, of which autograd would make another copy otherwise.
+        # One new tensor a level, which can be freed, or added to, before the next is needed. It
+        # has the precision of the map, of which autograd would make another copy otherwise.
         changes = []
         for part, factors, size, dtype in zip(differences.split(cells), of_cells.split(cells),
                                               ctx.sizes, ctx.dtypes):
