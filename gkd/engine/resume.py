@@ -78,6 +78,8 @@ class ResumableCheckpointHook(CheckpointHook):
         length = len(runner.train_dataloader)
         alike = is_same_setup(state, runner.world_size, length, runner.logger)
         self.order.skip = state['batches'] * length // state['length']
+        # MMEngine would count on from the iterations of the former setup.
+        runner.train_loop._iter = runner.epoch * length + self.order.skip
         now = state['random'][runner.rank] if alike else None
         if self.order.skip:
             self.order.now = now

@@ -72,6 +72,21 @@ def test_a_killed_run_goes_on_exactly_where_an_epoch_ended_between_two_steps(
                     accumulated=2)
 
 
+@pytest.mark.slow
+def test_with_another_batch_size_a_run_goes_on_at_the_same_part_of_the_epoch(
+        annotations, tmp_path):
+    config = experiment(annotations, tmp_path, inside_epoch=1)
+    config.model = detector('one_stage')
+    config.update(val_dataloader=None, val_cfg=None, val_evaluator=None)
+    for batch_size, killed_at, left in ((2, 5, 'epoch_2_iter_1.pth'),
+                                        (1, 10, 'epoch_2_iter_3.pth')):
+        config.train_dataloader.batch_size = batch_size
+        with pytest.raises(InterruptedError):
+            train(config, resume=True, custom_hooks=[dict(type='Kill', after=killed_at)])
+        assert Path(find_latest_checkpoint(config.work_dir)).name == left
+    assert train(config, resume=True, custom_hooks=[]).iter == 12
+
+
 def go_on_in_process(rank, port, annotations, folder):
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE='2',
                       MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))
