@@ -103,17 +103,40 @@ def test_background_is_no_class_to_be_sure_of():
     torch.testing.assert_close(found, logits.softmax(dim=-1)[..., 0])
 
 
-def test_only_the_surest_cells_are_compared():
+def readable_step():
+    """A step whose maps are read as they are, and the student's adapted maps."""
     step = synthetic_step(bank=None)
     step.class_layers, step.teacher.class_maps = nn.Identity(), step.teacher.maps
     step.bank = PrototypeBank(student=[random(3, 8).float()], teacher=[random(3, 8).float()],
                               offsets=[torch.tensor([0, 3])],
                               class_features=[random(3, 8).float()])
-    adapted = [feature.detach().clone().requires_grad_() for feature in step.student.maps]
+    return step, [feature.detach().clone().requires_grad_() for feature in step.student.maps]
+
+
+def test_only_the_surest_cells_are_compared():
+    step, adapted = readable_step()
     part = ClassSpaceKnowledge(class_space_pair(), num_cells=2)
     part(step, adapted, decay=1.0)['loss_global'].backward()
     taught = sum(int(feature.grad.any(dim=1).sum()) for feature in adapted)
     assert taught == 2 * len(adapted[0])
+
+
+def test_cells_are_those_of_which_either_detector_is_surest():
+    step, adapted = readable_step()
+    for part, image, cell in ((step.student, 0, 5), (step.teacher, 1, 9)):
+        part.dense.logits = torch.full_like(part.dense.logits, -9.0)
+        part.dense.logits[image, 3 * cell, 0] = 9  # a cell has three anchors
+    ClassSpaceKnowledge(class_space_pair(), num_cells=1)(
+        step, adapted, decay=1.0)['loss_global'].backward()
+    taught = torch.cat([feature.grad.any(dim=1).flatten(1) for feature in adapted], dim=1)
+    assert taught.nonzero().tolist() == [[0, 5], [1, 9]]
+
+
+def test_weight_and_decay_are_factors_of_the_loss():
+    step, adapted = readable_step()
+    losses = [ClassSpaceKnowledge(class_space_pair(), loss_weight=weight)(
+        step, adapted, decay)['loss_global'] for weight, decay in ((3.0, 1.0), (6.0, 0.25))]
+    torch.testing.assert_close(losses[1], losses[0] / 2)
 
 
 # --- The prototypes ------------------------------------------------------------------------------

@@ -68,6 +68,7 @@ def test_the_teachers_head_reads_proposals_once(teacher):
     read = step.class_layers(step.teacher.maps, bbox2roi(step.proposals))
     torch.testing.assert_close(step.teacher.class_features, read)
     assert len(read) == len(step.student.proposal_logits) == len(step.teacher.proposal_logits)
+    assert step.teacher.dense is None  # its RPN has not run
 
 
 def test_generation_reads_the_chosen_instances():

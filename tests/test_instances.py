@@ -73,6 +73,13 @@ class TestPoolInstances:
             pooled = pool_instances(feature, boxes, scale)
             torch.testing.assert_close(pooled, expected, rtol=1e-5, atol=1e-6)
 
+    def test_images_may_have_many_boxes_or_few(self):
+        feature = torch.randn(3, 2, 6, 6)
+        boxes = [torch.rand(count, 2).repeat(1, 2) * 24 + torch.tensor([0, 0, 9, 20])
+                 for count in (1, 17, 0)]
+        torch.testing.assert_close(pool_instances(feature, boxes, 1 / 8),
+                                   pool_by_loop(feature, boxes, 1 / 8, 1 / 8))
+
     def test_no_boxes_give_no_rows_but_a_gradient(self):
         feature = torch.randn(2, 3, 4, 4, requires_grad=True)
         pooled = pool_instances(feature, [torch.zeros(0, 4)] * 2, 0.25)
@@ -128,6 +135,11 @@ class TestMapLevels:
         assert map_levels(boxes, num_levels=4).tolist() == [0, 0, 0, 1, 1, 2, 3, 3]
         assert map_levels(boxes, num_levels=2).tolist() == [0, 0, 0, 1, 1, 1, 1, 1]
         assert map_levels(boxes, 5, finest_scale=112).tolist() == [0, 0, 0, 0, 0, 1, 2, 4]
+
+    def test_forgives_what_rounding_takes_from_a_side(self):
+        boxes = torch.tensor([[500.1, 500.1, 611.1, 611.1]])
+        assert (boxes[:, 2:] - boxes[:, :2] < 111).all()
+        assert map_levels(boxes, 5).tolist() == [1]
 
     def test_goes_by_the_area(self):
         boxes = torch.tensor([[0.0, 0.0, 27.0, 447.0], [0.0, 0.0, 27.0, 446.0]])

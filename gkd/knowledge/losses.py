@@ -115,7 +115,8 @@ def trust(student: Tensor, teacher: Tensor, labels: Tensor, classes: Tensor) -> 
     other = labels[:, None] != classes
     # A cosine is at least -1, so one with another class, lowered by 4, is never the largest.
     best = [torch.add(role, other, alpha=-4).amax(dim=-1) for role in (student, teacher)]
-    agreement = (1 - (best[0] - best[1]).abs()).clamp(min=0)
+    agreement = 1 - (best[0] - best[1]).abs()
+    # At least 0; 1 where no prototype has the class.
     return torch.maximum(agreement, best[0] < -2)
 
 
