@@ -23,6 +23,7 @@ from gkd.frameworks import (
     description,
     get_dist_info,
     image_info,
+    image_settings,
     logger,
     source_of,
 )
@@ -250,8 +251,9 @@ class PrototypeGenerationModule:
         digest = hashlib.sha256(repr(levels).encode())
         if reads_classes:
             digest.update(b'class_layers')
-        if getattr(teacher, 'test_images', None) is not None:
-            digest.update(repr(teacher.test_images).encode())
+        for images in (getattr(teacher, 'test_images', None), image_settings(teacher)):
+            if images is not None:
+                digest.update(repr(images).encode())
         for name, tensor in teacher.state_dict().items():
             digest.update(name.encode())
             digest.update(tensor.cpu().reshape(-1).view(torch.uint8).numpy())

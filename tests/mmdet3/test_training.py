@@ -11,7 +11,7 @@ import torch
 import torch.multiprocessing
 from mmengine.config import Config
 from mmengine.hooks import Hook
-from mmengine.registry import HOOKS
+from mmengine.registry import HOOKS, DefaultScope
 from mmengine.runner import find_latest_checkpoint
 from small_experiments import CLASSES, IMAGES, TOOLS, detector, experiment, train
 
@@ -19,7 +19,8 @@ from gkd.bank import PrototypeBank
 from gkd.compat.checkpoint import load_checkpoint_file
 from gkd.engine.commands import export_student, load_config
 from gkd.errors import ConfigError, NumericalError
-from gkd.frameworks import build_detector
+from gkd.frameworks import build_dataset, build_detector
+from gkd.frameworks.mmdet3 import prototype_configs
 
 
 @HOOKS.register_module()
@@ -85,6 +86,21 @@ def test_with_another_batch_size_a_run_goes_on_at_the_same_part_of_the_epoch(
             train(config, resume=True, custom_hooks=[dict(type='Kill', after=killed_at)])
         assert Path(find_latest_checkpoint(config.work_dir)).name == left
     assert train(config, resume=True, custom_hooks=[]).iter == 12
+
+
+def test_prototypes_follow_the_images_that_the_teacher_was_trained_on(annotations, tmp_path):
+    """Its kept features are not those of a config that has been corrected since."""
+    config, found = experiment(annotations, tmp_path), []
+    for mean in (127.0, 90.0):
+        config.model.teacher.config.data_preprocessor.mean = [mean] * 3
+        torch.manual_seed(0)
+        with DefaultScope.overwrite_default_scope('mmdet'):
+            model = build_detector(config.model)
+            datasets = [*map(build_dataset, prototype_configs(config))]
+        found.append(model.generate_bank(datasets, str(tmp_path)))
+    first, second = found
+    assert all(map(torch.equal, first.student, second.student))
+    assert not any(map(torch.equal, first.teacher, second.teacher))
 
 
 def go_on_in_process(rank, port, annotations, folder):
