@@ -3,10 +3,11 @@
 import pytest
 import torch
 from helpers import small_detectors as small
-from helpers.synthetic_steps import pair, synthetic_step
+from helpers.synthetic_steps import info, pair, pair_of, synthetic_step
 
 from gkd.errors import ConfigError
 from gkd.knowledge import RobustDistillingModule, map_levels
+from gkd.knowledge.robust import SoftLabel
 
 DECAYING = {'loss_global', 'loss_local_fg', 'loss_local_bg'}
 
@@ -98,3 +99,12 @@ def test_the_sum_over_levels_is_that_of_each_alone():
 def test_local_knowledge_of_a_level_that_does_not_exist_is_refused():
     with pytest.raises(ConfigError, match=r'local_knowledge.levels = \[7\]: must name some of'):
         RobustDistillingModule(pair(), local_knowledge=dict(levels=[7]))
+
+
+def test_soft_labels_of_a_single_class_teach():
+    """A softmax over one class would be silent."""
+    one = info(num_classes=1)
+    logits = torch.tensor([[1.0]]), torch.tensor([[2.0]])
+    assert SoftLabel(pair_of(one, one))(*logits, torch.ones(1))['loss_soft'] > 0
+    assert SoftLabel(pair_of(one, one), activation='softmax')(
+        *logits, torch.ones(1))['loss_soft'] == 0
