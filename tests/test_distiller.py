@@ -170,6 +170,17 @@ def test_what_is_taught_at_what_is_said():
     assert module.describe_left_out() == 'soft labels: soft_label=None.'
 
 
+@pytest.mark.parametrize('teacher, why', [
+    (dict(anchors=()), 'different anchors'),
+    (dict(sigmoid=False), 'scores classes by sigmoid, the other by softmax'),
+    (dict(classifies_boxes=False), 'gives no class logits'),
+    (dict(family='two-stage'), 'a two-stage teacher')])
+def test_soft_labels_are_left_out_where_they_cannot_be_compared(teacher, why):
+    module = RobustDistillingModule(steps.pair_of(steps.info(**teacher), steps.info()))
+    assert module.soft_label is None and not module.needs.logits
+    assert why in module.describe_left_out()
+
+
 def test_anchor_free_student_learns_at_ground_truth():
     knowledge = [dict(type='RobustDistillingModule', soft_label=None, instances='gt')]
     model = build_distiller(small.fcos(), small.fcos(), knowledge=knowledge)

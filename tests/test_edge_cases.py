@@ -7,9 +7,11 @@ import torch
 from helpers import small_detectors as small
 from helpers import tiny_data
 from helpers.running import run_tool
+from helpers.synthetic_steps import info, pair_of, synthetic_step
 from mmcv import Config
 from mmdet.models import build_detector
 
+from gkd.knowledge import RobustDistillingModule
 from gkd.prototypes import PrototypeBank
 
 
@@ -119,3 +121,31 @@ def test_data_set_with_everything_odd(tmp_path):
         assert (bank.student[level][begin:end] == bank.student[level][begin]).all()
     state = torch.load(tmp_path / 'work' / 'latest.pth')['state_dict']
     assert all(tensor.isfinite().all() for tensor in state.values())
+
+
+@pytest.mark.parametrize('role', ['teacher', 'student'])
+def test_features_of_boxes_that_are_in_no_maps_space(role):
+    """As those of a C4 head: the boxes are weighed as they are pooled from the maps."""
+    detectors = dict(teacher=info('two-stage'), student=info('two-stage'))
+    detectors[role] = info('two-stage', pools_maps=False)
+    pair = pair_of(**detectors)
+    step = synthetic_step('two-stage', bank=small.random_bank(pair))
+    module = RobustDistillingModule(pair)
+    usual = module(step)['loss_soft']
+    getattr(step, role).roi_features = torch.rand(len(step.labels), 32, 7, 7)
+    assert torch.equal(module(step)['loss_soft'], usual)
+
+
+def test_a_place_that_no_box_of_its_class_holds_is_trusted():
+    fcos = info(samples_positives=False, trains_places=True, anchors=())
+    pair = pair_of(fcos, fcos)
+    step = synthetic_step(bank=small.random_bank(pair))
+    cells = sum(feature.shape[-2:].numel() for feature in step.student.maps)
+    for part in (step.student, step.teacher):
+        part.dense.logits = torch.randn(2, cells, pair.num_classes)
+    step.place_labels = torch.full((2, cells), pair.num_classes)
+    step.place_labels[0, -1] = 1  # the first image has no box of this class
+    module = RobustDistillingModule(pair)
+    torch.testing.assert_close(module(step)['loss_soft'], module.soft_label(
+        step.student.dense.logits[0, -1:], step.teacher.dense.logits[0, -1:],
+        torch.ones(1))['loss_soft'])

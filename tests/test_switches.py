@@ -29,6 +29,34 @@ def test_decay_can_be_off():
         torch.testing.assert_close(later[name], loss * (0.25 if name in DECAYING else 1))
 
 
+def test_weights_are_factors_of_their_terms():
+    usual = losses_of(0.0)[0]
+    weighted = losses_of(0.0, global_knowledge=dict(loss_weight=15), soft_label=dict(loss_weight=4),
+                         local_knowledge=dict(foreground_weight=2, background_weight=2))[0]
+    factors = dict(loss_global=3, loss_local_fg=2, loss_local_bg=0.5, loss_soft=4)
+    for name, factor in factors.items():
+        torch.testing.assert_close(weighted[name], factor * usual[name])
+
+
+def test_ground_truth_is_taught_as_positives_are():
+    detectors = pair()
+    step = synthetic_step(bank=small.random_bank(detectors))
+    step.boxes, step.labels = step.gt_boxes, torch.cat(step.gt_labels)
+    module = RobustDistillingModule(detectors, soft_label=None)
+    as_positives = module(step)
+    module.instances = 'gt'
+    assert module(step) == as_positives
+
+
+def test_soft_labels_are_of_the_positives_whatever_boxes_are_taught():
+    detectors = pair('two-stage')
+    step = synthetic_step('two-stage', bank=small.random_bank(detectors))
+    ours, usual = (RobustDistillingModule(detectors, instances=instances)(step)
+                   for instances in ('gt', 'positives'))
+    assert torch.equal(ours['loss_soft'], usual['loss_soft'])
+    assert not torch.equal(ours['loss_global'], usual['loss_global'])
+
+
 def test_nothing_is_taught_before_the_start():
     losses, module, step = losses_of(0.4, start=0.5)
     assert all(loss == 0 for loss in losses.values())
