@@ -31,8 +31,9 @@ def test_decay_can_be_off():
 
 def test_weights_are_factors_of_their_terms():
     usual = losses_of(0.0)[0]
-    weighted = losses_of(0.0, global_knowledge=dict(loss_weight=15), soft_label=dict(loss_weight=4),
-                         local_knowledge=dict(foreground_weight=2, background_weight=2))[0]
+    weighted = losses_of(0.0, global_knowledge=dict(loss_weight=15),
+                         local_knowledge=dict(foreground_weight=2, background_weight=2),
+                         soft_label=dict(loss_weight=4))[0]
     factors = dict(loss_global=3, loss_local_fg=2, loss_local_bg=0.5, loss_soft=4)
     for name, factor in factors.items():
         torch.testing.assert_close(weighted[name], factor * usual[name])
