@@ -110,7 +110,8 @@ def test_ground_truth_and_levels():
 
 
 def test_of_many_instances_some_are_drawn(monkeypatch):
-    step = synthetic_step(dtype=torch.float64)
+    boxes = [(torch.rand(5, 2, 2) * 60).sort(dim=1).values.flatten(1) for _ in range(2)]
+    step = synthetic_step(dtype=torch.float64, boxes=boxes, labels=[torch.arange(5) % 3] * 2)
     monkeypatch.setattr(torch, 'randperm', lambda count, device: torch.arange(count).flip(0))
     losses = RKD(pair(), max_instances=3)(step)
     pooled = [[pool_instances(part.maps[level], step.boxes, 1 / stride).flip(0)[:3]
@@ -118,6 +119,7 @@ def test_of_many_instances_some_are_drawn(monkeypatch):
               for level, stride in enumerate(step.strides)]
     torch.testing.assert_close(losses['loss_rkd_angle'],
                                10 * sum(angle_loss(*level) for level in pooled))
+    assert losses['loss_rkd_angle'] > 0
 
 
 @pytest.mark.parametrize('unfit, settings, reason', [

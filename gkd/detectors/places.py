@@ -128,8 +128,9 @@ def smallest_object(labels: Tensor, points: Tensor, boxes: Tensor,
     Args:
         labels: Class of every place, ``(B, N)``.
         points: Centre of every place, ``(N, 2)`` as x, y in pixels.
-        boxes: Ground truth of every image, ``(B, G, 4)`` in pixels.
-        classes: Class of every box, ``(B, G)``; -1 for boxes that fill up an image.
+        boxes: Ground truth of every image, ``(B, G, 4)`` in pixels; those that fill up an image
+            have no size, and so hold no place.
+        classes: Class of every box, ``(B, G)``.
 
     Returns:
         The box's number in the image, ``(B, N)`` int64, and whether there is one, ``(B, N)`` bool.

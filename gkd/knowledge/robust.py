@@ -439,8 +439,8 @@ class RobustDistillingModule(Knowledge):
         """
         points = centres([feature.shape[2:] for feature in step.student.maps], step.strides,
                          labels.device)
-        classes = torch.where(instances.numbers > 0, instances.pad(labels), -1)
-        number, held = smallest_object(step.place_labels, points, instances.padded, classes)
+        number, held = smallest_object(step.place_labels, points, instances.padded,
+                                       instances.pad(labels))
         trust_of_places = torch.where(held, instances.pad(weights).gather(1, number), 1.0)
         objects = (step.place_labels >= 0) & (step.place_labels < self.pair.num_classes)
         # The soft-label loss is a mean over all places; this turns it into a mean over objects.

@@ -205,7 +205,7 @@ def relation_loss(student: Tensor, teacher: Tensor, valid: Tensor) -> Tensor:
     vectors = vectors - vectors.mean(dim=1, keepdim=True)
     squared = vectors.square().sum(dim=2)
     squared = squared[:, :, None] + squared[:, None] - 2 * vectors @ vectors.mT
-    distances = squared.masked_fill(~pairs, 1).clamp(min=1e-12).sqrt() * pairs
+    distances = squared.clamp(min=1e-12).sqrt() * pairs
     mean = distances.sum(dim=(1, 2), keepdim=True) / count
     own, target = (distances / mean.clamp(min=1e-12)).unbind()
     return F.smooth_l1_loss(own, target, reduction='sum') / count
