@@ -124,6 +124,10 @@ def test_a_config_that_has_moved_is_found_and_named(tmp_path, caplog):
 
 
 def test_a_small_recipe_is_checked_the_whole_way(tmp_path):
+    """With data of its own at absolute paths, which stay as they are."""
+    mine = tmp_path / 'mine'
+    mine.mkdir()
+    (mine / 'own.json').write_text('mine')
     detector = small.retinanet()
     distiller = dict(small.distiller(detector, detector), _delete_=True)
     for role in ('teacher', 'student'):
@@ -131,13 +135,15 @@ def test_a_small_recipe_is_checked_the_whole_way(tmp_path):
     recipe = tmp_path / 'small.py'
     recipe.write_text(f"_base_ = '{REPOSITORY}/configs/coco/gkd/"
                       f"gkd_retinanet_r101_r50_fpn_2x_coco.py'\nmodel = {distiller!r}\n"
-                      f"classes = ('person', 'bicycle', 'car')\n"
-                      f"data = dict(train=dict(classes=classes), val=dict(classes=classes), "
-                      f"test=dict(classes=classes))\n")
+                      f"own = dict(classes=('person', 'bicycle', 'car'), "
+                      f"ann_file='{mine}/own.json', img_prefix='{mine}')\n"
+                      f"data = dict(train=own, val=own, test=own)\n")
     report = check_recipe(str(recipe), str(tmp_path))
     assert report.distillation.keys() == {'loss_global', 'loss_local_fg', 'loss_local_bg',
                                           'loss_soft'}
     assert report.detections > 0 and 'bbox_mAP' in report.metrics
+    assert [path.name for path in mine.iterdir()] == ['own.json']
+    assert (mine / 'own.json').read_text() == 'mine'
 
 
 # Student, and whether it is taught by soft labels.

@@ -31,6 +31,7 @@ from gkd.files import written_whole
 from gkd.frameworks import ConfigDict, build_detector
 from gkd.progress import without_details
 
+SCRATCH = 'check_recipes'  # what the check makes and removes; nobody else's `work` or `data`
 IMAGE_SIZE = 256
 # Of every synthetic image; both sides are long enough for prototypes.
 BOXES = ((16, 16, 56, 60), (70, 20, 170, 90), (20, 100, 120, 240), (130, 110, 250, 250))
@@ -127,6 +128,18 @@ def report_all_guesses(model: ConfigDict) -> None:
     """
     for entry in nested(model.test_cfg):
         entry.update({key: value for key, value in TEST_SETTINGS.items() if key in entry})
+
+
+def below(folder: str, path: str) -> str:
+    """A path that a config names, moved under a folder: one that is absolute or goes up, too.
+
+    So that nothing is ever written where the config has its own data.
+
+    Example:
+        >>> below('tmp', 'data/a.json'), below('tmp', '/mine/a.json'), below('tmp', '../a.json')
+        ('tmp/data/a.json', 'tmp/mine/a.json', 'tmp/a.json')
+    """
+    return osp.join(folder, osp.relpath(osp.join(osp.sep, path), osp.sep))
 
 
 def write_coco(ann_file: str, prefix: str, names: Sequence[str], classes: Sequence[str]) -> None:

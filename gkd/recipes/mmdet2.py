@@ -17,8 +17,10 @@ from gkd.detectors.source import nested
 from gkd.files import write_atomically
 from gkd.recipes import (
     IMAGE_SIZE,
+    SCRATCH,
     RecipeError,
     RecipeReport,
+    below,
     check_losses,
     check_student,
     recipes_in,
@@ -73,10 +75,10 @@ def check_recipe(path: str, folder: str) -> RecipeReport:
     """
     started = time.time()
     config = load_config(path)
-    work_dir = osp.join(folder, 'work')
+    work_dir = osp.join(folder, SCRATCH, 'work')
     shutil.rmtree(work_dir, ignore_errors=True)
     use_random_checkpoints(config.model, folder)
-    use_synthetic_data(config, osp.join(folder, 'data'))
+    use_synthetic_data(config, osp.join(folder, SCRATCH, 'data'))
     config.runner.max_epochs = 1
     config.custom_hooks = [*(config.get('custom_hooks') or ()), dict(type=LossRecorder.__name__)]
     config.work_dir = work_dir
@@ -131,7 +133,7 @@ def write_leaf(leaf: ConfigDict, folder: str) -> None:
     kind = DATASETS.get(leaf.type)
     classes = leaf.get('classes') or kind.CLASSES
     write = write_voc if issubclass(kind, XMLDataset) else write_coco
-    here = [(osp.join(folder, names), osp.join(folder, prefix))
+    here = [(below(folder, names), below(folder, prefix))
             for names, prefix in zip(lists, prefixes)]
     for number, (names, prefix) in enumerate(here):
         # Two images in all: a pair, or one from each year of PASCAL VOC.

@@ -20,8 +20,10 @@ from gkd.engine.runner import Runner
 from gkd.frameworks.mmdet3 import leaf_configs
 from gkd.recipes import (
     IMAGE_SIZE,
+    SCRATCH,
     RecipeError,
     RecipeReport,
+    below,
     check_losses,
     check_student,
     recipes_in,
@@ -86,10 +88,10 @@ def check_recipe(path: str, folder: str) -> RecipeReport:
     """
     started = time.time()
     config = load_config(path)
-    work_dir = osp.join(folder, 'work')
+    work_dir = osp.join(folder, SCRATCH, 'work')
     shutil.rmtree(work_dir, ignore_errors=True)
     use_random_checkpoints(config.model, folder)
-    use_synthetic_data(config, osp.join(folder, 'data'))
+    use_synthetic_data(config, osp.join(folder, SCRATCH, 'data'))
     config.work_dir = work_dir
     losses = take_step(config)
     check_losses(losses, config.model)
@@ -159,7 +161,7 @@ def use_synthetic_data(config: Config, folder: str) -> None:
         loader.update(num_workers=0, persistent_workers=False)
         for entry in nested([config.get(f'{part}_evaluator') or {}]):
             if entry.get('ann_file'):
-                entry.ann_file = osp.join(folder, entry.ann_file)
+                entry.ann_file = below(folder, entry.ann_file)
     config.train_dataloader.batch_size = 2
 
 
@@ -185,10 +187,13 @@ def write_leaf(leaf: ConfigDict, folder: str, names: list[str]) -> None:
     """
     kind = DATASETS.get(leaf.type)
     classes = (leaf.get('metainfo') or kind.METAINFO)['classes']
-    leaf.data_root = osp.join(folder, leaf.get('data_root') or '')
-    annotations = osp.join(leaf.data_root, leaf.ann_file)
-    prefix = osp.join(leaf.data_root, next(iter(leaf.data_prefix.values())))
-    os.makedirs(osp.dirname(annotations), exist_ok=True)
+    root = leaf.get('data_root') or ''
+    leaf.ann_file = below(folder, osp.join(root, leaf.ann_file))
+    leaf.data_prefix = {name: below(folder, osp.join(root, prefix))
+                        for name, prefix in leaf.data_prefix.items()}
+    leaf.data_root = ''
+    prefix = next(iter(leaf.data_prefix.values()))
+    os.makedirs(osp.dirname(leaf.ann_file), exist_ok=True)
     os.makedirs(prefix, exist_ok=True)
     write = write_voc if issubclass(kind, XMLDataset) else write_coco
-    write(annotations, prefix, names, classes)
+    write(leaf.ann_file, prefix, names, classes)

@@ -36,11 +36,22 @@ def test_every_config_is_checked():
 
 
 def test_a_small_recipe_is_checked_the_whole_way(tmp_path):
-    report = check_recipe(small_recipe(tmp_path / 'small.py'), str(tmp_path))
+    """With data of its own at absolute paths, which stay as they are."""
+    recipe, mine = small_recipe(tmp_path / 'small.py'), tmp_path / 'mine'
+    mine.mkdir()
+    (mine / 'own.json').write_text('mine')
+    with open(recipe, 'a') as file:
+        for part in ('train', 'val', 'test'):
+            file.write(f"{part}_dataloader['dataset'].update(data_root='{mine}/', "
+                       f"ann_file='own.json', data_prefix=dict(img='{mine}'))\n")
+        file.write(f"val_evaluator = test_evaluator = dict(ann_file='{mine}/own.json')\n")
+    report = check_recipe(recipe, str(tmp_path))
+    assert [path.name for path in mine.iterdir()] == ['own.json']
+    assert (mine / 'own.json').read_text() == 'mine'
     assert report.distillation.keys() == {'loss_global', 'loss_local_fg', 'loss_local_bg',
                                           'loss_soft'}
     assert report.detections > 0 and 'coco/bbox_mAP' in report.metrics
-    assert not (tmp_path / 'work').exists()
+    assert not (tmp_path / 'check_recipes' / 'work').exists()
 
 
 @pytest.fixture
@@ -95,7 +106,8 @@ def test_data_of_voc_are_written(tmp_path):
     folder = tmp_path / 'data/VOCdevkit/VOC2007'
     assert (folder / 'ImageSets/Main/trainval.txt').read_text() == '00\n01\n'
     assert {path.name for path in folder.glob('*/0*')} == {'00.xml', '00.jpg', '01.xml', '01.jpg'}
-    assert written.data_root == f'{tmp_path}/data/VOCdevkit/'
+    assert written.ann_file == str(folder / 'ImageSets/Main/trainval.txt')
+    assert written.data_prefix == dict(sub_data_root=str(folder))
 
 
 @pytest.mark.slow
