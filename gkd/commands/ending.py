@@ -42,16 +42,29 @@ def run(main: Callable[[], None]) -> None:
         time.sleep(LAUNCHER_REACTS if rank else 0)
         print(f'\n{name}: {error}', file=sys.stderr, flush=True)
         leave(2)
+    except KeyboardInterrupt:
+        stop()
     except Exception as error:
+        if is_interrupted(error):
+            stop()
         time.sleep(LAUNCHER_REACTS if rank or lost_another_process(error) else 0)
         what = (f'another process has ended or does not answer ({error})'
                 if lost_another_process(error) else
                 f'{describe(error)} The whole traceback is in {keep_traceback()}')
         print(f'\n{name}: {what}', file=sys.stderr, flush=True)
         leave(1)
-    except KeyboardInterrupt:
-        print('\nstopped; the same command goes on from the last checkpoint.', file=sys.stderr)
-        sys.exit(130)
+
+
+def stop() -> None:
+    """End after Ctrl-C."""
+    print('\nstopped; the same command goes on from the last checkpoint.', file=sys.stderr)
+    sys.exit(130)
+
+
+def is_interrupted(error: BaseException) -> bool:
+    """Whether an error only tells that Ctrl-C was met, as where MMEngine formats a config."""
+    cause = error.__cause__ or error.__context__
+    return cause is not None and (isinstance(cause, KeyboardInterrupt) or is_interrupted(cause))
 
 
 def keep_traceback() -> str:
