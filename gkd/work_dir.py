@@ -13,23 +13,43 @@ BINS = 20  # of the histograms of robust weights in a record, from 0 to 1
 TEACHER_DETECTIONS = 'teacher.bbox.json'
 PROCESS = 'process.json'  # peak memory of the process that trained
 PROTOTYPES = 'prototypes'  # folder of the banks
-LATEST = 'latest.pth'
+LATEST = 'latest.pth'  # MMDetection 2's link to the last checkpoint
+LAST_CHECKPOINT = 'last_checkpoint'  # MMEngine's file with the path of the last checkpoint
 INSIDE = 'epoch_{}_iter_{}.pth'  # running epoch, from 1, and how many of its iterations are done
 WHOLE = re.compile(r'(epoch|iter)_(\d+)\.pth')
 
 
 def checkpoints(work_dir: str) -> list[str]:
-    """Checkpoints of a run, newest first: what ``latest.pth`` names, and all before it."""
-    latest = osp.join(work_dir, LATEST)
-    names = os.listdir(work_dir) if osp.isdir(work_dir) else []
+    """Checkpoints of a run, newest first: the one that the run names as its last, and all before.
+
+    A folder that was moved is searched for what its ``last_checkpoint`` names by its former place.
+    """
+    named = last_named(work_dir)
+    latest = osp.join(work_dir, osp.basename(named or ''))
+    if named is not None and not osp.isfile(latest):
+        latest = named  # the run keeps its checkpoints elsewhere
+    folder = osp.dirname(latest) if osp.isfile(latest) else work_dir
+    names = os.listdir(folder) if osp.isdir(folder) else []
     found = sorted((name for name in names if progress_of(name)), key=progress_of, reverse=True)
-    if not osp.isfile(latest):
-        return [osp.join(work_dir, name) for name in found]
+    if named is None:
+        return [osp.join(folder, name) for name in found]
     # Later ones are of a run that was thrown away.
     newest = osp.basename(osp.realpath(latest))
     reached = progress_of(newest)
-    return [latest] + [osp.join(work_dir, name) for name in found
-                       if name != newest and (reached is None or progress_of(name) < reached)]
+    return [latest] * osp.isfile(latest) + [
+        osp.join(folder, name) for name in found
+        if name != newest and (reached is None or progress_of(name) < reached)]
+
+
+def last_named(work_dir: str) -> Optional[str]:
+    """The checkpoint that a run names as its last, which may be gone; None if it names none."""
+    latest, named = (osp.join(work_dir, name) for name in (LATEST, LAST_CHECKPOINT))
+    if osp.isfile(latest):
+        return latest
+    if not osp.isfile(named):
+        return None
+    with open(named, encoding='utf-8') as file:
+        return file.read().strip() or None
 
 
 def last_whole_checkpoint(work_dir: str) -> Optional[str]:

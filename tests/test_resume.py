@@ -4,8 +4,12 @@ import logging
 import os
 
 import pytest
+import torch
 
+from gkd.commands.resume import intact_checkpoint
+from gkd.errors import CheckpointError
 from gkd.resume import is_same_setup, remove_inside, with_seeds
+from gkd.work_dir import checkpoints, last_whole_checkpoint
 
 
 def write(folder, *names):
@@ -44,3 +48,44 @@ def test_another_setup_is_warned_of(caplog, processes, length, same):
     warning = f'is of 2 process(es) with 10 iterations an epoch, this run has {processes} with ' \
               f'{length}: it goes on from there'
     assert (warning in caplog.text) != same
+
+
+def names(paths):
+    return [os.path.basename(path) for path in paths]
+
+
+@pytest.mark.parametrize('named, expected', [
+    (None, ['epoch_3.pth', 'epoch_2_iter_4.pth', 'epoch_1.pth']),
+    ('epoch_2_iter_4.pth', ['epoch_2_iter_4.pth', 'epoch_1.pth']),
+    ('/former/place/epoch_2_iter_4.pth', ['epoch_2_iter_4.pth', 'epoch_1.pth']),
+    ('/former/place/epoch_2.pth', ['epoch_2_iter_4.pth', 'epoch_1.pth']),
+    ('', ['epoch_3.pth', 'epoch_2_iter_4.pth', 'epoch_1.pth'])])
+def test_a_run_goes_on_from_what_it_names_as_its_last(tmp_path, named, expected):
+    """Later checkpoints are of a run that was thrown away, MMEngine names the last by its path."""
+    write(tmp_path, 'epoch_3.pth', 'epoch_1.pth', 'epoch_2_iter_4.pth', 'mine.pth')
+    if named is not None:
+        (tmp_path / 'last_checkpoint').write_text(named)
+    assert names(checkpoints(str(tmp_path))) == expected
+    whole = last_whole_checkpoint(str(tmp_path))
+    assert os.path.basename(whole) == next(name for name in expected if 'iter' not in name)
+
+
+def test_checkpoints_that_lie_elsewhere_are_found(tmp_path):
+    for folder in ('work', 'store'):
+        (tmp_path / folder).mkdir()
+    write(tmp_path / 'store', 'epoch_1.pth', 'epoch_2.pth', 'epoch_3.pth')
+    (tmp_path / 'work' / 'last_checkpoint').write_text(str(tmp_path / 'store' / 'epoch_2.pth'))
+    assert checkpoints(str(tmp_path / 'work')) == [
+        str(tmp_path / 'store' / f'epoch_{number}.pth') for number in (2, 1)]
+
+
+def test_the_newest_checkpoint_that_can_be_read(tmp_path):
+    assert intact_checkpoint(str(tmp_path)) is None
+    for number in (1, 2):
+        torch.save(dict(state_dict=dict(weight=torch.zeros(1))), tmp_path / f'epoch_{number}.pth')
+    assert intact_checkpoint(str(tmp_path)) == str(tmp_path / 'epoch_2.pth')
+    (tmp_path / 'epoch_2.pth').write_bytes(b'half')
+    assert intact_checkpoint(str(tmp_path)) == str(tmp_path / 'epoch_1.pth')
+    (tmp_path / 'epoch_1.pth').write_bytes(b'half')
+    with pytest.raises(CheckpointError, match='epoch_2.pth, .*epoch_1.pth.*--resume never'):
+        intact_checkpoint(str(tmp_path))

@@ -53,9 +53,9 @@ def likely_cause(missing: list[str], unexpected: list[str], misshaped: dict,
                 'detector. Export the student first: python tools/export_student.py.')
     if any(name.startswith('student.') for name in in_model) and \
             not any(name.startswith('student.') for name in in_file):
-        return ('this is the checkpoint of a plain detector, and the model is a Distiller. Name '
-                'it as `model.student.checkpoint` (or `model.teacher.checkpoint`) instead of '
-                '`load_from` or `resume_from`.')
+        return ('this is the checkpoint of a plain detector, and the model is a Distiller, whose '
+                'checkpoints alone `load_from` and --resume take. Name it as '
+                '`model.student.checkpoint` (or `model.teacher.checkpoint`).')
     for prefix in _WRAPPERS:
         inside = {name[len(prefix):] for name in in_file if name.startswith(prefix)}
         if len(inside & set(in_model)) > len(in_model) // 2:

@@ -9,8 +9,9 @@ from mmengine.config import Config, ConfigDict
 
 from gkd.commands.export import write_student
 from gkd.detectors.source import DetectorSource, find_file, read_config
-from gkd.errors import ConfigError
+from gkd.errors import CheckpointError, ConfigError
 from gkd.frameworks import build_detector
+from gkd.work_dir import checkpoints
 
 
 def load_config(path: str, options: Optional[dict] = None) -> Config:
@@ -28,6 +29,8 @@ def load_config(path: str, options: Optional[dict] = None) -> Config:
         raise ConfigError(f'no such config file: {path}')
     config = read_config(found)
     config.merge_from_dict(options or {})
+    if config.get('default_scope') is None:
+        config.default_scope = 'mmdet'  # a config in the new style needs none for its own classes
     if 'data' in config and 'train_dataloader' not in config:
         raise ConfigError(
             f'config {path} is one of MMDetection 2 (it has `data`), and MMDetection 3 is '
@@ -40,6 +43,43 @@ def load_config(path: str, options: Optional[dict] = None) -> Config:
     if config.get('work_dir') is None:
         config.work_dir = osp.join('work_dirs', osp.splitext(osp.basename(path))[0])
     return config
+
+
+def choose_start(config: Config, resume: str) -> None:
+    """Set what a training starts or goes on from.
+
+    Args:
+        config: The config; its ``work_dir`` is looked into.
+        resume: ``'auto'`` goes on from the last checkpoint in the work dir if there is one, and
+            else does what the config's own ``resume`` and ``load_from`` say; ``'never'`` starts
+            anew; a path goes on from that checkpoint.
+
+    Raises:
+        CheckpointError: There is no such checkpoint.
+    """
+    if resume == 'never':
+        if config.get('resume'):
+            config.load_from = None  # it is what the config goes on from
+        config.resume = False
+    elif resume == 'auto':
+        if checkpoints(config.work_dir):
+            config.resume, config.load_from = True, None
+    elif osp.isfile(resume) or '://' in resume:
+        config.resume, config.load_from = True, resume
+    else:
+        raise CheckpointError(f'--resume: no such checkpoint: {resume}')
+
+
+def replace_epochs(config: Config, epochs: int) -> None:
+    """Replace a config's number of epochs.
+
+    Raises:
+        ConfigError: It counts iterations.
+    """
+    if 'max_iters' in config.train_cfg:
+        raise ConfigError('--epochs: train_cfg counts iterations, no epochs. Give their number: '
+                          '--cfg-options train_cfg.max_iters=...')
+    config.train_cfg.max_epochs = epochs
 
 
 def detector_config(config: Config) -> ConfigDict:

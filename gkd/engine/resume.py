@@ -18,6 +18,7 @@ import torch.distributed as dist
 from mmengine.dist import get_dist_info, is_main_process
 from mmengine.hooks import CheckpointHook, EMAHook
 from mmengine.registry import HOOKS
+from mmengine.runner import BaseLoop, EpochBasedTrainLoop
 from torch.utils.data import DataLoader
 
 from gkd.bank import PrototypeBank
@@ -62,6 +63,7 @@ class ResumableCheckpointHook(CheckpointHook):
 
     def before_train(self, runner) -> None:
         """Make the loader's order resumable, and restore what the checkpoint holds."""
+        require_epochs(runner.train_loop, 'checkpoints of ResumableCheckpointHook are')
         super().before_train(runner)
         self.order = BatchOrder(runner.train_dataloader, runner.seed or 0)
         if runner.val_loop is not None:
@@ -125,6 +127,18 @@ class ResumableCheckpointHook(CheckpointHook):
         state, self.state = self.state, None
         if state is not None:
             checkpoint[KEY] = state
+
+
+def require_epochs(loop: BaseLoop, what: str) -> None:
+    """Raise ConfigError if a training loop does not count epochs.
+
+    Args:
+        loop: The loop.
+        what: What is counted in epochs, with its verb.
+    """
+    if not isinstance(loop, EpochBasedTrainLoop):
+        raise ConfigError(f'train_cfg.type = {type(loop).__name__}: {what} counted in epochs; use '
+                          f'EpochBasedTrainLoop with `max_epochs`.')
 
 
 class BatchOrder:

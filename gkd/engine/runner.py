@@ -16,10 +16,13 @@ from torch import nn
 
 from gkd.commands.export import load_student
 from gkd.commands.layout import place
+from gkd.commands.resume import intact_checkpoint, nothing_left
 from gkd.compat.wrapper import unwrap
 from gkd.detectors.source import check_checkpoints, check_start
+from gkd.distiller import Distiller
 from gkd.engine.data import Part, build_part, built, check_ground_truth, look_at_test_data
 from gkd.engine.refusal import absent_folders, remove_traces
+from gkd.engine.resume import require_epochs
 from gkd.engine.trial import TrialHook
 from gkd.errors import ConfigError, naming
 from gkd.matching import check_num_classes, check_teacher_classes
@@ -150,6 +153,25 @@ class Runner(runner.Runner):
         with self.leaving_nothing():
             return super().test()
 
+    def load_or_resume(self) -> None:
+        """Load or resume as MMEngine does; from the newest checkpoint that can be read.
+
+        Raises:
+            CheckpointError: There are checkpoints, but none can be read.
+        """
+        if self._has_loaded:
+            return
+        if self._resume and self._load_from is None:
+            # The first process decides: others may see the folder a little later.
+            latest = intact_checkpoint(self.work_dir) if self.rank == 0 else None
+            self._load_from = all_gather(latest)[0]
+            self._resume = self._load_from is not None
+        super().load_or_resume()
+        if self._resume and self.iter >= self.max_iters:
+            done = f'{self.epoch} epochs' if 'max_epochs' in self.cfg.train_cfg else (
+                f'{self.iter} iterations')
+            self.logger.info(nothing_left(self._load_from, done))
+
     def load_detector(self, checkpoint: str) -> None:
         """Fill the detector with weights: its own, or of a distillation those of the student.
 
@@ -194,7 +216,10 @@ class Runner(runner.Runner):
     def build_train_loop(self, loop):
         """Build the loop and its loader likewise."""
         with naming('train_dataloader or train_cfg'):
-            return super().build_train_loop(loop)
+            built_loop = super().build_train_loop(loop)
+        if isinstance(unwrap(self.model), Distiller):
+            require_epochs(built_loop, 'the decay of distillation is')
+        return built_loop
 
     def build_val_loop(self, loop):
         """Likewise."""

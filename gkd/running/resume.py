@@ -20,7 +20,7 @@ from mmdet.core.hook import YOLOXModeSwitchHook
 from mmdet.core.hook.ema import BaseEMAHook
 from torch.utils.data import DataLoader, Sampler
 
-from gkd.compat.checkpoint import load_checkpoint_file
+from gkd.commands.resume import intact_checkpoint
 from gkd.compat.runner import EMA
 from gkd.compat.wrapper import unwrap
 from gkd.errors import CheckpointError
@@ -29,7 +29,7 @@ from gkd.prototypes import PrototypeBank
 from gkd.prototypes.generation import all_gather
 from gkd.randomness import SeededItems, random_state, set_random_state
 from gkd.resume import KEPT_INSIDE, KEY, is_same_setup, remove_inside, with_seeds
-from gkd.work_dir import INSIDE, LATEST, checkpoints
+from gkd.work_dir import INSIDE, LATEST
 
 EMA_HOOKS = (EMAHook, BaseEMAHook)
 EMA_PRIORITY = 49  # before checkpoints and evaluations, which see the averages
@@ -277,24 +277,3 @@ def find_checkpoint(resume: str, config: Config) -> Optional[str]:
     if path is not None and not osp.isfile(path):
         raise CheckpointError(f'{key}: no such checkpoint: {path}')
     return path
-
-
-def intact_checkpoint(work_dir: str) -> Optional[str]:
-    """The newest checkpoint of a run that can be read, None if there never was one.
-
-    Raises:
-        CheckpointError: There are checkpoints, but none can be read.
-    """
-    damaged = []
-    for path in checkpoints(work_dir):
-        try:
-            load_checkpoint_file(path)
-        except CheckpointError as error:
-            mmcv.utils.get_logger('mmdet').warning(f'{error} Looking for the one before it.')
-            damaged.append(path)
-        else:
-            return path
-    if damaged:
-        raise CheckpointError(f'no checkpoint in {work_dir} can be read: {", ".join(damaged)}. '
-                              f'Restore one, or start anew with --resume never.')
-    return None

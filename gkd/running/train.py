@@ -37,6 +37,7 @@ from torch.utils.data import DataLoader
 
 from gkd.commands.explain import explaining
 from gkd.commands.layout import place
+from gkd.commands.resume import nothing_left
 from gkd.compat.wrapper import unwrap
 from gkd.detectors.source import check_checkpoints, check_start
 from gkd.distiller import Distiller
@@ -286,9 +287,7 @@ def set_start(runner: BaseRunner, config: Config, checkpoint: Optional[str],
     if recorder and at_end and osp.dirname(osp.abspath(checkpoint)) == runner.work_dir:
         runner.register_hook(MissedEvaluation(recorder), priority=MissedEvaluation.PRIORITY)
     if runner.epoch >= (runner.max_epochs or math.inf):
-        runner.logger.info(
-            f'{checkpoint} is trained for {runner.epoch} epochs already; nothing is left to do. '
-            f'To train anew: --resume never, or another --work-dir.')
+        runner.logger.info(nothing_left(checkpoint, f'{runner.epoch} epochs'))
 
 
 def keep_config(runner: BaseRunner, config: Config, text: str) -> str:

@@ -2,7 +2,6 @@
 """Train with MMDetection 3; tools/train.sh runs this where MMDetection 3 is installed."""
 
 import argparse
-import os.path as osp
 
 import gkd  # noqa: F401  isort: skip  (says what is missing, if anything is)
 import torch
@@ -16,7 +15,7 @@ from gkd.commands import (
 )
 from gkd.commands.allocator import keep_freed_memory
 from gkd.commands.settings import add_settings_option
-from gkd.engine.commands import load_config
+from gkd.engine.commands import choose_start, load_config, replace_epochs
 from gkd.engine.runner import Runner
 from gkd.errors import ConfigError
 from gkd.quickstart import add_arguments
@@ -50,17 +49,13 @@ def main():
     config.launcher = args.launcher
     if args.work_dir is not None:
         config.work_dir = args.work_dir
-    config.resume = args.resume not in ('auto', 'never')
-    if config.resume:
-        config.load_from = args.resume
-    elif args.resume == 'auto' and osp.isfile(osp.join(config.work_dir, 'last_checkpoint')):
-        config.resume, config.load_from = True, None
+    choose_start(config, args.resume)
     if args.no_validate:
         config.val_dataloader = config.val_cfg = config.val_evaluator = None
     if args.seed is not None:
         config.randomness = dict(config.get('randomness', {}), seed=args.seed)
     if args.epochs is not None:
-        config.train_cfg.max_epochs = args.epochs
+        replace_epochs(config, args.epochs)
     if args.amp:
         config.optim_wrapper.type = 'AmpOptimWrapper'
         config.optim_wrapper.setdefault('loss_scale', 'dynamic')

@@ -1,0 +1,42 @@
+"""Which checkpoint of its work dir a training goes on from, and what it says if it is done."""
+
+from __future__ import annotations
+
+from typing import Optional
+
+from gkd.compat.checkpoint import load_checkpoint_file
+from gkd.errors import CheckpointError
+from gkd.frameworks import logger
+from gkd.work_dir import checkpoints
+
+
+def intact_checkpoint(work_dir: str) -> Optional[str]:
+    """The newest checkpoint of a run that can be read, None if there never was one.
+
+    Raises:
+        CheckpointError: There are checkpoints, but none can be read.
+    """
+    damaged = []
+    for path in checkpoints(work_dir):
+        try:
+            load_checkpoint_file(path)
+        except CheckpointError as error:
+            logger().warning(f'{error} Looking for the one before it.')
+            damaged.append(path)
+        else:
+            return path
+    if damaged:
+        raise CheckpointError(f'no checkpoint in {work_dir} can be read: {", ".join(damaged)}. '
+                              f'Restore one, or start anew with --resume never.')
+    return None
+
+
+def nothing_left(checkpoint: str, done: str) -> str:
+    """What to say of a run that goes on from its end.
+
+    Args:
+        checkpoint: Where it goes on from.
+        done: How long that was trained, in words.
+    """
+    return (f'{checkpoint} is trained for {done} already; nothing is left to do. To train anew: '
+            f'--resume never, or another --work-dir.')

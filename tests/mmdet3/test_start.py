@@ -1,0 +1,102 @@
+"""What a training starts or goes on from, and for how long it runs."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config
+from small_experiments import experiment
+from test_engine import Line, Numbers
+
+from gkd.engine.commands import choose_start, replace_epochs
+from gkd.engine.runner import Runner
+from gkd.errors import CheckpointError, ConfigError
+
+
+@pytest.fixture
+def config(tmp_path):
+    return Config(dict(work_dir=str(tmp_path), resume=False, load_from='start.pth'))
+
+
+def start(config, resume):
+    choose_start(config, resume)
+    return config.resume, config.load_from
+
+
+def test_a_training_goes_on_from_its_work_dir_before_all_else(config, tmp_path):
+    assert start(config, 'auto') == (False, 'start.pth')
+    config.resume = True  # MMEngine goes on from `load_from` then
+    assert start(config, 'auto') == (True, 'start.pth')
+    (tmp_path / 'epoch_1.pth').touch()
+    assert start(config, 'auto') == (True, None)
+    assert start(config, 'never') == (False, None)
+
+
+def test_a_training_that_is_begun_anew_keeps_its_weights_to_start_from(config, tmp_path):
+    (tmp_path / 'epoch_1.pth').touch()
+    assert start(config, 'never') == (False, 'start.pth')
+
+
+def test_a_named_checkpoint(config, tmp_path):
+    (tmp_path / 'mine.pth').touch()
+    assert start(config, str(tmp_path / 'mine.pth')) == (True, str(tmp_path / 'mine.pth'))
+    with pytest.raises(CheckpointError, match='^--resume: no such checkpoint: gone.pth$'):
+        choose_start(config, 'gone.pth')
+
+
+def test_iterations_are_not_counted_in_epochs():
+    config = Config(dict(train_cfg=dict(type='IterBasedTrainLoop', max_iters=9)))
+    with pytest.raises(ConfigError, match='--epochs: train_cfg counts iterations.*max_iters='):
+        replace_epochs(config, 3)
+    config.train_cfg = dict(by_epoch=True, max_epochs=9)
+    replace_epochs(config, 3)
+    assert config.train_cfg.max_epochs == 3
+
+
+def run(folder, epochs, **settings):
+    """Train a line, or go on training it; the runner."""
+    loader = dict(batch_size=2, num_workers=0, dataset=Numbers(),
+                  sampler=dict(type='DefaultSampler', shuffle=False),
+                  collate_fn=dict(type='pseudo_collate'))
+    runner = Runner(Line(), str(folder), train_dataloader=loader,
+                    train_cfg=dict(by_epoch=True, max_epochs=epochs),
+                    optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.01)),
+                    log_level='INFO', resume=True,
+                    cfg=Config(dict(train_cfg=dict(max_epochs=epochs))), **settings)
+    runner.train()
+    return runner
+
+
+def log_of(runner):
+    return ''.join(path.read_text() for path in Path(runner.log_dir).glob('*.log'))
+
+
+def test_a_folder_that_was_moved_or_damaged_is_gone_on_in(tmp_path):
+    run(tmp_path / 'first', 2)
+    shutil.move(tmp_path / 'first', tmp_path / 'moved')
+    assert 'is trained for 2 epochs already' in log_of(run(tmp_path / 'moved', 2))
+    newest = tmp_path / 'moved' / 'epoch_2.pth'
+    newest.write_bytes(newest.read_bytes()[:100])
+    runner = run(tmp_path / 'moved', 3)
+    log = log_of(runner)
+    # Runners of one second share a file.
+    before, _, after = log.partition('Looking for the one before it')
+    assert 'epoch_2.pth cannot be read' in before and 'already' not in after
+    assert runner.iter == 6 and 'resumed epoch: 1, iter: 2' in after
+    assert torch.load(newest, weights_only=False)['meta']['epoch'] == 2  # written again
+    for number in (1, 2, 3):
+        (tmp_path / 'moved' / f'epoch_{number}.pth').write_bytes(b'')
+    with pytest.raises(CheckpointError, match='no checkpoint in .*moved can be read'):
+        run(tmp_path / 'moved', 4)
+
+
+def test_a_distillation_that_counts_iterations_is_refused(annotations, tmp_path):
+    config = experiment(annotations, tmp_path / 'work')
+    config.train_cfg = dict(type='IterBasedTrainLoop', max_iters=4)
+    for hook in ('ResumableCheckpointHook', 'CheckpointHook'):
+        config.default_hooks.checkpoint = dict(type=hook)
+        runner = Runner.with_checked_data(config, 'train')
+        with pytest.raises(ConfigError, match='train_cfg.type = IterBasedTrainLoop: .*epochs'):
+            runner.train()
+        assert not (tmp_path / 'work').exists()
