@@ -5,11 +5,11 @@ from __future__ import annotations
 import copy
 import os.path as osp
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Optional
 
 import torch
 from mmdet.evaluation import CocoMetric, VOCMetric
-from mmengine.evaluator import Evaluator
+from mmengine.evaluator import BaseMetric, Evaluator
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.registry import HOOKS
 from mmengine.runner.amp import autocast
@@ -30,8 +30,8 @@ class TrialHook(Hook):
     """Evaluate two images before the first step, so that no setting fails after an epoch.
 
     The commands of this project try every evaluation; for MMDetection's own commands the hook
-    belongs into ``custom_hooks``. Weights, statistics and random states stay as they are. If not
-    all metrics are COCO's or PASCAL VOC's, the trial only detects: others may need all images.
+    belongs into ``custom_hooks``. Weights, statistics and random states stay as they are. Only
+    metrics of COCO and PASCAL VOC are measured: others may need all images.
     """
 
     priority = 'VERY_HIGH'  # nothing else has begun yet
@@ -45,8 +45,9 @@ class TrialHook(Hook):
         if runner.val_loop is None:
             return
         metrics = try_evaluation(runner)
+        whole = all(map(is_usual, metrics_of(runner.val_loop.evaluator)))
         for hook in runner.hooks:
-            if isinstance(hook, CheckpointHook):
+            if isinstance(hook, CheckpointHook) and whole:
                 check_best(hook, metrics)
 
 
@@ -100,6 +101,16 @@ def first_images(dataset: Dataset, count: int = 2) -> list[int]:
             for index in range(start, min(start + count, end))]
 
 
+def metrics_of(evaluator: Evaluator) -> list[Optional[BaseMetric]]:
+    """Metrics of an evaluator; None for those of one that divides the images among them."""
+    return evaluator.metrics if type(evaluator) is Evaluator else [None]
+
+
+def is_usual(metric: Optional[BaseMetric]) -> bool:
+    """Whether a metric can measure any number of images."""
+    return type(metric) in USUAL_METRICS
+
+
 def measure(evaluator: Evaluator, found: Sequence[tuple[Any, Sequence]],
             folder: str) -> dict[str, float]:
     """Measure detections in a few images by the metrics of an evaluator, which stay as they are.
@@ -110,13 +121,10 @@ def measure(evaluator: Evaluator, found: Sequence[tuple[Any, Sequence]],
         folder: Where processes may meet; what they leave there is removed.
 
     Returns:
-        The metrics; empty if they may need all images.
+        The metrics, without those that may need all images.
     """
-    if type(evaluator) is not Evaluator or \
-            any(type(metric) not in USUAL_METRICS for metric in evaluator.metrics):
-        return {}
-    few = copy.copy(evaluator)
-    few.metrics = [copy.copy(metric) for metric in evaluator.metrics]
+    few = Evaluator([copy.copy(metric) for metric in metrics_of(evaluator) if is_usual(metric)])
+    few.dataset_meta = evaluator.dataset_meta
     images = [sample.img_id for _, samples in found for sample in samples]
     for metric in few.metrics:
         metric.results = []

@@ -6,13 +6,13 @@ import pytest
 import torch
 from mmengine.evaluator import BaseMetric, Evaluator
 from mmengine.hooks import CheckpointHook
-from mmengine.registry import HOOKS
+from mmengine.registry import HOOKS, METRICS, DefaultScope
 from small_experiments import CLASSES, experiment, train
 from torch.utils.data import ConcatDataset  # MMEngine's is one
 
 from gkd.compat.checkpoint import load_checkpoint_file
 from gkd.engine.runner import Runner
-from gkd.engine.trial import TrialHook, check_best, first_images, measure
+from gkd.engine.trial import TrialHook, check_best, first_images, measure, try_evaluation
 from gkd.errors import ConfigError
 
 
@@ -104,3 +104,25 @@ def test_the_best_checkpoint_by_the_first_metric():
         check_best(hook, {'pascal_voc/recall@100@0.5': 0.0})
     check_best(CheckpointHook(save_best='auto', rule='greater'), {'recall@100@0.5': 0.0})
     assert hook.key_indicators == ['auto']
+
+
+def test_usual_metrics_are_tried_beside_others(annotations, tmp_path):
+    config = experiment(annotations, tmp_path / 'work')
+    METRICS.register_module(module=OfAllImages, force=True)
+    own = dict(type='OfAllImages')
+    config.val_evaluator = [own, config.val_evaluator]
+    # Only a whole evaluation has this one.
+    config.default_hooks.checkpoint.update(save_best='own/score', rule='greater')
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        assert tried(config).keys() >= {'coco/bbox_mAP'}
+        config.val_evaluator[1].metric = 'segm'
+        with pytest.raises(ConfigError, match='KeyError: .segm is not in results'):
+            tried(config)
+
+
+def tried(config):
+    """The metrics of a trial, whose hook lets the run begin."""
+    runner = Runner.with_checked_data(config, 'train', 'val')
+    runner._val_loop = runner.build_val_loop(runner._val_loop)
+    TrialHook().before_train(runner)
+    return try_evaluation(runner)
