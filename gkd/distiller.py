@@ -17,7 +17,7 @@ from gkd.detectors.images import ChannelMap, ImageFormat
 from gkd.detectors.inherit import check_inherited, inherit
 from gkd.detectors.inspection import inspect_pair
 from gkd.detectors.pair import DetectorPair
-from gkd.detectors.source import DetectorSource
+from gkd.detectors.source import DetectorSource, place_of
 from gkd.detectors.step import DetectorOutputs, Needs, Step
 from gkd.detectors.teacher import Teacher, widened
 from gkd.errors import ConfigError, naming
@@ -321,7 +321,9 @@ def build_knowledge(config: dict, pair: DetectorPair) -> Knowledge:
         ConfigError: The type or a setting is unknown, or the pair cannot be taught so.
     """
     settings = dict(config)
-    kind = KNOWLEDGE.get(settings.pop('type', None))
+    kind = settings.pop('type', None)
+    if not isinstance(kind, type):  # as in MMEngine's new style of configs
+        kind = KNOWLEDGE.get(place_of(kind).rpartition('.')[2])
     if kind is None:
         raise ConfigError(f'model.knowledge: type {config.get("type")!r} is unknown; '
                           f'known are {sorted(KNOWLEDGE.module_dict)}.')
@@ -344,7 +346,7 @@ def build_generation(config: dict) -> PrototypeGenerationModule:
     """Build the prototype generation from its config, with errors for people."""
     config = dict(config)
     kind = config.pop('type', 'PrototypeGenerationModule')
-    if kind != 'PrototypeGenerationModule':
+    if place_of(kind).rpartition('.')[2] != 'PrototypeGenerationModule':
         raise ConfigError(f'model.prototypes.type = {kind!r} is unknown; '
                           f'it must be "PrototypeGenerationModule".')
     try:

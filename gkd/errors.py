@@ -53,7 +53,8 @@ def naming(key: str) -> Iterator[None]:
         yield
     except GKDError:
         raise
-    except (KeyError, TypeError, ValueError, AttributeError, AssertionError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, AssertionError, ImportError,
+            FileNotFoundError) as error:
         raise ConfigError(f'{key}: {type(error).__name__}: {error}') from error
 
 

@@ -180,8 +180,9 @@ def refuse_mixed_precision_without_gpu() -> None:
     @functools.wraps(initialise)
     def initialise_on_gpu(self, *args, **kwargs):
         if mmengine.device.get_device() in ('cpu', 'mps'):
-            raise ConfigError('`optim_wrapper.type = AmpOptimWrapper` in the config needs a GPU, '
-                              'and none is found. Take full precision: '
+            raise ConfigError('mixed precision (--amp, or `optim_wrapper.type = AmpOptimWrapper` '
+                              'in the config) needs a GPU, and none is found. Take full '
+                              'precision: leave out --amp, and give '
                               '--cfg-options optim_wrapper.type=OptimWrapper')
         initialise(self, *args, **kwargs)
 

@@ -254,7 +254,7 @@ def read_config(path: str, where: str = '') -> Config:
     """
     try:
         with reading:
-            return Config.fromfile(path)
+            return with_registered_names(Config.fromfile(path))
     except Exception as error:
         message = (f'{where}cannot read config {path}: {type(error).__name__}: '
                    f'{missing_package(path, error) or error}'
@@ -267,6 +267,42 @@ def read_config(path: str, where: str = '') -> Config:
         finally:
             sys.unraisablehook = hook
         raise ConfigError(message) from error
+
+
+def with_registered_names(config: Config) -> Config:
+    """A config, changed so that this package's classes stand there by their registered names.
+
+    A config of MMEngine's new style holds the classes themselves, and what is written of it their
+    places, such as ``gkd.distiller.Distiller``.
+    """
+    if replace_classes(config._cfg_dict) and 'custom_imports' not in config:
+        config.custom_imports = dict(imports=['gkd'], allow_failed_imports=False)
+    return config
+
+
+def replace_classes(entry: Any) -> bool:
+    """Replace this package's classes in all ``type`` of a config; returns whether there were any.
+
+    Example:
+        >>> entry = dict(knowledge=[dict(type='gkd.knowledge.methods.pkd.PKD')])
+        >>> replace_classes(entry), entry
+        (True, {'knowledge': [{'type': 'PKD'}]})
+    """
+    if isinstance(entry, dict):
+        inside = [replace_classes(value) for value in entry.values()]
+        place = place_of(entry.get('type'))
+        if place.startswith('gkd.'):
+            entry['type'] = place.rpartition('.')[2]
+            return True
+        return any(inside)
+    return isinstance(entry, (list, tuple)) and any([replace_classes(value) for value in entry])
+
+
+def place_of(kind: Any) -> str:
+    """Where a class is that a config names by its place or holds; empty for other values."""
+    if isinstance(kind, type):
+        return f'{kind.__module__}.{kind.__qualname__}'
+    return kind if isinstance(kind, str) else ''
 
 
 def other_mmdetection(error: Exception) -> str:
@@ -301,7 +337,8 @@ def missing_package(path: str, error: Exception) -> str:
         return ''
     wanted = [FOR_MMCV_1.get(name, name) for name in missing]
     return (f'Its `custom_imports` ({", ".join(names)}) need {", ".join(missing)}, which is not '
-            f'installed: pip install {" ".join(wanted)}')
+            f'installed: pip install {" ".join(wanted)}, or, if it is a module of yours, add its '
+            f'folder to PYTHONPATH')
 
 
 def moved_base(error: Exception) -> str:

@@ -33,6 +33,7 @@ from gkd.datasets.checks import (
 )
 from gkd.datasets.coco_json import load_coco
 from gkd.datasets.inspection import Finding
+from gkd.detectors.source import place_of
 from gkd.distiller import Distiller
 from gkd.errors import ConfigError, DataError, GKDError, naming
 from gkd.frameworks import logger
@@ -120,7 +121,7 @@ def with_built_leaves(entry: ConfigDict, key: str, leaves: list[Leaf]) -> dict:
     with naming(f'{key}.metainfo'):
         check_class_names((entry.get('metainfo') or {}).get('classes'),
                           f'{key}.metainfo.classes')
-    kind = DATASETS.get(entry['type']) if isinstance(entry.get('type'), str) else None
+    kind = dataset_class(entry)
     if kind is None or not issubclass(kind, BaseDetDataset):
         return entry  # nothing is known of its files, or of its type
     with naming(key):
@@ -317,6 +318,8 @@ def build_evaluator(settings: Any, part: str, dataset: Any) -> Evaluator:
                 evaluator = Evaluator(settings)
         except DataError as error:
             raise DataError(f'{key}.ann_file: {error}') from None
+        except RuntimeError as error:  # so a metric says what it needs to be installed
+            raise ConfigError(f'{key}: {error}') from error
         for metric in evaluator.metrics:
             coco = getattr(metric, '_coco_api', None)
             if isinstance(coco, COCO):
@@ -398,9 +401,16 @@ def annotation_files(config: Config, part: str) -> Iterator[tuple[str, str]]:
             yield f'{key}.ann_file', osp.join(leaf.get('data_root') or '', path)
 
 
+def dataset_class(config: dict) -> Optional[type]:
+    """The class of a data set, which a config names or, in the new style, holds; else None."""
+    kind = config.get('type')
+    kind = DATASETS.get(kind) if isinstance(kind, str) else kind
+    return kind if isinstance(kind, type) else None
+
+
 def is_coco(config: ConfigDict) -> bool:
     """Whether a data set reads its annotations as MMDetection's ``CocoDataset`` does."""
-    kind = DATASETS.get(config['type']) if isinstance(config.get('type'), str) else None
+    kind = dataset_class(config)
     return kind is not None and issubclass(kind, CocoDataset) and \
         kind.load_data_list is CocoDataset.load_data_list
 
@@ -421,7 +431,8 @@ def check_ground_truth(model: nn.Module, config: ConfigDict, key: str) -> None:
     makes_masks = type(model.data_preprocessor).__name__ == 'BoxInstDataPreprocessor'
     loaded = {'gt_masks': makes_masks or any(step.get('with_mask') for step in steps),
               'gt_semantic_seg': any(step.get('with_seg') for step in steps),
-              'proposals': any(step.get('type') == 'LoadProposals' for step in steps)}
+              'proposals': any(place_of(step.get('type')).endswith('LoadProposals')
+                               for step in steps)}
     for name in model.pair.student.ground_truth:
         if not loaded[name]:
             raise ConfigError(

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Optional, Union
 
 from gkd.datasets.coco_eval import METRICS
-from gkd.detectors.source import DetectorSource, find_file, reading
+from gkd.detectors.source import DetectorSource, find_file, reading, with_registered_names
 from gkd.distiller import Distiller
 from gkd.errors import ConfigError, DataError
 from gkd.frameworks import Config
@@ -283,7 +283,7 @@ def parse_config(text: str, work_dir: str) -> Config:
     """
     try:
         with reading:
-            config = Config.fromstring(text, '.py')
+            config = with_registered_names(Config.fromstring(text, '.py'))
         if 'train_dataloader' in config and 'data' not in config:
             return with_names_of_mmdetection_2(config)
         from mmdet.utils import compat_cfg  # MMDetection 2 has it

@@ -42,8 +42,8 @@ def read_scalars(work_dir: str) -> tuple[list[dict], str | None]:
 def lines_of(path: str) -> Iterator[dict]:
     """Lines of a file with the names of MMDetection 2, up to a line that was cut short."""
     for line in read_log(path):
-        if 'loss' in line and 'epoch' in line:
-            yield dict(line, mode='train')
+        if 'loss' in line:
+            yield dict(line, mode='train', epoch=line.get('epoch', 1))  # a loop may count none
         elif any('/' in name for name in line):
             metrics = {name.rpartition('/')[2]: value for name, value in line.items()}
             yield dict(metrics, mode='val', epoch=line['step'], iter=0)

@@ -10,7 +10,7 @@ from typing import Any
 from tqdm import tqdm
 
 from gkd.datasets.coco_eval import METRICS
-from gkd.detectors.source import DetectorSource
+from gkd.detectors.source import DetectorSource, place_of
 from gkd.distiller import Distiller
 from gkd.report.comparison import markdown
 from gkd.report.names import NOTHING
@@ -42,7 +42,10 @@ def format_summary(work_dir: str, config: str) -> str:
     if checkpoint:
         arguments = [shorten(config), shorten(checkpoint)]
         lines['checkpoint'] = ', best: '.join(map(shorten, [checkpoint, *best[-1:]]))
-        lines['report'] = shorten(osp.join(work_dir, REPORT))
+        report = osp.join(work_dir, REPORT)
+        # With MMDetection 3 a hook of the config writes it.
+        lines['report'] = shorten(report) if osp.isfile(report) else shlex.join(
+            ['python', 'tools/report.py', shorten(work_dir)])
         lines['test'] = shlex.join(['bash', 'tools/test.sh', *arguments])
         if run.config.model.type == Distiller.__name__:
             lines['export'] = shlex.join(['python', 'tools/export_student.py', *arguments])
@@ -97,7 +100,8 @@ def detector(model: dict[str, Any]) -> str:
     """
     backbone = model['backbone']
     depth = f'-{backbone["depth"]}' if 'depth' in backbone else ''
-    return f'{model["type"]} on {backbone["type"]}{depth}'
+    names = [place_of(part['type']).rpartition('.')[2] for part in (model, backbone)]
+    return f'{" on ".join(names)}{depth}'
 
 
 def training(run: Run) -> str:

@@ -385,3 +385,11 @@ def test_commands_end_with_the_message_alone(config, tmp_path, monkeypatch, caps
     assert capsys.readouterr().err == (f'\nerror: {tool}_dataloader.dataset.ann_file: no such '
                                        f'file: gone.json\n')
     assert set(tmp_path.rglob('*')) == before
+
+
+def test_a_metric_that_needs_another_package_says_so(config, monkeypatch):
+    def without_package(self, **settings):
+        raise RuntimeError('Package lvis is not installed.')
+
+    monkeypatch.setattr(CocoMetric, '__init__', without_package)
+    refuse(config, 'val_evaluator: Package lvis is not installed.', part='val', error=ConfigError)

@@ -3,6 +3,7 @@
 import json
 
 from gkd.report.runs import read_run
+from gkd.report.summary import format_summary
 
 
 def start(folder, *lines):
@@ -34,3 +35,27 @@ def test_a_later_start_replaces_what_it_repeats(tmp_path):
         1: 0.2, 2: 0.3}
     assert (run.trained, run.length, run.config.seed) == (2, 3, '20260101_000001')
     assert run.config.data.val.img_prefix == 'images'
+
+
+def test_a_training_that_counts_iterations(tmp_path):
+    steps = [{name: value for name, value in step(1, count, 1 / count).items() if name != 'epoch'}
+             for count in (2, 4, 6)]
+    start(tmp_path / '20260101_000000', *steps[:2], {'coco/bbox_mAP': 0.2, 'step': 4}, steps[2])
+    config = tmp_path / '20260101_000000' / 'vis_data' / 'config.py'
+    config.write_text(config.read_text().replace('max_epochs', 'max_iters'))
+    run = read_run(str(tmp_path))
+    assert (run.by_epoch, run.trained) == (False, 6)
+    assert run.curves()['loss'] == [(2, 0.5), (4, 0.25), (6, 1 / 6)]
+    assert run.evaluations[4]['bbox_mAP'] == 0.2
+
+
+def test_the_summary_names_the_report_or_the_command_that_writes_it(tmp_path):
+    start(tmp_path / '20260101_000000', step(1, 2, 4.0))
+    (tmp_path / '20260101_000000' / 'vis_data' / 'config.py').write_text(
+        "model = dict(type='RetinaNet', backbone=dict(type='ResNet'))\n"
+        'train_cfg = dict(max_epochs=3)\ntrain_dataloader = dict(dataset=dict())\n')
+    (tmp_path / 'epoch_1.pth').touch()
+    summary = format_summary(str(tmp_path), 'a.py')
+    assert f'report:     python tools/report.py {tmp_path}\n' in summary
+    (tmp_path / 'report.html').touch()
+    assert f'report:     {tmp_path}/report.html\n' in format_summary(str(tmp_path), 'a.py')
