@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,6 +19,48 @@ from torch import Tensor
 from gkd.errors import CheckpointError, StorageError
 
 CHECKSUM = 'sha256'
+# What an operating system says only of writing.
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+
+
+@contextmanager
+def naming_storage() -> Iterator[None]:
+    """Turn what says that a disk is full, or a place closed, into a StorageError.
+
+    For files that others write: logs, results, temporary files.
+
+    Raises:
+        StorageError: For such an OSError of the block; any other stays as it is.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in UNWRITABLE:
+            # Writing to an open file, the system names none.
+            place = error.filename or f'a file, in the work dir or in {tempfile.gettempdir()},'
+            raise unwritable(place, error) from error
+        if isinstance(error, PermissionError):
+            raise StorageError(f'{error.filename or "a file"}: {error.strerror or error}. Name '
+                               f'another place, or change its permissions.') from error
+        raise
+
+
+def unwritable(path: Union[str, os.PathLike], error: OSError) -> StorageError:
+    """The error of a file or a folder that cannot be written."""
+    return StorageError(f'{path} cannot be written: {error.strerror or error}. Make room or name '
+                        f'another folder; the same command goes on from here.')
+
+
+def make_folder(path: str) -> None:
+    """Make a folder unless it is there.
+
+    Raises:
+        StorageError: It cannot be made.
+    """
+    try:
+        os.makedirs(path, exist_ok=True)
+    except OSError as error:
+        raise unwritable(path, error) from error
 
 
 @contextmanager
@@ -45,8 +89,7 @@ def written_whole(path: Union[str, os.PathLike]) -> Iterator[BinaryIO]:
             os.fsync(file.fileno())
         os.replace(unfinished, path)
     except OSError as error:
-        raise StorageError(f'{path} cannot be written: {error.strerror or error}. Make room or '
-                           f'name another folder; the same command goes on from here.') from error
+        raise unwritable(path, error) from error
     finally:
         with suppress(OSError):
             unfinished.unlink()

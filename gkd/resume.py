@@ -3,16 +3,41 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+import os.path as osp
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
+from gkd.errors import CheckpointError
 from gkd.randomness import SeededIndex
 from gkd.work_dir import INSIDE, progress_of
 
 KEY = 'resume'  # of the state: in a checkpoint (MMDetection 3) or in its `meta` (MMDetection 2)
 KEPT_INSIDE = 2
+
+
+@contextmanager
+def going_on(checkpoint: str, work_dir: str) -> Iterator[None]:
+    """Say whose a checkpoint is that does not fit, if nobody but the work dir has named it.
+
+    Args:
+        checkpoint: The file that the block goes on from.
+        work_dir: That of the run.
+
+    Raises:
+        CheckpointError: The block's, with more to it.
+    """
+    try:
+        yield
+    except CheckpointError as error:
+        if osp.dirname(osp.abspath(checkpoint)) != osp.abspath(work_dir):
+            raise
+        raise CheckpointError(
+            f'{error}\nIt lies in the work dir, so that the training would go on from it, but is '
+            f'of another config. To keep it: another --work-dir; to begin anew: --resume never.'
+        ) from error
 
 
 def remove_inside(folder: str, keep: int) -> None:

@@ -8,8 +8,13 @@ import torch
 from helpers import small_detectors as small
 from helpers import tiny_data
 from helpers.refusals import append, refuse, refuse_training, train
-from helpers.running import succeed
+from helpers.running import run_tool, succeed
+from mmcv import Config
 from mmdet.datasets import CocoDataset
+from mmdet.models import build_detector
+
+from gkd.errors import ConfigError
+from gkd.running.evaluation import check_metrics
 
 TWO = '[data["{0}"], data["{0}"]]'
 CONCATENATED = 'dict(type="ConcatDataset", datasets=[data["{0}"], data["{0}"]])'
@@ -61,7 +66,7 @@ def test_data_sets_in_test_alone(folder):
     ('evaluation.gpu_collect=True', ['evaluation.gpu_collect']),
     ('evaluation.metric_items=mAp', ['data.val', 'mAp', '--no-validate']),
     ('evaluation.proposal_nums=3', ['data.val', '--no-validate']),
-    ('evaluation.metric=proposal_fast', ['data.val', '--no-validate']),
+    ('evaluation.metric=proposal_fast', ['evaluation.metric', 'by bbox, proposal.']),
     ('data.val.pipeline.1.transforms.4.keys=[image]', ['data.val', 'image', '--no-validate']),
     ('data.val_dataloader.samples_per_gpu=two', ['data.val_dataloader.samples_per_gpu', 'two']),
     ('data.val_dataloader.speed=2', ['data.val_dataloader', 'speed']),
@@ -87,6 +92,30 @@ def test_documented_settings_work(folder, settings):
     assert list(found)[-1] == '2' and all(found.values())
     if settings.get('metric') == 'proposal':
         assert 'AR@100' in found['2'] and 'bbox_mAP' not in found['2']
+
+
+def test_a_test_that_would_fail_is_told_of_its_own_options(folder):
+    train('--epochs', '1', '--no-validate')
+    _, _, stderr = run_tool('test', 'distiller.py', 'work/latest.pth', '--eval-options',
+                            'iou_thrs=none')
+    assert 'error: data.test: a trial' in stderr and '--eval-options' in stderr
+    assert '--no-validate' not in stderr
+
+
+class Measured(CocoDataset):
+    """Reads COCO files, and has metrics of its own, as Cityscapes' data set."""
+
+    def evaluate(self, results, metric='own'):
+        return {}
+
+
+def test_data_sets_with_metrics_of_their_own(folder):
+    data = Measured(str(folder / 'annotations.json'), [], classes=list(tiny_data.CLASSES))
+    model = build_detector(Config(dict(model=small.retinanet())).model)
+    check_metrics(model, data, ['own'], '--eval')
+    data.__class__ = CocoDataset
+    with pytest.raises(ConfigError, match='--eval own: RetinaNet on CocoDataset'):
+        check_metrics(model, data, ['own'], '--eval')
 
 
 def test_the_trial_leaves_the_training_as_it_is(folder):

@@ -10,8 +10,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from gkd.commands.explain import explaining
 from gkd.compat.checkpoint import load_checkpoint_file
-from gkd.errors import CheckpointError, StorageError
+from gkd.errors import CheckpointError, RunError, StorageError
 from gkd.files import load_tensors, remove_unfinished, save_tensors, written_whole
 from gkd.prototypes import PrototypeBank
 
@@ -54,6 +55,24 @@ def write_under_a_limit(path):
     with pytest.raises(StorageError, match=f'{path} cannot be written: File too large'), \
             written_whole(path) as file:
         file.write(b'x' * 30000)
+
+
+def write_a_log_under_a_limit(folder):
+    """Write what others write, more than this process may."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10000, 10000))
+    with pytest.raises(StorageError, match='a file, in the work dir or in .* cannot be written: '
+                                           'File too large. Make room'), explaining():
+        (folder / 'log').write_bytes(b'x' * 30000)
+
+
+def test_a_full_disk_is_no_defect(tmp_path):
+    assert in_fork(write_a_log_under_a_limit, tmp_path) == 0
+    with pytest.raises(StorageError, match='closed/log: Permission denied. Name another place'), \
+            explaining():
+        raise PermissionError(13, 'Permission denied', 'closed/log')
+    with pytest.raises(RunError, match='gone.jpg'), explaining():
+        raise FileNotFoundError(2, 'No such file or directory', 'gone.jpg')
 
 
 def write_until_killed(path):

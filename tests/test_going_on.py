@@ -174,3 +174,25 @@ def test_what_no_tool_foresaw_is_a_message_and_a_file(capsys):
     kept = Path(re.search(r'traceback is in (\S+\.log)', printed)[1])
     assert kept.read_text().startswith('Traceback') and "KeyError: 'gone'" in kept.read_text()
     kept.unlink()
+
+
+def test_a_work_dir_of_another_detector_is_named(folder, tmp_path):
+    train('--epochs', '1', '--no-validate')
+    append('distiller.py', 'model["student"]["config"] = "other.py"')
+    other = tiny_data.experiment(small.retinanet(8), tmp_path / 'annotations.json')
+    tiny_data.write_config('other.py', other)
+    says = ['does not fit', 'in the work dir', 'another --work-dir', '--resume never']
+    status, _, stderr = run_tool('train', 'distiller.py', '--work-dir', 'work', '--epochs', '1')
+    assert status == 2 and all(text in stderr for text in says)
+    # A file that the user has named is no surprise.
+    status, _, stderr = run_tool('train', 'distiller.py', '--work-dir', 'new', '--resume',
+                                 'work/latest.pth')
+    assert status == 2 and says[0] in stderr and says[1] not in stderr
+
+
+def test_a_work_dir_that_cannot_be_made_is_named(folder, tmp_path):
+    (tmp_path / 'file').write_text('')
+    status, _, stderr = run_tool('train', 'distiller.py', '--work-dir', 'file/work')
+    assert status == 2
+    assert re.search(r'error: .*file/work cannot be written: Not a directory. Make room or name '
+                     'another folder', stderr) and 'defect' not in stderr

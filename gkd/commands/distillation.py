@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import os.path as osp
 import re
 from collections.abc import Sequence
@@ -176,7 +175,6 @@ def keep_config(config: Any) -> str:
     """
     # Beside the copy that the training itself writes, under another name.
     path = osp.join(config.work_dir, 'distill.py')
-    os.makedirs(config.work_dir, exist_ok=True)
     names = {role: config.model[role].config for role in ('student', 'teacher')}
     write_atomically(path, HEADER.format(path=path, **names) + config.pretty_text)
     return path

@@ -14,6 +14,7 @@ import torch.distributed as dist
 
 from gkd.commands.explain import describe, lost_another_process
 from gkd.errors import GKDError
+from gkd.files import naming_storage
 from gkd.progress import silence
 
 # Seconds in which the launcher ends the other processes after the first one has failed.
@@ -34,7 +35,7 @@ def run(main: Callable[[], None]) -> None:
     rank = int(os.environ.get('RANK', 0))
     name = f'error in process {rank}' if rank else 'error'
     try:
-        with silence() if rank else contextlib.nullcontext():
+        with silence() if rank else contextlib.nullcontext(), naming_storage():
             main()
         if dist.is_initialized():
             dist.destroy_process_group()
@@ -57,7 +58,8 @@ def run(main: Callable[[], None]) -> None:
 
 def stop() -> None:
     """End after Ctrl-C."""
-    print('\nstopped; the same command goes on from the last checkpoint.', file=sys.stderr)
+    print('\nstopped; the same command goes on from the last checkpoint, if there is one.',
+          file=sys.stderr)
     sys.exit(130)
 
 

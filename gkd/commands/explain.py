@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import torch.distributed as dist
 
 from gkd.errors import GKDError, RunError
+from gkd.files import naming_storage
 
 
 @contextmanager
@@ -19,10 +20,13 @@ def explaining() -> Iterator[None]:
     message tells the type and the place; the log file of the run has the whole traceback.
 
     Raises:
-        RunError: For any exception that is not a GKDError, except the loss of another process.
+        StorageError: Something cannot be written.
+        RunError: For any other exception that is not a GKDError, except the loss of another
+            process.
     """
     try:
-        yield
+        with naming_storage():
+            yield
     except GKDError:
         raise
     except Exception as error:

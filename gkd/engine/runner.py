@@ -25,8 +25,10 @@ from gkd.engine.refusal import absent_folders, remove_traces
 from gkd.engine.resume import require_epochs
 from gkd.engine.trial import TrialHook
 from gkd.errors import ConfigError, naming
+from gkd.files import make_folder
 from gkd.matching import check_num_classes, check_teacher_classes
 from gkd.prototypes.generation import all_gather
+from gkd.resume import going_on
 
 RUNNERS = count()
 
@@ -63,6 +65,7 @@ class Runner(runner.Runner):
             named = experiment_name or getattr(config, 'filename', None) or 'run'
             experiment_name = f'{osp.splitext(osp.basename(named))[0]}_{self.number}'
         with self.leaving_nothing():
+            make_folder(work_dir)
             super().__init__(model, work_dir, experiment_name=experiment_name, **settings)
 
     @classmethod
@@ -171,6 +174,11 @@ class Runner(runner.Runner):
             done = f'{self.epoch} epochs' if 'max_epochs' in self.cfg.train_cfg else (
                 f'{self.iter} iterations')
             self.logger.info(nothing_left(self._load_from, done))
+
+    def resume(self, filename: str, *args: Any, **settings: Any) -> None:
+        """Go on as MMEngine does; a training of another config in the work dir is named."""
+        with going_on(filename, self.work_dir):
+            super().resume(filename, *args, **settings)
 
     def load_detector(self, checkpoint: str) -> None:
         """Fill the detector with weights: its own, or of a distillation those of the student.

@@ -18,6 +18,7 @@ from torch.utils.data import Dataset
 from gkd.compat.wrapper import unwrap
 from gkd.detectors.modes import eval_mode
 from gkd.errors import ConfigError, GKDError, naming
+from gkd.files import naming_storage
 from gkd.progress import silence, without_log
 from gkd.randomness import random_state, set_random_state
 
@@ -65,7 +66,7 @@ def try_evaluation(runner) -> dict[str, float]:
     """
     before = random_state()
     try:
-        with silence(), without_log(), eval_mode(unwrap(runner.model)):
+        with naming_storage(), silence(), without_log(), eval_mode(unwrap(runner.model)):
             return measure(runner.val_loop.evaluator, detect(runner), runner.log_dir)
     except GKDError:
         raise

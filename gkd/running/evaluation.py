@@ -12,8 +12,8 @@ import torch
 from mmcv import Config
 from mmcv.runner import Hook, LoggerHook
 from mmdet.core import DistEvalHook, EvalHook
-from mmdet.datasets import CocoDataset, CustomDataset, build_dataloader
-from mmdet.models.detectors import BaseDetector
+from mmdet.datasets import CocoDataset, CustomDataset, LVISDataset, build_dataloader
+from mmdet.models.detectors import RPN, BaseDetector
 from torch import nn
 from torch.utils.data import Dataset
 
@@ -194,10 +194,13 @@ def check_metrics(model: BaseDetector, dataset: CustomDataset, metrics: Sequence
         key: Where they were asked for, for messages.
     """
     dataset = leaf_datasets(dataset)[0]
-    if not isinstance(dataset, CocoDataset):
+    # Others that read COCO files, such as Cityscapes', have metrics of their own.
+    if type(dataset).evaluate not in (CocoDataset.evaluate, LVISDataset.evaluate):
         return
     detector = model.student if isinstance(model, Distiller) else model
-    known = ['bbox', 'proposal', 'proposal_fast'] + ['segm'] * detector.with_mask
+    # Proposals alone are arrays, which proposal_fast takes, without classes.
+    known = ['proposal', 'proposal_fast'] if isinstance(detector, RPN) else \
+        ['bbox', 'proposal'] + ['segm'] * detector.with_mask
     unknown = [metric for metric in metrics if metric not in known]
     if unknown:
         raise ConfigError(f'{key} {" ".join(unknown)}: {type(detector).__name__} on '

@@ -9,7 +9,6 @@ import platform
 import time
 from typing import Optional
 
-import mmcv
 import mmdet
 import torch
 from mmcv import Config
@@ -42,10 +41,11 @@ from gkd.compat.wrapper import unwrap
 from gkd.detectors.source import check_checkpoints, check_start
 from gkd.distiller import Distiller
 from gkd.errors import CheckpointError, ConfigError, naming
-from gkd.files import remove_unfinished, write_atomically
+from gkd.files import make_folder, remove_unfinished, write_atomically
 from gkd.matching import check_num_classes, check_teacher_classes
 from gkd.progress import on_terminal, without_details
 from gkd.report.loggers import ImageLoggerHook, check_loggers, takes_images
+from gkd.resume import going_on
 from gkd.running.changes import (
     NEW_OPTIMIZER,
     apply_optimizer,
@@ -244,7 +244,7 @@ def register_hooks(runner: BaseRunner, config: Config, loader: DataLoader,
 
 def prepare_work_dir(runner: BaseRunner) -> None:
     """Make the work dir, and remove files that a killed process left unfinished."""
-    mmcv.mkdir_or_exist(runner.work_dir)
+    make_folder(runner.work_dir)
     if runner.rank == 0:
         remove_unfinished(runner.work_dir)
         remove_unfinished(osp.join(runner.work_dir, PROTOTYPES))
@@ -271,7 +271,8 @@ def set_start(runner: BaseRunner, config: Config, checkpoint: Optional[str],
             runner.load_checkpoint(config.load_from)
         return
     text, settings = runner.meta['config'], optimizer_settings(runner)
-    state = resume_without_optimizer(runner, checkpoint, device)
+    with going_on(checkpoint, runner.work_dir):
+        state = resume_without_optimizer(runner, checkpoint, device)
     before, runner.meta['config'] = runner.meta.get('config'), text
     other = has_other_optimizer(before, config)
     if other and not new_optimizer:

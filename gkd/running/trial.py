@@ -21,6 +21,7 @@ from torch.utils.data import Dataset
 
 from gkd.detectors.modes import eval_mode
 from gkd.errors import ConfigError, GKDError, naming
+from gkd.files import naming_storage
 from gkd.progress import silence
 from gkd.running.data import leaf_datasets, loader_settings
 from gkd.running.resume import random_state, set_random_state
@@ -44,12 +45,13 @@ def try_hook(evaluation: EvalHook, config: Config, model: nn.Module,
         ConfigError: It fails.
     """
     metrics = try_evaluation(model, device, evaluation.dataloader.dataset,
-                             loader_settings(config, 'val'), evaluation.eval_kwargs, 'data.val')
+                             loader_settings(config, 'val'), evaluation.eval_kwargs, 'data.val',
+                             '`evaluation`; without any evaluation: --no-validate')
     check_best(evaluation, metrics)
 
 
 def try_evaluation(model: nn.Module, device: torch.device, dataset: Dataset, loader_config: dict,
-                   options: dict, key: str) -> dict[str, float]:
+                   options: dict, key: str, asked: str) -> dict[str, float]:
     """Evaluate two images of every data set, so that no setting fails after an epoch of training.
 
     Weights, statistics and random states stay as they are. On data sets whose ``evaluate`` is none
@@ -62,6 +64,7 @@ def try_evaluation(model: nn.Module, device: torch.device, dataset: Dataset, loa
         loader_config: Settings of its loader.
         options: Options of the data set's ``evaluate``, including ``metric``.
         key: Place of the data set in the config, for messages.
+        asked: Where the evaluation was asked for, for messages, and how to do without it.
 
     Returns:
         The metrics, whose values mean nothing; empty if nothing was computed or detected.
@@ -76,7 +79,7 @@ def try_evaluation(model: nn.Module, device: torch.device, dataset: Dataset, loa
                     if name not in ('workers_per_gpu', 'persistent_workers', 'prefetch_factor')}
         wrapped = MMDataParallel(model.to(device),
                                  device_ids=[device.index] if device.type == 'cuda' else [])
-        with silence(), eval_mode(model):
+        with naming_storage(), silence(), eval_mode(model):
             loader = build_dataloader(few, dist=False, workers_per_gpu=0, **settings)
             results = single_gpu_test(wrapped, loader)
             if not all(type(leaf).evaluate in USUAL_EVALUATIONS for leaf in leaf_datasets(few)):
@@ -90,7 +93,7 @@ def try_evaluation(model: nn.Module, device: torch.device, dataset: Dataset, loa
         raise ConfigError(
             f'{key}: a trial with two images fails, so that the evaluation would: '
             f'{type(error).__name__}: {error}. Look at {key} (its `pipeline`), {key}_dataloader '
-            f'and `evaluation`; without any evaluation: --no-validate') from error
+            f'and {asked}') from error
     finally:
         set_random_state(before)
 

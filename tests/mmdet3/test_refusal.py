@@ -11,7 +11,7 @@ from small_experiments import TOOLS, detector, experiment
 
 from gkd.commands import run
 from gkd.engine.runner import Runner
-from gkd.errors import CheckpointError, ConfigError
+from gkd.errors import CheckpointError, ConfigError, StorageError
 from gkd.frameworks import build_detector
 
 
@@ -126,3 +126,18 @@ def test_a_training_that_has_started_keeps_its_log_and_config(config, tmp_path):
         runner.train()
     assert 'Distiller' in (work_dir / 'started.py').read_text()
     assert list(work_dir.glob('*/*.log'))
+
+
+def test_a_work_dir_of_another_detector_is_named(config):
+    Runner.with_checked_data(config, 'train').train()
+    config.model.student = dict(config=detector('one_stage', 8))
+    config.resume = True
+    with pytest.raises(CheckpointError, match='in the work dir(.|\n)*--resume never'):
+        Runner.with_checked_data(config, 'train').train()
+
+
+def test_a_work_dir_that_cannot_be_made_is_named(config, tmp_path):
+    (tmp_path / 'file').write_text('')
+    config.work_dir = str(tmp_path / 'file' / 'work')
+    with pytest.raises(StorageError, match='file/work cannot be written: Not a directory'):
+        Runner.with_checked_data(config, 'train')
