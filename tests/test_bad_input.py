@@ -245,6 +245,10 @@ def test_channels_that_do_not_fit(folder, part, channels):
     ('runner.type=Walker', ['Walker', 'EpochBasedRunner']),
     ('runner.max_epochs=0', ['runner.max_epochs = 0']),
     ('optimizer.type=SDG', ['optimizer', 'SDG']),
+    ('data.samples_per_gpu=0', ['data.train_dataloader.samples_per_gpu = 0', 'from 1 on']),
+    ('custom_hooks=["EMAHook"]', ['custom_hooks[0]', 'EMAHook', 'config file']),
+    pytest.param('fp16.loss_scale=dynamic', ['`fp16`', 'fp16=None'], marks=pytest.mark.skipif(
+        torch.cuda.is_available(), reason='needs a machine without a GPU')),
     ('optimizer.speed=3', ['optimizer', 'speed']),
     ('lr_config.policy=stairs', ['lr_config', 'Stairs']),
     ('log_config=[1]', ['log_config']),

@@ -168,12 +168,17 @@ def refuse_fp16_without_gpu() -> None:
 
     @functools.wraps(before_run)
     def before_run_on_gpu(self, runner):
-        if not torch.cuda.is_available():
-            raise ConfigError('`fp16` in the config needs a GPU, and none is found. Leave it out: '
-                              '--cfg-options fp16=None')
+        check_fp16()
         before_run(self, runner)
 
     Fp16OptimizerHook.before_run = before_run_on_gpu
+
+
+def check_fp16() -> None:
+    """Raise ConfigError where ``fp16`` cannot work."""
+    if not torch.cuda.is_available():
+        raise ConfigError('`fp16` in the config needs a GPU, and none is found. Leave it out: '
+                          '--cfg-options fp16=None')
 
 
 def write_files_whole() -> None:

@@ -12,7 +12,7 @@ from mmcv.runner import HOOKS, EvalHook, Hook, LoggerHook, TensorboardLoggerHook
 from mmdet.datasets import CustomDataset
 
 from gkd.compat.wrapper import unwrap
-from gkd.errors import EnvironmentMismatchError
+from gkd.errors import ConfigError, EnvironmentMismatchError
 from gkd.prototypes import PrototypeHook
 
 # Named like the modules that their hooks import.
@@ -27,6 +27,9 @@ def logger_settings(config: Config) -> Iterator[tuple[str, dict[str, Any]]]:
     for key, hooks in (('log_config.hooks', (config.get('log_config') or {}).get('hooks')),
                        ('custom_hooks', config.get('custom_hooks'))):
         for number, hook in enumerate(hooks or ()):
+            if not isinstance(hook, dict):
+                raise ConfigError(f'{key}[{number}] = {hook!r}: must be dict(type=...), in a '
+                                  f'config file; --cfg-options cannot hold such lists.')
             kind = HOOKS.get(hook.get('type', ''))
             if kind is not None and issubclass(kind, LoggerHook):
                 yield f'{key}[{number}]', hook

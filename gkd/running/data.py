@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import os.path as osp
 import re
-from typing import Optional
+from typing import Any, Optional
 
 from mmcv import Config, ConfigDict
 from mmcv.utils import get_logger
@@ -104,11 +104,20 @@ def loader_settings(config: Config, part: str) -> dict:
     """
     settings = {'samples_per_gpu': 1, 'workers_per_gpu': 0, 'shuffle': False,
                 **config.data.get(f'{part}_dataloader', {})}
-    images = settings['samples_per_gpu']
+    check_batch(settings['samples_per_gpu'], part)
+    return settings
+
+
+def check_batch(images: Any, part: str) -> None:
+    """Raise ConfigError unless a loader's number of images can be one.
+
+    Args:
+        images: The setting.
+        part: ``'train'``, ``'val'`` or ``'test'``.
+    """
     if not isinstance(images, int) or images < 1:
         raise ConfigError(f'data.{part}_dataloader.samples_per_gpu = {images!r}: must be a whole '
                           f'number from 1 on.')
-    return settings
 
 
 def build_evaluated_dataset(config: Config, part: str) -> Dataset:

@@ -37,6 +37,7 @@ from torch.utils.data import DataLoader
 from gkd.commands.explain import explaining
 from gkd.commands.layout import place
 from gkd.commands.resume import nothing_left
+from gkd.compat.runner import check_fp16
 from gkd.compat.wrapper import unwrap
 from gkd.detectors.source import check_checkpoints, check_start
 from gkd.distiller import Distiller
@@ -59,6 +60,7 @@ from gkd.running.console import EpochBar, log_file, open_logger
 from gkd.running.data import (
     build_checked_dataset,
     build_evaluated_dataset,
+    check_batch,
     check_ground_truth,
     look_at_test_data,
     prototype_datasets,
@@ -178,10 +180,12 @@ def check_seed(config: Config) -> None:
 
 def training_loader(config: Config, train_set: CustomDataset) -> DataLoader:
     """The loader of the training data; of several processes each gets its own share."""
+    settings = config.data.get('train_dataloader', {})
+    check_batch(settings.get('samples_per_gpu'), 'train')
     with naming('data.train_dataloader'):
         return build_dataloader(
             train_set, dist=torch.distributed.is_initialized(), seed=config.seed, num_gpus=1,
-            runner_type=config.runner.type, **config.data.get('train_dataloader', {}))
+            runner_type=config.runner.type, **settings)
 
 
 def make_runner(config: Config, text: str, model: nn.Module,
@@ -308,6 +312,8 @@ def check_training(config: Config) -> None:
         raise ConfigError(f'config {config.filename} cannot be trained: it has no '
                           f'{", ".join(missing)}.')
     check_start(config)
+    if config.get('fp16') is not None:
+        check_fp16()
     runner_type = RUNNERS.get(config.runner.get('type'))
     if runner_type is None:
         raise ConfigError(f'runner.type = {config.runner.get("type")!r} is unknown; use '
