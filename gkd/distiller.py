@@ -228,8 +228,8 @@ class Distiller(DetectorShell):
         if not self.knowledge:
             return student_losses(self.student, batch)
         if self.needs.bank and self.bank is None:
-            raise ConfigError('no prototypes have been generated; train with the PrototypeHook '
-                              '(tools/train.py adds it by itself).')
+            raise ConfigError('no prototypes have been generated: add '
+                              'dict(type="PrototypeHook") to custom_hooks.')
         losses, step = self.observe(batch)
         for kind in self.knowledge:
             taught = kind(step)

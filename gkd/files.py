@@ -52,13 +52,15 @@ def unwritable(path: Union[str, os.PathLike], error: OSError) -> StorageError:
 
 
 def make_folder(path: str) -> None:
-    """Make a folder unless it is there.
+    """Make a folder to write into, unless it is there.
 
     Raises:
-        StorageError: It cannot be made.
+        StorageError: It cannot be made or written into.
     """
     try:
         os.makedirs(path, exist_ok=True)
+        if not os.access(path, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as error:
         raise unwritable(path, error) from error
 

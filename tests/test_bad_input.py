@@ -46,6 +46,12 @@ def test_config_that_lacks_what_training_needs(folder, key):
     refuse_training(folder, says=['distiller.py', key])
 
 
+def test_a_misspelt_setting_of_checkpoints(folder):
+    """mmcv meets it at the end of the first epoch."""
+    refuse_training(folder, '--cfg-options', 'checkpoint_config.intervall=3',
+                    says=['checkpoint_config has unknown settings intervall', 'interval, '])
+
+
 @pytest.mark.parametrize('role', ['teacher', 'student'])
 def test_no_such_detector_config(folder, role):
     refuse_training(folder, '--cfg-options', f'model.{role}.config=gone.py',

@@ -67,6 +67,7 @@ def _mend_mmdet2() -> None:
     runner.leave_out_pauses()
     runner.refuse_fp16_without_gpu()
     runner.write_files_whole()
+    runner.refuse_unknown_settings_of_checkpoints()
 
 
 def _mend_mmdet3() -> None:
@@ -85,3 +86,4 @@ def _mend_mmdet3() -> None:
     engine.resume_without_running_the_config()
     engine.refuse_mixed_precision_without_gpu()
     engine.write_files_whole()
+    engine.refuse_unknown_settings_of_checkpoints()

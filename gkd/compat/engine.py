@@ -14,11 +14,13 @@ import mmengine.hub.hub
 import mmengine.utils.package_utils
 from mmengine.dist import utils as dist_utils
 from mmengine.fileio.backends import LocalBackend
+from mmengine.hooks import CheckpointHook
 from mmengine.model import BaseTTAModel, MMDistributedDataParallel
 from mmengine.optim import AmpOptimWrapper
 from mmengine.runner import Runner, checkpoint
 
 from gkd.compat.checkpoint import load_strictly, load_url
+from gkd.compat.checkpoint_hook import refuse_unknown_settings
 from gkd.compat.distributed import init_over_gloo
 from gkd.compat.local_files import load_from_local, put
 from gkd.errors import CheckpointError, ConfigError
@@ -187,6 +189,11 @@ def refuse_mixed_precision_without_gpu() -> None:
         initialise(self, *args, **kwargs)
 
     AmpOptimWrapper.__init__ = initialise_on_gpu
+
+
+def refuse_unknown_settings_of_checkpoints() -> None:
+    """Refuse unknown settings in ``default_hooks.checkpoint`` before the first step."""
+    refuse_unknown_settings(CheckpointHook, [], 'default_hooks.checkpoint')
 
 
 def write_files_whole() -> None:

@@ -11,10 +11,18 @@ from types import SimpleNamespace
 import mmcv
 import torch
 from mmcv.fileio.file_client import HardDiskBackend
-from mmcv.runner import BaseRunner, IterBasedRunner, LoggerHook, checkpoint, epoch_based_runner
+from mmcv.runner import (
+    BaseRunner,
+    CheckpointHook,
+    IterBasedRunner,
+    LoggerHook,
+    checkpoint,
+    epoch_based_runner,
+)
 from mmcv.runner.hooks.optimizer import Fp16OptimizerHook
 
 from gkd.compat.checkpoint import ema_copies, get_state_dict, load_strictly, load_url
+from gkd.compat.checkpoint_hook import refuse_unknown_settings
 from gkd.compat.local_files import load_from_local, put
 from gkd.errors import CheckpointError, ConfigError
 from gkd.watching import watched
@@ -179,6 +187,12 @@ def check_fp16() -> None:
     if not torch.cuda.is_available():
         raise ConfigError('`fp16` in the config needs a GPU, and none is found. Leave it out: '
                           '--cfg-options fp16=None')
+
+
+def refuse_unknown_settings_of_checkpoints() -> None:
+    """Refuse unknown settings in ``checkpoint_config`` before the first step."""
+    refuse_unknown_settings(CheckpointHook, ['filename_tmpl', 'create_symlink'],
+                            'checkpoint_config')
 
 
 def write_files_whole() -> None:

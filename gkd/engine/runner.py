@@ -28,6 +28,7 @@ from gkd.errors import ConfigError, naming
 from gkd.files import make_folder
 from gkd.matching import check_num_classes, check_teacher_classes
 from gkd.prototypes.generation import all_gather
+from gkd.prototypes.hook import PrototypeHook
 from gkd.resume import going_on
 
 RUNNERS = count()
@@ -64,7 +65,7 @@ class Runner(runner.Runner):
             config = settings.get('cfg') or {}
             named = experiment_name or getattr(config, 'filename', None) or 'run'
             experiment_name = f'{osp.splitext(osp.basename(named))[0]}_{self.number}'
-        with self.leaving_nothing():
+        with self.leaving_nothing(), naming('the config'):
             make_folder(work_dir)
             super().__init__(model, work_dir, experiment_name=experiment_name, **settings)
 
@@ -225,8 +226,16 @@ class Runner(runner.Runner):
         """Build the loop and its loader likewise."""
         with naming('train_dataloader or train_cfg'):
             built_loop = super().build_train_loop(loop)
-        if isinstance(unwrap(self.model), Distiller):
+        model = unwrap(self.model)
+        if isinstance(model, Distiller):
             require_epochs(built_loop, 'the decay of distillation is')
+            if model.needs.bank and not any(isinstance(hook, PrototypeHook)
+                                            for hook in self.hooks):
+                raise ConfigError('custom_hooks has no PrototypeHook, which generates the '
+                                  'prototypes: add dict(type="PrototypeHook").')
+        if built_loop.max_iters < 1:
+            raise ConfigError(f'train_cfg = {self.cfg.train_cfg}: must train for at least one '
+                              f'epoch.')
         return built_loop
 
     def build_val_loop(self, loop):

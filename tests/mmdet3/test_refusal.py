@@ -57,7 +57,27 @@ def other_classes(config):
     config.train_dataloader.dataset.metainfo.classes = ['red', 'green']
 
 
+def a_misspelt_setting_of_checkpoints(config):
+    config.default_hooks.checkpoint.intervall = 3
+
+
+def no_hook_that_generates_prototypes(config):
+    config.custom_hooks = []
+
+
+def no_epoch(config):
+    config.train_cfg.max_epochs = 0
+
+
+def half_an_evaluation(config):
+    config.val_dataloader = None
+
+
 REFUSED = [
+    (a_misspelt_setting_of_checkpoints, 'default_hooks.checkpoint has unknown settings intervall'),
+    (no_hook_that_generates_prototypes, 'custom_hooks has no PrototypeHook'),
+    (no_epoch, 'train_cfg = .*: must train for at least one epoch'),
+    (half_an_evaluation, 'the config: ValueError: val_dataloader, val_cfg, and val_evaluator'),
     (a_pair_that_a_method_refuses, 'GID: a two-stage teacher'),
     (another_student, 'other.pth does not fit the RetinaNet'),
     (another_start, 'Name it as `model.student.checkpoint`'),
@@ -74,6 +94,13 @@ def test_a_refused_training_leaves_nothing(config, tmp_path, change, says):
     with pytest.raises((ConfigError, CheckpointError), match=says):
         Runner.with_checked_data(config, 'train', 'val').train()
     assert set(tmp_path.rglob('*')) == before
+
+
+def test_a_work_dir_that_cannot_be_made(config, tmp_path):
+    (tmp_path / 'file').touch()
+    config.work_dir = str(tmp_path / 'file' / 'run')
+    with pytest.raises(StorageError, match='file/run cannot be written: .*name another folder'):
+        Runner.with_checked_data(config, 'train')
 
 
 def test_what_was_there_before_stays(config, tmp_path):
@@ -116,7 +143,7 @@ class FailLater(Hook):
 
 
 def test_a_training_that_has_started_keeps_its_log_and_config(config, tmp_path):
-    config.custom_hooks = [dict(type='FailLater')]
+    config.custom_hooks.append(dict(type='FailLater'))
     config.dump(tmp_path / 'started.py')
     config = config.fromfile(tmp_path / 'started.py')
     runner = Runner.with_checked_data(config, 'train')
