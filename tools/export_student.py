@@ -32,9 +32,6 @@ def main():
     output = args.output or osp.join(osp.dirname(args.checkpoint), 'student.pth')
     config = load_config(args.config, args.cfg_options)
     own_config = export_student(config, args.checkpoint, output)
-    if mmdet_major() == 3:
-        print(f'wrote {output}; plain MMDetection loads it into the student\'s own config.')
-        return
     print(f'wrote {output}; it fits {own_config}\n\n'
           f'To use it in plain MMDetection:\n'
           f'    import gkd  # only where mmcv is installed without its compiled operators\n'

@@ -10,6 +10,7 @@ from mmengine.config import Config, ConfigDict
 from gkd.commands.export import write_student
 from gkd.detectors.source import DetectorSource, find_file, read_config
 from gkd.errors import CheckpointError, ConfigError
+from gkd.files import write_atomically
 from gkd.frameworks import build_detector
 from gkd.work_dir import checkpoints
 
@@ -89,13 +90,17 @@ def detector_config(config: Config) -> ConfigDict:
     return DetectorSource.parse(config.model.student, 'model.student').model_config()
 
 
-def export_student(config: Config, checkpoint: str, output: str) -> None:
+def export_student(config: Config, checkpoint: str, output: str) -> str:
     """Write a checkpoint that plain MMDetection loads strictly into the student's own config.
 
     Args:
         config: The distillation config.
         checkpoint: A checkpoint of its training.
         output: File to write; it appears whole or not at all.
+
+    Returns:
+        Path of the student's own config. Where the distillation config does not just name one, it
+        is written beside ``output``.
 
     Raises:
         CheckpointError: The checkpoint cannot be read or does not hold this config's student.
@@ -105,3 +110,23 @@ def export_student(config: Config, checkpoint: str, output: str) -> None:
         raise ConfigError(f'{config.filename} distils nothing: its `model` is a '
                           f'{config.model.type}.')
     write_student(build_detector(detector_config(config)), checkpoint, output)
+    return own_config(config, output)
+
+
+def own_config(config: Config, output: str) -> str:
+    """Path of a config that plain MMDetection builds the student from."""
+    source = DetectorSource.parse(config.model.student, 'model.student')
+    if isinstance(source.config, str) and not source.overrides:
+        return find_file(source.config)
+    own = Config(config.to_dict())
+    own.model = detector_config(config)
+    # This project's are for a training.
+    own.pop('custom_hooks', None)
+    (own.get('default_hooks') or {}).pop('checkpoint', None)
+    imports = (own.get('custom_imports') or {}).get('imports') or []
+    others = [name for name in ([imports] if isinstance(imports, str) else imports)
+              if name != 'gkd']
+    own.custom_imports = dict(imports=others, allow_failed_imports=False) if others else None
+    path = f'{osp.splitext(output)[0]}.py'
+    write_atomically(path, own.pretty_text)
+    return path

@@ -1,0 +1,54 @@
+"""The exported student comes with the config that plain MMDetection builds it from."""
+
+import runpy
+import sys
+
+import torch
+from mmdet.apis import init_detector
+from mmengine.config import Config
+from small_experiments import CLASSES, TOOLS, detector, experiment
+
+from gkd.engine.commands import export_student
+from gkd.frameworks import build_detector
+
+
+def write_checkpoint(config, path):
+    """What a training of a distillation leaves; returns the student's weights."""
+    weights = build_detector(config.model).student.state_dict()
+    torch.save(dict(meta=dict(dataset_meta=dict(classes=CLASSES)), state_dict={
+        f'student.{name}': tensor for name, tensor in weights.items()}), path)
+    return weights
+
+
+def test_a_config_is_written_where_the_student_has_none_of_its_own(
+        annotations, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    config = experiment(annotations, 'work', hooks=[dict(type='ReportHook')])
+    config.custom_imports = dict(imports=['gkd', 'math'], allow_failed_imports=False)
+    config.test_dataloader = config.val_dataloader
+    config.dump('distiller.py')
+    weights = write_checkpoint(config, 'trained.pth')
+    monkeypatch.setattr(sys, 'argv', ['export_student.py', 'distiller.py', 'trained.pth'])
+    runpy.run_path(str(TOOLS.parent / 'export_student.py'))['main']()
+    assert 'wrote student.pth; it fits student.py' in capsys.readouterr().out
+    own = Config.fromfile('student.py')
+    assert own.model.type == 'RetinaNet' and own.custom_imports.imports == ['math']
+    assert 'Hook' not in str(own.get('custom_hooks')) and 'gkd' not in own.pretty_text
+    plain = init_detector('student.py', 'student.pth', device='cpu')
+    assert all(map(torch.equal, weights.values(), plain.state_dict().values()))
+    assert plain.dataset_meta['classes'] == CLASSES
+
+
+def test_its_own_config_is_named_unless_settings_replace_some_of_it(annotations, tmp_path):
+    file = tmp_path / 'own.py'
+    file.write_text(f'model = {detector("one_stage")!r}\n')
+    config = experiment(annotations, tmp_path / 'work')
+    config.model.student = dict(config=str(file))
+    trained, output = str(tmp_path / 'trained.pth'), str(tmp_path / 'student.pth')
+    write_checkpoint(config, trained)
+    assert export_student(config, trained, output) == str(file)
+    config.model.student.overrides = {'bbox_head.stacked_convs': 2}
+    write_checkpoint(config, trained)
+    written = export_student(config, trained, output)
+    assert written == str(tmp_path / 'student.py')
+    assert Config.fromfile(written).model.bbox_head.stacked_convs == 2
