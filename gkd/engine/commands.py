@@ -12,6 +12,7 @@ from gkd.detectors.source import DetectorSource, find_file, read_config
 from gkd.errors import CheckpointError, ConfigError
 from gkd.files import write_atomically
 from gkd.frameworks import build_detector
+from gkd.frameworks.mmdet3 import leaf_configs
 from gkd.work_dir import checkpoints
 
 
@@ -88,6 +89,21 @@ def detector_config(config: Config) -> ConfigDict:
     if config.model.type != 'Distiller':
         return config.model
     return DetectorSource.parse(config.model.student, 'model.student').model_config()
+
+
+def augment_tests(config: Config) -> None:
+    """Let a test augment every image and merge what is detected in it, as the config says.
+
+    Raises:
+        ConfigError: The config does not say how.
+    """
+    missing = [key for key in ('tta_model', 'tta_pipeline') if not config.get(key)]
+    if missing:
+        raise ConfigError(f'--tta: config {config.filename} has no {" and no ".join(missing)}; '
+                          f'mmdet::retinanet/retinanet_tta.py shows both.')
+    for leaf in leaf_configs(config.test_dataloader.dataset).values():
+        leaf.pipeline = config.tta_pipeline
+    config.model = dict(config.tta_model, module=config.model)
 
 
 def export_student(config: Config, checkpoint: str, output: str) -> str:

@@ -12,6 +12,7 @@ import torch
 from mmengine import runner
 from mmengine.config import Config
 from mmengine.device import get_device
+from mmengine.model import BaseTTAModel
 from torch import nn
 
 from gkd.commands.export import load_student
@@ -191,7 +192,8 @@ class Runner(runner.Runner):
             CheckpointError: It cannot be read, or does not fit.
         """
         with self.leaving_nothing():
-            load_student(unwrap(self.model), checkpoint)
+            model = unwrap(self.model)
+            load_student(model.module if isinstance(model, BaseTTAModel) else model, checkpoint)
         self._has_loaded = True
 
     def build_model(self, model) -> nn.Module:

@@ -1,14 +1,17 @@
-"""The exported student comes with the config that plain MMDetection builds it from."""
+"""What becomes of a student: exported with a config for plain MMDetection, and tested."""
 
 import runpy
 import sys
 
+import pytest
 import torch
 from mmdet.apis import init_detector
+from mmdet.models import DetTTAModel
 from mmengine.config import Config
-from small_experiments import CLASSES, TOOLS, detector, experiment
+from small_experiments import CLASSES, IMAGES, TOOLS, detector, experiment
 
 from gkd.engine.commands import export_student
+from gkd.errors import ConfigError
 from gkd.frameworks import build_detector
 
 
@@ -52,3 +55,38 @@ def test_its_own_config_is_named_unless_settings_replace_some_of_it(annotations,
     written = export_student(config, trained, output)
     assert written == str(tmp_path / 'student.py')
     assert Config.fromfile(written).model.bbox_head.stacked_convs == 2
+
+
+def test_a_test_augments_images(annotations, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = experiment(annotations, 'work')
+    config.update(test_dataloader=config.val_dataloader, test_cfg=dict(type='TestLoop'),
+                  test_evaluator=config.val_evaluator)
+    write_checkpoint(config, 'trained.pth')
+    config.dump('plain.py')
+    flips = [dict(type='RandomFlip', prob=float(flipped)) for flipped in range(2)]
+    pack = dict(type='PackDetInputs', meta_keys=(
+        'img_id', 'ori_shape', 'img_shape', 'scale_factor', 'flip', 'flip_direction'))
+    resize = dict(type='Resize', scale=(128, 128), keep_ratio=True)
+    config.tta_model = dict(type='DetTTAModel', tta_cfg=dict(
+        nms=dict(type='nms', iou_threshold=0.5), max_per_img=10))
+    config.tta_pipeline = [dict(type='LoadImageFromFile'),
+                           dict(type='TestTimeAug', transforms=[[resize], flips, [pack]])]
+    config.dump('tta.py')
+
+    def test(name):
+        monkeypatch.setattr(sys, 'argv', ['test.py', name, 'trained.pth', '--tta',
+                                          '--out', 'found.pkl'])
+        return runpy.run_path(str(TOOLS / 'test.py'))['main']()
+
+    views, merge = [], DetTTAModel.merge_preds
+
+    def merge_counted(self, samples):
+        views.extend(map(len, samples))
+        return merge(self, samples)
+
+    monkeypatch.setattr(DetTTAModel, 'merge_preds', merge_counted)
+    test('tta.py')
+    assert views == [2] * IMAGES
+    with pytest.raises(ConfigError, match='--tta: config plain.py has no tta_model and no tta_p'):
+        test('plain.py')

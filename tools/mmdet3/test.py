@@ -9,7 +9,7 @@ from mmdet.evaluation import DumpDetResults
 
 from gkd.commands import add_device_option, add_launcher_options, add_trust_option, run
 from gkd.commands.settings import add_settings_option
-from gkd.engine.commands import detector_config, load_config
+from gkd.engine.commands import augment_tests, detector_config, load_config
 from gkd.engine.runner import Runner
 from gkd.errors import ConfigError
 
@@ -24,6 +24,9 @@ def parse_args():
                                       'analysis tools; ends with .pkl')
     parser.add_argument('--show-dir', help='folder to draw detections into, beside the ground '
                                            'truth')
+    parser.add_argument('--tta', action='store_true',
+                        help='augment every image and merge what is detected in it, as '
+                             '`tta_model` and `tta_pipeline` of the config say')
     add_settings_option(parser)
     add_launcher_options(parser, 'test.sh')
     add_device_option(parser)
@@ -38,6 +41,8 @@ def main():
     if args.work_dir is not None:
         config.work_dir = args.work_dir
     config.model, config.load_from = detector_config(config), None
+    if args.tta:
+        augment_tests(config)
     if args.out and not args.out.endswith(('.pkl', '.pickle')):
         raise ConfigError(f'--out {args.out}: must end with .pkl.')
     if args.show_dir:
