@@ -175,6 +175,10 @@ def test_sound_file_and_missing_images(coco, tmp_path):
     status, printed, _ = run_tool('datasets', 'check', coco)
     assert status == 0
     assert '3 images, 2 of them annotated, with 4 boxes of 2 of 2 classes; 1 are' in printed
+    content = json.loads(coco.read_text())
+    numbers = [entry['category_id'] for entry in content['annotations']]
+    each = [f'{entry["name"]} {numbers.count(entry["id"])}' for entry in content['categories']]
+    assert f'boxes of each class: {", ".join(each)}\n' in printed
     status, printed, _ = run_tool('datasets', 'check', coco, '--images', tmp_path / 'images')
     assert status == 1 and f'1 of 3 images are missing, first {tmp_path}/images/empty' in printed
 

@@ -182,6 +182,8 @@ def test_masks_that_the_pipeline_does_not_collect_are_named():
     data = dict(type='RepeatDataset', dataset=dict(pipeline=[dict(type='Collect', keys=keys)]))
     with pytest.raises(ConfigError, match='data.train.pipeline.*`gt_masks`.*with_mask=True'):
         check_ground_truth(model, data, 'data.train')
+    with pytest.raises(ConfigError, match='`gt_masks`'):
+        check_ground_truth(model, [data, data], 'data.train')
     keys.append('gt_masks')
     check_ground_truth(model, data, 'data.train')
 

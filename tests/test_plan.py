@@ -177,6 +177,8 @@ def test_largest_image_of_a_pipeline(config, scales, padded, expected):
     config.data.train.pipeline[5].size_divisor = padded
     config.data.train = dict(type='RepeatDataset', times=2, dataset=config.data.train)
     assert image_size(config) == expected
+    config.data.train = [config.data.train, config.data.train]
+    assert image_size(config) == expected
 
 
 def test_pipeline_without_a_size(config):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable, Optional
@@ -12,7 +14,7 @@ import numpy as np
 from gkd.datasets.annotations import Annotations
 from gkd.datasets.archives import unpack
 from gkd.datasets.coco_json import read_coco, write_coco
-from gkd.datasets.inspection import Inspection
+from gkd.datasets.inspection import Inspection, hashable
 from gkd.datasets.voc import image_set, read_voc
 from gkd.errors import DataError
 
@@ -171,12 +173,29 @@ def report(name: str, annotations: Annotations, tell: Callable[[str], None]) -> 
     tell(f'{name}: {len(annotations.images):,} images, {annotated:,} of them annotated, with '
          f'{len(annotations.boxes):,} boxes of {classes} of {len(annotations.categories)} '
          f'classes; {int(annotations.ignored.sum()):,} are crowds or difficult')
+    ids = annotations.category_ids.tolist()
+    tell(f'  boxes of each class: {counts(annotations.categories, ids)}')
     broken = {fault: rows for fault, rows in annotations.faults().items() if len(rows)}
     for fault, rows in broken.items():
         tell(f'  {len(rows):,} {fault}, first {annotations.describe(rows[0])}')
     if not broken:
         tell('  no broken box')
     return sum(map(len, broken.values()))
+
+
+def counts(names: Mapping[Hashable, str], ids: Iterable[Hashable]) -> str:
+    """How many boxes every class has, in words.
+
+    Args:
+        names: Names of the classes by id.
+        ids: Class ids of the boxes; those of no class are passed over.
+
+    Example:
+        >>> counts({3: 'cat', 17: 'dog', 90: 'cow'}, [3, 17, 3, 5])
+        'cat 2, dog 1, cow 0'
+    """
+    found = Counter(number for number in ids if hashable(number))
+    return ', '.join(f'{name} {found[number]:,}' for number, name in names.items())
 
 
 def report_inspection(name: str, inspection: Inspection, tell: Callable[[str], None]) -> int:
@@ -191,6 +210,10 @@ def report_inspection(name: str, inspection: Inspection, tell: Callable[[str], N
         Number of entries with something wrong; what is completed does not count.
     """
     tell(f'{name}: {inspection.summary()}')
+    names = {entry['id']: entry.get('name') for entry in inspection.content['categories']
+             if hashable(entry.get('id'))}
+    ids = inspection.column('annotations', 'category_id')
+    tell(f'  boxes of each class: {counts(names, ids)}')
     for finding in inspection.findings:
         tell(f'  {finding}')
     wrong = [finding.count for finding in inspection.findings if not finding.completed]

@@ -10,6 +10,7 @@ from mmcv.runner import build_optimizer as build_by_config
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from gkd.detectors.images import pipeline_of, steps_of
 from gkd.errors import ConfigError, naming
 from gkd.frameworks import Dataset
 from gkd.planning.schedule import Schedule, base_batch, kept_checkpoints
@@ -65,11 +66,8 @@ def image_size(config: Config) -> tuple[int, int]:
     Raises:
         ConfigError: The config names no size to scale to.
     """
-    entry = config.data.train
-    while 'pipeline' not in entry:
-        entry = entry['dataset'] if 'dataset' in entry else entry['datasets'][0]
-    for pipeline in (entry.pipeline, config.data.test.pipeline):
-        steps = [step for outer in pipeline for step in (outer, *outer.get('transforms', ()))]
+    for part in ('train', 'test'):
+        steps = list(steps_of(pipeline_of(config.data[part])))
         scales = [scale for step in steps if 'img_scale' in step
                   for scale in (step['img_scale'] if isinstance(step['img_scale'], list)
                                 else [step['img_scale']])]

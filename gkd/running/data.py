@@ -36,6 +36,7 @@ from gkd.datasets.checks import (
 )
 from gkd.datasets.coco_json import load_coco
 from gkd.datasets.inspection import Finding
+from gkd.detectors.images import pipeline_of
 from gkd.distiller import Distiller
 from gkd.errors import ConfigError, DataError, naming, shorten
 from gkd.matching import LOADED_BY
@@ -313,15 +314,12 @@ def check_ground_truth(model: nn.Module, config: ConfigDict, key: str) -> None:
 
     Args:
         model: A detector; only a distiller's student is looked at.
-        config: Config of the data set, possibly of a wrapper around others.
+        config: Config of the data set, possibly a list or a wrapper around others.
         key: Its place in the config, for messages.
     """
     if not isinstance(model, Distiller):
         return
-    entry = config
-    while 'pipeline' not in entry and ('dataset' in entry or 'datasets' in entry):
-        entry = entry['dataset'] if 'dataset' in entry else entry['datasets'][0]
-    collected = [step.get('keys', ()) for step in entry.get('pipeline') or ()
+    collected = [step.get('keys', ()) for step in pipeline_of(config)
                  if step.get('type') == 'Collect']
     if not collected:
         return
