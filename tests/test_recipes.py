@@ -7,13 +7,15 @@ from pathlib import Path
 import pytest
 from helpers import small_detectors as small
 from helpers.running import REPOSITORY, run_tool
+from mmcv import Config
+from mmdet.datasets import build_dataset
 
 from gkd.checkpoints import find_recipe, published
 from gkd.compat.checkpoint import load_checkpoint_file
 from gkd.detectors.source import DetectorSource, find_file, sources_of
 from gkd.errors import ConfigError
 from gkd.recipes import RecipeError, check_losses, random_checkpoint
-from gkd.recipes.mmdet2 import check_recipe, recipes
+from gkd.recipes.mmdet2 import check_recipe, recipes, use_synthetic_data
 from gkd.registry import KNOWLEDGE
 from gkd.running import load_config
 from studies import coverage
@@ -144,6 +146,29 @@ def test_a_small_recipe_is_checked_the_whole_way(tmp_path):
     assert report.detections > 0 and 'bbox_mAP' in report.metrics
     assert [path.name for path in mine.iterdir()] == ['own.json']
     assert (mine / 'own.json').read_text() == 'mine'
+
+
+@pytest.mark.parametrize('root', [None, '{0}', '../mine'])
+@pytest.mark.parametrize('several', [False, True])
+def test_the_users_own_data_are_not_touched(tmp_path, monkeypatch, root, several):
+    mine = tmp_path / 'mine'
+    mine.mkdir()
+    (mine / 'train.json').write_text('mine')
+    (tmp_path / 'here').mkdir()
+    monkeypatch.chdir(tmp_path / 'here')
+    file = 'train.json' if root else str(mine / 'train.json')
+    leaf = dict(type='CocoDataset', ann_file=[file] if several else file, pipeline=[],
+                img_prefix='images' if root else str(mine / 'images'))
+    if root:
+        leaf['data_root'] = root.format(mine)
+    data = dict(train=leaf, val=leaf, test=leaf)
+    config = Config(dict(data=dict(data, **{f'{part}_dataloader': {} for part in data})))
+    use_synthetic_data(config, 'new')
+    assert [path.name for path in mine.rglob('*')] == ['train.json']
+    assert (mine / 'train.json').read_text() == 'mine'
+    written = build_dataset(config.data.train)
+    assert len(written) == 2
+    assert len(list((tmp_path / 'here' / 'new').rglob('*.jpg'))) == 2
 
 
 # Student, and whether it is taught by soft labels.

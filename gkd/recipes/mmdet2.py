@@ -106,7 +106,8 @@ def check_recipe(path: str, folder: str) -> RecipeReport:
 def use_synthetic_data(config: Config, folder: str) -> None:
     """Let a config train on one batch of small synthetic images, and test on the same.
 
-    The files lie under ``folder`` where the config looks for them under the current directory.
+    The files lie under ``folder`` where the config looks for them; those of the user are not
+    touched.
 
     Args:
         config: Changed in place.
@@ -128,12 +129,15 @@ def use_synthetic_data(config: Config, folder: str) -> None:
 
 def write_leaf(leaf: ConfigDict, folder: str) -> None:
     """Write the files that a data set's config names, and point the config to them."""
-    lists = leaf.ann_file if isinstance(leaf.ann_file, list) else [leaf.ann_file]
-    prefixes = leaf.img_prefix if isinstance(leaf.img_prefix, list) else [leaf.img_prefix]
+    several = isinstance(leaf.ann_file, list)
+    lists = leaf.ann_file if several else [leaf.ann_file]
+    prefixes = leaf.get('img_prefix') or ''
+    prefixes = prefixes if isinstance(prefixes, list) else [prefixes] * len(lists)
+    root = leaf.pop('data_root', None) or ''
     kind = DATASETS.get(leaf.type)
     classes = leaf.get('classes') or kind.CLASSES
     write = write_voc if issubclass(kind, XMLDataset) else write_coco
-    here = [(below(folder, names), below(folder, prefix))
+    here = [(below(folder, osp.join(root, names)), below(folder, osp.join(root, prefix)))
             for names, prefix in zip(lists, prefixes)]
     for number, (names, prefix) in enumerate(here):
         # Two images in all: a pair, or one from each year of PASCAL VOC.
@@ -143,4 +147,4 @@ def write_leaf(leaf: ConfigDict, folder: str) -> None:
         write(names, prefix, images, classes)
     both = [list(paths) for paths in zip(*here)]
     leaf.ann_file, leaf.img_prefix = (
-        paths if isinstance(leaf.ann_file, list) else paths[0] for paths in both)
+        paths if several else paths[0] for paths in both)

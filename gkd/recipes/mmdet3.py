@@ -138,7 +138,8 @@ def evaluate(config: Config, checkpoint: str) -> dict[str, float]:
 def use_synthetic_data(config: Config, folder: str) -> None:
     """Let a config train on one batch of small synthetic images, and test on the same.
 
-    The files lie under ``folder`` where the config looks for them under the current directory.
+    The files lie under ``folder`` where the config looks for them; those of the user are not
+    touched.
 
     Args:
         config: Changed in place.
