@@ -94,6 +94,17 @@ def test_checkpoint_of_another_detector_to_test_export_or_resume(folder):
            says=['teacher.pth', 'another file'])
 
 
+@pytest.mark.parametrize('role', ['teacher', 'student'])
+def test_weights_that_are_not_finite(folder, role):
+    small_detector = small.retinanet(24 if role == 'teacher' else 16)
+    weights = torch.load(tiny_data.write_weights('diverged.pth', small_detector))
+    weights['state_dict']['bbox_head.retina_cls.weight'][0] = float('nan')
+    torch.save(weights, 'diverged.pth')
+    refuse_training(folder, '--cfg-options', f'model.{role}.checkpoint=diverged.pth',
+                    says=[f'model.{role}.checkpoint: 1 weights of diverged.pth',
+                          'bbox_head.retina_cls.weight'])
+
+
 def test_damaged_checkpoint(folder):
     whole = (folder / 'teacher.pth').read_bytes()
     (folder / 'teacher.pth').write_bytes(whole[:len(whole) // 2])

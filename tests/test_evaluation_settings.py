@@ -102,6 +102,15 @@ def test_a_test_that_would_fail_is_told_of_its_own_options(folder):
     assert '--no-validate' not in stderr
 
 
+def test_a_test_measures_what_the_training_does(folder):
+    append('distiller.py', 'evaluation["metric"] = ["proposal"]')
+    train('--epochs', '1')
+    out, _ = succeed('test', 'distiller.py', 'work/latest.pth')
+    assert 'Evaluating proposal' in out and 'Evaluating bbox' not in out
+    out, _ = succeed('test', 'distiller.py', 'work/latest.pth', '--eval', 'bbox')
+    assert 'Evaluating bbox' in out and 'Evaluating proposal' not in out
+
+
 class Measured(CocoDataset):
     """Reads COCO files, and has metrics of its own, as Cityscapes' data set."""
 

@@ -148,6 +148,17 @@ def test_a_small_recipe_is_checked_the_whole_way(tmp_path):
     assert (mine / 'own.json').read_text() == 'mine'
 
 
+@pytest.mark.parametrize('kind', ['CocoDataset', 'VOCDataset'])
+def test_every_synthetic_box_is_of_a_class_of_the_config(tmp_path, kind):
+    leaf = dict(type=kind, ann_file='VOC2007/a', img_prefix='VOC2007', pipeline=[],
+                classes=['ball', 'block'])
+    data = dict(train=leaf, val=leaf, test=leaf)
+    config = Config(dict(data=dict(data, **{f'{part}_dataloader': {} for part in data})))
+    use_synthetic_data(config, str(tmp_path))
+    labels = build_dataset(config.data.train).get_ann_info(0)['labels'].tolist()
+    assert labels == [0, 1, 0, 1]
+
+
 @pytest.mark.parametrize('root', [None, '{0}', '../mine'])
 @pytest.mark.parametrize('several', [False, True])
 def test_the_users_own_data_are_not_touched(tmp_path, monkeypatch, root, several):

@@ -16,8 +16,9 @@ def parse_args():
     parser.add_argument('config', help='distillation config, or the detector\'s own')
     parser.add_argument('checkpoint', help='checkpoint of the training, or an exported student')
     parser.add_argument('--eval', nargs='+', metavar='METRIC', default=None,
-                        help='metrics of the data set (default: bbox, unless --format-only, '
-                             '--out or --show-dir asks for something else)')
+                        help='metrics of the data set (default: those of the config\'s '
+                             '`evaluation`, or bbox, unless --format-only, --out or --show-dir '
+                             'asks for something else)')
     parser.add_argument('--out', help='write the raw results to this .pkl file')
     parser.add_argument('--format-only', action='store_true',
                         help='write the results in the data set\'s format, do not evaluate; '
@@ -40,8 +41,10 @@ def main():
     if args.eval and args.format_only:
         raise ConfigError('--eval and --format-only exclude each other.')
     other_output = args.format_only or args.out or args.show_dir
-    metrics = args.eval or ([] if other_output else ['bbox'])
     config = load_config(args.config, args.cfg_options)
+    usual = (config.get('evaluation') or {}).get('metric', 'bbox')
+    usual = [usual] if isinstance(usual, str) else list(usual)
+    metrics = args.eval or ([] if other_output else usual)
     if args.launcher != 'none':
         init_distributed(args.launcher)
     test(config, args.checkpoint, metrics, args.out, args.format_only, args.show_dir,

@@ -21,6 +21,7 @@ from gkd.checkpoints import REPOSITORY, check_file, how_to_get
 from gkd.compat.checkpoint import class_names, load_checkpoint_file, load_strictly
 from gkd.detectors.images import ImageFormat, format_of
 from gkd.errors import CheckpointError, ConfigError
+from gkd.finite.weights import not_finite
 from gkd.frameworks import Config, ConfigDict, logger, mmdet_configs
 from gkd.installed import mmdet_major
 
@@ -173,7 +174,7 @@ class DetectorSource:
 
         Raises:
             CheckpointError: The file is missing, unreadable, not the published file of that name,
-                or does not fit the model.
+                does not fit the model, or holds weights that are not finite.
         """
         if self.checkpoint is None:
             logger().warning(
@@ -183,6 +184,11 @@ class DetectorSource:
         path = find_file(self.checkpoint)
         checkpoint = load_checkpoint_file(path)
         load_strictly(model, checkpoint, path)
+        broken = not_finite(model)
+        if broken:
+            raise CheckpointError(
+                f'{self.key}.checkpoint: {len(broken)} weights of {self.checkpoint} are NaN or '
+                f'infinite, first {broken[0]}: its training has diverged. Take an earlier one.')
         names = class_names(checkpoint)
         if names is not None:
             model.CLASSES = names

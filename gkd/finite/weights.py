@@ -14,10 +14,15 @@ def check_weights(model: nn.Module, clipping: str) -> None:
         model: What is trained.
         clipping: Setting that clips gradients, for the message.
     """
-    broken = [name for name, tensor in model.state_dict().items()
-              if tensor.is_floating_point() and not tensor.isfinite().all()]
+    broken = not_finite(model)
     if broken:
         raise NumericalError(
             f'{len(broken)} weights are not finite any more, first {broken[0]}; they are not '
             f'saved, and the last checkpoint is kept. Lower the learning rate, or clip gradients '
             f'({clipping}).')
+
+
+def not_finite(model: nn.Module) -> list[str]:
+    """Names of the weights and statistics of a model that are not finite."""
+    return [name for name, tensor in model.state_dict().items()
+            if tensor.is_floating_point() and not tensor.isfinite().all()]

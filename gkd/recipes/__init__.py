@@ -144,8 +144,8 @@ def below(folder: str, path: str) -> str:
 
 def write_coco(ann_file: str, prefix: str, names: Sequence[str], classes: Sequence[str]) -> None:
     """Write images and their annotations in COCO's format."""
-    boxes = [(image, label, box) for image in range(len(names))
-             for label, box in enumerate(BOXES)]
+    boxes = [(image, number % len(classes), box) for image in range(len(names))
+             for number, box in enumerate(BOXES)]
     content = dict(
         images=[dict(id=image, file_name=f'{name}.jpg', width=IMAGE_SIZE, height=IMAGE_SIZE)
                 for image, name in enumerate(names)],
@@ -168,8 +168,8 @@ def write_voc(ann_file: str, prefix: str, names: Sequence[str], classes: Sequenc
     for name in names:
         root = ElementTree.Element('annotation')
         add(root, 'size', width=IMAGE_SIZE, height=IMAGE_SIZE, depth=3)
-        for label, (x1, y1, x2, y2) in enumerate(BOXES):
-            entry = add(root, 'object', name=classes[label], difficult=0)
+        for number, (x1, y1, x2, y2) in enumerate(BOXES):
+            entry = add(root, 'object', name=classes[number % len(classes)], difficult=0)
             add(entry, 'bndbox', xmin=x1, ymin=y1, xmax=x2, ymax=y2)
         ElementTree.ElementTree(root).write(osp.join(prefix, 'Annotations', f'{name}.xml'))
         draw(osp.join(prefix, 'JPEGImages', f'{name}.jpg'))
