@@ -19,6 +19,8 @@ def test_config_is_the_students_own_with_a_distiller(pair, tmp_path):
     student, teacher = pair
     path, lines = succeed('distill', student, teacher, '--method', 'gkd+pkd', '--work-dir',
                           tmp_path / 'work', '--epochs', 1, '--seed', 3)
+    # Tools that look at the pair name their folders by the config.
+    assert path.strip() == str(tmp_path / 'work' / 'work.py')
     config, own = load_config(path.strip()), load_config(str(student))
     assert [kind.type for kind in config.model.knowledge] == ['RobustDistillingModule', 'PKD']
     assert config.model.teacher.checkpoint == str(tmp_path / 'teacher.pth')

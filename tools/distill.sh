@@ -15,7 +15,7 @@ A config is a path, or mmdet::FOLDER/FILE.py for one that the installed MMDetect
 
 Both checkpoints, classes and the pair are checked; what will be taught, what is left out and why,
 and what it costs is said before training; and the config that is used is kept in the work dir,
-WORK_DIR/distill.py, to edit and to train again with tools/train.sh.
+under its name, to edit and to train again with tools/train.sh.
 TEXT
 }
 

@@ -173,8 +173,8 @@ def keep_config(config: Any) -> str:
     Args:
         config: A config of either MMDetection.
     """
-    # Beside the copy that the training itself writes, under another name.
-    path = osp.join(config.work_dir, 'distill.py')
+    # The name of the pair: other commands name what they write by that of the config.
+    path = osp.join(config.work_dir, f'{osp.basename(osp.abspath(config.work_dir))}.py')
     names = {role: config.model[role].config for role in ('student', 'teacher')}
     write_atomically(path, HEADER.format(path=path, **names) + config.pretty_text)
     return path

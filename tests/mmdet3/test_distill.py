@@ -41,7 +41,7 @@ def write(pair, folder, monkeypatch, capsys, *options):
     monkeypatch.setattr(sys, 'argv', ['distill.py', *pair, '--work-dir', str(folder), *options])
     runpy.run_path(str(TOOLS.parent / 'distill.py'))['main']()
     path, said = capsys.readouterr()
-    assert path.strip() == str(folder / 'distill.py')
+    assert path.strip() == str(folder / f'{folder.name}.py')
     return load_config(path.strip()), said
 
 
@@ -80,7 +80,7 @@ def test_why_costs_are_not_known(pair, tmp_path, monkeypatch, capsys):
 @pytest.mark.slow
 def test_what_was_written_trains(pair, tmp_path, monkeypatch, capsys):
     write(pair, tmp_path / 'work', monkeypatch, capsys, '--epochs', '1')
-    path = str(tmp_path / 'work' / 'distill.py')
+    path = str(tmp_path / 'work' / 'work.py')
     monkeypatch.setattr(sys, 'argv', ['train.py', path])
     runpy.run_path(str(TOOLS / 'train.py'))['main']()
     checkpoint = tmp_path / 'work' / 'epoch_1.pth'
