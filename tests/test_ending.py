@@ -26,8 +26,8 @@ def long_after():
 
 
 @pytest.mark.parametrize('main, status, says', [
-    (where_it_is_read, 130, '\nstopped; the same command goes on from the last checkpoint.\n'),
-    (where_it_is_misread, 130, '\nstopped; the same command goes on from the last checkpoint.\n'),
+    (where_it_is_read, 130, '\nstopped; the same command goes on from the last checkpoint, if there is one.\n'),
+    (where_it_is_misread, 130, '\nstopped; the same command goes on from the last checkpoint, if there is one.\n'),
     (long_after, 1, '\nerror: SyntaxError: another')])
 def test_an_interrupted_command_says_so_wherever_it_is_met(main, status, says, capsys):
     with pytest.raises(SystemExit) as ended:
