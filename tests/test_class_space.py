@@ -143,14 +143,17 @@ def test_weight_and_decay_are_factors_of_the_loss():
 
 def test_an_instance_is_read_where_the_head_is_surest():
     """Of all cells of its box, on all levels; what lies outside is of others."""
-    fine, coarse = torch.arange(16.0).reshape(1, 1, 4, 4), 100 + torch.arange(4.0)
-    scores = torch.zeros(1, 1, 4, 4), torch.zeros(1, 2, 2, 2)
-    scores[0][0, 0, 0, 1] = 3  # in the first box, on the fine level
-    scores[1][0, 1, 1, 1] = 2  # in the second, on the coarse level, by the other anchor
+    sizes = [(4, 4), (2, 2), (1, 1)]
+    maps = [100 * level + torch.arange(1.0 * h * w).reshape(1, 1, h, w)
+            for level, (h, w) in enumerate(sizes)]
+    scores = torch.full((1, 1, 4, 4), -9.0), torch.full((1, 2, 2, 2), -9.0), \
+        torch.full((1, 1, 1, 1), -7.5)
+    scores[0][0, 0, 0, 1] = -6  # in the first box, on the fine level
+    scores[1][0, 1, 1, 1] = -7  # in the second, on the middle level, by the other anchor
     scores[0][0, 0, 0, 3] = 9  # in neither
     boxes = [torch.tensor([[0.0, 0.0, 15.0, 15.0], [16.0, 16.0, 31.0, 31.0]])]
-    found = class_features([fine, coarse.reshape(1, 1, 2, 2)], scores,
-                           [(1 / 8, 1 / 8), (1 / 16, 1 / 16)], boxes, nn.Identity())
+    found = class_features(maps, scores, [(1 / stride,) * 2 for stride in (8, 16, 32)], boxes,
+                           nn.Identity())
     assert found.flatten().tolist() == [1.0, 103.0]
 
 

@@ -19,8 +19,10 @@ from mmdet.models import build_detector
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from gkd.detectors.dense import class_layers
 from gkd.detectors.step import recorded
 from gkd.errors import CheckpointError, ConfigError, DataError
+from gkd.files import save_tensors
 from gkd.prototypes import PrototypeBank, PrototypeGenerationModule, select_prototypes, shares
 from gkd.prototypes.features import choose_candidates
 from gkd.prototypes.hook import PrototypeHook, reload_bank
@@ -245,20 +247,36 @@ def damage_header(path):
     path.write_bytes(b'\xff' * 8 + path.read_bytes()[8:])
 
 
+def damage_middle(path):
+    content = bytearray(path.read_bytes())
+    content[-40] ^= 1
+    path.write_bytes(content)
+
+
 def replace_by_other_file(path):
+    """Of the same names and shapes, but not written by this package: it has no checksum."""
     with safe_open(path, framework='pt') as file:
         metadata = dict(fingerprint=file.metadata()['fingerprint'])
-    save_file(dict(x=torch.zeros(1)), path, metadata)
+        save_file({name: torch.zeros_like(file.get_tensor(name)) for name in file.keys()},
+                  path, metadata)
 
 
-@pytest.mark.parametrize('damage', [damage_end, damage_header, replace_by_other_file])
-def test_damaged_features_are_computed_again(detectors, datasets, tmp_path, damage):
+@pytest.mark.parametrize('damage', [damage_end, damage_header, damage_middle,
+                                    replace_by_other_file])
+def test_damaged_features_are_computed_again(detectors, datasets, tmp_path, damage, caplog):
     first = generate(generation(), detectors, datasets, tmp_path)
     damage(next(tmp_path.glob('teacher_features*')))
     with counted_images(*detectors) as counts:
         again = generate(generation(), detectors, datasets, tmp_path)
-    assert counts == [8, 8]
+    assert counts == [8, 8] and 'The features are computed again.' in caplog.text
     assert_same_bank(first, again, rtol=0, atol=0)
+
+
+def test_features_in_the_form_of_earlier_versions_are_computed_again(tmp_path):
+    for name, readable in (('0', True), ('batch_0', False)):
+        save_tensors(shares.share_path(tmp_path, 'teacher'), {name: torch.zeros(1, 2)},
+                     dict(fingerprint='key'))
+        assert shares.is_cached(tmp_path, 'teacher', 'key') == readable
 
 
 def change_weights(detectors, datasets, settings):
@@ -282,6 +300,12 @@ def change_candidates(detectors, datasets, settings):
     return detectors, LEVELS
 
 
+def change_a_box(detectors, datasets, settings):
+    datasets[0] = copy.deepcopy(datasets[0])
+    next(iter(datasets[0].coco.anns.values()))['bbox'][0] += 8
+    return detectors, LEVELS
+
+
 def change_scale(detectors, datasets, settings):
     pipeline = copy.deepcopy(tiny_data.pipelines()[1])
     pipeline[1]['img_scale'] = (96, 96)
@@ -291,7 +315,7 @@ def change_scale(detectors, datasets, settings):
 
 
 @pytest.mark.parametrize('change', [change_weights, change_statistics, change_levels,
-                                    change_candidates, change_scale])
+                                    change_candidates, change_a_box, change_scale])
 def test_teachers_features_are_computed_again_when_they_change(detectors, datasets, tmp_path,
                                                                change):
     generate(generation(), detectors, datasets, tmp_path)
@@ -302,6 +326,16 @@ def test_teachers_features_are_computed_again_when_they_change(detectors, datase
     assert counts[0] > 0
     fresh = generate(generation(**settings), changed, datasets, tmp_path / 'fresh', levels)
     assert_same_bank(bank, fresh, rtol=0, atol=0)
+
+
+def test_features_that_tell_no_classes_are_computed_again_where_classes_are_read(
+        detectors, datasets, tmp_path):
+    generate(generation(), detectors, datasets, tmp_path)
+    layers = class_layers(detectors[0].bbox_head)
+    classes, fresh = (generation().generate(*detectors, LEVELS, LEVELS, datasets, str(folder),
+                                            layers).bank.class_features
+                      for folder in (tmp_path, tmp_path / 'fresh'))
+    assert all(map(torch.equal, classes, fresh)) and len(classes) == len(LEVELS)
 
 
 def test_batch_size_does_not_change_the_bank(detectors, datasets, tmp_path):
@@ -358,6 +392,19 @@ def test_features_of_other_processes_are_mapped_and_not_held(tmp_path):
         for level, width in zip(levels, (6, 2)):
             assert torch.equal(level, torch.tensor([[0.], [1], [0], [1]]).expand(4, width))
     assert not list(tmp_path.glob('*.safetensors'))
+
+
+def test_features_of_another_node_are_copied_anew_when_they_change(tmp_path):
+    def work(rank):
+        folder, found = tmp_path / f'node{rank}', []
+        for key, value in (('old', 1.0), ('new', 2.0)):
+            shares.save_share(folder, 'teacher', key, [torch.full((2, 3), value)])
+            [joint] = shares.join_shares(folder, 'teacher', key, [2, 2])
+            found.append(joint[torch.arange(4)].unique().tolist())
+        return found
+
+    for found in in_processes(tmp_path / 'group', work):
+        assert found == [[1.0], [2.0]]
 
 
 def test_more_processes_than_batches(detectors, annotations, tmp_path):
