@@ -61,9 +61,9 @@ def test_levels_may_share_tensors(tmp_path):
 
 
 def test_moves_with_everything_it_holds():
-    bank = make_bank()
+    bank = make_bank(class_features=[torch.rand(3, 2), torch.rand(0, 2)])
     moved = bank.to('meta')
-    for name in ('student', 'teacher', 'offsets'):
+    for name in ('student', 'teacher', 'offsets', 'class_features'):
         assert [tensor.device.type for tensor in getattr(moved, name)] == ['meta', 'meta']
         assert [tensor.device.type for tensor in getattr(bank, name)] == ['cpu', 'cpu']
     assert moved.metadata == bank.metadata and moved.num_classes == 3
@@ -75,6 +75,7 @@ def test_moves_with_everything_it_holds():
         ({'student': [torch.rand(3, 4)]}, '1, 2 and 2'),
         ({'student': [], 'teacher': [], 'offsets': []}, 'at least one'),
         ({'student': [torch.rand(2, 4), torch.rand(0, 4)]}, r'student\[0\] has 2 .* ends at 3'),
+        ({'student': [torch.rand(4, 4), torch.rand(0, 4)]}, r'student\[0\] has 4 .* ends at 3'),
         ({'teacher': [torch.rand(3, 4), torch.rand(4)]}, r'teacher\[1\].*shape \(4,\)'),
         ({'offsets': [torch.tensor([0, 2, 1, 3]), torch.zeros(4).long()]}, r'offsets\[0\].*fall'),
         ({'offsets': [torch.tensor([1, 2, 2, 3]), torch.zeros(4).long()]}, r'offsets\[0\].*0'),

@@ -81,12 +81,15 @@ def test_every_place_has_its_logits_anchor_and_box(family):
 
 def test_dense_predictions_cover_the_paired_levels_alone():
     """A teacher that starts at stride 4 meets a student that starts at stride 8."""
-    model, step, _, _, calls = step_of(small.faster_rcnn(24), dict(
-        small.faster_rcnn(), neck=dict(small.neck(16), num_outs=4),
-        rpn_head=dict(small.faster_rcnn()['rpn_head'], anchor_generator=dict(
-            type='AnchorGenerator', scales=[8], ratios=[0.5, 1.0, 2.0], strides=[4, 8, 16, 32]))))
-    assert model.pair.strides == (4, 8, 16, 32)
-    assert len(calls[0].result[0]) == 5 and len(step.teacher.dense.counts) == 4
+    student = small.faster_rcnn()
+    student['neck'] = small.neck(16, start_level=1)
+    student['rpn_head']['anchor_generator']['strides'] = [8, 16, 32, 64, 128]
+    student['roi_head']['bbox_roi_extractor']['featmap_strides'] = [8, 16, 32, 64]
+    model, step, _, _, calls = step_of(small.faster_rcnn(24), student)
+    assert model.pair.strides == (8, 16, 32, 64)
+    scores = calls[0].result[0][1:]
+    assert step.teacher.dense.counts == tuple(level[0].numel() for level in scores)
+    torch.testing.assert_close(step.teacher.dense.logits[:, :3].squeeze(2), scores[0][:, :, 0, 0])
     torch.testing.assert_close(step.student.dense.anchors, step.teacher.dense.anchors)
 
 

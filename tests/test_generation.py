@@ -4,6 +4,7 @@ import contextlib
 import copy
 import json
 import logging
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,7 +22,7 @@ from safetensors.torch import save_file
 
 from gkd.detectors.dense import class_layers
 from gkd.detectors.step import recorded
-from gkd.errors import CheckpointError, ConfigError, DataError
+from gkd.errors import CheckpointError, ConfigError, DataError, NumericalError
 from gkd.files import save_tensors
 from gkd.prototypes import PrototypeBank, PrototypeGenerationModule, select_prototypes, shares
 from gkd.prototypes.features import choose_candidates
@@ -306,6 +307,12 @@ def change_a_box(detectors, datasets, settings):
     return detectors, LEVELS
 
 
+def change_folder(detectors, datasets, settings):
+    folder = Path(datasets[0].img_prefix)
+    datasets[0].img_prefix = str(shutil.copytree(folder, folder.parent / 'corrected'))
+    return detectors, LEVELS
+
+
 def change_scale(detectors, datasets, settings):
     pipeline = copy.deepcopy(tiny_data.pipelines()[1])
     pipeline[1]['img_scale'] = (96, 96)
@@ -315,7 +322,8 @@ def change_scale(detectors, datasets, settings):
 
 
 @pytest.mark.parametrize('change', [change_weights, change_statistics, change_levels,
-                                    change_candidates, change_a_box, change_scale])
+                                    change_candidates, change_a_box, change_folder,
+                                    change_scale])
 def test_teachers_features_are_computed_again_when_they_change(detectors, datasets, tmp_path,
                                                                change):
     generate(generation(), detectors, datasets, tmp_path)
@@ -484,6 +492,23 @@ def test_hook_generates_at_its_interval(distiller, annotations, tmp_path):
                      rtol=0, atol=0)
 
 
+def test_hook_keeps_the_bank_of_an_epoch_that_is_resumed(distiller, annotations, tmp_path):
+    """Inside the epoch the student's weights are no longer those that the bank was made with."""
+    hook = PrototypeHook(dataset_config(annotations))
+    hook.before_train_epoch(runner_of(distiller, tmp_path, 2))
+    bank = distiller.bank
+    hook.before_train_epoch(runner_of(distiller, tmp_path, 2))
+    assert distiller.bank is bank
+
+
+def test_hook_names_the_epoch_at_which_features_are_not_finite(distiller, annotations, tmp_path):
+    distiller.student.neck.fpn_convs[0].conv.bias.data.fill_(torch.nan)
+    with pytest.raises(NumericalError, match='epoch 3: no prototypes can be chosen: student '
+                                             'features hold NaN'):
+        PrototypeHook(dataset_config(annotations)).before_train_epoch(
+            runner_of(distiller, tmp_path, 2))
+
+
 def test_hook_reloads_the_bank_of_its_epoch(distiller, annotations, tmp_path):
     hook = PrototypeHook([dataset_config(annotations)])
     for epoch in (0, 2):
@@ -507,7 +532,7 @@ def test_hook_takes_the_bank_before_a_damaged_one(distiller, tmp_path, caplog):
     whole = (folder / 'epoch_1.safetensors').read_bytes()
     (folder / 'epoch_3.safetensors').write_bytes(whole[:-8])
     logger = logging.getLogger('of_this_test')
-    bank = reload_bank(str(folder), 3, logger)
+    bank = reload_bank(str(folder), 2, logger)
     assert_same_bank(bank, expected, rtol=0, atol=0)
     assert 'epoch_3.safetensors' in caplog.text and 'the bank before it' in caplog.text
 
