@@ -93,6 +93,20 @@ def test_dense_predictions_cover_the_paired_levels_alone():
     torch.testing.assert_close(step.student.dense.anchors, step.teacher.dense.anchors)
 
 
+@pytest.mark.parametrize('role', ['student', 'teacher'])
+def test_logits_of_a_head_that_returns_probabilities(role):
+    """As TOOD's."""
+    model, usual, *_ = step_of(small.retinanet(24), small.retinanet())
+    head = getattr(model, role).bbox_head
+    forward = head.forward
+    head.forward = lambda maps: ([level.sigmoid() for level in forward(maps)[0]], forward(maps)[1])
+    info = dataclasses.replace(getattr(model.pair, role), probabilities=True)
+    model.pair = dataclasses.replace(model.pair, **{role: info})
+    _, step = model.observe(to_batch(**small.batch()))
+    torch.testing.assert_close(getattr(step, role).dense.logits, getattr(usual, role).dense.logits)
+    torch.testing.assert_close(getattr(step, role).logits, getattr(usual, role).logits)
+
+
 def test_positives_of_a_one_stage_student_are_places_of_its_dense_predictions():
     _, step, *_ = step_of(small.retinanet(24), small.retinanet())
     dense, (image, place) = step.student.dense, step.positions.unbind(dim=1)

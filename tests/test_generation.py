@@ -7,6 +7,7 @@ import logging
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -507,6 +508,14 @@ def test_hook_names_the_epoch_at_which_features_are_not_finite(distiller, annota
                                              'features hold NaN'):
         PrototypeHook(dataset_config(annotations)).before_train_epoch(
             runner_of(distiller, tmp_path, 2))
+
+
+def test_an_error_leaves_the_student_in_its_mode(detectors, datasets, tmp_path):
+    teacher, student = detectors
+    with pytest.raises(InterruptedError), mock.patch.object(
+            student, 'extract_feat', side_effect=InterruptedError):
+        generate(generation(), (teacher, student.train()), datasets, tmp_path)
+    assert all(module.training for module in student.modules())
 
 
 def test_hook_reloads_the_bank_of_its_epoch(distiller, annotations, tmp_path):
