@@ -25,9 +25,12 @@ def long_after():
     raise SyntaxError('another')
 
 
+STOPPED = '\nstopped; the same command goes on from the last checkpoint, if there is one.\n'
+
+
 @pytest.mark.parametrize('main, status, says', [
-    (where_it_is_read, 130, '\nstopped; the same command goes on from the last checkpoint, if there is one.\n'),
-    (where_it_is_misread, 130, '\nstopped; the same command goes on from the last checkpoint, if there is one.\n'),
+    (where_it_is_read, 130, STOPPED),
+    (where_it_is_misread, 130, STOPPED),
     (long_after, 1, '\nerror: SyntaxError: another')])
 def test_an_interrupted_command_says_so_wherever_it_is_met(main, status, says, capsys):
     with pytest.raises(SystemExit) as ended:

@@ -133,6 +133,16 @@ def test_formats_that_are_the_same_are_not_touched():
     assert ChannelMap(formats[2], formats[1]).refill
 
 
+def test_all_that_a_batch_is_padded_with_becomes_the_padding_that_is_wanted():
+    """A pipeline that pads with 4, which becomes 2 by itself, and the zeros of the batch."""
+    change = ChannelMap(ImageFormat(padding=(4.0,) * 3),
+                        ImageFormat(mean=(2.0,) * 3, padding=(2.0,) * 3))
+    images = torch.zeros(1, 3, 2, 4)
+    images[..., 1:3] = 4
+    turned = change(images, [(2, 1)])
+    assert (turned[..., 0] == -2).all() and (turned[..., 1:] == 2).all()
+
+
 def test_wrappers_and_lists_are_looked_into():
     steps, _ = pipelines(*KINDS['caffe'])
     mixed = dict(type='MultiImageMixDataset', dataset=dict(pipeline=steps[:2]), pipeline=steps[2:])

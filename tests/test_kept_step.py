@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from gkd.errors import CheckpointError, StorageError
+from gkd.errors import CheckpointError, NumericalError, StorageError
 from gkd.files import save_tensors
 from gkd.finite.hook import kept
 from gkd.finite.step import FORMAT, TYPES, KeptStep
+from gkd.finite.weights import check_weights
 from gkd.randomness import random_state
 
 
@@ -103,3 +104,11 @@ def test_other_files_are_refused(tmp_path):
                                                'content': json.dumps({})})
     with pytest.raises(CheckpointError, match='holds no step that this release reads'):
         KeptStep.load(path)
+
+
+def test_statistics_are_weights_that_must_be_finite():
+    layer = torch.nn.BatchNorm1d(2)
+    check_weights(layer, 'clip')
+    layer.running_var[1] = math.inf
+    with pytest.raises(NumericalError, match=r'1 weights .*, first running_var; .*\(clip\)'):
+        check_weights(layer, 'clip')

@@ -24,5 +24,4 @@ def check_weights(model: nn.Module, clipping: str) -> None:
 
 def not_finite(model: nn.Module) -> list[str]:
     """Names of the weights and statistics of a model that are not finite."""
-    return [name for name, tensor in model.state_dict().items()
-            if tensor.is_floating_point() and not tensor.isfinite().all()]
+    return [name for name, tensor in model.state_dict().items() if not tensor.isfinite().all()]
