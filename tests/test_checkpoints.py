@@ -32,6 +32,7 @@ class Zoo:
     config: str = CONFIG
     ranges: bool = True  # whether it can send the rest of a file
     stops_after: int = 10 ** 9  # bytes after which it hangs up
+    instead: bytes = b''  # what it answers instead
     asked: list = field(default_factory=list)  # Range headers of all requests
 
     def checkpoint(self, url):
@@ -53,6 +54,9 @@ def zoo(tmp_path):
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
+            if zoo.instead:
+                self.wfile.write(zoo.instead)
+                return
             asked = self.headers['Range']
             zoo.asked.append(asked)
             start = int(re.match(r'bytes=(\d+)-$', asked)[1]) if asked and zoo.ranges else 0
@@ -112,6 +116,19 @@ def test_a_part_that_is_whole_is_only_verified(zoo, tmp_path):
     zoo, checkpoint = zoo
     (tmp_path / f'{checkpoint.name}.part').write_bytes(zoo.content)
     assert open(download(checkpoint, str(tmp_path)), 'rb').read() == zoo.content
+
+
+@pytest.mark.parametrize('answer, says', [
+    (b'HTTP/1.1 503 Busy\r\n\r\n', 'the server answers 503 Busy'),
+    (b'no HTTP at all\r\n\r\n', 'no HTTP at all')])
+def test_what_is_there_stays_when_the_server_fails(zoo, tmp_path, answer, says):
+    zoo, checkpoint = zoo
+    part = tmp_path / f'{checkpoint.name}.part'
+    part.write_bytes(zoo.content[:9])
+    zoo.instead = answer
+    with pytest.raises(CheckpointError, match=f'cannot download .*{says}'):
+        download(checkpoint, str(tmp_path))
+    assert part.read_bytes() == zoo.content[:9]
 
 
 def test_another_file_is_not_kept(zoo, tmp_path):

@@ -231,9 +231,10 @@ def test_missing_file_folder_and_list(tmp_path):
 
 
 def test_state_dict_is_found():
-    weights = OrderedDict([('module.conv.weight', torch.ones(1))])
+    weights = OrderedDict([('module.conv.weight', torch.ones(1)),
+                           ('module.submodule.bias', torch.ones(1))])
     for checkpoint in (dict(state_dict=weights, meta={}), dict(model=weights), weights):
-        assert list(get_state_dict(checkpoint, 'file')) == ['conv.weight']
+        assert list(get_state_dict(checkpoint, 'file')) == ['conv.weight', 'submodule.bias']
     with pytest.raises(CheckpointError, match=r"file holds no weights.*\['meta', 'optimizer'\]"):
         get_state_dict(dict(meta={}, optimizer={}), 'file')
 
@@ -272,6 +273,17 @@ def test_fitting_weights_are_loaded():
             load_strictly(target, state_dict, 'weights.pth')
             loaded = getattr(target, 'module', target).state_dict()
             assert all(torch.equal(loaded[name], value) for name, value in weights.items())
+
+
+def test_averages_are_loaded_where_the_model_has_them():
+    """A plain detector is given the weights alone."""
+    averaged, plain = torch.nn.Linear(2, 1), torch.nn.Linear(2, 1)
+    averaged.register_buffer('ema_weight', torch.full((1, 2), 5.0))
+    weights = averaged.state_dict()
+    load_strictly(plain, weights, 'weights.pth')
+    averaged.ema_weight.zero_()
+    load_strictly(averaged, {**weights, 'ema_weight': torch.full((1, 2), 5.0)}, 'weights.pth')
+    assert (averaged.ema_weight == 5).all()
 
 
 def test_old_weights_without_batch_counters_are_loaded():
