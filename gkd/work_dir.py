@@ -41,6 +41,15 @@ def checkpoints(work_dir: str) -> list[str]:
         if name != newest and (reached is None or progress_of(name) < reached)]
 
 
+def named_folder(path: str) -> Optional[str]:
+    """What to do about a folder where a checkpoint should be, for messages; None elsewhere."""
+    if not osp.isdir(path):
+        return None
+    inside = checkpoints(path)
+    return (f'{path} is a folder; name the checkpoint in it'
+            + (f', such as {inside[0]}.' if inside else '.'))
+
+
 def last_named(work_dir: str) -> Optional[str]:
     """The checkpoint that a run names as its last, which may be gone; None if it names none."""
     latest, named = (osp.join(work_dir, name) for name in (LATEST, LAST_CHECKPOINT))

@@ -75,6 +75,17 @@ def test_no_checkpoint_to_resume_test_or_export(folder):
     refuse(folder, 'export_student', 'distiller.py', 'gone.pth', says=['gone.pth'])
 
 
+def test_a_folder_is_no_checkpoint(folder):
+    (folder / 'run').mkdir()
+    (folder / 'run' / 'epoch_3.pth').touch()
+    says = ['run is a folder', 'such as run/epoch_3.pth']
+    for key in ('model.teacher.checkpoint', 'resume_from', 'load_from'):
+        refuse_training(folder, '--cfg-options', f'{key}=run', says=[f'{key}: ', *says])
+    refuse_training(folder, '--resume', 'run', says=['--resume: ', *says])
+    refuse(folder, 'test', 'distiller.py', 'run', says=says)
+    refuse(folder, 'export_student', 'distiller.py', 'run', says=says)
+
+
 @pytest.mark.parametrize('role', ['teacher', 'student'])
 def test_checkpoint_of_another_detector(folder, role):
     tiny_data.write_weights('other.pth', small.retinanet(32))

@@ -70,7 +70,10 @@ def test_config_texts_are_read_and_not_run(tmp_path):
 @pytest.mark.parametrize('options, says', [
     (['a=[1]', 'a.0.b=1'], ['--cfg-options']),
     (['model.knowledge.a.b=1'], ['--cfg-options']),
-    (['optimizer.lr.value=1'], ['--cfg-options']),
+    (['optimizer.lr.value=1'], ['--cfg-options', 'optimizer.lr is 0.01']),
+    (['optimizer_config.grad_clip.max_norm=35'],
+     ['--cfg-options', 'optimizer_config.grad_clip is None',
+      'optimizer_config.grad_clip._delete_=True optimizer_config.grad_clip.max_norm=35']),
     (['model=3'], ['`model` = 3', 'dict']),
     (['data=[1]'], ['`data`', 'dict']),
     (['seed=abc'], ["seed = 'abc'", 'integer']),

@@ -14,6 +14,7 @@ from gkd.comparison.run import run_comparison
 from gkd.datasets import prepare_embedded
 from gkd.distiller import Distiller
 from gkd.errors import ConfigError
+from gkd.files import make_folder
 from gkd.frameworks import Config
 from gkd.planning.door import load_config, untrained_model
 
@@ -93,6 +94,7 @@ def plan(config: Config, title: str, recipes: dict[str, dict], seeds: Sequence[i
         DataError: The validation data cannot be read.
     """
     data = data_name(config)
+    make_folder(work_dir)  # before data are made for it
     if strip:
         move_to_strip(config, strip)
     for path in annotation_files(config):  # now: stages that run at once would all make them

@@ -8,6 +8,7 @@ import re
 from collections.abc import Sequence
 from typing import Optional
 
+from gkd.detectors.replacement import replace_settings
 from gkd.detectors.source import REPOSITORY, read_config
 from gkd.errors import ConfigError
 from gkd.frameworks import Config
@@ -77,11 +78,8 @@ def vary(config: Config, name: str, changes: dict) -> dict:
         ConfigError: The config has no such place.
     """
     varied = Config(dict(model=copy.deepcopy(config.model)))
-    try:
-        varied.merge_from_dict({f'model.{key}': value for key, value in changes.items()})
-    except (KeyError, TypeError, IndexError, AssertionError) as error:
-        raise ConfigError(f'variants.{name} = {changes} does not fit the config\'s model: '
-                          f'{error}') from None
+    replace_settings(varied, {f'model.{key}': value for key, value in changes.items()},
+                     f'variants.{name}')
     return varied.model
 
 

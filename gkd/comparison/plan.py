@@ -15,12 +15,13 @@ from gkd.comparison.methods import variant
 from gkd.comparison.stages import Testing, Training
 from gkd.detectors.source import DetectorSource, find_file
 from gkd.distiller import Distiller
-from gkd.errors import ConfigError
+from gkd.errors import CheckpointError, ConfigError
 from gkd.files import write_atomically
 from gkd.frameworks import Config
 from gkd.planning.door import load_config
 from gkd.report.names import PLAIN_STUDENT
 from gkd.report.results import COLUMNS, PLAIN, STUDENT, TEACHER, Result, metrics_text
+from gkd.work_dir import named_folder
 
 NOTHING = dict(knowledge=[])
 Stage = Union[Training, Testing]
@@ -212,6 +213,8 @@ class Planner(ABC):
         if path is not None:
             print(f'model.{role}: {path} is there and used as it is')
             return osp.abspath(path)
+        if checkpoint and not self.fresh and named_folder(checkpoint):
+            raise CheckpointError(f'model.{role}.checkpoint: {named_folder(checkpoint)}')
         training = self.training(role, self.own_config(role), folder, seed)
         self.preparation.append(training)
         return training.checkpoint

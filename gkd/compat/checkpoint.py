@@ -21,6 +21,7 @@ from gkd.compat.mismatch import describe_mismatch
 from gkd.compat.wrapper import unwrap
 from gkd.errors import CheckpointError
 from gkd.installed import mmdet_major
+from gkd.work_dir import named_folder
 
 if mmdet_major() == 3:
     from mmengine.logging import HistoryBuffer
@@ -267,7 +268,7 @@ def load_strictly(model: nn.Module, state_dict: dict, source: str) -> None:
 
 def _check_file(path: str) -> None:
     if osp.isdir(path):
-        raise CheckpointError(f'{path} is a folder, not a checkpoint; name the file in it.')
+        raise CheckpointError(named_folder(path))
     if not osp.isfile(path):
         raise CheckpointError(f'No such checkpoint: {path}. Check the path, or download it first.')
     if osp.getsize(path) == 0:

@@ -20,10 +20,12 @@ from torch import nn
 from gkd.checkpoints import REPOSITORY, check_file, how_to_get
 from gkd.compat.checkpoint import class_names, load_checkpoint_file, load_strictly
 from gkd.detectors.images import ImageFormat, format_of
+from gkd.detectors.replacement import replace_settings
 from gkd.errors import CheckpointError, ConfigError
 from gkd.finite.weights import not_finite
 from gkd.frameworks import Config, ConfigDict, logger, mmdet_configs
 from gkd.installed import mmdet_major
+from gkd.work_dir import named_folder
 
 MMDET_SCOPE = 'mmdet::'
 # Held while a config is read: mmcv changes sys.path for it, and Python 3.11 fails at times if two
@@ -119,7 +121,9 @@ class DetectorSource:
             config = self.read_file()
         else:
             config = Config(dict(model=self.config))
-        config.merge_from_dict({f'model.{name}': value for name, value in self.overrides.items()})
+        replace_settings(config, {f'model.{name}': value
+                                  for name, value in self.overrides.items()},
+                         f'{self.key}.overrides')
         if 'model' not in config or 'type' not in config.model:
             raise ConfigError(f'{self.key}.config = {self.config!r} has no `model` with a `type`.')
         model = config.model
@@ -204,8 +208,9 @@ class DetectorSource:
             return
         path = find_file(self.checkpoint)
         if path is None:
-            raise CheckpointError(f'{self.key}.checkpoint: no such file: {self.checkpoint}. '
-                                  f'{how_to_get(self.checkpoint)}')
+            missing = f'no such file: {self.checkpoint}. {how_to_get(self.checkpoint)}'
+            raise CheckpointError(
+                f'{self.key}.checkpoint: {named_folder(self.checkpoint) or missing}')
         check_file(path)
 
 
@@ -245,7 +250,8 @@ def check_start(config: dict) -> None:
     """
     weights = config.get('load_from')
     if weights and '://' not in weights and not osp.isfile(weights):
-        raise CheckpointError(f'load_from: no such checkpoint: {weights}')
+        raise CheckpointError(
+            f'load_from: {named_folder(weights) or f"no such checkpoint: {weights}"}')
 
 
 def read_config(path: str, where: str = '') -> Config:

@@ -8,12 +8,13 @@ from typing import Optional
 from mmengine.config import Config, ConfigDict
 
 from gkd.commands.export import write_student
+from gkd.detectors.replacement import replace_settings
 from gkd.detectors.source import DetectorSource, find_file, read_config
 from gkd.errors import CheckpointError, ConfigError
 from gkd.files import write_atomically
 from gkd.frameworks import build_detector
 from gkd.frameworks.mmdet3 import leaf_configs
-from gkd.work_dir import checkpoints
+from gkd.work_dir import checkpoints, named_folder
 
 
 def load_config(path: str, options: Optional[dict] = None) -> Config:
@@ -30,7 +31,7 @@ def load_config(path: str, options: Optional[dict] = None) -> Config:
     if found is None:
         raise ConfigError(f'no such config file: {path}')
     config = read_config(found)
-    config.merge_from_dict(options or {})
+    replace_settings(config, options or {}, '--cfg-options')
     if config.get('default_scope') is None:
         config.default_scope = 'mmdet'  # a config in the new style needs none for its own classes
     if 'data' in config and 'train_dataloader' not in config:
@@ -69,7 +70,8 @@ def choose_start(config: Config, resume: str) -> None:
     elif osp.isfile(resume) or '://' in resume:
         config.resume, config.load_from = True, resume
     else:
-        raise CheckpointError(f'--resume: no such checkpoint: {resume}')
+        raise CheckpointError(
+            f'--resume: {named_folder(resume) or f"no such checkpoint: {resume}"}')
 
 
 def replace_epochs(config: Config, epochs: int) -> None:

@@ -7,6 +7,7 @@ from typing import Optional
 from mmengine.config import Config
 
 from gkd.commands.distillation import pair_config
+from gkd.detectors.replacement import replace_settings
 from gkd.distiller import Distiller
 from gkd.engine.commands import load_config
 
@@ -33,7 +34,7 @@ def distillation_config(student: str, teacher: str, methods: str = 'gkd',
     imports = config.get('custom_imports') or dict(imports=[], allow_failed_imports=False)
     named = [imports['imports']] if isinstance(imports['imports'], str) else imports['imports']
     config.custom_imports = dict(imports, imports=list(dict.fromkeys(['gkd', *named])))
-    config.merge_from_dict(options or {})
+    replace_settings(config, options or {}, '--cfg-options')
     return config
 
 

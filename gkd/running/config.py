@@ -9,6 +9,7 @@ from mmdet.models import build_detector
 from mmdet.models.detectors import BaseDetector
 from mmdet.utils import compat_cfg, replace_cfg_vals, update_data_root
 
+from gkd.detectors.replacement import replace_settings
 from gkd.detectors.source import DetectorSource, find_file, read_config
 from gkd.distiller import Distiller
 from gkd.errors import ConfigError, GKDError, naming
@@ -38,10 +39,7 @@ def load_config(path: str, options: Optional[dict] = None) -> Config:
         config = replace_cfg_vals(config)
     except (AssertionError, AttributeError, KeyError, TypeError) as error:
         raise ConfigError(f'config {path}: cannot fill in ${{...}}: {error}') from error
-    try:
-        config.merge_from_dict(options or {})
-    except Exception as error:  # mmcv walks into lists, dicts and values alike
-        raise ConfigError(f'--cfg-options {options}: {type(error).__name__}: {error}') from None
+    replace_settings(config, options or {}, '--cfg-options')
     if 'train_dataloader' in config and 'data' not in config:
         raise ConfigError(
             f'config {path} is one of MMDetection 3 (it has `train_dataloader`), and MMDetection '

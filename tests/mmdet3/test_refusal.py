@@ -45,6 +45,15 @@ def no_start(config):
     config.load_from = 'gone.pth'
 
 
+def a_folder_to_start_from(config):
+    config.load_from = config.train_dataloader.dataset.data_prefix.img
+
+
+def a_folder_for_a_teacher(config):
+    config.model.teacher = dict(config=detector('one_stage', 24),
+                                checkpoint=config.train_dataloader.dataset.data_prefix.img)
+
+
 def no_such_hook(config):
     config.custom_hooks.append(dict(type='NoSuchHook'))
 
@@ -82,6 +91,8 @@ REFUSED = [
     (another_student, 'other.pth does not fit the RetinaNet'),
     (another_start, 'Name it as `model.student.checkpoint`'),
     (no_start, 'load_from: no such checkpoint: gone.pth'),
+    (a_folder_to_start_from, 'load_from: .* is a folder; name the checkpoint'),
+    (a_folder_for_a_teacher, 'model.teacher.checkpoint: .* is a folder; name the checkpoint'),
     (no_such_hook, 'default_hooks or custom_hooks: KeyError.*NoSuchHook'),
     (no_such_schedule, 'param_scheduler: TypeError.*speed'),
     (other_classes, 'RetinaNet detects 3 classes')]

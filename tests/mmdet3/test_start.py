@@ -9,7 +9,7 @@ from mmengine.config import Config
 from small_experiments import experiment
 from test_engine import Line, Numbers
 
-from gkd.engine.commands import choose_start, replace_epochs
+from gkd.engine.commands import choose_start, load_config, replace_epochs
 from gkd.engine.runner import Runner
 from gkd.errors import CheckpointError, ConfigError
 
@@ -43,6 +43,19 @@ def test_a_named_checkpoint(config, tmp_path):
     assert start(config, str(tmp_path / 'mine.pth')) == (True, str(tmp_path / 'mine.pth'))
     with pytest.raises(CheckpointError, match='^--resume: no such checkpoint: gone.pth$'):
         choose_start(config, 'gone.pth')
+    (tmp_path / 'epoch_2.pth').touch()
+    with pytest.raises(CheckpointError, match='--resume: .* is a folder; .*/epoch_2.pth'):
+        choose_start(config, str(tmp_path))
+
+
+def test_a_setting_below_one_that_has_no_keys(tmp_path):
+    path = tmp_path / 'config.py'
+    path.write_text('model = train_dataloader = dict(a=1)\noptim_wrapper = dict(clip_grad=None)\n')
+    with pytest.raises(ConfigError, match='optim_wrapper.clip_grad is None in the config'):
+        load_config(str(path), {'optim_wrapper.clip_grad.max_norm': 35})
+    config = load_config(str(path), {'optim_wrapper.clip_grad._delete_': True,
+                                     'optim_wrapper.clip_grad.max_norm': 35})
+    assert config.optim_wrapper.clip_grad == dict(max_norm=35)
 
 
 def test_iterations_are_not_counted_in_epochs():
