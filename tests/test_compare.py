@@ -2,6 +2,7 @@
 
 import argparse
 import csv
+import fcntl
 import json
 import os
 import re
@@ -11,6 +12,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -27,9 +29,10 @@ from gkd.comparison.data import data_name, move_to_strip, strip_of
 from gkd.comparison.degrees import degree_column
 from gkd.comparison.methods import choose_methods
 from gkd.comparison.mmdet2 import Detection, Training
+from gkd.comparison.run import run_stage
 from gkd.datasets.coco_eval import evaluate, metrics_of
 from gkd.datasets.degrees import DIGIT_SCENES_DEGREES
-from gkd.errors import ConfigError, DataError
+from gkd.errors import CheckpointError, ConfigError, DataError
 from gkd.knowledge import Knowledge
 from gkd.quickstart import run as quickstart
 from gkd.registry import KNOWLEDGE
@@ -89,7 +92,7 @@ def processes(monkeypatch):
 
     The metrics of a training are those that ``outcome`` says, which may raise, too.
     """
-    def run(command, environment=None, log=None):
+    def run(command, environment=None, log=None, lock=None):
         commands.append((what(command), environment, log))
         metrics = run.outcome(what(command))
         if metrics is None:
@@ -127,7 +130,7 @@ def compared(tmp_path_factory):
     add_degrees(folder)
     commands = []
 
-    def run(command, environment=None, log=None):
+    def run(command, environment=None, log=None, lock=None):
         if len(commands) == 4:
             commands.append('interrupted')
             raise KeyboardInterrupt
@@ -444,6 +447,32 @@ def test_what_a_comparison_has_started_ends_with_it(tmp_path, number, status):
             os.kill(process, 0)
 
 
+def test_a_tool_that_outlives_its_comparison_is_waited_for(tmp_path):
+    """After a SIGKILL of the comparison; two trainings would write into one work dir."""
+    tool, started = tmp_path / 'tool.py', tmp_path / 'started'
+    tool.write_text(f'import os, time\nopen("{started}.tmp", "w").write(str(os.getpid()))\n'
+                    f'os.rename("{started}.tmp", "{started}")\ntime.sleep(100)\n')
+    stage = SimpleNamespace(
+        output=str(tmp_path / 'run' / 'latest.pth'), prepare=lambda: False,
+        run=lambda *settings: tool_processes.run_tool([str(tool)], *settings))
+    comparison = os.fork()
+    if comparison == 0:
+        try:
+            run_stage(stage)
+        finally:
+            os._exit(1)
+    until = time.time() + 60
+    while not started.exists() and time.time() < until:
+        time.sleep(0.05)
+    os.kill(comparison, signal.SIGKILL)
+    os.waitpid(comparison, 0)
+    with open(tmp_path / 'run.lock') as lock:
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.kill(int(started.read_text()), signal.SIGKILL)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+
+
 def test_no_tool_is_started_while_all_are_ended(tmp_path):
     with pytest.raises(KeyboardInterrupt), tool_processes.children_end_too():
         raise KeyboardInterrupt
@@ -662,6 +691,27 @@ def test_rows_of_several_processes_and_of_a_repeated_run(tmp_path):
     Path(path).write_text('a,b\n')
     with pytest.raises(DataError, match='the first line must be data,family'):
         append_result(path, row)
+
+
+@pytest.mark.parametrize('tool', ['train', 'compare'])
+def test_a_work_dir_that_cannot_be_made_ends_before_data_are_made(tool, tmp_path, monkeypatch):
+    made = []
+    monkeypatch.setattr(quickstart, 'prepare_efficientnet_lite0', lambda: made.append('weights'))
+    monkeypatch.setattr(compare, 'prepare_embedded', made.append)
+    (tmp_path / 'file').touch()
+    config = ['configs/digits/gkd_retinanet_efficientnet-lite0_r18-w8_fpn_digit-scenes.py']
+    status, _, error = run_tool(tool, *config[:tool == 'compare'],
+                                '--work-dir', tmp_path / 'file' / 'work')
+    assert status == 2 and made == []
+    assert re.search('file/work.* cannot be written: Not a directory', error)
+
+
+def test_a_folder_for_a_teacher_is_no_reason_to_train_one(tmp_path, processes):
+    config = load_config(write_experiment(tmp_path))
+    config.model.teacher.checkpoint = str(tmp_path)
+    with pytest.raises(CheckpointError, match='model.teacher.checkpoint: .* is a folder'):
+        compare.plan(config, 'tiny', choose_methods(config, ['gkd']), [0], None,
+                     str(tmp_path / 'work'))
 
 
 def test_quickstart_pairs_the_students_of_every_seed(processes, tmp_path, monkeypatch, capsys):

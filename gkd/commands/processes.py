@@ -29,13 +29,14 @@ class StageFailed(GKDError):
 
 
 def run_tool(command: Sequence[str], environment: Optional[dict] = None,
-             log: Optional[str] = None) -> tuple[int, float]:
+             log: Optional[str] = None, lock: Optional[int] = None) -> tuple[int, float]:
     """Run one of the tools in a process of its own.
 
     Args:
         command: Name of the file in ``tools/``, and its arguments.
         environment: Variables of the environment to set.
         log: File to append all output to, instead of showing it.
+        lock: Descriptor of a lock. The tool holds it, too, should this process be killed.
 
     Returns:
         Exit status, and peak resident memory of the process in MiB.
@@ -49,7 +50,7 @@ def run_tool(command: Sequence[str], environment: Optional[dict] = None,
         process = subprocess.Popen(
             [sys.executable, osp.join(REPOSITORY, 'tools', command[0]), *command[1:]],
             env={**os.environ, **(environment or {})}, stdout=file,
-            stderr=subprocess.STDOUT if log else None)
+            stderr=subprocess.STDOUT if log else None, pass_fds=() if lock is None else (lock,))
         children.add(process.pid)
     try:
         # Unlike Popen.wait, it tells what the process has used.

@@ -59,7 +59,8 @@ class Detection(Testing):
 
     file = DETECTIONS
 
-    def run(self, environment: Optional[dict] = None, log: Optional[str] = None) -> None:
+    def run(self, environment: Optional[dict] = None, log: Optional[str] = None,
+            lock: Optional[int] = None) -> None:
         """Detect; the arguments are those of a training.
 
         Raises:
@@ -68,7 +69,7 @@ class Detection(Testing):
         unfinished = osp.join(self.folder, 'unfinished')
         status, _ = run_tool(['test.py', self.config, self.checkpoint, '--format-only',
                               '--eval-options', setting('jsonfile_prefix', unfinished)],
-                             environment, log)
+                             environment, log, lock)
         if status:
             raise StageFailed(f'testing {self.checkpoint} {how_it_ended(status)}, see '
                               f'{log or "above"}.')

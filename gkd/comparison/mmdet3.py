@@ -70,14 +70,15 @@ class Evaluation(Testing):
 
     file = EVALUATION
 
-    def run(self, environment: Optional[dict] = None, log: Optional[str] = None) -> None:
+    def run(self, environment: Optional[dict] = None, log: Optional[str] = None,
+            lock: Optional[int] = None) -> None:
         """Test; the arguments are those of a training.
 
         Raises:
             StageFailed: It ended with an error, or without metrics.
         """
         status, _ = run_tool(['mmdet3/test.py', self.config, self.checkpoint, '--work-dir',
-                              self.folder], environment, log)
+                              self.folder], environment, log, lock)
         # MMEngine names the file, and the folder that it lies in, by the time.
         written = sorted(glob(osp.join(escape(self.folder), '*', '*.json')))
         if status or not written:

@@ -181,7 +181,7 @@ def run_stage(stage: Stage, environment: Optional[dict] = None,
         StageFailed: It ended with an error.
     """
     folder = osp.dirname(stage.output)
-    with alone(f'{folder}.lock'):
+    with alone(f'{folder}.lock') as lock:
         if stage.prepare():
             say(f'finished before: {osp.relpath(folder)}')
             return None
@@ -189,7 +189,7 @@ def run_stage(stage: Stage, environment: Optional[dict] = None,
         if log:
             say(f'log: {log}')
         started = time.time()
-        stage.run(environment, log)
+        stage.run(environment, log, lock)
         return time.time() - started
 
 

@@ -127,12 +127,14 @@ class Training(ABC):
         """Whether its work dir holds all that it should leave."""
         return self.last_epoch in self.history()
 
-    def run(self, environment: Optional[dict] = None, log: Optional[str] = None) -> None:
+    def run(self, environment: Optional[dict] = None, log: Optional[str] = None,
+            lock: Optional[int] = None) -> None:
         """Train, resuming from the last checkpoint; record peak memory, machine and version.
 
         Args:
             environment: Variables of the environment to set.
             log: File that gets what the training prints, instead of the terminal.
+            lock: Descriptor of the lock of its folder, which the training holds, too.
 
         Raises:
             StageFailed: The training ended with an error, or without a last evaluation.
@@ -142,7 +144,7 @@ class Training(ABC):
         if self.options:
             command += ['--cfg-options', *(setting(*option) for option in self.options.items())]
         used = version()  # now, because the clone may change during the training
-        status, memory = run_tool(command, environment, log)
+        status, memory = run_tool(command, environment, log, lock)
         if status:
             raise StageFailed(f'training {self.config} {how_it_ended(status)}, see '
                               f'{log or "above"}. The same command goes on from here.')
@@ -206,7 +208,8 @@ class Testing(ABC):
     file: ClassVar[str]
 
     @abstractmethod
-    def run(self, environment: Optional[dict] = None, log: Optional[str] = None) -> None:
+    def run(self, environment: Optional[dict] = None, log: Optional[str] = None,
+            lock: Optional[int] = None) -> None:
         """Test; the arguments are those of a training.
 
         Raises:

@@ -137,8 +137,12 @@ def append_result(path: str, result: Result) -> None:
 
 
 @contextmanager
-def alone(path: str) -> Iterator[None]:
-    """Lock ``path``, a file made only for this purpose, against other processes."""
+def alone(path: str) -> Iterator[int]:
+    """Lock ``path``, a file made only for this purpose, against other processes.
+
+    Yields:
+        Descriptor of the file. A process that inherits it holds the lock, too.
+    """
     os.makedirs(osp.dirname(osp.abspath(path)), exist_ok=True)
     with open(path, 'w') as file:
         try:
@@ -146,7 +150,7 @@ def alone(path: str) -> Iterator[None]:
         except BlockingIOError:
             say(f'waiting for the process that holds {osp.relpath(path)}')
             fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+        yield file.fileno()
 
 
 def machine() -> str:

@@ -56,7 +56,7 @@ def commands(monkeypatch):
     COCO results by test, none for others. ``whole`` are the commands, ``commands`` in short what
     each runs.
     """
-    def run(command, environment=None, log=None):
+    def run(command, environment=None, log=None, lock=None):
         folder = Path(command[command.index('--work-dir') + 1])
         run.whole.append(command)
         run.commands.append(f'{Path(command[0]).stem} {folder.name}')
