@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os.path as osp
 from collections.abc import Iterator, Sequence
@@ -10,9 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
-from gkd.errors import CheckpointError
+from gkd.errors import CheckpointError, DataError
+from gkd.files import write_atomically
 from gkd.randomness import SeededIndex
-from gkd.work_dir import INSIDE, progress_of
+from gkd.work_dir import EVALUATION, INSIDE, progress_of
 
 KEY = 'resume'  # of the state: in a checkpoint (MMDetection 3) or in its `meta` (MMDetection 2)
 KEPT_INSIDE = 2
@@ -54,6 +56,47 @@ def remove_inside(folder: str, keep: int) -> None:
                    key=lambda path: (path.stat().st_mtime_ns, progress_of(path)))
     for path in found[:max(len(found) - keep, 0)]:
         path.unlink()
+
+
+def evaluations(work_dir: str, epochs: int) -> dict[str, dict[str, float]]:
+    """Metrics of a run by epoch, from 1.
+
+    Args:
+        work_dir: That of the run.
+        epochs: How many are done; metrics of later ones are of a run that was thrown away.
+
+    Raises:
+        DataError: The file does not hold metrics by epoch.
+    """
+    path = osp.join(work_dir, EVALUATION)
+    if not osp.isfile(path):
+        return {}
+    try:
+        with open(path, encoding='utf-8') as file:
+            return {epoch: dict(metrics) for epoch, metrics in json.load(file).items()
+                    if int(epoch) <= epochs}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise DataError(f'{path} does not hold metrics by epoch ({error}). Move it away; the run '
+                        f'goes on without.') from error
+
+
+def keep_evaluation(work_dir: str, epoch: int, metrics: dict[str, float]) -> None:
+    """Add the metrics of an epoch, from 1, to those of the epochs before it."""
+    write_evaluations(work_dir, {**evaluations(work_dir, epoch - 1), str(epoch): metrics})
+
+
+def forget_evaluations(work_dir: str, epochs: int) -> None:
+    """Drop the metrics of all but the first ``epochs``: a run that begins there has not got them.
+
+    If its next evaluation were interrupted, it would be taken for done.
+    """
+    if osp.isfile(osp.join(work_dir, EVALUATION)):
+        write_evaluations(work_dir, evaluations(work_dir, epochs))
+
+
+def write_evaluations(work_dir: str, metrics: dict[str, dict[str, float]]) -> None:
+    """Write metrics by epoch into a work dir."""
+    write_atomically(osp.join(work_dir, EVALUATION), json.dumps(metrics, indent=2))
 
 
 def with_seeds(indices: Sequence[int], seed: int, rank: int, epoch: int) -> list[SeededIndex]:

@@ -23,11 +23,19 @@ from torch.utils.data import DataLoader
 
 from gkd.bank import PrototypeBank
 from gkd.compat.wrapper import unwrap
+from gkd.engine.evaluation import is_evaluation_missing, keep_metrics
 from gkd.errors import ConfigError
 from gkd.finite.weights import check_weights
 from gkd.prototypes.generation import all_gather
 from gkd.randomness import SeededItems, random_state, set_random_state
-from gkd.resume import KEPT_INSIDE, KEY, is_same_setup, remove_inside, with_seeds
+from gkd.resume import (
+    KEPT_INSIDE,
+    KEY,
+    forget_evaluations,
+    is_same_setup,
+    remove_inside,
+    with_seeds,
+)
 from gkd.work_dir import INSIDE
 
 
@@ -36,7 +44,9 @@ class ResumableCheckpointHook(CheckpointHook):
     """Write MMEngine's checkpoints so that a run resumes exactly, inside an epoch too.
 
     ``epoch_N_iter_I.pth`` is written inside an epoch. The last two are kept until the epoch's own
-    checkpoint replaces them. ``resume = True`` finds the newest.
+    checkpoint replaces them. ``resume = True`` finds the newest. If the evaluation of the last
+    finished epoch was interrupted, the resumed run evaluates that first. Metrics are kept in
+    ``WORK_DIR/evaluation.json``.
 
     Args:
         inside_epoch: Iterations between two checkpoints inside an epoch; 0 writes none.
@@ -55,6 +65,7 @@ class ResumableCheckpointHook(CheckpointHook):
         self.due = False
         self.state: Optional[dict] = None
         self.resumed: Optional[dict] = None
+        self.training = False
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
         """Take the state out of a checkpoint; keep it only if the run resumes from it."""
@@ -62,7 +73,7 @@ class ResumableCheckpointHook(CheckpointHook):
         self.resumed = state if runner._resume else None
 
     def before_train(self, runner) -> None:
-        """Make the loader's order resumable, and restore what the checkpoint holds."""
+        """Make the loader's order resumable, restore what the checkpoint holds, and catch up."""
         require_epochs(runner.train_loop, 'checkpoints of ResumableCheckpointHook are')
         super().before_train(runner)
         self.order = BatchOrder(runner.train_dataloader, runner.seed or 0)
@@ -71,8 +82,19 @@ class ResumableCheckpointHook(CheckpointHook):
             runner.val_loop.dataloader.generator = torch.Generator()
         state, self.resumed = self.resumed, None
         self.order.epoch = runner.epoch
-        if state is None:
-            return
+        if state is not None:
+            self.restore(runner, state)
+        self.training = True
+        if runner.rank == 0:
+            forget_evaluations(runner.work_dir, runner.epoch)
+        if not self.order.skip and is_evaluation_missing(runner, self.out_dir):
+            runner.logger.info(f'Evaluating epoch {runner.epoch}, which was interrupted.')
+            # Its checkpoint is written again if it is the best so far, as after any evaluation.
+            self.last_ckpt = osp.join(self.out_dir, self.filename_tmpl.format(runner.epoch))
+            runner.val_loop.run()
+
+    def restore(self, runner, state: dict) -> None:
+        """Put back what a checkpoint holds besides what MMEngine keeps."""
         model = unwrap(runner.model)
         if state['bank'] is not None:
             device = next(model.parameters()).device
@@ -114,11 +136,18 @@ class ResumableCheckpointHook(CheckpointHook):
             Path(runner.work_dir, 'last_checkpoint').write_text(osp.join(self.out_dir, name))
             remove_inside(self.out_dir, keep=KEPT_INSIDE)
 
-    def _save_checkpoint(self, runner) -> None:
-        # MMEngine calls this on all processes, and writes with the first one only.
+    def after_val_epoch(self, runner, metrics: dict[str, float]) -> None:
+        """Write the best checkpoint; then the evaluation is done, and its metrics are kept."""
+        super().after_val_epoch(runner, metrics)
+        if self.training:
+            keep_metrics(runner, metrics)
+
+    def _save_checkpoint_with_step(self, runner, step: int, meta: dict) -> None:
+        # MMEngine calls this on all processes, and writes with the first one only. It writes the
+        # checkpoint of an epoch again if the epoch is the best so far.
         self.due = False
         self.state = training_state(runner, batches=0)
-        super()._save_checkpoint(runner)
+        super()._save_checkpoint_with_step(runner, step, meta)
         if is_main_process():
             remove_inside(self.out_dir, keep=0)
 

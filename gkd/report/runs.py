@@ -183,7 +183,7 @@ def read_run(work_dir: str) -> Run:
     # MMDetection's own trainings have their metrics in the log only.
     evaluations = {line['epoch']: line for line in lines if METRICS['AP'] in line}
     evaluations.update((int(epoch), metrics) for epoch, metrics in
-                       read_json(osp.join(work_dir, EVALUATION)).items())
+                       read_json(osp.join(work_dir, EVALUATION)).items() if metrics)
     config = parse_config(text, work_dir)
     run = Run(osp.basename(osp.abspath(work_dir)), DETECTOR, work_dir, config, text,
               last_whole_checkpoint(work_dir), osp.join(work_dir, DETECTIONS), lines, evaluations,

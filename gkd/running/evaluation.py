@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 import os.path as osp
 from collections.abc import Iterable, Sequence
 from typing import Callable
@@ -19,13 +18,12 @@ from torch.utils.data import Dataset
 
 from gkd.datasets.coco_eval import METRICS
 from gkd.distiller import Distiller
-from gkd.errors import ConfigError, DataError, naming
-from gkd.files import write_atomically
+from gkd.errors import ConfigError, naming
 from gkd.matching import check_num_classes
 from gkd.prototypes.generation import all_gather
 from gkd.report.loggers import ImageLoggerHook
+from gkd.resume import evaluations, forget_evaluations, keep_evaluation
 from gkd.running.data import leaf_datasets, loader_settings
-from gkd.work_dir import EVALUATION
 
 # In the names of metrics of COCO, VOC and proposals.
 METRIC_PARTS = ('AP', 'AR@', 'AR_', 'recall@')
@@ -87,7 +85,9 @@ class EvaluationRecorder(Hook):
 
     def before_run(self, runner) -> None:
         """Restore the metrics that a resumed run measured before, and its best epoch."""
-        history = self.history(runner)
+        if runner.rank == 0:
+            forget_evaluations(runner.work_dir, runner.epoch)
+        history = evaluations(runner.work_dir, runner.epoch)
         self.metrics = history.get(str(runner.epoch), {})
         if history and self.evaluation.save_best is not None:
             self.remember_best(runner, history)
@@ -131,28 +131,7 @@ class EvaluationRecorder(Hook):
         if not self.metrics and isinstance(self.evaluation.dataloader.dataset, CocoDataset):
             # MMDetection gives no metrics where nothing at all was detected.
             self.metrics = {METRICS[name]: 0.0 for name in ('AP', 'AP50', 'AP75')}
-        history = {**self.history(runner), str(runner.epoch + 1): self.metrics}
-        write_atomically(self.path(runner), json.dumps(history, indent=2))
-
-    def path(self, runner) -> str:
-        """File of the metrics by epoch."""
-        return osp.join(runner.work_dir, EVALUATION)
-
-    def history(self, runner) -> dict[str, dict[str, float]]:
-        """Metrics by epoch, of the epochs that are done.
-
-        Raises:
-            DataError: The file does not hold metrics by epoch.
-        """
-        if not osp.isfile(self.path(runner)):
-            return {}
-        try:
-            with open(self.path(runner), encoding='utf-8') as file:
-                return {epoch: dict(metrics) for epoch, metrics in json.load(file).items()
-                        if int(epoch) <= runner.epoch}
-        except (ValueError, TypeError, AttributeError) as error:
-            raise DataError(f'{self.path(runner)} does not hold metrics by epoch ({error}). Move '
-                            f'it away; the run goes on without.') from error
+        keep_evaluation(runner.work_dir, runner.epoch + 1, self.metrics)
 
 
 class MissedEvaluation(Hook):
@@ -170,7 +149,8 @@ class MissedEvaluation(Hook):
     def before_run(self, runner) -> None:
         """Go back to the end of the epoch and do what is missing."""
         evaluation = self.recorder.evaluation
-        done = all_gather(str(runner.epoch) in self.recorder.history(runner))[0]
+        history = evaluations(runner.work_dir, runner.epoch)
+        done = all_gather(str(runner.epoch) in history)[0]
         runner.mode = 'train'
         runner._epoch -= 1
         if not done and evaluation.by_epoch and evaluation._should_evaluate(runner):

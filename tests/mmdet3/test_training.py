@@ -1,5 +1,6 @@
 """Trainings by MMEngine's own runner: resumed exactly, stopped at losses that are not finite."""
 
+import json
 import os
 import runpy
 import sys
@@ -12,15 +13,18 @@ import torch.multiprocessing
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS, DefaultScope
-from mmengine.runner import find_latest_checkpoint
+from mmengine.runner import Runner, find_latest_checkpoint
 from small_experiments import CLASSES, IMAGES, TOOLS, detector, experiment, train
 
 from gkd.bank import PrototypeBank
 from gkd.compat.checkpoint import load_checkpoint_file
 from gkd.engine.commands import export_student, load_config
+from gkd.engine.evaluation import is_evaluation_missing
 from gkd.errors import ConfigError, NumericalError
 from gkd.frameworks import build_dataset, build_detector
 from gkd.frameworks.mmdet3 import prototype_configs
+from gkd.report.runs import read_run
+from gkd.resume import KEY, forget_evaluations, keep_evaluation
 
 
 @HOOKS.register_module()
@@ -32,6 +36,18 @@ class Kill(Hook):
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
         if runner.iter + 1 == self.after:
+            raise InterruptedError
+
+
+@HOOKS.register_module()
+class KillEvaluation(Hook):
+    """End the run within the evaluation of an epoch."""
+
+    def __init__(self, epoch):
+        self.epoch = epoch
+
+    def after_val_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        if runner.epoch == self.epoch:
             raise InterruptedError
 
 
@@ -50,6 +66,68 @@ def goes_on_exactly(annotations, folder, killed_at, left, **settings):
                    for name in ('whole', 'killed'))
     assert all(map(torch.equal, bank.student, other.student))
     assert all(map(torch.equal, bank.class_features, other.class_features))
+
+
+def evaluations_and_best(runner):
+    """Metrics by epoch, and what is known of the best one, of a run."""
+    folder, known = Path(runner.work_dir), runner.message_hub.get_info
+    assert Path(known('best_ckpt')).is_file()
+    return (json.loads((folder / 'evaluation.json').read_text()), known('best_score'),
+            [path.name for path in folder.glob('best_*.pth')])
+
+
+@pytest.mark.slow
+def test_an_interrupted_evaluation_is_made_up_for_before_the_run_goes_on(annotations, tmp_path):
+    """Within the run, and after its last epoch; the best checkpoint and the report know of it."""
+    def of(folder):
+        config = experiment(annotations, tmp_path / folder, inside_epoch=0)
+        config.model, config.custom_hooks = detector('one_stage'), []
+        # As long as nothing is found, the first epoch is the best.
+        config.default_hooks.checkpoint.update(save_best='coco/bbox_mAP', rule='less')
+        return config
+
+    whole = train(of('whole'))
+    config = of('killed')
+    for epoch in (1, 2):
+        with pytest.raises(InterruptedError):
+            train(config, resume=True, custom_hooks=[dict(type='KillEvaluation', epoch=epoch)])
+        assert Path(find_latest_checkpoint(config.work_dir)).name == f'epoch_{epoch}.pth'
+    # The best epoch's checkpoint was written again after its evaluation.
+    best = load_checkpoint_file(tmp_path / 'killed' / 'epoch_1.pth')
+    assert KEY in best and 'best_score' in best['message_hub']['runtime_info']
+    resumed = train(config, resume=True)
+    assert evaluations_and_best(resumed) == evaluations_and_best(whole)
+    for name, tensor in whole.model.state_dict().items():
+        assert torch.equal(tensor, resumed.model.state_dict()[name]), name
+    run = read_run(config.work_dir)
+    assert [*run.evaluations] == [1, 2] and 'bbox_mAP_50' in run.evaluations[2]
+    assert len([line for line in run.lines if line['mode'] == 'train']) == 6
+    # Nothing is evaluated twice.
+    train(config, resume=True)
+    logs = [path.read_text() for path in tmp_path.glob('killed/*/vis_data/scalars.json')]
+    assert ''.join(logs).count('coco/bbox_mAP"') == 2
+
+
+def test_what_is_evaluated(annotations, tmp_path):
+    """By the loop's settings, and not where a checkpoint from elsewhere was the start."""
+    config = experiment(annotations, tmp_path)
+    config.train_cfg.update(max_epochs=7, val_begin=2, val_interval=3, dynamic_intervals=[(6, 1)])
+    config.model = detector('one_stage')
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        runner = Runner.from_cfg(config)
+        loop, missing = runner.train_loop, []
+        assert runner.val_loop is not None
+    for epoch in range(8):
+        loop._epoch = epoch
+        if is_evaluation_missing(runner, str(tmp_path)):
+            missing.append(epoch)
+    assert missing == [3, 5, 6, 7]
+    keep_evaluation(str(tmp_path), 7, {})
+    assert not is_evaluation_missing(runner, str(tmp_path))
+    forget_evaluations(str(tmp_path), 6)
+    for start, is_missing in ((tmp_path / 'epoch_7.pth', True), (Path('epoch_7.pth'), False)):
+        runner._load_from = str(start)
+        assert is_evaluation_missing(runner, str(tmp_path)) == is_missing
 
 
 AVERAGE = dict(type='EMAHook', ema_type='ExpMomentumEMA', momentum=0.1, update_buffers=True,
