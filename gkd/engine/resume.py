@@ -18,7 +18,6 @@ import torch.distributed as dist
 from mmengine.dist import get_dist_info, is_main_process
 from mmengine.hooks import CheckpointHook, EMAHook
 from mmengine.registry import HOOKS
-from mmengine.runner import BaseLoop, EpochBasedTrainLoop
 from torch.utils.data import DataLoader
 
 from gkd.bank import PrototypeBank
@@ -26,6 +25,7 @@ from gkd.compat.wrapper import unwrap
 from gkd.engine.evaluation import is_evaluation_missing, keep_metrics
 from gkd.errors import ConfigError
 from gkd.finite.weights import check_weights
+from gkd.frameworks.mmdet3 import require_epochs
 from gkd.prototypes.generation import all_gather
 from gkd.randomness import SeededItems, random_state, set_random_state
 from gkd.resume import (
@@ -156,18 +156,6 @@ class ResumableCheckpointHook(CheckpointHook):
         state, self.state = self.state, None
         if state is not None:
             checkpoint[KEY] = state
-
-
-def require_epochs(loop: BaseLoop, what: str) -> None:
-    """Raise ConfigError if a training loop does not count epochs.
-
-    Args:
-        loop: The loop.
-        what: What is counted in epochs, with its verb.
-    """
-    if not isinstance(loop, EpochBasedTrainLoop):
-        raise ConfigError(f'train_cfg.type = {type(loop).__name__}: {what} counted in epochs; use '
-                          f'EpochBasedTrainLoop with `max_epochs`.')
 
 
 class BatchOrder:

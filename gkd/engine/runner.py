@@ -23,10 +23,10 @@ from gkd.detectors.source import check_checkpoints, check_start
 from gkd.distiller import Distiller
 from gkd.engine.data import Part, build_part, built, check_ground_truth, look_at_test_data
 from gkd.engine.refusal import absent_folders, remove_traces
-from gkd.engine.resume import require_epochs
 from gkd.engine.trial import TrialHook
 from gkd.errors import ConfigError, naming
 from gkd.files import make_folder
+from gkd.frameworks.mmdet3 import DECAY, require_epochs
 from gkd.matching import check_num_classes, check_teacher_classes
 from gkd.prototypes.generation import all_gather
 from gkd.prototypes.hook import PrototypeHook
@@ -230,11 +230,12 @@ class Runner(runner.Runner):
             built_loop = super().build_train_loop(loop)
         model = unwrap(self.model)
         if isinstance(model, Distiller):
-            require_epochs(built_loop, 'the decay of distillation is')
-            if model.needs.bank and not any(isinstance(hook, PrototypeHook)
-                                            for hook in self.hooks):
+            require_epochs(built_loop, DECAY)
+            if len(model.knowledge) and not any(isinstance(hook, PrototypeHook)
+                                                for hook in self.hooks):
                 raise ConfigError('custom_hooks has no PrototypeHook, which generates the '
-                                  'prototypes: add dict(type="PrototypeHook").')
+                                  'prototypes and tells the decay how far the training is: add '
+                                  'dict(type="PrototypeHook").')
         if built_loop.max_iters < 1:
             raise ConfigError(f'train_cfg = {self.cfg.train_cfg}: must train for at least one '
                               f'epoch.')

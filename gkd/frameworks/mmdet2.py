@@ -30,10 +30,10 @@ __all__ = [
     'LOSSES_METHOD', 'RPN', 'VOC_CLASSES', 'BaseDetector', 'Batch', 'Config', 'ConfigDict',
     'ContextBlock', 'Dataset', 'DeltaXYWHBBoxCoder', 'DetectorShell', 'EfficientNet', 'Hook',
     'NonLocal2d', 'anchor_inside_flags', 'annotation', 'bbox2roi', 'bbox_overlaps',
-    'build_dataset', 'build_detector', 'classes_of', 'description', 'fuse_conv_bn',
-    'get_dist_info', 'image_info', 'image_settings', 'logger', 'mmdet_configs', 'network_input',
-    'positive_boxes', 'prototype_datasets', 'revert_sync_batchnorm', 'sampled_boxes', 'source_of',
-    'student_losses', 'synthetic_batch', 'test_view', 'to_batch',
+    'build_dataset', 'build_detector', 'classes_of', 'description', 'epochs_in_all',
+    'fuse_conv_bn', 'get_dist_info', 'image_info', 'image_settings', 'logger', 'mmdet_configs',
+    'network_input', 'positive_boxes', 'prototype_datasets', 'revert_sync_batchnorm',
+    'sampled_boxes', 'source_of', 'student_losses', 'synthetic_batch', 'test_view', 'to_batch',
 ]
 
 Dataset = CustomDataset
@@ -191,6 +191,11 @@ def test_view(dataset: Dataset, index: int) -> tuple[Tensor, np.ndarray, tuple[i
         image = image.data
     return (image, np.asarray(meta['scale_factor'], dtype=np.float32),
             tuple(meta['img_shape'][:2]))
+
+
+def epochs_in_all(runner: Any) -> int:
+    """Epochs of a whole training; mmcv's runners that count none have no epochs that begin."""
+    return runner.max_epochs
 
 
 def prototype_datasets(runner: Any) -> list[ConfigDict]:

@@ -26,9 +26,11 @@ from mmengine.hooks import Hook
 from mmengine.logging import MessageHub, MMLogger
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import HOOKS, DefaultScope
+from mmengine.runner import BaseLoop, EpochBasedTrainLoop
 from mmengine.structures import BaseDataElement, InstanceData, PixelData
 from torch import Tensor
 
+from gkd.errors import ConfigError
 from gkd.frameworks.alike import description, mmdet_configs, source_of
 from gkd.frameworks.batch import Batch, mask_parts, of_each_image
 
@@ -37,10 +39,10 @@ __all__ = [
     'LOSSES_METHOD', 'RPN', 'VOC_CLASSES', 'BaseDetector', 'Batch', 'Config', 'ConfigDict',
     'ContextBlock', 'Dataset', 'DeltaXYWHBBoxCoder', 'DetectorShell', 'EfficientNet', 'Hook',
     'NonLocal2d', 'anchor_inside_flags', 'annotation', 'bbox2roi', 'bbox_overlaps',
-    'build_dataset', 'build_detector', 'classes_of', 'description', 'fuse_conv_bn',
-    'get_dist_info', 'image_info', 'image_settings', 'logger', 'mmdet_configs', 'network_input',
-    'positive_boxes', 'prototype_datasets', 'revert_sync_batchnorm', 'sampled_boxes', 'source_of',
-    'student_losses', 'synthetic_batch', 'test_view', 'to_batch',
+    'build_dataset', 'build_detector', 'classes_of', 'description', 'epochs_in_all',
+    'fuse_conv_bn', 'get_dist_info', 'image_info', 'image_settings', 'logger', 'mmdet_configs',
+    'network_input', 'positive_boxes', 'prototype_datasets', 'revert_sync_batchnorm',
+    'sampled_boxes', 'source_of', 'student_losses', 'synthetic_batch', 'test_view', 'to_batch',
 ]
 
 Dataset = BaseDetDataset
@@ -51,6 +53,8 @@ CLASSES_SETTING = 'metainfo.classes'
 IMAGES_SETTING = 'data_prefix.img'
 # A detector's method that returns the losses of a training step.
 LOSSES_METHOD = 'loss'
+# What a distillation counts in epochs, for messages.
+DECAY = 'the decay of distillation is'
 
 
 def element_parts(element: BaseDataElement) -> dict[str, Any]:
@@ -241,6 +245,28 @@ def test_view(dataset: Dataset, index: int) -> tuple[Tensor, np.ndarray, tuple[i
     known = data['data_samples'].metainfo
     factors = np.asarray(known.get('scale_factor', (1.0, 1.0)), np.float32)
     return data['inputs'], np.tile(factors, 2), tuple(known['img_shape'][:2])
+
+
+def epochs_in_all(runner: Any) -> int:
+    """Epochs of a whole training.
+
+    Raises:
+        ConfigError: It counts iterations; to MMEngine all of them are one epoch.
+    """
+    require_epochs(runner.train_loop, DECAY)
+    return runner.max_epochs
+
+
+def require_epochs(loop: BaseLoop, what: str) -> None:
+    """Raise ConfigError if a training loop does not count epochs.
+
+    Args:
+        loop: The loop.
+        what: What is counted in epochs, with its verb.
+    """
+    if not isinstance(loop, EpochBasedTrainLoop):
+        raise ConfigError(f'train_cfg.type = {type(loop).__name__}: {what} counted in epochs; use '
+                          f'EpochBasedTrainLoop with `max_epochs`.')
 
 
 def prototype_datasets(runner: Any) -> list[ConfigDict]:

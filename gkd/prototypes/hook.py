@@ -12,7 +12,14 @@ from typing import Union
 from gkd.bank import PrototypeBank
 from gkd.compat.wrapper import unwrap
 from gkd.errors import CheckpointError, ConfigError, NumericalError
-from gkd.frameworks import HOOKS, Dataset, Hook, build_dataset, prototype_datasets
+from gkd.frameworks import (
+    HOOKS,
+    Dataset,
+    Hook,
+    build_dataset,
+    epochs_in_all,
+    prototype_datasets,
+)
 from gkd.work_dir import PROTOTYPES
 
 
@@ -48,7 +55,7 @@ class PrototypeHook(Hook):
     def before_train_epoch(self, runner) -> None:
         """Set the progress; generate or reload the bank."""
         distiller = unwrap(runner.model)
-        distiller.progress = runner.epoch / runner.max_epochs
+        distiller.progress = runner.epoch / epochs_in_all(runner)
         if not distiller.needs.bank:
             return
         folder = osp.join(runner.work_dir, PROTOTYPES)

@@ -10,6 +10,8 @@ from pathlib import Path
 import mmdet
 import pytest
 import torch
+from mmengine.registry import DefaultScope
+from mmengine.runner import Runner
 from small_experiments import experiment
 
 from gkd.compat.checkpoint import load_checkpoint_file
@@ -38,6 +40,18 @@ def test_own_launcher_trains_in_two_processes(annotations, tmp_path, free_port):
     assert (tmp_path / 'work' / 'report.html').exists()
     record = json.loads((tmp_path / 'work' / 'record.json').read_text())
     assert record['processes'] == 2 and record['epochs']['1']['time']['backward'][0] == 2
+
+
+def test_own_runner_refuses_a_distillation_that_counts_iterations(annotations, tmp_path):
+    """With MMEngine's own checkpoints; the decay would stay at its start."""
+    config = experiment(annotations, tmp_path / 'work')
+    config.train_cfg = dict(type='IterBasedTrainLoop', max_iters=4)
+    config.default_hooks.checkpoint = dict(type='CheckpointHook', by_epoch=False)
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        runner = Runner.from_cfg(config)
+        with pytest.raises(ConfigError, match='IterBasedTrainLoop: the decay of distillation is'):
+            runner.train()
+    assert runner.iter == 0
 
 
 @pytest.mark.skipif(not OWN.is_dir(), reason='a development install has no copy of the tools')
