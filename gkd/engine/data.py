@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os.path as osp
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -90,8 +91,7 @@ def build_checked_dataset(config: ConfigDict, key: str) -> Any:
     """
     leaves: list[Leaf] = []
     with naming(key):
-        around = with_built_leaves(config, key, leaves)
-        dataset = DATASETS.build(around)
+        dataset = DATASETS.build(checked_dataset(config, key, leaves))
         if hasattr(dataset, 'full_init'):
             dataset.full_init()
     if leaves and not any(leaf.has_boxes for leaf in leaves):
@@ -104,8 +104,8 @@ def built(dataset: Any) -> dict:
     return dict(type=lambda: dataset)
 
 
-def with_built_leaves(entry: ConfigDict, key: str, leaves: list[Leaf]) -> dict:
-    """A data set's config, with those inside of its wrappers built and checked.
+def checked_dataset(entry: ConfigDict, key: str, leaves: list[Leaf]) -> dict:
+    """A config that stands for a data set that is built, and checked inside of its wrappers.
 
     Args:
         entry: The config.
@@ -113,23 +113,41 @@ def with_built_leaves(entry: ConfigDict, key: str, leaves: list[Leaf]) -> dict:
         leaves: Gets what was built and checked.
     """
     if 'datasets' in entry:
-        inner = [with_built_leaves(one, f'{key}.datasets.{number}', leaves)
+        inner = [checked_dataset(one, f'{key}.datasets.{number}', leaves)
                  for number, one in enumerate(entry['datasets'])]
-        return {**entry, 'datasets': inner}
+        return built(build_named({**entry, 'datasets': inner}, key))
     if 'dataset' in entry:
-        return {**entry, 'dataset': with_built_leaves(entry['dataset'], f'{key}.dataset', leaves)}
+        inner = checked_dataset(entry['dataset'], f'{key}.dataset', leaves)
+        return built(build_named({**entry, 'dataset': inner}, key))
     with naming(f'{key}.metainfo'):
         check_class_names((entry.get('metainfo') or {}).get('classes'),
                           f'{key}.metainfo.classes')
     kind = dataset_class(entry)
     if kind is None or not issubclass(kind, BaseDetDataset):
         return entry  # nothing is known of its files, or of its type
-    with naming(key):
-        dataset = DATASETS.build({**entry, 'lazy_init': True})
+    dataset = build_named({**entry, 'lazy_init': True}, key)
     leaf = Leaf(dataset, key)
     leaf.read()
     leaves.append(leaf)
     return built(dataset)
+
+
+def build_named(entry: dict, key: str) -> Any:
+    """Build a data set; a wrong setting is named.
+
+    Raises:
+        ConfigError: A setting is wrong.
+    """
+    with naming(key):
+        try:
+            return DATASETS.build(entry)
+        except TypeError as error:
+            # Python names the class that takes no such argument, which may be a base class.
+            unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+            if unknown is None or unknown[1] not in entry:
+                raise
+            raise ConfigError(f'{key}.{unknown[1]}: {place_of(entry["type"])} has no such '
+                              f'setting.') from error
 
 
 class Leaf:
@@ -189,6 +207,10 @@ class Leaf:
             prepare_embedded(dataset.ann_file)
             if not osp.exists(dataset.ann_file):
                 raise DataError(self.absent('ann_file', 'file', dataset.ann_file))
+        if type(dataset).parse_data_info is CocoDataset.parse_data_info and \
+                'img' not in dataset.data_prefix:
+            raise DataError(f'{key}.data_prefix has no `img`, which names the folder of images; '
+                            f'`img=""` if `data_root` is that folder.')
         for name in IMAGE_PREFIXES:
             folder = dataset.data_prefix.get(name)
             if folder and self.loads_from_disk(folder) and not osp.isdir(folder):

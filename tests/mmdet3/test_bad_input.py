@@ -108,7 +108,12 @@ def test_what_is_inside_of_wrappers_has_its_own_key(config):
     refuse(config, 'train_dataloader.dataset.dataset.datasets.1.ann_file: no such file')
     config.train_dataloader.dataset.dataset.datasets.pop()
     config.train_dataloader.dataset.speed = 3
-    refuse(config, 'train_dataloader.dataset: TypeError', 'speed', error=ConfigError)
+    refuse(config, 'train_dataloader.dataset.speed: RepeatDataset has no such setting',
+           error=ConfigError)
+    del config.train_dataloader.dataset['speed']
+    config.train_dataloader.dataset.dataset.ann_file = 'another.json'
+    refuse(config, 'train_dataloader.dataset.dataset.ann_file: ConcatDataset has no such setting',
+           error=ConfigError)
 
 
 @pytest.mark.parametrize('content', ['not JSON', '[1, 2]', '{"images": []}', ''])
@@ -232,8 +237,16 @@ def test_evaluator(config, data, tmp_path):
 
 def test_settings_of_a_dataset(config):
     dataset_of(config).img_prefix = 'images/'
-    refuse(config, 'train_dataloader.dataset: TypeError', 'img_prefix', error=ConfigError)
+    refuse(config, 'train_dataloader.dataset.img_prefix: CocoDataset has no such setting',
+           error=ConfigError)
     del dataset_of(config)['img_prefix']
+    dataset_of(config).pipeline[1].with_boxes = True
+    refuse(config, 'train_dataloader.dataset: TypeError: LoadAnnotations', 'with_boxes',
+           error=ConfigError)
+    del dataset_of(config).pipeline[1]['with_boxes']
+    folder = dataset_of(config).pop('data_prefix')
+    refuse(config, 'train_dataloader.dataset.data_prefix has no `img`')
+    dataset_of(config).data_prefix = folder
     dataset_of(config).type = 'Coco'
     refuse(config, 'train_dataloader.dataset: KeyError', 'Coco', error=ConfigError)
     del config.train_dataloader['dataset']
