@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os.path as osp
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -375,7 +376,12 @@ def check_evaluated(dataset: Any, coco: COCO, part: str, source: str) -> None:
     """
     key = f'{part}_evaluator.ann_file'
     check_categories(dataset.metainfo['classes'], category_names(coco), source, key)
-    images = {dataset.get_data_info(index)['img_id'] for index in range(len(dataset))}
+    counts = Counter(dataset.get_data_info(index)['img_id'] for index in range(len(dataset)))
+    images, (most, times) = counts.keys(), counts.most_common(1)[0]
+    if times > 1:
+        raise DataError(f'{part}_dataloader has {times} images with the id {most}, by which an '
+                        f'evaluator tells images apart. Evaluate on one annotation file with an '
+                        f'id for each image, and do not repeat it.')
     missing = sorted(images - coco.imgs.keys(), key=str)
     if missing:
         raise DataError(f'{key}: {len(missing)} of {len(images)} images of {part}_dataloader are '

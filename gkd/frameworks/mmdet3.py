@@ -283,7 +283,8 @@ def prototype_datasets(runner: Any) -> list[ConfigDict]:
 def prototype_configs(config: Config) -> list[ConfigDict]:
     """The same, from the runner's config."""
     tested = config.get('test_dataloader') or config.get('val_dataloader')
-    pipeline = (tested or config.train_dataloader).dataset.pipeline
+    seen_by = leaf_configs((tested or config.train_dataloader).dataset)
+    pipeline = next(iter(seen_by.values())).pipeline
     return [ConfigDict({**entry, 'pipeline': pipeline})
             for entry in leaf_configs(config.train_dataloader.dataset).values()]
 

@@ -222,6 +222,7 @@ def test_evaluator(config, data, tmp_path):
             image['id'] += 100
         for annotation in content['annotations']:
             annotation['image_id'] += 100
+            annotation['id'] += 100
 
     edit(data, renumber, other)
     whole.val_evaluator.ann_file = str(other)
@@ -233,6 +234,20 @@ def test_evaluator(config, data, tmp_path):
         said = []
         build_part(whole, 'val')
     assert ['2 images that val_dataloader does not have' in text for text in said] == [True]
+    # Of two files that number their images alike, detections could not be told apart.
+    whole.val_dataloader.dataset = dict(type='ConcatDataset', datasets=[
+        copy.deepcopy(config.val_dataloader.dataset) for _ in range(2)])
+    refuse(whole, 'val_dataloader has 2 images with the id 1,', part='val')
+    whole.val_dataloader.dataset.datasets[1].ann_file = str(other)
+
+    def join(content):
+        renumbered = json.loads(other.read_text())
+        for name in ('images', 'annotations'):
+            content[name] += renumbered[name]
+
+    edit(data, join, tmp_path / 'joined.json')
+    whole.val_evaluator.ann_file = str(tmp_path / 'joined.json')
+    assert len(build_part(whole, 'val').dataset) == 2 * IMAGES
 
 
 def test_settings_of_a_dataset(config):

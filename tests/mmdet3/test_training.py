@@ -166,6 +166,16 @@ def test_with_another_batch_size_a_run_goes_on_at_the_same_part_of_the_epoch(
     assert train(config, resume=True, custom_hooks=[]).iter == 12
 
 
+def test_prototypes_are_seen_by_the_pipeline_of_tests_on_several_data_sets(
+        annotations, tmp_path):
+    config = experiment(annotations, tmp_path)
+    tested = config.val_dataloader.dataset
+    config.val_dataloader.dataset = dict(type='ConcatDataset', datasets=[tested, tested])
+    entry, = prototype_configs(config)
+    assert entry.pipeline == tested.pipeline
+    assert entry.pipeline != config.train_dataloader.dataset.pipeline
+
+
 def test_prototypes_follow_the_images_that_the_teacher_was_trained_on(annotations, tmp_path):
     """Its kept features are not those of a config that has been corrected since."""
     config, found = experiment(annotations, tmp_path), []
