@@ -1,6 +1,14 @@
 """How a command ends."""
 
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+
 import pytest
+from helpers.running import REPOSITORY
 
 from gkd.commands import run
 
@@ -25,15 +33,72 @@ def long_after():
     raise SyntaxError('another')
 
 
-STOPPED = '\nstopped; the same command goes on from the last checkpoint, if there is one.\n'
+LINE = '\nstopped; the same command goes on from the last checkpoint, if there is one.\n'
 
 
 @pytest.mark.parametrize('main, status, says', [
-    (where_it_is_read, 130, STOPPED),
-    (where_it_is_misread, 130, STOPPED),
+    (where_it_is_read, 130, LINE),
+    (where_it_is_misread, 130, LINE),
     (long_after, 1, '\nerror: SyntaxError: another')])
 def test_an_interrupted_command_says_so_wherever_it_is_met(main, status, says, capsys):
     with pytest.raises(SystemExit) as ended:
         run(main)
     assert ended.value.code == status
     assert capsys.readouterr().err.startswith(says)
+
+
+def wait_with_a_worker(ready):
+    """Fork a process, as torch does to load images; tell its number, and how it ended."""
+    worker = multiprocessing.get_context('fork').Process(target=time.sleep, args=(100,))
+    worker.start()
+    ready.send(worker.pid)
+    worker.join()
+    ready.send(worker.exitcode)
+    time.sleep(100)
+
+
+def command(ready, output):
+    """What a tool does, with its messages in a file."""
+    os.dup2(os.open(output, os.O_CREAT | os.O_WRONLY), 2)
+    run(lambda: wait_with_a_worker(ready))
+
+
+@pytest.mark.parametrize('rank, said', [(None, LINE), ('0', ''), ('1', '')])
+def test_sigterm_ends_a_command_with_one_line_and_its_own_status(
+        tmp_path, monkeypatch, rank, said):
+    """Processes of a launcher leave the word to it."""
+    if rank is None:
+        monkeypatch.delenv('RANK', raising=False)
+    else:
+        monkeypatch.setenv('RANK', rank)
+    context = multiprocessing.get_context('fork')
+    here, there = context.Pipe()
+    tool = context.Process(target=command, args=(there, tmp_path / 'stderr'))
+    tool.start()
+    assert here.poll(10)
+    os.kill(here.recv(), signal.SIGTERM)  # says nothing
+    assert here.poll(10) and here.recv() == -signal.SIGTERM
+    tool.terminate()
+    tool.join(10)
+    assert tool.exitcode == -signal.SIGTERM
+    assert (tmp_path / 'stderr').read_text() == said
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+@pytest.mark.slow
+def test_the_launcher_of_several_processes_says_the_line_for_them(tmp_path):
+    tool = tmp_path / 'tool.py'
+    tool.write_text('import os, pathlib, time\nfrom gkd.commands import run\n'
+                    f'place = pathlib.Path({str(tmp_path)!r}, os.environ["RANK"])\n'
+                    'run(lambda: place.touch() or time.sleep(100))\n')
+    launcher = subprocess.Popen(
+        [sys.executable, REPOSITORY / 'tools' / 'torchrun.py', '--standalone',
+         '--nproc_per_node', '2', tool], stderr=subprocess.PIPE, text=True,
+        env={**os.environ, 'PYTHONPATH': str(REPOSITORY), 'OMP_NUM_THREADS': '1'})
+    until = time.time() + 60
+    while not all((tmp_path / rank).exists() for rank in '01') and time.time() < until:
+        time.sleep(0.1)
+    launcher.terminate()
+    said = launcher.communicate(timeout=60)[1]
+    assert launcher.returncode == -signal.SIGTERM
+    assert said.count('stopped') == 1 and said.endswith(LINE) and 'Traceback' not in said

@@ -1,13 +1,16 @@
 #!/usr/bin/env python
 """torchrun with its own options, ending with the failed process's message and exit status.
 
-torchrun itself appends a traceback of its own, forty lines that bury the message.
+torchrun itself appends a traceback of its own, forty lines that bury the message. After a signal
+such as SIGTERM, which ends the processes without a word, it says that they were stopped.
 """
 
 import logging
 import os
+import signal
 import sys
 
+from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.run import main, parse_args
 
@@ -22,6 +25,14 @@ def explain(error):
     return 128 - failure.exitcode
 
 
+def stop(number):
+    """End by the signal that ended the processes; after Ctrl-C the first of them has said so."""
+    from gkd.commands.ending import STOPPED, end_by  # as above
+    if number != signal.SIGINT:
+        print(STOPPED, file=sys.stderr, flush=True)
+    end_by(number)
+
+
 if __name__ == '__main__':
     logging.getLogger('torch.distributed.elastic').setLevel(logging.CRITICAL)
     if parse_args(sys.argv[1:]).max_restarts:
@@ -32,3 +43,5 @@ if __name__ == '__main__':
         main()
     except ChildFailedError as error:
         sys.exit(explain(error))
+    except SignalException as error:
+        stop(error.sigval)

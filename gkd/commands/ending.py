@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
 import tempfile
+import threading
 import time
 import traceback
+from collections.abc import Iterator
 from typing import Callable
 
 import torch.distributed as dist
@@ -19,6 +22,7 @@ from gkd.progress import silence
 
 # Seconds in which the launcher ends the other processes after the first one has failed.
 LAUNCHER_REACTS = 5
+STOPPED = '\nstopped; the same command goes on from the last checkpoint, if there is one.'
 
 
 def run(main: Callable[[], None]) -> None:
@@ -35,7 +39,8 @@ def run(main: Callable[[], None]) -> None:
     rank = int(os.environ.get('RANK', 0))
     name = f'error in process {rank}' if rank else 'error'
     try:
-        with silence() if rank else contextlib.nullcontext(), naming_storage():
+        with saying_so_when_ended(), naming_storage(), (
+                silence() if rank else contextlib.nullcontext()):
             main()
         if dist.is_initialized():
             dist.destroy_process_group()
@@ -58,9 +63,41 @@ def run(main: Callable[[], None]) -> None:
 
 def stop() -> None:
     """End after Ctrl-C."""
-    print('\nstopped; the same command goes on from the last checkpoint, if there is one.',
-          file=sys.stderr)
+    print(STOPPED, file=sys.stderr)
     sys.exit(130)
+
+
+@contextlib.contextmanager
+def saying_so_when_ended() -> Iterator[None]:
+    """Say so when SIGTERM ends this process within the block; its status tells the signal.
+
+    Of several processes none does: the launcher says it. Python calls no handler while it waits in
+    a library for the other processes, which may have ended already.
+    """
+    def end(number, frame):
+        os.write(2, f'{STOPPED}\n'.encode())
+        end_by(number)
+
+    def forget():
+        if signal.getsignal(signal.SIGTERM) is end:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    alone = 'RANK' not in os.environ and threading.current_thread() is threading.main_thread()
+    if not alone or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, end)
+    os.register_at_fork(after_in_child=forget)  # such as workers that load images
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def end_by(number: int) -> None:
+    """End this process by a signal, as if nothing had handled it."""
+    signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)
 
 
 def is_interrupted(error: BaseException) -> bool:
