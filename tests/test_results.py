@@ -114,6 +114,7 @@ def test_a_page_chooses_methods_options_and_says_what_is_missing(results, tmp_pa
             fill(query)
 
 
+@pytest.mark.slow
 def test_the_documentation_is_what_the_rows_say(results):
     """The pages as they are now are those that the command makes."""
     read = [row for path in sorted((REPOSITORY / 'docs/data').glob('*.csv'))
