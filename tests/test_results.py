@@ -1,6 +1,9 @@
 """Intervals of gains, and the tables and plots that are made from rows of single runs."""
 
+import fcntl
 import importlib.util
+import subprocess
+from concurrent.futures import ThreadPoolExecutor, TimeoutError
 from dataclasses import replace
 
 import numpy as np
@@ -9,7 +12,8 @@ from helpers.running import REPOSITORY
 
 from gkd.errors import DataError
 from gkd.report.intervals import confidence_interval
-from gkd.report.results import Result, append_result
+from gkd.report import results as of_runs
+from gkd.report.results import Result, alone, append_result
 
 
 @pytest.fixture(scope='module')
@@ -124,3 +128,40 @@ def test_the_documentation_is_what_the_rows_say(results):
         for page in [REPOSITORY / 'README.md', *(REPOSITORY / 'docs').glob('*.md')]:
             text = page.read_text()
             assert results.fill(text, str(page), read) == text, 'run: python studies/results.py'
+
+
+ROW = Result('d', 'f', '0', '1', '', 'gkd', '', '', '1.5', '', '', '', '', '', 'cpu', 'v1')
+
+
+def enter_and_leave(path):
+    with alone(path):
+        pass
+
+
+@pytest.mark.parametrize('enter', [enter_and_leave, lambda path: append_result(path, ROW)])
+def test_processes_wait_for_the_one_that_holds_a_file(tmp_path, enter):
+    path = str(tmp_path / 'file')
+    with ThreadPoolExecutor() as pool:
+        with open(path, 'w') as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            waiting = pool.submit(enter, path)
+            with pytest.raises(TimeoutError):
+                waiting.result(timeout=0.3)
+        waiting.result(timeout=10)
+
+
+def test_a_row_tells_the_commit_and_whether_it_was_changed(tmp_path, monkeypatch):
+    def git(*command):
+        subprocess.run(['git', '-C', tmp_path, '-c', 'user.name=a', '-c', 'user.email=a@b',
+                        *command], check=True, capture_output=True)
+
+    file = tmp_path / 'gkd' / 'code.py'
+    file.parent.mkdir()
+    file.write_text('old')
+    git('init')
+    git('add', '.')
+    git('commit', '-m', 'first')
+    monkeypatch.setattr(of_runs, 'REPOSITORY', str(tmp_path))
+    clean = of_runs.version()
+    file.write_text('new')
+    assert '+)' not in clean and of_runs.version() == clean.replace(')', '+)')

@@ -302,8 +302,8 @@ def percent(metrics: dict[str, float]) -> dict[str, float]:
     """MMDetection's metrics under the names of tables; -1 stands for no such objects.
 
     Example:
-        >>> percent({'bbox_mAP': 0.25, 'bbox_mAP_50': 0.5, 'bbox_mAP_l': -1.0})
-        {'AP': 25.0, 'AP50': 50.0}
+        >>> percent({'bbox_mAP': 0.25, 'bbox_mAP_50': 0.0, 'bbox_mAP_l': -1.0})
+        {'AP': 25.0, 'AP50': 0.0}
     """
     return {name: 100 * metrics[key] for name, key in METRICS.items() if metrics.get(key, -1) >= 0}
 

@@ -82,8 +82,9 @@ def metrics_text(metrics: dict[str, float]) -> dict[str, str]:
     """MMDetection's metrics in percent, as they stand in a row; -1 stands for no such objects.
 
     Example:
-        >>> metrics_text({'bbox_mAP': 0.251, 'bbox_mAP_50': 0.5, 'bbox_mAP_s': -1.0})
-        {'AP': '25.1', 'AP50': '50', 'AP75': '', 'APs': '', 'APm': '', 'APl': ''}
+        >>> metrics_text({'bbox_mAP': 0.251, 'bbox_mAP_50': 0.5, 'bbox_mAP_75': 0.0,
+        ...               'bbox_mAP_s': -1.0})
+        {'AP': '25.1', 'AP50': '50', 'AP75': '0', 'APs': '', 'APm': '', 'APl': ''}
     """
     return {name: f'{100 * metrics[key]:.6g}' if metrics.get(key, -1) >= 0 else ''
             for key, name in COLUMN_OF.items()}
