@@ -530,6 +530,20 @@ def test_cost_is_read_from_the_logs(tmp_path):
     assert stage.cost()['memory'] == 70  # of the GPU
 
 
+def test_machine_and_version_are_known_of_a_training_that_outlived_its_comparison(
+        tmp_path, monkeypatch):
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(stages, 'run_tool', killed)
+    stage = Training(write_experiment(tmp_path), str(tmp_path / 'work' / 'latest.pth'))
+    with pytest.raises(KeyboardInterrupt):
+        stage.run()
+    made_with = stage.made_with()
+    assert made_with == dict(machine=stages.machine(), version=stages.version())
+    assert 'memory' not in stage.cost()
+
+
 def test_detection_is_renewed_with_its_checkpoint(processes, tmp_path):
     config = write_experiment(tmp_path)
     (tmp_path / 'weights.pth').write_text('1')

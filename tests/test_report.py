@@ -20,7 +20,7 @@ from gkd import recorder
 from gkd.errors import DataError
 from gkd.recorder import Stopwatch, WeightHistogram
 from gkd.report import page
-from gkd.report.runs import Run, read_logs, read_runs
+from gkd.report.runs import Run, read_logs, read_run, read_runs, read_teacher
 from gkd.report.validation import Validation, read_detections
 from gkd.watching import watched
 from gkd.work_dir import BINS
@@ -149,6 +149,14 @@ def test_report_shows_the_three_detectors(runs, tmp_path):
     assert ['distilled student', 'decay'] in names and ['plain student', 'decay'] not in names
     assert sum('mean' in name for name in names) == 5
     assert 'detecting' not in run_tool(*command)[1]
+
+
+def test_a_teacher_that_is_named_without_a_folder(runs, monkeypatch):
+    folder, _ = runs
+    monkeypatch.chdir(folder)
+    run = read_run(str(folder / 'distilled'))
+    run.config.model.teacher.checkpoint = 'teacher.pth'
+    assert read_teacher(run).checkpoint == 'teacher.pth'
 
 
 def test_an_unfinished_run(runs, tmp_path):

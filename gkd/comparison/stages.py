@@ -143,15 +143,17 @@ class Training(ABC):
                    '--epochs', self.last_epoch]
         if self.options:
             command += ['--cfg-options', *(setting(*option) for option in self.options.items())]
-        used = version()  # now, because the clone may change during the training
+        path = osp.join(self.work_dir, PROCESS)
+        before = json.loads(read(path) or '{}').get('peak_memory', 0)
+        # Now, because the clone may change during the training, or this process be killed.
+        process = dict(peak_memory=before, machine=machine(), version=version())
+        write_atomically(path, json.dumps(process))
         status, memory = run_tool(command, environment, log, lock)
         if status:
             raise StageFailed(f'training {self.config} {how_it_ended(status)}, see '
                               f'{log or "above"}. The same command goes on from here.')
-        path = osp.join(self.work_dir, PROCESS)
-        before = json.loads(read(path) or '{}').get('peak_memory', 0)
-        write_atomically(path, json.dumps(dict(
-            peak_memory=max(memory, before), machine=machine(), version=used)))
+        process['peak_memory'] = max(memory, before)
+        write_atomically(path, json.dumps(process))
         self.metrics()
 
     def metrics(self) -> dict[str, float]:
@@ -183,11 +185,12 @@ class Training(ABC):
         step = median_step(lines)
         gpu = [line['memory'] for line in lines if 'memory' in line]
         process = json.loads(read(osp.join(self.work_dir, PROCESS)) or '{}')
+        memory = max(gpu, default=0) or process.get('peak_memory')
         cost = {}
         if step is not None:
             cost['time'] = step
-        if gpu or process:
-            cost['memory'] = max(gpu) if gpu else process['peak_memory']
+        if memory:
+            cost['memory'] = memory
         return cost
 
 

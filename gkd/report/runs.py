@@ -221,7 +221,7 @@ def read_teacher(run: Run) -> Optional[Run]:
     if checkpoint is None:
         return None
     detections = osp.join(run.work_dir, TEACHER_DETECTIONS)
-    folder = osp.dirname(checkpoint)
+    folder = osp.dirname(checkpoint) or osp.curdir
     found = read_run(folder) if left_in(folder)[-1] is not None else None
     if found is not None and can_be_compared(found, run):
         found.role = TEACHER
