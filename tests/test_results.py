@@ -11,8 +11,8 @@ import pytest
 from helpers.running import REPOSITORY
 
 from gkd.errors import DataError
-from gkd.report.intervals import confidence_interval
 from gkd.report import results as of_runs
+from gkd.report.intervals import confidence_interval
 from gkd.report.results import Result, alone, append_result
 
 
