@@ -98,7 +98,7 @@ def load_checkpoint_file(path: str, map_location: MapLocation = 'cpu',
             needs types that could execute code, or, trusted, a package that is not installed.
     """
     path = osp.expanduser(str(path))
-    _check_file(path)
+    check_is_file(path)
     _check_sums(path)
     try:
         checkpoint = _torch_load(path, map_location, trust)
@@ -266,7 +266,12 @@ def load_strictly(model: nn.Module, state_dict: dict, source: str) -> None:
             in_model=set(own), in_file=set(state_dict), problem=problem))
 
 
-def _check_file(path: str) -> None:
+def check_is_file(path: str) -> None:
+    """Check that a checkpoint is a file that is not empty.
+
+    Raises:
+        CheckpointError: It is missing, a folder, or empty.
+    """
     if osp.isdir(path):
         raise CheckpointError(named_folder(path))
     if not osp.isfile(path):

@@ -17,7 +17,8 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from gkd.commands.layout import place
-from gkd.errors import CheckpointError, ConfigError, naming
+from gkd.compat.checkpoint import check_is_file
+from gkd.errors import ConfigError, naming
 from gkd.files import written_whole
 from gkd.matching import check_num_classes
 from gkd.running.config import student_config
@@ -31,7 +32,6 @@ from gkd.running.device import use_device, wrap
 from gkd.running.evaluation import check_metrics, check_options
 from gkd.running.export import load_detector
 from gkd.running.trial import try_evaluation
-from gkd.work_dir import named_folder
 
 
 def test(config: Config, checkpoint: str, metrics: Sequence[str] = (), out: Optional[str] = None,
@@ -103,8 +103,7 @@ def check_request(checkpoint: str, out: Optional[str], show_dir: Optional[str]) 
     """
     if out is not None and not out.endswith(('.pkl', '.pickle')):
         raise ConfigError(f'--out {out}: must end in .pkl or .pickle')
-    if not osp.isfile(checkpoint):
-        raise CheckpointError(named_folder(checkpoint) or f'no such checkpoint: {checkpoint}')
+    check_is_file(checkpoint)
     if torch.distributed.is_initialized() and show_dir is not None:
         raise ConfigError('--show-dir draws in one process only; leave the number of GPUs out.')
 

@@ -153,6 +153,17 @@ def test_a_refused_test_leaves_nothing(config, tmp_path, monkeypatch, capsys):
     assert set(tmp_path.rglob('*')) == before
 
 
+def test_a_test_without_a_checkpoint_ends_before_its_data_are_read(config, tmp_path, monkeypatch,
+                                                                    capsys):
+    config.test_dataloader = config.val_dataloader
+    config.test_dataloader.dataset.ann_file = 'gone.json'
+    config.dump('tested.py')
+    monkeypatch.setattr(sys, 'argv', ['test.py', 'tested.py', str(tmp_path)])
+    with pytest.raises(SystemExit):
+        run(runpy.run_path(str(TOOLS / 'test.py'))['main'])
+    assert 'is a folder; name the checkpoint in it' in capsys.readouterr().err
+
+
 @HOOKS.register_module()
 class FailLater(Hook):
     def before_train_epoch(self, runner):

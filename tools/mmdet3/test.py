@@ -9,6 +9,7 @@ from mmdet.evaluation import DumpDetResults
 
 from gkd.commands import add_device_option, add_launcher_options, add_trust_option, run
 from gkd.commands.settings import add_settings_option
+from gkd.compat.checkpoint import check_is_file
 from gkd.engine.commands import augment_tests, detector_config, load_config
 from gkd.engine.runner import Runner
 from gkd.errors import ConfigError
@@ -49,6 +50,7 @@ def main():
         config.visualizer = config.get('visualizer') or dict(type='DetLocalVisualizer')
         config.merge_from_dict({'default_hooks.visualization': dict(
             type='DetVisualizationHook', draw=True, test_out_dir=osp.abspath(args.show_dir))})
+    check_is_file(args.checkpoint)  # before data are made or read
     runner = Runner.with_checked_data(config, 'test')
     if args.out:
         runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=args.out))
