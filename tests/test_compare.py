@@ -9,7 +9,7 @@ import re
 import signal
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, TimeoutError
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -37,7 +37,7 @@ from gkd.knowledge import Knowledge
 from gkd.quickstart import run as quickstart
 from gkd.registry import KNOWLEDGE
 from gkd.report.comparison import Row, comparison_figure, draw_comparison, format_comparison
-from gkd.report.results import Result, append_result, read_results
+from gkd.report.results import Result, alone, append_result, read_results
 from gkd.running.config import load_config
 
 
@@ -273,11 +273,21 @@ def test_checkpoints_that_are_there_are_used(processes, tmp_path):
     assert [name for name, *_ in processes.commands] == [
         'train student_seed0', 'test teacher', 'train plain_seed0', 'train gkd_seed0',
         'train plain_seed1', 'train gkd_seed1']
+    assert table_of(tmp_path / 'work' / 'comparison.csv')['teacher']['seeds'] == '1'
     # Another teacher at the same place makes another comparison.
     (tmp_path / 'nowhere' / 'teacher.pth').write_text('better')
     processes.commands.clear()
     run_compare(config, '--methods', 'gkd', '--seeds', 1, '--work-dir', tmp_path / 'work')
     assert [name for name, *_ in processes.commands] == ['test teacher', 'train gkd_seed0']
+    # Another teacher is trained; another student is another start for all.
+    with open(tmp_path / 'student.py', 'a') as file:
+        file.write('note = "better"\n')
+    processes.commands.clear()
+    run_compare(config, '--methods', 'gkd', '--seeds', 2, '--teacher-seed', 1, '--epochs', 1,
+                '--work-dir', tmp_path / 'work')
+    assert [name for name, *_ in processes.commands] == [
+        'train teacher1', 'train student_seed0', 'test teacher1', 'train plain_seed0',
+        'train gkd_teacher1_seed0', 'train plain_seed1', 'train gkd_teacher1_seed1']
 
 
 def test_method_that_cannot_serve_is_refused_and_the_others_go_on(processes, tmp_path):
@@ -516,8 +526,8 @@ def test_several_jobs_are_shown_by_one_bar(tmp_path, processes, capsys):
     assert '=== 5/5' in printed and '\r' not in printed
 
 
-def test_cost_is_read_from_the_logs(tmp_path):
-    stage = Training('unused.py', str(tmp_path / 'latest.pth'))
+def test_cost_is_read_from_the_logs(processes, tmp_path):
+    stage = Training('unused.py', str(tmp_path / 'latest.pth'), epochs=1)
     assert stage.cost() == {}
     lines = [dict(mode='train', time=9.0, data_time=8.5), dict(mode='val'),
              dict(mode='train', time=0.3, data_time=0.1),
@@ -525,6 +535,8 @@ def test_cost_is_read_from_the_logs(tmp_path):
     (tmp_path / '1.log.json').write_text('\n'.join(map(json.dumps, lines)))
     (tmp_path / 'process.json').write_text('{"peak_memory": 800.5}')
     assert stage.cost() == dict(time=0.4, memory=800.5)
+    stage.run()  # it goes on, and needs less
+    assert stage.cost()['memory'] == 800.5
     (tmp_path / '2.log.json').write_text(json.dumps(
         dict(mode='train', time=0.1, data_time=0, memory=70)))
     assert stage.cost()['memory'] == 70  # of the GPU
@@ -654,6 +666,19 @@ def test_comparison_lists_what_is_left_and_writes_rows(processes, tmp_path):
     assert [(row.method, row.teacher_seed, row.student_seed) for row in rows] == [
         ('teacher', '3', ''), ('student', '', '4'), ('plain', '', '4'), ('mean', '3', '4'),
         ('no-soft', '3', '4')]
+    assert [[*json.loads(row.settings)] for row in rows[3:]] == [
+        ['knowledge'], ['knowledge', 'prototypes']]
+
+
+def test_a_stage_waits_for_the_process_that_runs_it(tmp_path):
+    stage = SimpleNamespace(output=str(tmp_path / 'gkd_seed0' / 'latest.pth'),
+                            prepare=lambda: True)
+    with ThreadPoolExecutor() as pool:
+        with alone(str(tmp_path / 'gkd_seed0.lock')):
+            waiting = pool.submit(run_stage, stage)
+            with pytest.raises(TimeoutError):
+                waiting.result(timeout=0.3)
+        assert waiting.result(timeout=10) is None
 
 
 def test_another_strip_has_data_of_its_own():

@@ -289,11 +289,11 @@ class Schedule:
         """The time so far, and an estimate for the other stages from finished ones of their kind.
 
         Example:
-            >>> schedule = Schedule(['data', 'training', 'training', 'training'])
+            >>> schedule = Schedule(['data', 'training', 'training', 'training'], jobs=2)
             >>> schedule.end('data', 5)
             >>> schedule.end('training', 60)
             >>> schedule.times()
-            '00:00 so far, about 02:00 to go'
+            '00:00 so far, about 01:00 to go'
         """
         left = sum(count * sum(self.seconds[kind]) / len(self.seconds[kind])
                    for kind, count in self.waiting.items() if self.seconds[kind]) / self.jobs
