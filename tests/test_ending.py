@@ -47,11 +47,16 @@ def test_an_interrupted_command_says_so_wherever_it_is_met(main, status, says, c
     assert capsys.readouterr().err.startswith(says)
 
 
+def tell_and_wait(ready):
+    """Tell this process's number, once it runs."""
+    ready.send(os.getpid())
+    time.sleep(100)
+
+
 def wait_with_a_worker(ready):
-    """Fork a process, as torch does to load images; tell its number, and how it ended."""
-    worker = multiprocessing.get_context('fork').Process(target=time.sleep, args=(100,))
+    """Fork a process, as torch does to load images, and tell how it ended."""
+    worker = multiprocessing.get_context('fork').Process(target=tell_and_wait, args=(ready,))
     worker.start()
-    ready.send(worker.pid)
     worker.join()
     ready.send(worker.exitcode)
     time.sleep(100)
@@ -75,11 +80,11 @@ def test_sigterm_ends_a_command_with_one_line_and_its_own_status(
     here, there = context.Pipe()
     tool = context.Process(target=command, args=(there, tmp_path / 'stderr'))
     tool.start()
-    assert here.poll(10)
+    assert here.poll(60)
     os.kill(here.recv(), signal.SIGTERM)  # says nothing
-    assert here.poll(10) and here.recv() == -signal.SIGTERM
+    assert here.poll(60) and here.recv() == -signal.SIGTERM
     tool.terminate()
-    tool.join(10)
+    tool.join(60)
     assert tool.exitcode == -signal.SIGTERM
     assert (tmp_path / 'stderr').read_text() == said
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL

@@ -130,9 +130,6 @@ def test_the_documentation_is_what_the_rows_say(results):
             assert results.fill(text, str(page), read) == text, 'run: python studies/results.py'
 
 
-ROW = Result('d', 'f', '0', '1', '', 'gkd', '', '', '1.5', '', '', '', '', '', 'cpu', 'v1')
-
-
 def enter_and_leave(path):
     with alone(path):
         pass
