@@ -39,6 +39,7 @@ from gkd.registry import KNOWLEDGE
 from gkd.report.comparison import Row, comparison_figure, draw_comparison, format_comparison
 from gkd.report.results import Result, alone, append_result, read_results
 from gkd.running.config import load_config
+from gkd.work_dir import DETECTIONS
 
 
 @KNOWLEDGE.register_module(force=True)
@@ -263,6 +264,8 @@ def test_finished_stages_are_reused_and_others_redone(compared, processes, tmp_p
 
 def test_checkpoints_that_are_there_are_used(processes, tmp_path):
     config = write_experiment(tmp_path)
+    with open(config, 'a') as file:
+        file.write('data["test"]["ann_file"] = "of_a_challenge.json"\n')
     (tmp_path / 'nowhere').mkdir()
     for name in ('teacher', 'seed1'):
         (tmp_path / 'nowhere' / f'{name}.pth').write_text(name)
@@ -274,6 +277,10 @@ def test_checkpoints_that_are_there_are_used(processes, tmp_path):
         'train student_seed0', 'test teacher', 'train plain_seed0', 'train gkd_seed0',
         'train plain_seed1', 'train gkd_seed1']
     assert table_of(tmp_path / 'work' / 'comparison.csv')['teacher']['seeds'] == '1'
+    tested = load_config(str(tmp_path / 'work' / 'configs' / 'test_teacher.py')).data
+    assert tested.test == tested.val
+    assert {path.name for path in (tmp_path / 'work' / 'detections' / 'teacher').iterdir()} == {
+        'stage.txt', DETECTIONS}
     # Another teacher at the same place makes another comparison.
     (tmp_path / 'nowhere' / 'teacher.pth').write_text('better')
     processes.commands.clear()
