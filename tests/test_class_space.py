@@ -177,6 +177,17 @@ def test_the_teachers_head_reads_classes_once(detector):
         torch.testing.assert_close(read, step.class_layers(feature))
 
 
+def test_classes_are_read_on_the_levels_that_both_have():
+    student = small.retinanet()
+    student['neck'] = small.neck(16, start_level=2)
+    student['bbox_head']['anchor_generator']['strides'] = [16, 32, 64, 128, 256]
+    model = build_distiller(small.retinanet(24), student, knowledge=[IN_CLASS_SPACE])
+    _, step = model.observe(to_batch(**small.batch()))
+    assert [read.shape[-1] for read in step.teacher.class_maps] == [8, 4, 2, 1]
+    for feature, read in zip(step.teacher.maps, step.teacher.class_maps):
+        torch.testing.assert_close(read, step.class_layers(feature))
+
+
 def test_a_basis_is_arranged_once_per_bank():
     model = build()
     part = model.knowledge[0].global_knowledge

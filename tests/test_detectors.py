@@ -5,6 +5,7 @@ import torch
 from helpers.resized import assert_teacher_sees_the_resized
 
 from gkd.detectors.places import centres
+from gkd.detectors.step import recorded
 from gkd.errors import ConfigError
 from gkd.knowledge.instances import Instances
 from gkd.running.data import check_ground_truth
@@ -163,6 +164,20 @@ def test_paa_records_what_it_trains():
     step = coverage.observed(model, coverage.batch_of(model))
     trained = [int((labels < head.num_classes).sum()) for labels, *_ in counts]
     assert [len(boxes) for boxes in step.boxes] == trained and sum(trained) > 0
+
+
+def test_ddod_records_the_positives_of_its_classes():
+    """It assigns anchors for the boxes once more."""
+    config = coverage.small_config('ddod/ddod_r50_fpn_1x_coco')
+    model = coverage.build(coverage.distiller(config, config))
+    head, classes = model.student.bbox_head, model.pair.num_classes
+    with recorded(head, 'get_cls_targets') as of_classes, \
+            recorded(head, 'get_reg_targets') as of_boxes:
+        step = coverage.observed(model, coverage.batch_of(model))
+    labels, others = (torch.cat([level.flatten() for level in calls[0].result[1]])
+                      for calls in (of_classes, of_boxes))
+    assert torch.equal(labels[labels < classes].sort()[0], step.labels.sort()[0])
+    assert (others < classes).sum() != len(step.labels)
 
 
 @pytest.mark.parametrize('name, reason', [

@@ -96,10 +96,15 @@ def test_parts_can_be_left_out():
     assert not model.needs.logits
 
 
-def test_one_stage_positives_are_where_the_head_assigned_them():
-    model = build_distiller(small.retinanet(), small.retinanet())
+@pytest.mark.parametrize('border', [-1, 0])
+def test_one_stage_positives_are_where_the_head_assigned_them(border):
+    """Of all anchors, or of those inside of the image without its padding."""
+    config = small.retinanet()
+    config['train_cfg']['allowed_border'] = border
+    model = build_distiller(small.retinanet(), config)
     student = model.student
     data = small.batch()
+    data['img_metas'][0]['img_shape'] = (100, 128, 3)
     with recorded(student.bbox_head, 'get_targets') as targets, \
             recorded(student.bbox_head, 'forward') as forwards:
         _, step = one_stage.student_step(student, model.pair, model.needs, to_batch(**data))
