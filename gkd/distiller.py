@@ -17,7 +17,7 @@ from gkd.detectors.images import ChannelMap, ImageFormat
 from gkd.detectors.inherit import check_inherited, inherit
 from gkd.detectors.inspection import inspect_pair
 from gkd.detectors.pair import DetectorPair
-from gkd.detectors.source import DetectorSource, place_of
+from gkd.detectors.source import DetectorSource, name_of
 from gkd.detectors.step import DetectorOutputs, Needs, Step
 from gkd.detectors.teacher import Teacher, widened
 from gkd.errors import ConfigError, naming
@@ -323,7 +323,7 @@ def build_knowledge(config: dict, pair: DetectorPair) -> Knowledge:
     settings = dict(config)
     kind = settings.pop('type', None)
     if not isinstance(kind, type):  # as in MMEngine's new style of configs
-        kind = KNOWLEDGE.get(place_of(kind).rpartition('.')[2])
+        kind = KNOWLEDGE.get(name_of(kind))
     if kind is None:
         raise ConfigError(f'model.knowledge: type {config.get("type")!r} is unknown; '
                           f'known are {sorted(KNOWLEDGE.module_dict)}.')
@@ -346,7 +346,7 @@ def build_generation(config: dict) -> PrototypeGenerationModule:
     """Build the prototype generation from its config, with errors for people."""
     config = dict(config)
     kind = config.pop('type', 'PrototypeGenerationModule')
-    if place_of(kind).rpartition('.')[2] != 'PrototypeGenerationModule':
+    if name_of(kind) != 'PrototypeGenerationModule':
         raise ConfigError(f'model.prototypes.type = {kind!r} is unknown; '
                           f'it must be "PrototypeGenerationModule".')
     try:

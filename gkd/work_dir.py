@@ -50,6 +50,11 @@ def named_folder(path: str) -> Optional[str]:
             + (f', such as {inside[0]}.' if inside else '.'))
 
 
+def no_checkpoint(path: str) -> str:
+    """What to say of a path where no checkpoint is."""
+    return named_folder(path) or f'no such checkpoint: {path}'
+
+
 def last_named(work_dir: str) -> Optional[str]:
     """The checkpoint that a run names as its last, which may be gone; None if it names none."""
     latest, named = (osp.join(work_dir, name) for name in (LATEST, LAST_CHECKPOINT))

@@ -24,9 +24,9 @@ def replace_settings(config: Config, settings: Mapping[str, Any], where: str) ->
     """
     given = dict(flat(settings))
     for name, value in given.items():
-        place = place_without_keys(config, name, given)
-        if place is not None:
-            place, found = place
+        blocked = place_without_keys(config, name, given)
+        if blocked is not None:
+            place, found = blocked
             raise ConfigError(
                 f'{where}: {name} is a key of {place}, but {place} is {found!r} in the config and '
                 f'has no keys. To put a dict there, give both: {place}.{DELETE}=True '

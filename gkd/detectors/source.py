@@ -25,7 +25,7 @@ from gkd.errors import CheckpointError, ConfigError
 from gkd.finite.weights import not_finite
 from gkd.frameworks import Config, ConfigDict, logger, mmdet_configs
 from gkd.installed import mmdet_major
-from gkd.work_dir import named_folder
+from gkd.work_dir import named_folder, no_checkpoint
 
 MMDET_SCOPE = 'mmdet::'
 # Held while a config is read: mmcv changes sys.path for it, and Python 3.11 fails at times if two
@@ -110,6 +110,12 @@ class DetectorSource:
             checkpoint = None
         return cls(config, checkpoint, key, overrides, precision, graphs, img_norm_cfg,
                    tuple(inherit))
+
+    def whole_config(self) -> Optional[str]:
+        """File that describes the detector as it is; None if there is none, or with overrides."""
+        if isinstance(self.config, str) and not self.overrides:
+            return find_file(self.config)
+        return None
 
     def model_config(self) -> ConfigDict:
         """The detector's ``model`` config, ready for ``build_detector``.
@@ -250,8 +256,7 @@ def check_start(config: dict) -> None:
     """
     weights = config.get('load_from')
     if weights and '://' not in weights and not osp.isfile(weights):
-        raise CheckpointError(
-            f'load_from: {named_folder(weights) or f"no such checkpoint: {weights}"}')
+        raise CheckpointError(f'load_from: {no_checkpoint(weights)}')
 
 
 def read_config(path: str, where: str = '') -> Config:
@@ -304,7 +309,7 @@ def replace_classes(entry: Any) -> bool:
         inside = [replace_classes(value) for value in entry.values()]
         place = place_of(entry.get('type'))
         if place.startswith('gkd.'):
-            entry['type'] = place.rpartition('.')[2]
+            entry['type'] = name_of(place)
             return True
         return any(inside)
     return isinstance(entry, (list, tuple)) and any([replace_classes(value) for value in entry])
@@ -315,6 +320,16 @@ def place_of(kind: Any) -> str:
     if isinstance(kind, type):
         return f'{kind.__module__}.{kind.__qualname__}'
     return kind if isinstance(kind, str) else ''
+
+
+def name_of(kind: Any) -> str:
+    """Name of a class that a config names, with or without its place, or holds.
+
+    Example:
+        >>> name_of('gkd.distiller.Distiller'), name_of(dict), name_of(None)
+        ('Distiller', 'dict', '')
+    """
+    return place_of(kind).rpartition('.')[2]
 
 
 def other_mmdetection(error: Exception) -> str:

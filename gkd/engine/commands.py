@@ -14,7 +14,7 @@ from gkd.errors import CheckpointError, ConfigError
 from gkd.files import write_atomically
 from gkd.frameworks import build_detector
 from gkd.frameworks.mmdet3 import leaf_configs
-from gkd.work_dir import checkpoints, named_folder
+from gkd.work_dir import checkpoints, no_checkpoint
 
 
 def load_config(path: str, options: Optional[dict] = None) -> Config:
@@ -70,8 +70,7 @@ def choose_start(config: Config, resume: str) -> None:
     elif osp.isfile(resume) or '://' in resume:
         config.resume, config.load_from = True, resume
     else:
-        raise CheckpointError(
-            f'--resume: {named_folder(resume) or f"no such checkpoint: {resume}"}')
+        raise CheckpointError(f'--resume: {no_checkpoint(resume)}')
 
 
 def replace_epochs(config: Config, epochs: int) -> None:
@@ -133,9 +132,9 @@ def export_student(config: Config, checkpoint: str, output: str) -> str:
 
 def own_config(config: Config, output: str) -> str:
     """Path of a config that plain MMDetection builds the student from."""
-    source = DetectorSource.parse(config.model.student, 'model.student')
-    if isinstance(source.config, str) and not source.overrides:
-        return find_file(source.config)
+    file = DetectorSource.parse(config.model.student, 'model.student').whole_config()
+    if file is not None:
+        return file
     own = Config(config.to_dict())
     own.model = detector_config(config)
     # This project's are for a training.

@@ -35,7 +35,7 @@ from gkd.datasets.checks import (
 )
 from gkd.datasets.coco_json import load_coco
 from gkd.datasets.inspection import Finding
-from gkd.detectors.source import place_of
+from gkd.detectors.source import name_of
 from gkd.distiller import Distiller
 from gkd.errors import ConfigError, DataError, GKDError, naming
 from gkd.frameworks import logger
@@ -147,7 +147,7 @@ def build_named(entry: dict, key: str) -> Any:
             unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
             if unknown is None or unknown[1] not in entry:
                 raise
-            raise ConfigError(f'{key}.{unknown[1]}: {place_of(entry["type"])} has no such '
+            raise ConfigError(f'{key}.{unknown[1]}: {name_of(entry["type"])} has no such '
                               f'setting.') from error
 
 
@@ -377,11 +377,12 @@ def check_evaluated(dataset: Any, coco: COCO, part: str, source: str) -> None:
     key = f'{part}_evaluator.ann_file'
     check_categories(dataset.metainfo['classes'], category_names(coco), source, key)
     counts = Counter(dataset.get_data_info(index)['img_id'] for index in range(len(dataset)))
-    images, (most, times) = counts.keys(), counts.most_common(1)[0]
-    if times > 1:
-        raise DataError(f'{part}_dataloader has {times} images with the id {most}, by which an '
-                        f'evaluator tells images apart. Evaluate on one annotation file with an '
-                        f'id for each image, and do not repeat it.')
+    images = counts.keys()
+    for image, times in counts.most_common(1):
+        if times > 1:
+            raise DataError(f'{part}_dataloader has {times} images with the id {image}, by which '
+                            f'an evaluator tells images apart. Evaluate on one annotation file '
+                            f'with an id for each image, and do not repeat it.')
     missing = sorted(images - coco.imgs.keys(), key=str)
     if missing:
         raise DataError(f'{key}: {len(missing)} of {len(images)} images of {part}_dataloader are '
@@ -459,8 +460,7 @@ def check_ground_truth(model: nn.Module, config: ConfigDict, key: str) -> None:
     makes_masks = type(model.data_preprocessor).__name__ == 'BoxInstDataPreprocessor'
     loaded = {'gt_masks': makes_masks or any(step.get('with_mask') for step in steps),
               'gt_semantic_seg': any(step.get('with_seg') for step in steps),
-              'proposals': any(place_of(step.get('type')).endswith('LoadProposals')
-                               for step in steps)}
+              'proposals': any(name_of(step.get('type')) == 'LoadProposals' for step in steps)}
     for name in model.pair.student.ground_truth:
         if not loaded[name]:
             raise ConfigError(

@@ -38,5 +38,5 @@ def is_evaluation_missing(runner, folder: str) -> bool:
 def is_evaluated(loop: EpochBasedTrainLoop) -> bool:
     """Whether a loop evaluates after the epochs that it has trained so far."""
     loop._decide_current_val_interval()
-    return 0 < loop.epoch >= loop.val_begin and (
+    return loop.epoch >= max(1, loop.val_begin) and (
         loop.epoch % loop.val_interval == 0 or loop.epoch == loop.max_epochs)

@@ -10,7 +10,7 @@ from typing import Any
 from tqdm import tqdm
 
 from gkd.datasets.coco_eval import METRICS
-from gkd.detectors.source import DetectorSource, place_of
+from gkd.detectors.source import DetectorSource, name_of
 from gkd.distiller import Distiller
 from gkd.report.comparison import markdown
 from gkd.report.names import NOTHING
@@ -100,8 +100,7 @@ def detector(model: dict[str, Any]) -> str:
     """
     backbone = model['backbone']
     depth = f'-{backbone["depth"]}' if 'depth' in backbone else ''
-    names = [place_of(part['type']).rpartition('.')[2] for part in (model, backbone)]
-    return f'{" on ".join(names)}{depth}'
+    return f'{name_of(model["type"])} on {name_of(backbone["type"])}{depth}'
 
 
 def training(run: Run) -> str:

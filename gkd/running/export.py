@@ -8,7 +8,7 @@ from mmcv import Config
 from mmdet.models.detectors import BaseDetector
 
 from gkd.commands.export import load_student, write_student
-from gkd.detectors.source import DetectorSource, find_file
+from gkd.detectors.source import DetectorSource
 from gkd.distiller import Distiller
 from gkd.files import write_atomically
 from gkd.running.config import build_model, student_config
@@ -54,9 +54,9 @@ def own_config(config: Config, output: str) -> str:
     """Path of a config that plain MMDetection builds the student from."""
     if config.model.type != Distiller.__name__:
         return config.filename
-    source = DetectorSource.parse(config.model.student, 'model.student')
-    if isinstance(source.config, str) and not source.overrides:
-        return find_file(source.config)
+    file = DetectorSource.parse(config.model.student, 'model.student').whole_config()
+    if file is not None:
+        return file
     path = f'{osp.splitext(output)[0]}.py'
     write_atomically(path, student_config(config).pretty_text)
     return path

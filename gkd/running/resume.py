@@ -29,7 +29,7 @@ from gkd.prototypes import PrototypeBank
 from gkd.prototypes.generation import all_gather
 from gkd.randomness import SeededItems, random_state, set_random_state
 from gkd.resume import KEPT_INSIDE, KEY, is_same_setup, remove_inside, with_seeds
-from gkd.work_dir import INSIDE, LATEST, named_folder
+from gkd.work_dir import INSIDE, LATEST, no_checkpoint
 
 EMA_HOOKS = (EMAHook, BaseEMAHook)
 EMA_PRIORITY = 49  # before checkpoints and evaluations, which see the averages
@@ -275,5 +275,5 @@ def find_checkpoint(resume: str, config: Config) -> Optional[str]:
         latest = intact_checkpoint(config.work_dir) if get_dist_info()[0] == 0 else None
         key, path = 'resume_from', all_gather(latest)[0] or config.get('resume_from')
     if path is not None and not osp.isfile(path):
-        raise CheckpointError(f'{key}: {named_folder(path) or f"no such checkpoint: {path}"}')
+        raise CheckpointError(f'{key}: {no_checkpoint(path)}')
     return path
