@@ -5,8 +5,10 @@ import torch
 from helpers.resized import assert_teacher_sees_the_resized
 
 from gkd.detectors.places import centres
+from gkd.detectors.roi_heads import classify
 from gkd.detectors.step import recorded
 from gkd.errors import ConfigError
+from gkd.frameworks import bbox2roi
 from gkd.knowledge.instances import Instances
 from gkd.running.data import check_ground_truth
 from studies import coverage
@@ -153,6 +155,38 @@ def test_each_stage_of_a_cascade_is_taught_by_the_same_stage():
     taught = kind(step)['loss_soft']
     torch.testing.assert_close(taught, first + 0.5 * second + 0.25 * third)
     assert min(first, second, third) > 1e-3 and 'loss_soft' in losses
+
+
+def test_stages_whose_samplers_run_the_heads_themselves():
+    """OHEM samples by losses."""
+    config = coverage.small_config('cascade_rcnn/cascade_rcnn_r50_fpn_1x_coco')
+    for stage in config.train_cfg.rcnn:
+        stage.sampler.update(type='OHEMSampler')
+    model = coverage.build(coverage.distiller(config, config))
+    with recorded(model.student.roi_head, '_bbox_forward') as calls:
+        step = coverage.observed(model, coverage.batch_of(model))
+    trained = {call.args[0]: call.result['cls_score'] for call in calls}
+    assert torch.equal(step.student.proposal_logits, trained[0])
+    assert [len(logits) for logits in step.student.stage_logits] == \
+        [len(stage.labels) for stage in step.stages]
+
+
+@pytest.mark.parametrize('name', ['htc/htc_r50_fpn_1x_coco', 'scnet/scnet_r50_fpn_1x_coco'])
+def test_a_head_that_adds_features_of_the_whole_image(name):
+    """It classifies boxes as in its training. HTC samples boxes for masks once more."""
+    config = coverage.small_config(name)
+    model = coverage.build(coverage.distiller(config, config))
+    student = model.student
+    with recorded(student, 'extract_feat') as maps, \
+            recorded(student.roi_head, '_bbox_forward') as calls:
+        step = coverage.observed(model, coverage.batch_of(model))
+    rois = bbox2roi(step.proposals)
+    first = [call for call in calls if call.args[0] == 0][-1]
+    assert torch.equal(first.args[2], rois)
+    outputs = [classify(student.roi_head, maps[-1].result, rois, stage)['cls_score']
+               for stage in (0, 2, 7)]  # a teacher may have fewer stages than its student
+    torch.testing.assert_close(outputs[0], step.student.proposal_logits)
+    assert torch.equal(outputs[1], outputs[2]) and not torch.equal(outputs[0], outputs[1])
 
 
 def test_paa_records_what_it_trains():

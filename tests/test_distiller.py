@@ -16,9 +16,9 @@ from mmcv.runner.checkpoint import get_state_dict as saved_weights
 from mmdet.models import build_detector
 
 import gkd  # noqa: F401
-from gkd.detectors import one_stage  # noqa: E402
+from gkd.detectors import DetectorPair, one_stage, two_stage  # noqa: E402
 from gkd.detectors.inspection import inspect_detector
-from gkd.detectors.step import Needs, recorded  # noqa: E402
+from gkd.detectors.step import DetectorOutputs, Needs, recorded  # noqa: E402
 from gkd.errors import CheckpointError, ConfigError  # noqa: E402
 from gkd.frameworks import to_batch
 from gkd.knowledge import Knowledge, RobustDistillingModule
@@ -137,6 +137,36 @@ def test_two_stage_positives_are_those_of_the_loss():
     extractor = model.student.roi_head.bbox_roi_extractor
     again = extractor(step.student.maps[:4], bbox2roi(step.boxes))
     torch.testing.assert_close(again, step.student.roi_features)
+    assert torch.equal(step.roi_levels, extractor.map_roi_levels(bbox2roi(step.boxes), 4))
+
+
+def test_boxes_belong_to_the_paired_level_next_to_the_one_that_they_are_pooled_from():
+    extractor = build(small.faster_rcnn()).roi_head.bbox_roi_extractor
+    sides = torch.tensor([50.0, 150, 300, 600])
+    rois = torch.stack([sides * 0, sides * 0, sides * 0, sides, sides], dim=1)
+    assert extractor.map_roi_levels(rois, 4).tolist() == [0, 1, 2, 3]
+    pair = steps.pair_of(steps.info('two-stage'), steps.info('two-stage'))
+    assert pair.strides == (8, 16, 32)
+    assert two_stage.roi_levels(extractor, rois, pair).tolist() == [0, 0, 1, 2]
+
+
+def test_of_several_maps_of_one_stride_the_last_is_taken():
+    """As of stacked hourglasses."""
+    info = dataclasses.replace(steps.info(), strides=(4, 4, 8), channels=(1, 2, 3))
+    pair = DetectorPair(info, info, (4, 8))
+    assert pair.levels(info) == (1, 2) and pair.channels(info) == (2, 3)
+
+
+def test_positives_of_a_sampler_that_runs_the_head_itself():
+    """OHEM samples by losses."""
+    config = small.faster_rcnn()
+    config['train_cfg']['rcnn']['sampler'].update(type='OHEMSampler')
+    model = build_distiller(small.faster_rcnn(), config)
+    assert model.pair.student.samples_positives
+    with recorded(model.student.roi_head.bbox_head, 'forward') as calls:
+        _, step = model.student_step(to_batch(**small.batch()))
+    assert len(calls) > 1 and len(calls[-1].result[0]) == sum(map(len, step.proposals))
+    assert torch.equal(step.student.proposal_logits, calls[-1].result[0])
 
 
 def test_equal_teacher_and_student_have_nothing_to_learn():
@@ -373,7 +403,8 @@ def test_teacher_with_more_classes_teaches_those_that_the_student_has(family, tm
     names = ('cat', 'blue', 'dog', 'red', 'green')
     torch.save(dict(meta=dict(CLASSES=names),
                     state_dict=build(detector(24, num_classes=5)).state_dict()), path)
-    config = small.distiller(detector(24, num_classes=5), detector())
+    config = small.distiller(detector(24, num_classes=5), detector(), knowledge=[
+        dict(type='RobustDistillingModule'), dict(type='PFI')])  # which reads an RPN's logits
     config['teacher']['checkpoint'] = str(path)
     model = build(config)
     model.bank = small.random_bank(model.pair)
@@ -384,11 +415,15 @@ def test_teacher_with_more_classes_teaches_those_that_the_student_has(family, tm
     model.choose_classes(('red', 'green', 'blue'), 'data.train')
     assert RDM_TERMS < losses_of(model, small.batch()).keys()
     _, step = model.observe(to_batch(**small.batch()))
+    stages = DetectorOutputs((), stage_logits=[torch.arange(6.0).expand(2, 6)])
+    model.keep_students_classes(stages)
+    assert stages.stage_logits[0][1].tolist()[:3] == [3, 4, 1]
     model.teacher_columns = torch.arange(5 if family == 'one_stage' else 6)
     whole = model.teacher_step(step.images, step).logits
     background = [] if family == 'one_stage' else [5]
     torch.testing.assert_close(step.teacher.logits, whole[:, [3, 4, 1, *background]])
     assert saved_weights(model).keys() == model.state_dict().keys()
+    assert model.to('meta').teacher_columns.device.type == 'meta'
 
 
 def test_detectors_of_grey_images_pair_with_each_other_only():
