@@ -15,9 +15,11 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS, DefaultScope
 from mmengine.runner import Runner, find_latest_checkpoint
 from small_experiments import CLASSES, IMAGES, TOOLS, detector, experiment, train
+from torch.utils.data import DataLoader, TensorDataset
 
 from gkd.bank import PrototypeBank
 from gkd.compat.checkpoint import load_checkpoint_file
+from gkd.engine import resume
 from gkd.engine.commands import export_student, load_config
 from gkd.engine.evaluation import is_evaluation_missing
 from gkd.errors import ConfigError, NumericalError
@@ -49,6 +51,14 @@ class KillEvaluation(Hook):
     def after_val_iter(self, runner, batch_idx, data_batch=None, outputs=None):
         if runner.epoch == self.epoch:
             raise InterruptedError
+
+
+@HOOKS.register_module()
+class Spoil(Hook):
+    """Make a weight infinite at the end of the first epoch."""
+
+    def after_train_epoch(self, runner):
+        next(runner.model.parameters()).data.fill_(torch.inf)
 
 
 def goes_on_exactly(annotations, folder, killed_at, left, **settings):
@@ -137,7 +147,7 @@ AVERAGE = dict(type='EMAHook', ema_type='ExpMomentumEMA', momentum=0.1, update_b
 @pytest.mark.slow
 def test_a_killed_run_with_averaged_weights_goes_on_exactly(annotations, tmp_path):
     goes_on_exactly(annotations, tmp_path, killed_at=6, left='epoch_2_iter_2.pth',
-                    hooks=[AVERAGE], space='classes')
+                    family='two_stage', hooks=[AVERAGE], space='classes')
     averages = [load_checkpoint_file(tmp_path / name / 'epoch_2.pth')['state_dict']
                 for name in ('whole', 'killed')]
     assert all(map(torch.equal, *(average.values() for average in averages)))
@@ -146,9 +156,9 @@ def test_a_killed_run_with_averaged_weights_goes_on_exactly(annotations, tmp_pat
 @pytest.mark.slow
 def test_a_killed_run_goes_on_exactly_where_an_epoch_ended_between_two_steps(
         annotations, tmp_path):
-    """Of three batches an epoch, two make a step of the optimiser."""
+    """Of three batches an epoch, two make a step of the optimiser; RoIs are drawn by torch."""
     goes_on_exactly(annotations, tmp_path, killed_at=4, left='epoch_1.pth', inside_epoch=0,
-                    accumulated=2)
+                    family='two_stage', accumulated=2)
 
 
 @pytest.mark.slow
@@ -156,6 +166,7 @@ def test_with_another_batch_size_a_run_goes_on_at_the_same_part_of_the_epoch(
         annotations, tmp_path):
     config = experiment(annotations, tmp_path, inside_epoch=1)
     config.model = detector('one_stage')
+    config.train_cfg.max_epochs = 3
     config.update(val_dataloader=None, val_cfg=None, val_evaluator=None)
     for batch_size, killed_at, left in ((2, 5, 'epoch_2_iter_1.pth'),
                                         (1, 10, 'epoch_2_iter_3.pth')):
@@ -163,7 +174,11 @@ def test_with_another_batch_size_a_run_goes_on_at_the_same_part_of_the_epoch(
         with pytest.raises(InterruptedError):
             train(config, resume=True, custom_hooks=[dict(type='Kill', after=killed_at)])
         assert Path(find_latest_checkpoint(config.work_dir)).name == left
-    assert train(config, resume=True, custom_hooks=[]).iter == 12
+    # Who starts from its weights alone begins with the first batch.
+    with pytest.raises(InterruptedError):
+        train(config, load_from=str(tmp_path / left), work_dir=str(tmp_path / 'new'),
+              custom_hooks=[dict(type='Kill', after=1)])
+    assert train(config, resume=True, custom_hooks=[]).iter == 18
 
 
 def test_prototypes_are_seen_by_the_pipeline_of_tests_on_several_data_sets(
@@ -257,6 +272,24 @@ def test_a_loss_that_is_not_finite_ends_the_run_before_it_spoils_the_weights(
         **losses(self, batch), 'loss_global': torch.tensor(float('nan'))})
     with pytest.raises(NumericalError, match='loss_global = nan at epoch 1, iteration 1'):
         train(config)
+
+
+def test_weights_that_are_not_finite_are_not_saved(annotations, tmp_path):
+    config = experiment(annotations, tmp_path, inside_epoch=0)
+    config.update(val_dataloader=None, val_cfg=None, val_evaluator=None)
+    config.model = detector('one_stage')
+    with pytest.raises(NumericalError, match='weights are not finite any more, first backbone'):
+        train(config, custom_hooks=[dict(type='Spoil')])
+    assert not list(tmp_path.glob('*.pth'))
+
+
+def test_processes_augment_their_images_differently(monkeypatch):
+    def seeds(rank):
+        monkeypatch.setattr(resume, 'get_dist_info', lambda: (rank, 2))
+        loader = DataLoader(TensorDataset(torch.arange(4)), batch_size=2, num_workers=1)
+        return {index.seed for batch in resume.BatchOrder(loader, seed=0) for index in batch}
+
+    assert len(seeds(0) | seeds(1)) == 8
 
 
 def test_a_config_of_mmdetection_2_is_named(tmp_path):
