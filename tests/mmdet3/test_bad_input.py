@@ -149,6 +149,15 @@ def test_no_image_is_left(config, data):
     refuse(config, 'train_dataloader.dataset: no image of', 'red, green, blue', 'left out')
 
 
+def test_a_part_of_the_data_may_show_background_alone(config, data):
+    empty = copy.deepcopy(dataset_of(config))
+    empty.ann_file = str(data.with_name('empty.json'))
+    edit(data, lambda content: content['annotations'].clear(), Path(empty.ann_file))
+    config.train_dataloader.dataset = dict(type='ConcatDataset',
+                                           datasets=[dataset_of(config), empty])
+    assert len(build_part(config, 'train').dataset) == 2 * IMAGES
+
+
 def test_omissions_are_completed_for_training_and_evaluation(config, data, monkeypatch):
     monkeypatch.setattr(coco_json, '_said', set())
     edit(data, lambda content: [(entry.pop('area'), entry.pop('iscrowd'))

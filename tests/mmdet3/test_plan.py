@@ -83,6 +83,10 @@ def test_checkpoints_are_as_large_as_told(annotations, tmp_path):
     ([dict(type='Resize', scale=(600, 400)), dict(type='Pad', size=(800, 300))], (800, 400)),
     ([dict(type='Resize', scale=(640, 640)),
       dict(type='BatchSyncRandomResize', random_size_range=(480, 800))], (800, 800)),
+    ([dict(type='Resize', scale=(1000, 500)),
+      dict(type='BatchSyncRandomResize', random_size_range=(480, 800))], (1600, 800)),
+    ([dict(type='Resize', scale=(600, 400)), dict(type='RandomCrop', crop_size=(640, 300))],
+     (600, 300)),
     ([dict(type='LoadImageFromFile')], None)])
 def test_largest_image_after_the_steps_of_a_pipeline(steps, expected):
     assert size_after([ConfigDict(step) for step in steps], None) == expected

@@ -2,6 +2,7 @@
 
 import runpy
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from mmengine.registry import HOOKS
 from small_experiments import TOOLS, detector, experiment
 
 from gkd.commands import run
+from gkd.engine.refusal import remove_traces
 from gkd.engine.runner import Runner
 from gkd.errors import CheckpointError, ConfigError, StorageError
 from gkd.frameworks import build_detector
@@ -196,3 +198,11 @@ def test_a_work_dir_that_cannot_be_made_is_named(config, tmp_path):
     config.work_dir = str(tmp_path / 'file' / 'work')
     with pytest.raises(StorageError, match='file/work cannot be written: Not a directory'):
         Runner.with_checked_data(config, 'train')
+
+
+def test_what_others_have_written_meanwhile_stays(tmp_path):
+    for name in ('work', 'other'):
+        (tmp_path / name).mkdir()
+    (tmp_path / 'work' / 'theirs.txt').touch()
+    remove_traces(SimpleNamespace(), [str(tmp_path / name) for name in ('work', 'other')])
+    assert [path.name for path in tmp_path.rglob('*')] == ['work', 'theirs.txt']

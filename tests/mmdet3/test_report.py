@@ -1,6 +1,7 @@
 """What a training records; its report shows it, and its teacher, wherever that was trained."""
 
 import json
+import logging
 import re
 import runpy
 import shutil
@@ -12,6 +13,7 @@ import torch
 from small_experiments import TOOLS, detector, experiment, train
 
 from gkd.compat.checkpoint import load_checkpoint_file
+from gkd.engine.report import ReportHook, keep_detections
 from gkd.report.page import write_report
 from gkd.report.runs import read_runs
 from gkd.work_dir import BINS
@@ -183,3 +185,24 @@ def test_recording_changes_no_weight(annotations, trained, tmp_path):
                for folder in (tmp_path, trained / 'distilled')]
     assert all(map(torch.equal, *(each.values() for each in weights)))
     assert not (tmp_path / 'record.json').exists()
+
+
+@pytest.mark.parametrize('code, said', [(0, 'Report: '), (1, 'No report could be written. Full.')])
+def test_a_report_that_fails_is_told_and_does_not_end_the_run(monkeypatch, caplog, code, said):
+    monkeypatch.setattr('gkd.engine.report.subprocess', SimpleNamespace(
+        run=lambda *command, **settings: SimpleNamespace(returncode=code, stderr='Full.\n')))
+    hook = ReportHook()
+    hook.recorder = SimpleNamespace(close=lambda: None)
+    with caplog.at_level(logging.INFO, 'of_this_test'):
+        hook.after_train(SimpleNamespace(rank=0, work_dir='work',
+                                         logger=logging.getLogger('of_this_test')))
+    assert caplog.text.count(said) == 1 and len(caplog.records) == 1
+
+
+def test_metrics_that_keep_detections_themselves_go_on_to():
+    own, usual, other = (SimpleNamespace(outfile_prefix='mine'),
+                         SimpleNamespace(outfile_prefix=None), SimpleNamespace())
+    keep_detections(SimpleNamespace(work_dir='work', val_loop=SimpleNamespace(
+        evaluator=SimpleNamespace(metrics=[own, usual, other]))))
+    assert own.outfile_prefix == 'mine' and usual.outfile_prefix == 'work/detections'
+    assert not vars(other)

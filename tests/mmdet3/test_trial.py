@@ -1,5 +1,6 @@
 """Before the first step the evaluation is tried with two images, and changes nothing."""
 
+from glob import glob
 from types import SimpleNamespace
 
 import pytest
@@ -54,7 +55,7 @@ class LookAfterTrial(TrialHook):
         weights = {name: each.clone() for name, each in runner.model.state_dict().items()}
         modes = [module.training for module in runner.model.modules()]
         super().before_train(runner)
-        assert vars(metric) == before
+        assert vars(metric) == before and not glob(f'{metric.outfile_prefix}*')
         assert modes == [module.training for module in runner.model.modules()]
         assert all(map(torch.equal, weights.values(), runner.model.state_dict().values()))
 
