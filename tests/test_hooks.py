@@ -72,6 +72,7 @@ def test_averages_and_states_inside_an_epoch(folder):
     # Killed after the step and before its checkpoint: it is done once more.
     train('--epochs', '2')
     resumed = torch.load('work/epoch_2.pth')
+    assert not list((folder / 'work').glob('epoch_*_iter_*.pth'))
     assert_same_state(resumed['state_dict'], whole['state_dict'])
     assert resumed['meta']['resume']['hooks'] == dict(Kill=dict(count=4))
 
@@ -139,10 +140,10 @@ custom_hooks = [{MODE!r}]''')
     train(*args)
     whole, final = list(seen), state('work/latest.pth')
     assert [entry[1] for entry in whole] == [False, True, True, True]
-    (folder / 'work/epoch_4.pth').unlink()
-    (folder / 'work/latest.pth').unlink()
-    (folder / 'work/latest.pth').symlink_to('epoch_3.pth')
+    for name in ('epoch_3.pth', 'epoch_4.pth', 'latest.pth'):
+        (folder / 'work' / name).unlink()
+    (folder / 'work/latest.pth').symlink_to('epoch_2.pth')
     seen.clear()
     train(*args)
-    assert seen == whole[3:]
+    assert seen == whole[2:]
     assert_same_state(state('work/latest.pth'), final)

@@ -1,14 +1,17 @@
-"""What both MMDetections' exact resume shares: which checkpoints stay, and whose states fit."""
+"""Exact resume: which checkpoints stay, whose states fit, and which images come next."""
 
 import logging
 import os
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.utils.data import DataLoader, TensorDataset
 
 from gkd.commands.resume import intact_checkpoint
 from gkd.errors import CheckpointError
 from gkd.resume import is_same_setup, remove_inside, with_seeds
+from gkd.running.resume import ImageOrder, ResumeHook
 from gkd.work_dir import checkpoints, last_whole_checkpoint
 
 
@@ -89,3 +92,18 @@ def test_the_newest_checkpoint_that_can_be_read(tmp_path):
     (tmp_path / 'epoch_1.pth').write_bytes(b'half')
     with pytest.raises(CheckpointError, match='epoch_2.pth, .*epoch_1.pth.*--resume never'):
         intact_checkpoint(str(tmp_path))
+
+
+def test_an_epoch_goes_on_with_the_next_batch():
+    order = ImageOrder(DataLoader(TensorDataset(torch.arange(6)), batch_size=2), seed=0)
+    order.skip = 2
+    assert list(order) == [4, 5]
+
+
+def test_epochs_augment_the_same_images_differently():
+    order = ImageOrder(DataLoader(TensorDataset(torch.arange(4)), num_workers=1), seed=0)
+    seeds = set()
+    for epoch in range(2):
+        ResumeHook(order).before_train_epoch(SimpleNamespace(epoch=epoch))
+        seeds.update(index.seed for index in order)
+    assert len(seeds) == 8
