@@ -290,6 +290,13 @@ def test_settings(folder, option, says):
     refuse_training(folder, '--cfg-options', option, says=says)
 
 
+def test_prototypes_of_a_plain_detector(folder):
+    append('distiller.py', 'custom_hooks = [dict(type="PrototypeHook")]\n'
+           'from mmcv import Config; model = Config.fromfile("student.py").model')
+    refuse_training(folder, says=['PrototypeHook, which serves a Distiller', 'RetinaNet'],
+                    logged=True)
+
+
 def test_no_instance_for_any_prototype(folder):
     refuse_training(folder, '--cfg-options', 'model.prototypes.min_size=900',
                     says=['model.prototypes.min_size = 900', 'annotations.json'], logged=True)

@@ -178,10 +178,10 @@ def test_same_command_goes_on_after_an_interruption(pair):
     second = torch.load(work / 'epoch_2.pth')
     steps = first['meta']['iter']
     assert second['meta']['iter'] == 2 * steps
-    # The optimiser's momentum goes on too: nothing is left to do for a third call.
+    # The optimiser's momentum goes on too: nothing is left to train for a third call.
     assert second['optimizer']['state'].keys() == first['optimizer']['state'].keys()
     _, stderr = succeed('train', pair / 'distiller.py', '--work-dir', work)
-    assert 'nothing is left to do' in stderr and 'Epoch [' not in stderr
+    assert 'nothing is left to train' in stderr and 'Epoch [' not in stderr
     # Evaluations of both runs are kept, those of a run thrown away are not.
     evaluations = work / 'evaluation.json'
     assert list(json.loads(evaluations.read_text())) == ['1', '2']

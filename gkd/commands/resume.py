@@ -38,5 +38,5 @@ def nothing_left(checkpoint: str, done: str) -> str:
         checkpoint: Where it goes on from.
         done: How long that was trained, in words.
     """
-    return (f'{checkpoint} is trained for {done} already; nothing is left to do. To train anew: '
-            f'--resume never, or another --work-dir.')
+    return (f'{checkpoint} is trained for {done} already; nothing is left to train. To train '
+            f'anew: --resume never, or another --work-dir.')

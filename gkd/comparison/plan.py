@@ -158,6 +158,7 @@ class Planner(ABC):
             teacher=DetectorSource.parse(config.model.teacher, 'model.teacher', True),
             student=DetectorSource.parse(config.model.student, 'model.student'))
         self.preparation: list[Training] = []
+        self.used: set[str] = set()  # checkpoints that are there, as printed
         self.teacher_checkpoint = ''
         self.other_teacher = ''  # in the names of runs
 
@@ -199,8 +200,9 @@ class Planner(ABC):
         path = find_file(source.config) if isinstance(source.config, str) else None
         if path is None:
             raise ConfigError(
-                f'{source.key}.checkpoint: no such file: {source.checkpoint}; and {source.key}'
-                f'.config names no config file to train it with.')
+                f'{source.key}.config names no config file to train it with, which is needed: '
+                f'{source.key}.checkpoint = {source.checkpoint!r} is not there, or not used with '
+                f'this seed or strip.')
         config = load_config(path, {f'model.{key}': value
                                     for key, value in source.overrides.items()})
         if self.strip:
@@ -211,7 +213,9 @@ class Planner(ABC):
         """The checkpoint that runs start from: one that is there, or one to be trained."""
         path = find_file(checkpoint) if checkpoint and not self.fresh else None
         if path is not None:
-            print(f'model.{role}: {path} is there and used as it is')
+            if path not in self.used:
+                print(f'model.{role}: {path} is there and used as it is')
+            self.used.add(path)
             return osp.abspath(path)
         if checkpoint and not self.fresh and named_folder(checkpoint):
             raise CheckpointError(f'model.{role}.checkpoint: {named_folder(checkpoint)}')

@@ -52,6 +52,17 @@ class PrototypeHook(Hook):
             # A list of annotation files makes several data sets.
             self.datasets += getattr(dataset, 'datasets', [dataset])
 
+    def before_run(self, runner) -> None:
+        """Check that there is something to make prototypes for.
+
+        Raises:
+            ConfigError: The model is a plain detector.
+        """
+        model = unwrap(runner.model)
+        if not hasattr(model, 'needs'):
+            raise ConfigError(f'custom_hooks has a PrototypeHook, which serves a Distiller, but '
+                              f'the model is a {type(model).__name__}: remove the hook.')
+
     def before_train_epoch(self, runner) -> None:
         """Set the progress; generate or reload the bank."""
         distiller = unwrap(runner.model)

@@ -81,6 +81,10 @@ def no_hook_that_counts_the_decay(config):
     config.model.knowledge = [dict(type='RKD')]
 
 
+def prototypes_of_a_plain_detector(config):
+    config.model = detector('one_stage')
+
+
 def no_epoch(config):
     config.train_cfg.max_epochs = 0
 
@@ -93,6 +97,7 @@ REFUSED = [
     (a_misspelt_setting_of_checkpoints, 'default_hooks.checkpoint has unknown settings intervall'),
     (no_hook_that_generates_prototypes, 'custom_hooks has no PrototypeHook'),
     (no_hook_that_counts_the_decay, 'custom_hooks has no PrototypeHook'),
+    (prototypes_of_a_plain_detector, 'PrototypeHook, which serves a Distiller, but .* RetinaNet'),
     (no_epoch, 'train_cfg = .*: must train for at least one epoch'),
     (half_an_evaluation, 'the config: ValueError: val_dataloader, val_cfg, and val_evaluator'),
     (a_pair_that_a_method_refuses, 'GID: a two-stage teacher'),
