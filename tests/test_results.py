@@ -65,6 +65,9 @@ def test_bootstrap_draws_groups_and_not_only_members():
     assert found == confidence_interval(groups)  # no chance in it
     within = confidence_interval([[0.0, 2.0], [0.0, 2.0]])
     assert within.low == 0 and within.high == 2
+    # A draw's mean is over members: with three groups of the small one and five of three, 60 / 18.
+    unequal = confidence_interval([[0.0], *[[4.0] * 3] * 7])
+    assert (unequal.low, unequal.high) == pytest.approx((60 / 18, 4))
 
 
 def test_a_page_is_filled_from_the_rows(results, tmp_path):

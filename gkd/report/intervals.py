@@ -9,7 +9,7 @@ from typing import Optional
 import numpy as np
 
 LEVEL = 0.95
-RESAMPLES = 10_000
+RESAMPLES = 100_000
 
 
 @dataclass(frozen=True)
@@ -62,10 +62,12 @@ def confidence_interval(groups: Sequence[Sequence[float]]) -> Interval:
         spread = stats.t.ppf((1 + LEVEL) / 2, count - 1) * values.std(ddof=1) / count ** 0.5
         return Interval(mean, count, mean - spread, mean + spread)
     generator = np.random.default_rng(0)
-    means = np.empty(RESAMPLES)
-    for resample in range(RESAMPLES):
-        drawn = generator.integers(len(groups), size=len(groups))
-        means[resample] = np.concatenate([
-            generator.choice(groups[group], size=len(groups[group])) for group in drawn]).mean()
+    sizes = np.array([len(group) for group in groups])
+    drawn = generator.integers(len(groups), size=(RESAMPLES, len(groups)))
+    # Sums of members, drawn anew for each place that each group may be drawn for.
+    sums = np.stack([
+        np.asarray(group, float)[generator.integers(size, size=(*drawn.shape, size))].sum(-1)
+        for group, size in zip(groups, sizes)])
+    means = np.take_along_axis(sums, drawn[None], 0)[0].sum(1) / sizes[drawn].sum(1)
     low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Interval(mean, count, float(low), float(high))
