@@ -18,7 +18,10 @@ from gkd.backbones import EfficientNetLite0
 from gkd.detectors.source import DetectorSource
 from gkd.distiller import Distiller
 from gkd.knowledge.class_space import ClassSpaceKnowledge
-from gkd.knowledge.robust import GlobalKnowledge, LocalKnowledge, RobustDistillingModule, SoftLabel
+from gkd.knowledge.global_knowledge import GlobalKnowledge
+from gkd.knowledge.local_knowledge import LocalKnowledge
+from gkd.knowledge.robust import RobustDistillingModule
+from gkd.knowledge.soft_label import SoftLabel
 from gkd.prototypes import PrototypeGenerationModule
 from gkd.registry import KNOWLEDGE
 from gkd.running.resume import ResumableCheckpointHook

@@ -7,7 +7,7 @@ from helpers.synthetic_steps import info, pair, pair_of, synthetic_step
 
 from gkd.errors import ConfigError
 from gkd.knowledge import RobustDistillingModule, map_levels
-from gkd.knowledge.robust import SoftLabel
+from gkd.knowledge.soft_label import SoftLabel
 
 DECAYING = {'loss_global', 'loss_local_fg', 'loss_local_bg'}
 

@@ -7,10 +7,8 @@ written out in docs/method.md, to which "method section" refers.
 from __future__ import annotations
 
 import inspect
-import operator
 import re
-from collections.abc import Mapping, Sequence
-from functools import reduce
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Optional, Union
 
@@ -21,27 +19,15 @@ from gkd.detectors.places import centres, smallest_object
 from gkd.detectors.step import Needs
 from gkd.errors import ConfigError
 from gkd.frameworks import logger
-from gkd.knowledge.adaptation import adaptation, quiet_adaptation
+from gkd.knowledge.adaptation import adaptation
 from gkd.knowledge.base import Knowledge
-from gkd.knowledge.channels import taught_levels
 from gkd.knowledge.class_space import ClassSpaceKnowledge
-from gkd.knowledge.instances import (
-    Instances,
-    draw_masks,
-    map_levels,
-    mean_windows,
-    on_device,
-    pool_maps,
-)
-from gkd.knowledge.losses import (
-    Basis,
-    local_knowledge_losses,
-    similarities,
-    similarity_loss,
-    soft_label_loss,
-    trust,
-)
+from gkd.knowledge.global_knowledge import Compared, GlobalKnowledge
+from gkd.knowledge.instances import Instances, draw_masks, map_levels, mean_windows, pool_maps
+from gkd.knowledge.local_knowledge import LocalKnowledge
+from gkd.knowledge.losses import Basis, similarities, trust
 from gkd.knowledge.settings import choose_instances
+from gkd.knowledge.soft_label import SoftLabel, refuse_soft_labels
 from gkd.registry import KNOWLEDGE
 
 if TYPE_CHECKING:
@@ -50,150 +36,6 @@ if TYPE_CHECKING:
     from gkd.detectors.step import Step
 
 DEFAULTS = MappingProxyType({})
-
-# Similarities of n instances to P prototypes on L levels, the student's and the teacher's,
-# (L, n, P) each.
-Compared = tuple[Tensor, Tensor]
-
-
-class GlobalKnowledge(nn.Module):
-    """The student's coordinates in the common basis approach the teacher's (method section 2.3).
-
-    Args:
-        loss_weight: Factor of the loss.
-        levels: On which levels an instance is compared: ``'all'`` as in the paper, or ``'own'``,
-            the one that its size assigns it to.
-
-    Raises:
-        ConfigError: ``levels`` is neither.
-    """
-
-    def __init__(self, loss_weight: float = 5.0, levels: str = 'all'):
-        super().__init__()
-        if levels not in ('all', 'own'):
-            raise ConfigError(f'global_knowledge.levels = {levels!r}: must be "all" or "own".')
-        self.loss_weight = loss_weight
-        self.levels = levels
-
-    def forward(self, compared: list[Compared], weights: Tensor, own: Tensor,
-                decay: float) -> dict[str, Tensor]:
-        """Sum the loss over levels.
-
-        Args:
-            compared: Similarities on all levels; the first n are the instances'.
-            weights: Robust weights of the instances, ``(L, n)``.
-            own: Level of every instance, ``(n,)``.
-            decay: Factor that falls from 1 to 0 over training.
-
-        Example:
-            >>> student, teacher = torch.tensor([[[1.0, 0.0]]]), torch.tensor([[[0.0, 1.0]]])
-            >>> GlobalKnowledge()([(student, teacher)], torch.ones(1, 1), torch.tensor([0]), 1.0)
-            {'loss_global': tensor(2.5000)}
-        """
-        if self.levels == 'own':
-            weights = weights * (own == torch.arange(len(weights), device=own.device)[:, None])
-        levels = weights.split([len(student) for student, _ in compared])
-        losses = [similarity_loss(student[:, :weight.shape[1]], teacher[:, :weight.shape[1]],
-                                  weight, self.loss_weight * decay)
-                  for (student, teacher), weight in zip(compared, levels)]
-        return dict(loss_global=reduce(operator.add, losses))
-
-
-class LocalKnowledge(nn.Module):
-    """The student's adapted maps approach the teacher's (method section 2.4).
-
-    Args:
-        pair: Traits of teacher and student.
-        foreground_weight: Factor of the loss inside instances.
-        background_weight: Factor of the loss outside.
-        levels: Paired levels to teach, 0 being the finest; by default all, as the authors do.
-        level_reduction: ``'mean'`` or ``'sum'`` over these. By default the authors' choice: the
-            mean for two-stage, the sum for one-stage students.
-        quiet_start: Start the adaptation layers near 0 (standard deviation 1e-4) instead of with
-            torch's initialisation. The authors' code intends this but does not achieve it (method
-            section 3). It is worth a try if the learning rate has no warm-up.
-
-    Raises:
-        ConfigError: ``level_reduction`` is neither, or a level does not exist.
-    """
-
-    def __init__(self, pair: DetectorPair, foreground_weight: float = 1.0,
-                 background_weight: float = 4.0, level_reduction: Optional[str] = None,
-                 quiet_start: bool = False, levels: Optional[Sequence[int]] = None):
-        super().__init__()
-        if level_reduction is None:
-            level_reduction = 'mean' if pair.student.is_two_stage else 'sum'
-        if level_reduction not in ('mean', 'sum'):
-            raise ConfigError(f'local_knowledge.level_reduction = {level_reduction!r}: '
-                              f'must be "mean" or "sum".')
-        taught = taught_levels(pair, levels, 'local_knowledge')
-        share = 1 / len(taught) if level_reduction == 'mean' else 1.0
-        # Levels that are not taught count 0, so that their adaptation layers have a gradient: the
-        # class space may need them, and distributed training waits for every layer's.
-        self.weights = [[share * weight if level in taught else 0.0
-                         for weight in (foreground_weight, background_weight)]
-                        for level in range(pair.num_levels)]
-        self.adaptation = quiet_adaptation(pair) if quiet_start else adaptation(pair)
-
-    def forward(self, adapted: list[Tensor], teacher: tuple[Tensor, ...],
-                masks: list[Tensor], decay: float) -> dict[str, Tensor]:
-        """Compare maps inside and outside the instances.
-
-        Args:
-            adapted: The student's adapted maps ``(B, C_T, H_l, W_l)``.
-            teacher: The teacher's maps ``(B, C_T, H_l, W_l)``.
-            masks: Weights of the instances on every level's cells, ``(B, H_l, W_l)``.
-            decay: Factor that falls from 1 to 0 over training.
-        """
-        levels = local_knowledge_losses(adapted, teacher, masks)
-        weights = [[weight * decay for weight in level] for level in self.weights]
-        inside, outside = (levels * on_device(weights, levels.device, levels.dtype)).sum(0)
-        return dict(loss_local_fg=inside, loss_local_bg=outside)
-
-
-class SoftLabel(nn.Module):
-    """The student's class scores approach the teacher's (method section 2.5).
-
-    Args:
-        pair: Traits of teacher and student.
-        loss_weight: Factor of the loss.
-        temperature: Divides the logits.
-        activation: ``'softmax'`` over the classes as the authors do for every head, or
-            ``'sigmoid'`` for each class alone. By default softmax; but sigmoid if a sigmoid head
-            has a single class, because a softmax over one class is constant.
-
-    Raises:
-        ConfigError: Teacher and student do not classify the same boxes, or ``activation`` is
-            unknown.
-    """
-
-    def __init__(self, pair: DetectorPair, loss_weight: float = 1.0, temperature: float = 2.0,
-                 activation: Optional[str] = None):
-        super().__init__()
-        refuse_soft_labels(pair)
-        single = pair.student.sigmoid and pair.num_classes == 1
-        if activation is None:
-            activation = 'sigmoid' if single else 'softmax'
-            if single:
-                logger().info(
-                    'soft_label: activation="sigmoid", as the head scores a single class.')
-        if activation not in ('softmax', 'sigmoid'):
-            raise ConfigError(f'soft_label.activation = {activation!r}: '
-                              f'must be "softmax" or "sigmoid".')
-        self.loss_weight = loss_weight
-        self.temperature = temperature
-        self.activation = activation
-
-    def forward(self, student: Tensor, teacher: Tensor, weights: Tensor) -> dict[str, Tensor]:
-        """Compare the logits of the positives.
-
-        Args:
-            student: The student's logits, ``(n, num_logits)``.
-            teacher: The teacher's, likewise.
-            weights: Robust weight of every positive on its own level, ``(n,)``.
-        """
-        loss = soft_label_loss(student, teacher, weights, self.temperature, self.activation)
-        return dict(loss_soft=loss * self.loss_weight)
 
 
 @KNOWLEDGE.register_module()
@@ -207,13 +49,15 @@ class RobustDistillingModule(Knowledge):
 
     Args:
         pair: Traits of teacher and student; the :class:`gkd.distiller.Distiller` fills it in.
-        global_knowledge: Settings of :class:`GlobalKnowledge`; None leaves it out. With
-            ``space='classes'`` those of :class:`~gkd.knowledge.class_space.ClassSpaceKnowledge`,
-            which takes its place: not the paper's form, but of more use in our measurements.
-        local_knowledge: Settings of :class:`LocalKnowledge`; None leaves it out.
-        soft_label: Settings of :class:`SoftLabel`; None leaves it out. ``'auto'`` teaches it with
-            its default settings if teacher and student classify the same boxes. Otherwise it is
-            left out, and the log says why.
+        global_knowledge: Settings of :class:`~gkd.knowledge.global_knowledge.GlobalKnowledge`;
+            None leaves it out. With ``space='classes'`` those of
+            :class:`~gkd.knowledge.class_space.ClassSpaceKnowledge`, which takes its place: not the
+            paper's form, but of more use in our measurements.
+        local_knowledge: Settings of :class:`~gkd.knowledge.local_knowledge.LocalKnowledge`; None
+            leaves it out.
+        soft_label: Settings of :class:`~gkd.knowledge.soft_label.SoftLabel`; None leaves it out.
+            ``'auto'`` teaches it with its default settings if teacher and student classify the
+            same boxes. Otherwise it is left out, and the log says why.
         instances: ``'positives'`` teaches the positives that the student's sampler chose, ``'gt'``
             the ground-truth boxes; ``'auto'`` the positives if the student samples some, else the
             ground-truth boxes.
@@ -505,16 +349,3 @@ def build_global_knowledge(settings: Optional[Mapping],
     if space == 'classes':
         return build(ClassSpaceKnowledge, settings, 'global_knowledge', pair)
     raise ConfigError(f'global_knowledge.space = {space!r}: must be "maps" or "classes".')
-
-
-def refuse_soft_labels(pair: DetectorPair) -> None:
-    """Raise ConfigError where teacher and student cannot classify the same boxes."""
-    where = 'soft_label', 'set soft_label=None to distil without soft labels.'
-    if pair.student.trains_places:
-        pair.require_dense_predictions(*where)
-    else:
-        pair.require_class_logits(*where)
-    pair.require_same_family(*where)
-    pair.require_same_scores(*where)
-    if not pair.student.is_two_stage:
-        pair.require_same_places(*where)
