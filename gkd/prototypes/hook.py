@@ -9,6 +9,8 @@ import re
 import time
 from typing import Union
 
+from torch import nn
+
 from gkd.bank import PrototypeBank
 from gkd.compat.wrapper import unwrap
 from gkd.errors import CheckpointError, ConfigError, NumericalError
@@ -52,20 +54,13 @@ class PrototypeHook(Hook):
             # A list of annotation files makes several data sets.
             self.datasets += getattr(dataset, 'datasets', [dataset])
 
-    def before_run(self, runner) -> None:
-        """Check that there is something to make prototypes for.
-
-        Raises:
-            ConfigError: The model is a plain detector.
-        """
-        model = unwrap(runner.model)
-        if not hasattr(model, 'needs'):
-            raise ConfigError(f'custom_hooks has a PrototypeHook, which serves a Distiller, but '
-                              f'the model is a {type(model).__name__}: remove the hook.')
+    def before_train(self, runner) -> None:
+        """Refuse another model before anything is written, which only MMEngine asks for."""
+        distiller_of(runner)
 
     def before_train_epoch(self, runner) -> None:
         """Set the progress; generate or reload the bank."""
-        distiller = unwrap(runner.model)
+        distiller = distiller_of(runner)
         distiller.progress = runner.epoch / epochs_in_all(runner)
         if not distiller.needs.bank:
             return
@@ -97,6 +92,19 @@ class PrototypeHook(Hook):
             bank.save(osp.join(folder, f'epoch_{runner.epoch + 1}.safetensors'))
         runner.logger.info(f'Prototypes: {len(bank.student[0])} on each of {bank.num_levels} '
                            f'levels, generated in {time.monotonic() - started:.1f} s.')
+
+
+def distiller_of(runner) -> nn.Module:
+    """The distiller that a runner trains.
+
+    Raises:
+        ConfigError: It trains a plain detector.
+    """
+    model = unwrap(runner.model)
+    if not hasattr(model, 'needs'):
+        raise ConfigError(f'custom_hooks has a PrototypeHook, which serves a Distiller, but the '
+                          f'model is a {type(model).__name__}: remove the hook.')
+    return model
 
 
 def reload_bank(folder: str, epoch: int, logger: logging.Logger) -> PrototypeBank:
