@@ -1,8 +1,8 @@
 """Global knowledge distillation for object detectors of MMDetection.
 
 Importing the package registers all its parts with MMDetection. Where there is none, its functions
-of tensors can be used all the same: ``gkd.knowledge.losses``, ``gkd.knowledge.instances`` and
-``gkd.prototypes.pursuit``.
+of tensors can be used all the same: ``gkd.knowledge.losses``, ``gkd.knowledge.similarities``,
+``gkd.knowledge.instances`` and ``gkd.prototypes.pursuit``.
 """
 
 import os

@@ -13,11 +13,12 @@ from torch import Tensor, nn
 
 from gkd.bank import PrototypeBank
 from gkd.detectors import one_stage, two_stage
+from gkd.detectors.entries import name_of
 from gkd.detectors.images import ChannelMap, ImageFormat
 from gkd.detectors.inherit import check_inherited, inherit
 from gkd.detectors.inspection import inspect_pair
 from gkd.detectors.pair import DetectorPair
-from gkd.detectors.source import DetectorSource, name_of
+from gkd.detectors.source import DetectorSource
 from gkd.detectors.step import DetectorOutputs, Needs, Step
 from gkd.detectors.teacher import Teacher, widened
 from gkd.errors import ConfigError, naming

@@ -27,13 +27,14 @@ from mmdet.models.backbones import SSDVGG, ResNet
 from torch import Tensor
 
 import gkd
+from gkd.detectors.config_files import MMDET_SCOPE, find_file
 from gkd.detectors.inspection import (
     PROBE_SIZE,
     image_size,
     isolated_random_numbers,
     look,
 )
-from gkd.detectors.source import MMDET_SCOPE, DetectorSource, drop_pretrained, find_file
+from gkd.detectors.source import DetectorSource, drop_pretrained
 from gkd.detectors.step import Needs, Step
 from gkd.distiller import Distiller, build_knowledge
 from gkd.errors import GKDError

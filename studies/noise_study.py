@@ -15,7 +15,7 @@ from torch import Tensor
 from gkd.datasets.images import read_image
 from gkd.files import write_atomically
 from gkd.knowledge.instances import map_levels
-from gkd.knowledge.losses import robust_weights
+from gkd.knowledge.similarities import robust_weights
 from gkd.looking.agreement import coordinates, mean_with_band, typicality
 from gkd.looking.trained import TrainedPair
 from gkd.progress import progress

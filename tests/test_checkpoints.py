@@ -17,7 +17,8 @@ from mmdet.models import build_detector
 
 from gkd import checkpoints
 from gkd.checkpoints import PublishedCheckpoint, check_file, download, how_to_get, published
-from gkd.detectors.source import DetectorSource, check_checkpoints, find_file
+from gkd.detectors.config_files import find_file
+from gkd.detectors.source import DetectorSource, check_checkpoints
 from gkd.errors import CheckpointError
 from gkd.running import load_config
 

@@ -7,7 +7,7 @@ from threading import get_ident
 
 import pytest
 
-from gkd.detectors.source import read_config
+from gkd.detectors.config_files import read_config
 from gkd.report.runs import parse_config
 
 LOGGED = 'data = dict(train=dict(), val=dict(), test=dict())\nrunner = dict(max_epochs=1)'

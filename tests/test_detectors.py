@@ -244,7 +244,7 @@ def test_necks_of_several_parts_are_made_narrow():
 
 
 def test_lists_are_of_configs_that_there_are():
-    from gkd.detectors.source import find_file
+    from gkd.detectors.config_files import find_file
     names = {*SELF_PAIRS, *(name for pair in PAIRS for name in pair)}
     assert len(SELF_PAIRS) == 131 and len(PAIRS) == 57
     assert [name for name in names if not find_file(f'mmdet::{name}.py')] == []

@@ -141,7 +141,7 @@ def test_no_method_starts_more_than_400_operations(method, family):
 
 
 def test_a_unit_vector_has_the_gradient_of_a_quotient():
-    from gkd.knowledge.losses import Unit
+    from gkd.knowledge.similarities import Unit
     vectors = torch.randn(3, 5, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(Unit.apply, vectors)
     torch.testing.assert_close(Unit.apply(vectors), F.normalize(vectors, dim=1))

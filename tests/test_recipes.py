@@ -12,7 +12,8 @@ from mmdet.datasets import build_dataset
 
 from gkd.checkpoints import find_recipe, published
 from gkd.compat.checkpoint import load_checkpoint_file
-from gkd.detectors.source import DetectorSource, find_file, sources_of
+from gkd.detectors.config_files import find_file
+from gkd.detectors.source import DetectorSource, sources_of
 from gkd.errors import ConfigError
 from gkd.recipes import RecipeError, check_losses, random_checkpoint
 from gkd.recipes.mmdet2 import check_recipe, recipes, use_synthetic_data

@@ -143,7 +143,8 @@ def test_the_mathematics_needs_torch_alone():
     ended = run_without_mmdetection("""
 import torch
 from gkd.knowledge.instances import instance_mask, pool_instances
-from gkd.knowledge.losses import global_knowledge_loss, local_knowledge_loss, robust_weights
+from gkd.knowledge.losses import global_knowledge_loss, local_knowledge_loss
+from gkd.knowledge.similarities import robust_weights
 from gkd.prototypes.pursuit import select_prototypes
 from gkd.knowledge import soft_label_loss
 from gkd.prototypes import PrototypeBank

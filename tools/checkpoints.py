@@ -7,7 +7,8 @@ import os.path as osp
 
 from gkd.checkpoints import FOLDER, check_file, download, how_to_get, published
 from gkd.commands import run
-from gkd.detectors.source import DetectorSource, find_file, sources_of
+from gkd.detectors.config_files import find_file
+from gkd.detectors.source import DetectorSource, sources_of
 from gkd.errors import CheckpointError
 from gkd.frameworks import build_detector
 from gkd.planning.door import load_config

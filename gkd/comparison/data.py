@@ -5,7 +5,7 @@ from __future__ import annotations
 import os.path as osp
 
 from gkd.datasets.tree_crowns import STRIPS, TREE_CROWNS, strip_folder
-from gkd.detectors.source import nested
+from gkd.detectors.entries import nested
 from gkd.errors import ConfigError
 from gkd.frameworks import Config, ConfigDict
 from gkd.looking.door import validation_config

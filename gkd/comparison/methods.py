@@ -8,8 +8,9 @@ import re
 from collections.abc import Sequence
 from typing import Optional
 
+from gkd.checkpoints import REPOSITORY
+from gkd.detectors.config_files import read_config
 from gkd.detectors.replacement import replace_settings
-from gkd.detectors.source import REPOSITORY, read_config
 from gkd.errors import ConfigError
 from gkd.frameworks import Config
 from gkd.report.results import PLAIN, STUDENT, TEACHER

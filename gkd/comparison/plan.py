@@ -13,7 +13,8 @@ from typing import Any, ClassVar, Optional, Union
 from gkd.comparison.data import move_to_strip
 from gkd.comparison.methods import variant
 from gkd.comparison.stages import Testing, Training
-from gkd.detectors.source import DetectorSource, find_file
+from gkd.detectors.config_files import find_file
+from gkd.detectors.source import DetectorSource
 from gkd.distiller import Distiller
 from gkd.errors import CheckpointError, ConfigError
 from gkd.files import write_atomically

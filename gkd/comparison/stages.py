@@ -20,7 +20,7 @@ from tqdm import tqdm
 from gkd.commands.processes import StageFailed, how_it_ended, run_tool, setting
 from gkd.comparison.methods import without_methods
 from gkd.datasets.coco_eval import METRICS
-from gkd.detectors.source import find_file, read_config
+from gkd.detectors.config_files import find_file, read_config
 from gkd.distiller import Distiller
 from gkd.files import write_atomically
 from gkd.frameworks import Config

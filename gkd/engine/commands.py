@@ -8,8 +8,9 @@ from typing import Optional
 from mmengine.config import Config, ConfigDict
 
 from gkd.commands.export import write_student
+from gkd.detectors.config_files import find_file, read_config
 from gkd.detectors.replacement import replace_settings
-from gkd.detectors.source import DetectorSource, find_file, read_config
+from gkd.detectors.source import DetectorSource
 from gkd.errors import CheckpointError, ConfigError
 from gkd.files import write_atomically
 from gkd.frameworks import build_detector

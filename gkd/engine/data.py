@@ -35,7 +35,7 @@ from gkd.datasets.checks import (
 )
 from gkd.datasets.coco_json import load_coco
 from gkd.datasets.inspection import Finding
-from gkd.detectors.source import name_of
+from gkd.detectors.entries import name_of
 from gkd.distiller import Distiller
 from gkd.errors import ConfigError, DataError, GKDError, naming
 from gkd.frameworks import logger

@@ -6,9 +6,9 @@ from gkd.knowledge.instances import instance_mask, map_levels, pool_instances
 from gkd.knowledge.losses import (
     global_knowledge_loss,
     local_knowledge_loss,
-    robust_weights,
     soft_label_loss,
 )
+from gkd.knowledge.similarities import robust_weights
 
 __all__ = [
     'CWD',

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from gkd.detectors.step import Needs
 from gkd.errors import ConfigError
 from gkd.frameworks import bbox2roi
-from gkd.knowledge.losses import Unit
 from gkd.knowledge.precision import full_precision
+from gkd.knowledge.similarities import Unit
 
 if TYPE_CHECKING:
     from gkd.bank import PrototypeBank

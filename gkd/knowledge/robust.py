@@ -25,8 +25,8 @@ from gkd.knowledge.class_space import ClassSpaceKnowledge
 from gkd.knowledge.global_knowledge import Compared, GlobalKnowledge
 from gkd.knowledge.instances import Instances, draw_masks, map_levels, mean_windows, pool_maps
 from gkd.knowledge.local_knowledge import LocalKnowledge
-from gkd.knowledge.losses import Basis, similarities, trust
 from gkd.knowledge.settings import choose_instances
+from gkd.knowledge.similarities import Basis, similarities, trust
 from gkd.knowledge.soft_label import SoftLabel, refuse_soft_labels
 from gkd.registry import KNOWLEDGE
 

@@ -15,8 +15,8 @@ from gkd.datasets.images import read_image
 from gkd.errors import ConfigError
 from gkd.frameworks import classes_of, network_input, synthetic_batch, test_view
 from gkd.knowledge.instances import Instances, map_levels
-from gkd.knowledge.losses import robust_weights
 from gkd.knowledge.robust import RobustDistillingModule
+from gkd.knowledge.similarities import robust_weights
 from gkd.looking.agreement import coordinates, typicality
 from gkd.looking.trained import TrainedPair
 from gkd.prototypes import PrototypeBank

@@ -25,7 +25,8 @@ from torch import nn
 
 from gkd.checkpoints import REPOSITORY
 from gkd.compat.checkpoint import load_checkpoint_file
-from gkd.detectors.source import DetectorSource, drop_pretrained, nested, sources_of
+from gkd.detectors.entries import nested
+from gkd.detectors.source import DetectorSource, drop_pretrained, sources_of
 from gkd.errors import GKDError
 from gkd.files import written_whole
 from gkd.frameworks import ConfigDict, build_detector

@@ -13,7 +13,7 @@ from mmcv import Config, ConfigDict
 from mmcv.runner import HOOKS, Hook
 from mmdet.datasets import DATASETS, XMLDataset
 
-from gkd.detectors.source import nested
+from gkd.detectors.entries import nested
 from gkd.files import write_atomically
 from gkd.recipes import (
     IMAGE_SIZE,

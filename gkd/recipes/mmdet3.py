@@ -14,7 +14,7 @@ from mmengine.config import Config, ConfigDict
 from mmengine.evaluator import BaseMetric
 from mmengine.hooks import Hook
 
-from gkd.detectors.source import nested
+from gkd.detectors.entries import nested
 from gkd.engine.commands import detector_config, export_student, load_config
 from gkd.engine.runner import Runner
 from gkd.frameworks.mmdet3 import leaf_configs

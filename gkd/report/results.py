@@ -18,8 +18,8 @@ import mmdet
 import torch
 
 import gkd
+from gkd.checkpoints import REPOSITORY
 from gkd.datasets.coco_eval import METRICS
-from gkd.detectors.source import REPOSITORY
 from gkd.errors import DataError
 from gkd.progress import say
 

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any, Optional, Union
 
 from gkd.datasets.coco_eval import METRICS
-from gkd.detectors.source import DetectorSource, find_file, reading, with_registered_names
+from gkd.detectors.config_files import find_file, reading, with_registered_names
+from gkd.detectors.source import DetectorSource
 from gkd.distiller import Distiller
 from gkd.errors import ConfigError, DataError
 from gkd.frameworks import Config

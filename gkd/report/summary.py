@@ -10,7 +10,8 @@ from typing import Any
 from tqdm import tqdm
 
 from gkd.datasets.coco_eval import METRICS
-from gkd.detectors.source import DetectorSource, name_of
+from gkd.detectors.entries import name_of
+from gkd.detectors.source import DetectorSource
 from gkd.distiller import Distiller
 from gkd.report.comparison import markdown
 from gkd.report.names import NOTHING

@@ -20,7 +20,7 @@ from pycocotools.coco import COCO
 
 from gkd.compat.coco import InspectedCOCO
 from gkd.datasets.coco_eval import evaluate, metrics_of
-from gkd.detectors.source import find_file
+from gkd.detectors.config_files import find_file
 from gkd.frameworks import Config
 from gkd.progress import silence
 from gkd.report.detections import match

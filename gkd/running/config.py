@@ -9,8 +9,9 @@ from mmdet.models import build_detector
 from mmdet.models.detectors import BaseDetector
 from mmdet.utils import compat_cfg, replace_cfg_vals, update_data_root
 
+from gkd.detectors.config_files import find_file, read_config
 from gkd.detectors.replacement import replace_settings
-from gkd.detectors.source import DetectorSource, find_file, read_config
+from gkd.detectors.source import DetectorSource
 from gkd.distiller import Distiller
 from gkd.errors import ConfigError, GKDError, naming
 from gkd.progress import without_warnings

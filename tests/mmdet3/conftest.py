@@ -10,7 +10,7 @@ import pytest
 from small_experiments import CLASSES, COLOURS, IMAGES
 
 from gkd.comparison import mmdet3, stages
-from gkd.detectors.source import read_config
+from gkd.detectors.config_files import read_config
 
 METRICS = ('bbox_mAP', 'bbox_mAP_50', 'bbox_mAP_75', 'bbox_mAP_s', 'bbox_mAP_m', 'bbox_mAP_l')
 

@@ -9,7 +9,8 @@ import torch
 from helpers import small_detectors as small
 from mmengine.config import Config
 
-from gkd.detectors.source import DetectorSource, nested, sources_of
+from gkd.detectors.entries import nested
+from gkd.detectors.source import DetectorSource, sources_of
 from gkd.engine.commands import load_config
 from gkd.frameworks import build_detector, synthetic_batch
 

@@ -6,7 +6,7 @@ from helpers.resized import assert_teacher_sees_the_resized
 from mmdet.registry import MODELS
 from mmengine.config import ConfigDict
 
-from gkd.detectors.source import find_file
+from gkd.detectors.config_files import find_file
 from gkd.errors import ConfigError
 from studies import coverage, zoo
 from studies.zoo_mmdet3 import ADDED, ADDED_PAIRS, PAIRS, RENAMED, SELF_PAIRS

@@ -7,7 +7,7 @@ from mmengine.config import Config
 from mmengine.registry import DefaultScope
 from small_experiments import detector, experiment
 
-from gkd.detectors.source import read_config, with_registered_names
+from gkd.detectors.config_files import read_config, with_registered_names
 from gkd.distiller import Distiller, build_generation
 from gkd.engine.commands import detector_config, load_config
 from gkd.engine.data import build_part
