@@ -69,7 +69,7 @@ setup(
     extras_require={
         # Without compiled operators; an mmcv 2 that has them needs no extra.
         'mmdet3': ['mmdet>=3.3', 'mmengine>=0.10.4', 'mmcv-lite>=2.1,<2.2'],
-        'tests': ['pytest>=7', 'pytest-xdist>=3.7', 'hypothesis>=6', 'tensorboard>=2.10'],
+        'tests': ['pytest>=7', 'pytest-xdist>=3.8', 'hypothesis>=6', 'tensorboard>=2.10'],
         'tensorboard': ['tensorboard>=2.10'],
         'digits': ['scikit-learn>=1.6', 'scikit-image>=0.24'],
         'dev': ['ruff', 'pre-commit', 'build'],

@@ -133,7 +133,8 @@ def test_refuses_what_is_no_bank(tmp_path):
         (lambda: path.write_text('a text'), 'cannot be read'),
         (lambda: save_file({'weight': torch.rand(3)}, path), 'not a prototype bank'),
         (
-            lambda: save_file({}, path, {'format': 'gkd.PrototypeBank', 'format_version': '99'}),
+            lambda: save_file({'weight': torch.rand(3)}, path,
+                              {'format': 'gkd.PrototypeBank', 'format_version': '99'}),
             'version 99',
         ),
         (

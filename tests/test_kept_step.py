@@ -88,7 +88,7 @@ def test_a_set_is_refused_by_its_place():
     '{"unknown": 1}'])
 def test_what_is_no_step_is_refused(tmp_path, content):
     path = tmp_path / 'step.safetensors'
-    save_tensors(path, {}, {**FORMAT, 'content': content})
+    save_tensors(path, dict(a=torch.ones(1)), {**FORMAT, 'content': content})
     with pytest.raises(CheckpointError, match='is a broken step .* Name a file not_finite_'):
         KeptStep.load(path)
 

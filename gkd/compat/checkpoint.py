@@ -285,9 +285,9 @@ def _check_sums(path: str) -> None:
 
     Files in the format before torch 1.6 have none.
     """
-    if not zipfile.is_zipfile(path):
-        return
     try:
+        if not zipfile.is_zipfile(path):  # it raises, too, for some damages before Python 3.11
+            return
         with zipfile.ZipFile(path) as parts:
             broken = parts.testzip()
     except Exception as error:  # the tables themselves are damaged, which has many forms

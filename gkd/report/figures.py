@@ -145,6 +145,8 @@ def draw_weights(run: Run) -> dict[str, go.Figure]:
     lowest = min(bin / BINS for counts in epochs.values() for level in counts
                  for bin, count in enumerate(level) if count)
     colour = SHADES[run.role][0]
+    red, green, blue = bytes.fromhex(colour[1:])
+    clear = f'rgba({red}, {green}, {blue}, 0)'  # plotly 5 refuses '#rrggbb00'
     plots = {}
     for level in range(len(next(iter(epochs.values())))):
         rows = {epoch: counts[level] for epoch, counts in sorted(epochs.items())
@@ -155,7 +157,7 @@ def draw_weights(run: Run) -> dict[str, go.Figure]:
         means = [sum(share * centre for share, centre in zip(row, centres)) for row in shares]
         plot = figure('epoch', 'robust weight', 230)
         plot.add_heatmap(x=list(rows), y=centres, z=list(map(list, zip(*shares))), zmin=0,
-                         colorscale=[[0, colour + '00'], [1, colour]], showscale=False,
+                         colorscale=[[0, clear], [1, colour]], showscale=False,
                          hovertemplate='epoch %{x}, weight %{y:.3f}: %{z:.1%}<extra></extra>')
         plot.add_scatter(x=list(rows), y=means, name='mean', mode='lines+markers',
                          line=dict(color=SHADES[PLAIN_STUDENT][0]), hovertemplate='mean %{y:.3f}')
