@@ -21,7 +21,7 @@ from gkd.detectors.pair import DetectorPair
 from gkd.detectors.source import DetectorSource
 from gkd.detectors.step import DetectorOutputs, Needs, Step
 from gkd.detectors.teacher import Teacher, widened
-from gkd.errors import ConfigError, naming
+from gkd.errors import ConfigError, GKDError, naming, own_place
 from gkd.files import checksum
 from gkd.frameworks import (
     DETECTORS,
@@ -35,6 +35,7 @@ from gkd.frameworks import (
     student_losses,
 )
 from gkd.knowledge.base import Knowledge
+from gkd.knowledge.checks import check_built, check_class, check_gradients, check_losses
 from gkd.prototypes.generation import Generation, PrototypeGenerationModule
 from gkd.registry import KNOWLEDGE
 
@@ -116,6 +117,7 @@ class Distiller(DetectorShell):
         self.prototypes = build_generation(prototypes) if self.needs.bank else None
         self.bank: Optional[PrototypeBank] = None
         self.progress = 0.0
+        self.has_taught = False
         # Columns of the student's classes in the teacher's logits, if the teacher has more
         # classes. They follow from the class names, so no checkpoint holds them; no buffer, as
         # mmcv writes every buffer into its checkpoints, those that are not persistent too.
@@ -234,11 +236,19 @@ class Distiller(DetectorShell):
         losses, step = self.observe(batch)
         for kind in self.knowledge:
             taught = kind(step)
+            check_losses(kind, taught)
+            if not self.has_taught:
+                check_gradients(kind, taught, step)
             twice = losses.keys() & taught.keys()
             if twice:
-                raise ConfigError(f'two terms are named {sorted(twice)}: list every kind of '
-                                  f'knowledge once in `model.knowledge`.')
+                raise ConfigError(
+                    f'model.knowledge: {type(kind).__name__}.forward returned '
+                    f'{", ".join(sorted(twice))}, as the student or an earlier entry of '
+                    f'model.knowledge did: give each loss a name of its own, and list every kind '
+                    f'of knowledge once.')
             losses.update(taught)
+        # Only once: later a method may have nothing to teach in some steps.
+        self.has_taught = self.has_taught or any(map(len, step.gt_boxes))
         return losses
 
     def observe(self, batch: Batch) -> tuple[dict[str, Any], Step]:
@@ -328,10 +338,19 @@ def build_knowledge(config: dict, pair: DetectorPair) -> Knowledge:
     if kind is None:
         raise ConfigError(f'model.knowledge: type {config.get("type")!r} is unknown; '
                           f'known are {sorted(KNOWLEDGE.module_dict)}.')
+    check_class(kind)
     try:
         built = kind(pair=pair, **settings)
+    except GKDError:
+        raise
     except TypeError as error:
         raise ConfigError(f'model.knowledge: {error}') from error
+    except Exception as error:
+        place = own_place(error)
+        raise ConfigError(f'model.knowledge: {kind.__name__} cannot be built: '
+                          f'{type(error).__name__}: {error}'
+                          + (f' (in {place})' if place else '')) from error
+    check_built(built)
     # Whatever the method itself asks: the logits of other boxes would be compared in silence.
     advice = 'teach by methods that need none, such as PKD or CWD.'
     if built.needs.logits:

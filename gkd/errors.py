@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import os.path as osp
 import sys
+import sysconfig
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
@@ -56,6 +60,21 @@ def naming(key: str) -> Iterator[None]:
     except (KeyError, TypeError, ValueError, AttributeError, AssertionError, ImportError,
             FileNotFoundError) as error:
         raise ConfigError(f'{key}: {type(error).__name__}: {error}') from error
+
+
+def own_place(error: BaseException) -> str:
+    """The last line of a file of the user's own on an error's way, as ``FILE:LINE, FUNCTION``.
+
+    Empty if there is none: files of Python, of installed packages and of this one do not count,
+    nor does the command, where each way begins.
+    """
+    others = (osp.dirname(osp.abspath(__file__)), sysconfig.get_path('stdlib'), '<',
+              osp.abspath(sys.argv[0]))
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        installed = {'site-packages', 'dist-packages'} & {*frame.filename.split(os.sep)}
+        if not installed and not frame.filename.startswith(others):
+            return f'{frame.filename}:{frame.lineno}, {frame.name}'
+    return ''
 
 
 def shorten(names: Sequence[str], most: int = 8) -> str:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import torch.distributed as dist
 
-from gkd.errors import GKDError, RunError
+from gkd.errors import GKDError, RunError, own_place
 from gkd.files import naming_storage
 
 
@@ -50,9 +50,12 @@ def describe(error: Exception) -> str:
     # If a process that loads images has failed, the traceback is part of the text.
     shown = lines if len(lines) < 3 else [lines[0], lines[-1]]
     last = traceback.extract_tb(error.__traceback__)[-1]
+    place, own = f'{last.filename}:{last.lineno}, {last.name}', own_place(error)
+    if own and own != place:
+        place += f', called from {own}'
     return (f'{type(error).__name__}: {" ... ".join(shown)[:600]}\n'
-            f'It happened in {last.filename}:{last.lineno}, {last.name}. Check the settings and '
-            f'the data that are used there; if both are right, this is a defect.')
+            f'It happened in {place}. Check the settings and the data that are used there; if '
+            f'both are right, this is a defect.')
 
 
 def lost_another_process(error: Exception) -> bool:
