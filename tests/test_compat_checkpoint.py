@@ -16,12 +16,8 @@ from mmdet.models import build_detector
 from torch import nn
 
 from gkd.compat import checkpoint as module
-from gkd.compat.checkpoint import (
-    class_names,
-    get_state_dict,
-    load_checkpoint_file,
-    load_strictly,
-)
+from gkd.compat.checkpoint import load_checkpoint_file
+from gkd.compat.weights import class_names, get_state_dict, load_strictly
 from gkd.errors import CheckpointError
 
 

@@ -8,7 +8,8 @@ from helpers.mmdet3 import needs_mmdet3, run_mmdet3
 from mmcv import Config, ConfigDict
 from mmdet.models import build_detector
 
-from gkd.compat.checkpoint import class_names, load_checkpoint_file, load_strictly
+from gkd.compat.checkpoint import load_checkpoint_file
+from gkd.compat.weights import class_names, load_strictly
 from gkd.running.export import export_student
 
 pytestmark = [needs_mmdet3, pytest.mark.slow]

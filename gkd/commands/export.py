@@ -7,13 +7,8 @@ import os.path as osp
 import torch
 from torch import Tensor, nn
 
-from gkd.compat.checkpoint import (
-    class_names,
-    ema_copies,
-    get_state_dict,
-    load_checkpoint_file,
-    load_strictly,
-)
+from gkd.compat.checkpoint import load_checkpoint_file
+from gkd.compat.weights import class_names, ema_copies, get_state_dict, load_strictly
 from gkd.errors import ConfigError
 from gkd.files import written_whole
 

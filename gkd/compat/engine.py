@@ -19,10 +19,11 @@ from mmengine.model import BaseTTAModel, MMDistributedDataParallel
 from mmengine.optim import AmpOptimWrapper
 from mmengine.runner import Runner, checkpoint
 
-from gkd.compat.checkpoint import load_strictly, load_url
+from gkd.compat.checkpoint import load_url
 from gkd.compat.checkpoint_hook import refuse_unknown_settings
 from gkd.compat.distributed import init_over_gloo
 from gkd.compat.local_files import load_from_local, put
+from gkd.compat.weights import load_strictly
 from gkd.errors import CheckpointError, ConfigError
 from gkd.installed import numbers
 from gkd.watching import watched

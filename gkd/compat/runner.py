@@ -21,9 +21,10 @@ from mmcv.runner import (
 )
 from mmcv.runner.hooks.optimizer import Fp16OptimizerHook
 
-from gkd.compat.checkpoint import ema_copies, get_state_dict, load_strictly, load_url
+from gkd.compat.checkpoint import load_url
 from gkd.compat.checkpoint_hook import refuse_unknown_settings
 from gkd.compat.local_files import load_from_local, put
+from gkd.compat.weights import ema_copies, get_state_dict, load_strictly
 from gkd.errors import CheckpointError, ConfigError
 from gkd.watching import watched
 

@@ -9,7 +9,8 @@ from typing import Optional, Union
 from torch import nn
 
 from gkd.checkpoints import check_file, how_to_get
-from gkd.compat.checkpoint import class_names, load_checkpoint_file, load_strictly
+from gkd.compat.checkpoint import load_checkpoint_file
+from gkd.compat.weights import class_names, load_strictly
 from gkd.detectors.config_files import MMDET_SCOPE, find_file, read_config
 from gkd.detectors.entries import nested
 from gkd.detectors.images import ImageFormat, format_of

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from gkd.bank import PrototypeBank
 from gkd.commands.layout import place
-from gkd.compat.checkpoint import load_strictly
+from gkd.compat.weights import load_strictly
 from gkd.distiller import Distiller
 from gkd.errors import shorten
 from gkd.finite.step import KeptStep

@@ -16,6 +16,7 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 
 import gkd.compat.checkpoint
+import gkd.compat.weights
 
 LOAD = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations', with_bbox=True),
         dict(type='Resize', scale=(128, 128), keep_ratio=True), dict(type='PackDetInputs')]
@@ -57,7 +58,7 @@ def load(path, maps):
     plain.test_dataloader = dict(dataset=plain.train_dataloader.dataset)
     detector = init_detector(plain, path, device='cpu')
     checkpoint = gkd.compat.checkpoint.load_checkpoint_file(path)
-    gkd.compat.checkpoint.load_strictly(detector, checkpoint, path)
+    gkd.compat.weights.load_strictly(detector, checkpoint, path)
     print(*detector.dataset_meta['classes'])
     write_maps(detector, maps)
 
