@@ -28,14 +28,9 @@ from torch import Tensor
 
 import gkd
 from gkd.detectors.config_files import MMDET_SCOPE, find_file
-from gkd.detectors.inspection import (
-    PROBE_SIZE,
-    image_size,
-    isolated_random_numbers,
-    look,
-)
 from gkd.detectors.source import DetectorSource, drop_pretrained
 from gkd.detectors.step import Needs, Step
+from gkd.detectors.view import PROBE_SIZE, image_size, look
 from gkd.distiller import Distiller, build_knowledge
 from gkd.errors import GKDError
 from gkd.files import write_atomically
@@ -51,6 +46,7 @@ from gkd.installed import installed_version
 from gkd.planning.cost import random_bank
 from gkd.planning.door import total_loss
 from gkd.progress import without_details
+from gkd.randomness import isolated_random_numbers
 from gkd.registry import KNOWLEDGE
 from studies.door import (
     PAIRS,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import nn
 
-from gkd.detectors.inspection import View, probe_batch
+from gkd.detectors.trial_step import probe_batch
+from gkd.detectors.view import View
 from gkd.distiller import Distiller
 from gkd.frameworks import Batch, to_batch
 from studies.zoo import PAIRS, SELF_PAIRS

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from gkd.detectors.inspection import PROBE_SIZE, View, probe_batch
+from gkd.detectors.trial_step import probe_batch
+from gkd.detectors.view import PROBE_SIZE, View
 from gkd.distiller import Distiller
 from gkd.frameworks import Batch, image_settings, to_batch
 from gkd.frameworks.mmdet3 import tell_start

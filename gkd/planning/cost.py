@@ -18,13 +18,13 @@ from torch.utils._pytree import tree_flatten
 from torch.utils.flop_counter import FlopCounterMode
 
 from gkd.bank import PrototypeBank
-from gkd.detectors.inspection import isolated_random_numbers
 from gkd.detectors.modes import eval_mode
 from gkd.distiller import Distiller
 from gkd.errors import ConfigError, GKDError
 from gkd.frameworks import BaseDetector, Batch, Config, student_losses, synthetic_batch
 from gkd.matching import num_classes_of
 from gkd.planning.door import build_optimizer, total_loss, untrained_model
+from gkd.randomness import isolated_random_numbers
 from gkd.watching import watched
 
 WARM_UP = (128, 128)  # width and height of the first images; all strides in use divide them

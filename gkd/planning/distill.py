@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Union
 
 from gkd.commands.distillation import as_lines, keep_config, teaching
-from gkd.detectors.inspection import isolated_random_numbers
 from gkd.errors import ConfigError
 from gkd.frameworks import Config
 from gkd.planning.door import build_model, describe_images, schedule_of
 from gkd.planning.plan import TrainingPlan, make_plan
 from gkd.progress import without_details
+from gkd.randomness import isolated_random_numbers
 
 
 def prepare(config: Config, gpus: int = 1) -> tuple[str, list[str]]:

@@ -1,0 +1,154 @@
+"""A trial of a student's training step, which shows at which boxes it trains."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gkd.detectors import one_stage, two_stage
+from gkd.detectors.dense import dense_head, main_head
+from gkd.detectors.pair import DetectorInfo, DetectorPair
+from gkd.detectors.places import place_labels, recorded_targets
+from gkd.detectors.step import Needs, recorded
+from gkd.detectors.view import PROBE_IMAGES, View
+from gkd.errors import ConfigError
+from gkd.frameworks import (
+    BaseDetector,
+    Batch,
+    logger,
+    revert_sync_batchnorm,
+    student_losses,
+    synthetic_batch,
+)
+from gkd.randomness import isolated_random_numbers
+
+# Boxes of every image, as fractions of its side.
+PROBE_BOXES = ((0.1, 0.1, 0.4, 0.5), (0.35, 0.3, 0.95, 0.9))
+
+
+def observe_training(student: BaseDetector, info: DetectorInfo, view: View) -> DetectorInfo:
+    """Correct a student's traits by what one training step shows.
+
+    Args:
+        student: The detector; a copy of it takes the step.
+        info: Its traits as far as they are known.
+        view: What it makes of blank images.
+
+    Raises:
+        ConfigError: In training, its maps hold another number of images than it was given.
+    """
+    info = replace(info, ground_truth=tuple(further_ground_truth(student, view)))
+
+    def batch() -> Batch:
+        return probe_batch(student, view, info.num_classes)
+
+    with isolated_random_numbers(), torch.no_grad():
+        # SyncBN, which normalises over several processes, computes only on GPUs.
+        trained = revert_sync_batchnorm(copy.deepcopy(student))
+        trained.train()
+        if info.samples_positives:
+            try:
+                if positives_are_true(trained, info, batch()):
+                    return info
+            except Exception:
+                pass  # it cannot be observed like other heads; its own training may still work
+        info = replace(info, samples_positives=False, classifies_boxes=False)
+        try:
+            head = dense_head(trained)
+            head = trained if head is None else head
+            with recorded(trained, 'extract_feat') as features, \
+                    recorded(head, 'forward') as forwards, recorded_targets(head) as targets:
+                probed = batch()
+                student_losses(trained, probed)
+        except Exception as error:
+            # It may need other ground truth than this; its real training will show that.
+            logger().warning(
+                f'student {info.name}: a trial of a training step failed, so it is not known '
+                f'which boxes it trains on, and they cannot be taught '
+                f'({type(error).__name__}: {error}).')
+            return info
+    maps = tuple(features[-1].result)
+    if any(len(level) != PROBE_IMAGES for level in maps):
+        raise ConfigError(
+            f'student {info.name} trains on maps that hold {len(maps[0])} images for '
+            f'{PROBE_IMAGES}, one for each of its branches; a teacher has one map an image. '
+            f'It can be a teacher, but no student.')
+    if info.is_two_stage or not info.predicts_densely or set(info.places) != {1}:
+        return info
+    labels = place_labels(targets, forwards[-1].result[0], info.num_classes)
+    return replace(info, trains_places=labels is not None
+                   and places_are_true(labels, probed))
+
+
+def places_are_true(labels: Tensor, batch: Batch) -> bool:
+    """Whether a step trained some places as objects, all of classes that the batch has.
+
+    Args:
+        labels: Class of every place, ``(B, N)``; background has a class that the batch lacks.
+        batch: What the step trained on.
+    """
+    known = torch.cat(list(batch.gt_labels))
+    objects = labels[(labels >= 0) & (labels <= known.max())]
+    return len(objects) > 0 and bool(torch.isin(objects, known).all())
+
+
+def positives_are_true(student: BaseDetector, info: DetectorInfo, batch: Batch) -> bool:
+    """Whether the positives recorded of a training step are the boxes that it trained on."""
+    pair = DetectorPair(info, info, tuple(sorted(set(info.strides))))
+    family = two_stage if info.is_two_stage else one_stage
+    _, step = family.student_step(student, pair, Needs(), batch)
+    boxes, logits = torch.cat(step.boxes), step.student.logits
+    if not len(boxes) == len(logits) == len(step.labels) == len(step.objects) > 0:
+        return False
+    if not (boxes[:, 2:] > boxes[:, :2]).all():
+        return False
+    if info.is_two_stage:
+        return len(step.student.proposal_logits) == sum(map(len, step.proposals))
+    head = main_head(student)
+    sizes = [tuple(-(-side // stride) for side in step.images.shape[-2:])
+             for stride in info.strides]
+    anchors = torch.cat(head.prior_generator.grid_priors(sizes, device=boxes.device))
+    return torch.equal(anchors[step.positions[:, 1]], boxes)
+
+
+def probe_batch(detector: BaseDetector, view: View, num_classes: int) -> Batch:
+    """Noise of the size of a view's images, with boxes and all other ground truth needed."""
+    size = view.images.shape[-1]
+    return synthetic_batch(torch.randn_like(view.images),
+                           view.images.new_tensor(PROBE_BOXES) * size,
+                           torch.arange(len(PROBE_BOXES)) % num_classes,
+                           **further_ground_truth(detector, view))
+
+
+def further_ground_truth(detector: BaseDetector, view: View) -> dict:
+    """What a detector's training needs besides boxes and labels, as pipelines collect it.
+
+    Returns:
+        Those of the following that the detector needs, the same for each image: ``gt_masks``
+        ``(n, S, S)`` uint8, ``gt_semantic_seg`` ``(H, W)`` int64, ``proposals`` ``(m, 4)``.
+    """
+    size = view.images.shape[-1]
+    boxes = view.images.new_tensor(PROBE_BOXES) * size
+    roi_head = getattr(detector, 'roi_head', None)
+    extra = {}
+    # The head of MMDetection 3's RTMDet-Ins predicts masks without being a mask head.
+    if any(getattr(part, name, False) for part in (detector, roi_head, main_head(detector))
+           for name in ('with_mask', 'panoptic_head', 'loss_mask')):
+        masks = np.zeros((len(boxes), size, size), np.uint8)
+        for mask, (x1, y1, x2, y2) in zip(masks, boxes.int().tolist()):
+            mask[y1:y2, x1:x2] = 1
+        extra['gt_masks'] = masks
+    with_semantic = getattr(roi_head, 'with_semantic', False)
+    if with_semantic or getattr(detector, 'with_semantic_head', False):
+        cells = (size, size)
+        # MMDetection 2's pipelines make it as small as the map that it is predicted from.
+        if with_semantic and not hasattr(roi_head.semantic_head, 'seg_scale_factor'):
+            cells = view.maps[roi_head.semantic_head.fusion_level].shape[-2:]
+        extra['gt_semantic_seg'] = torch.zeros(*cells, dtype=torch.long)
+    if roi_head is not None and not getattr(detector, 'with_rpn', False):
+        extra['proposals'] = torch.cat([boxes, boxes / 2])
+    return extra
