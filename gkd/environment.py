@@ -28,6 +28,9 @@ _DISTRIBUTIONS = {
     'mmengine': ('mmengine', 'mmengine-lite', 'onedl-mmengine'),
     'mmdet': ('mmdet', 'onedl-mmdetection'),
 }
+# They exclude each other; from 4.12 on they ask for numpy 2.
+_OPENCV = ('opencv-python-headless', 'opencv-python', 'opencv-contrib-python',
+           'opencv-contrib-python-headless')
 _SET_UP = ('In a clone of the repository, `bash tools/setup.sh{option}` does it all, and keeps a '
            'torch >= 2.1 that is already there.')
 
@@ -36,18 +39,19 @@ def check_environment() -> None:
     """Check that MMDetection 2.x or 3.x is installed, with the packages that go with it.
 
     Raises:
-        EnvironmentMismatchError: if one is missing, or does not go with the installed MMDetection;
-            the message names all that is installed, and what to do.
+        EnvironmentMismatchError: if one is missing, or does not go with the installed MMDetection,
+            or numpy not with torch; the message names all that is installed, and what to do.
     """
     versions = {name: installed_version(name) for name in _DISTRIBUTIONS}
     generation = _generation(versions)
     needs = _NEEDS[generation]
     # mmcv 1.x asks for OpenCV unless it was built where one was installed; pip keeps such a build.
     opencv = importlib.util.find_spec('cv2') is not None
+    set_up = _SET_UP.format(option=' --mmdet 3' if generation == 3 else '')
     if all(_fits(versions[name], *bounds) for name, *bounds, _ in needs) and opencv:
+        _check_numpy(set_up)
         return
 
-    set_up = _SET_UP.format(option=' --mmdet 3' if generation == 3 else '')
     wrong = [name for name, *bounds, _ in needs
              if versions[name] is not None and not _fits(versions[name], *bounds)]
     missing = [(name, install) for name, *_, install in needs if versions[name] is None]
@@ -66,6 +70,18 @@ def check_environment() -> None:
         f'What is installed does not go together: {_describe(versions)}. MMDetection {generation} '
         f'needs {wanted}. The shortest way:\n    ' + '\n    '.join(commands)
         + f'\n{set_up} The other MMDetection: --mmdet {5 - generation}.')
+
+
+def _check_numpy(set_up: str) -> None:
+    """For torch before 2.3, which is built against numpy 1 and reads no array of numpy 2."""
+    torch, numpy = (installed_version(name) or '' for name in ('torch', 'numpy'))
+    if numbers(torch) >= (2, 3) or numbers(numpy) < (2,):
+        return
+    opencv = next(filter(_is_distribution, _OPENCV), _OPENCV[0])
+    raise EnvironmentMismatchError(
+        f'What is installed does not go together: torch {torch}, numpy {numpy}. torch before 2.3 '
+        f"needs numpy below 2. The shortest way:\n    pip install 'numpy<2' '{opencv}<4.12'\n"
+        f'{set_up}')
 
 
 def is_there() -> bool:
@@ -103,14 +119,15 @@ def _fits(version: str | None, lowest: str, too_high: str) -> bool:
 
 def _distributions(module: str) -> list[str]:
     """The names by which pip knows an installed package."""
-    found = []
-    for name in _DISTRIBUTIONS[module]:
-        try:
-            metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-        found.append(name)
-    return found
+    return [name for name in _DISTRIBUTIONS[module] if _is_distribution(name)]
+
+
+def _is_distribution(name: str) -> bool:
+    try:
+        metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
 
 
 def _describe(versions: dict) -> str:

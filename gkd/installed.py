@@ -1,4 +1,4 @@
-"""Which OpenMMLab packages are installed; found out without importing them.
+"""Which packages are installed; found out without importing them.
 
 By import names, not by distributions: forks such as onedl-mmdetection go by another name on the
 package index and keep the name that is imported. ``tools/setup.sh`` runs this file by itself, so
@@ -17,7 +17,8 @@ def installed_version(module: str) -> str | None:
     """Version of the package that ``import module`` would find, None if there is none.
 
     Args:
-        module: 'mmcv', 'mmdet' or 'mmengine', which all keep their version in ``version.py``.
+        module: 'mmcv', 'mmdet', 'mmengine', 'torch' or 'numpy', which all keep their version in
+            ``version.py``.
 
     Returns:
         The version; an empty string if the package does not tell it.
@@ -29,7 +30,8 @@ def installed_version(module: str) -> str | None:
         path = osp.join(folder, 'version.py')
         if osp.isfile(path):
             with open(path, encoding='utf-8') as file:
-                found = re.search(r"""^__version__ = ['"](.+)['"]""", file.read(), re.MULTILINE)
+                found = re.search(r"""^(?:__version__|version) = ['"](.+)['"]""", file.read(),
+                                  re.MULTILINE)
             return found[1] if found else ''
     return ''
 

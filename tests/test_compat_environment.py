@@ -66,6 +66,31 @@ def test_mixed_installation(monkeypatch, versions, texts):
         assert text in str(error.value)
 
 
+@pytest.mark.parametrize('torch, numpy, fits', [
+    ('2.1.2+cu121', '2.2.6', False), ('2.2.2', '2.0.0', False),
+    ('2.1.2+cu121', '1.26.4', True), ('2.3.0', '2.2.6', True), ('2.14.1', '2.4.6', True)])
+def test_numpy_that_torch_is_not_built_for(monkeypatch, torch, numpy, fits):
+    """pip puts numpy 2 beside any torch, as the newest OpenCV asks for it."""
+    installed(monkeypatch, mmdet='3.3.0', mmcv='2.1.0', mmengine='0.10.7', torch=torch,
+              numpy=numpy)
+    monkeypatch.setattr(environment.metadata, 'version', {'opencv-python': '5.0'}.__getitem__)
+    monkeypatch.setattr(environment.metadata, 'PackageNotFoundError', KeyError)
+    if fits:
+        return check_environment()
+    with pytest.raises(EnvironmentMismatchError) as error:
+        check_environment()
+    assert f'torch {torch}, numpy {numpy}. ' in str(error.value)
+    assert "pip install 'numpy<2' 'opencv-python<4.12'\n" in str(error.value)
+    assert 'setup.sh --mmdet 3`' in str(error.value)
+
+
+def test_versions_of_torch_and_numpy_are_found():
+    import numpy
+    import torch
+    assert installed_version('torch') == torch.__version__
+    assert installed_version('numpy') in (numpy.__version__, '')  # numpy 1.23 computes it
+
+
 def test_distributions_of_a_package_are_named(monkeypatch):
     """pip uninstalls a distribution, not what is imported."""
     installed(monkeypatch, mmdet='3.3.0', mmcv='1.7.2', mmengine='0.10.7')

@@ -259,6 +259,9 @@ if [ -s "$constraints" ]; then
   if [ "$mmdet" = 3 ]; then names+=(rich shapely termcolor); fi
   if [ -n "$with_ops" ]; then names+=(ninja psutil); fi
   if ! "$python" -c 'import cv2' 2> /dev/null; then names+=(opencv-python-headless); fi
+  for opencv in opencv{,-contrib}-python{,-headless}; do  # the one there must suit numpy, too
+    if [ -n "$(version_of "$opencv")" ]; then names+=("$opencv"); fi
+  done
   own_needs='import setuptools, distutils.core
 setup = distutils.core.run_setup("setup.py", stop_after="init")
 needs = setup.install_requires + setup.extras_require["tests"]
