@@ -56,7 +56,7 @@ setup(
         'pycocotools>=2.0.6',
         'ijson>=3.2',
         'kornia>=0.7',
-        'safetensors>=0.4',
+        'safetensors>=0.4.4',  # reads files without tensors
         'tqdm>=4.60',
         'plotly>=5.20',
         'jinja2>=3',

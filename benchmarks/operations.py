@@ -133,10 +133,10 @@ def records(family: str, images: int, channels: int = 16, positives: int = 5,
 def count_operations(module: torch.nn.Module, step: Step) -> tuple[Counter, Counter]:
     """Operations forward and backward, by name; what is done once a bank has been done.
 
-    If the student's maps are in half precision, the forward pass runs under autocast.
+    If the student's maps are in bfloat16, the forward pass runs under autocast.
     """
-    half = step.student.maps[0].dtype
-    autocast = partial(torch.autocast, 'cpu', half, enabled=half != torch.float)
+    half = step.student.maps[0].dtype == torch.bfloat16
+    autocast = partial(torch.autocast, 'cpu', torch.bfloat16, enabled=half)
     with autocast():
         module(step)
     # Anew, as autocast keeps its copies of weights until its end.

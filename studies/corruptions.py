@@ -11,6 +11,7 @@ from kornia.augmentation import RandomErasing
 from kornia.filters import gaussian_blur2d, motion_blur
 from kornia.geometry.transform import resize
 from torch import Tensor
+from torch.nn.functional import pad
 
 # What degree 1 stands for; what lies between is proportional.
 MOST_SIGMA = 0.15  # standard deviation of the Gaussian, in side lengths of the instance
@@ -52,7 +53,10 @@ def shrink(window: Tensor, side: float, degree: float, seed: int) -> Tensor:
     """Scale down, by up to eight, and up again: what a smaller or more distant instance shows."""
     size = window.shape[-2:]
     small = [max(1, round(length * (1 - MOST_SHRUNK * degree))) for length in size]
-    return resize(resize(window[None], tuple(small), antialias=True), tuple(size))[0]
+    # kornia before 0.9 cannot smooth a side of one pixel: two that are equal stand for it.
+    more = 0, int(size[1] == 1), 0, int(size[0] == 1)
+    window = pad(window[None], more, mode='replicate')
+    return resize(resize(window, tuple(small), antialias=True), tuple(size))[0]
 
 
 CORRUPTIONS: Mapping[str, Callable[[Tensor, float, float, int], Tensor]] = MappingProxyType({

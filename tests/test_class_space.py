@@ -3,7 +3,7 @@
 import pytest
 import torch
 from helpers import small_detectors as small
-from helpers.devices import StayOnDevice, to_fake
+from helpers.devices import StayOnDevice, fake_gpu, half_on_cpu, to_fake
 from helpers.distillers import build_distiller, losses_of
 from helpers.synthetic_steps import info, pair_of, synthetic_step
 from torch import nn
@@ -245,6 +245,7 @@ def test_it_teaches_the_student_and_the_adaptation(settings, trained):
     assert all(parameter.grad is None for parameter in model.frozen.class_layers.parameters())
 
 
+@fake_gpu
 def test_it_does_not_wait_for_the_device():
     model = build()
     _, step = model.observe(to_batch(**small.batch()))
@@ -305,6 +306,7 @@ def test_prototypes_of_another_space_are_refused():
         losses_of(model, small.batch())
 
 
+@half_on_cpu
 def test_class_layers_stay_in_full_precision():
     model = build()
     model.frozen.precision = 'half'

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from helpers import small_detectors as small
-from helpers.devices import StayOnDevice, to_fake
+from helpers.devices import StayOnDevice, fake_gpu, to_fake
 from helpers.distillers import build, build_distiller, losses_of
 from helpers.synthetic_steps import STRIDES, info, pair_of, synthetic_step
 from torch._subclasses import FakeTensorMode
@@ -138,6 +138,7 @@ def test_it_teaches_the_student_and_every_adaptation_layer(settings):
     assert all(parameter.grad is None for parameter in model.frozen.class_layers.parameters())
 
 
+@fake_gpu
 def test_it_does_not_wait_for_the_device():
     model = build_pair()
     _, step = model.observe(to_batch(**small.batch()))

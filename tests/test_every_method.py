@@ -6,7 +6,7 @@ import pytest
 import torch
 from helpers import small_detectors as small
 from helpers import synthetic_steps as steps
-from helpers.devices import StayOnDevice, to_fake
+from helpers.devices import StayOnDevice, fake_gpu, to_fake
 from helpers.distillers import build_distiller, losses_of, total
 from torch._subclasses import FakeTensorMode
 
@@ -113,6 +113,7 @@ def test_images_without_objects(method, family):
         assert parameter.grad is not None and parameter.grad.isfinite().all(), name
 
 
+@fake_gpu
 @both_families
 @every_method
 def test_it_does_not_wait_for_the_device(method, family):

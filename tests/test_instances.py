@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.devices import fake_gpu
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -206,7 +207,7 @@ class TestInstanceMask:
 
 
 # 'cuda' makes fake tensors of a GPU, on any machine: a step by way of the CPU would mix devices.
-@pytest.mark.parametrize('device', ['cpu', 'cuda'])
+@pytest.mark.parametrize('device', ['cpu', pytest.param('cuda', marks=fake_gpu)])
 def test_never_waits_for_the_device(device):
     with FakeTensorMode():
         feature = torch.rand(2, 3, 6, 7, device=device)

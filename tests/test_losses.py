@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.devices import fake_gpu
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from gkd.installed import numbers
 from gkd.knowledge import (
     global_knowledge_loss,
     instance_mask,
@@ -372,9 +372,7 @@ def step_inputs(device='cpu', dtype=torch.float32):
 
 
 # 'cuda' makes fake tensors of a GPU, on any machine: a step by way of the CPU would mix devices.
-@pytest.mark.parametrize('device', ['cpu', pytest.param('cuda', marks=pytest.mark.skipif(
-    not torch.cuda.is_available() and numbers(torch.__version__) < (2, 9),
-    reason='torch 2.8 asks the driver even for fake tensors of a GPU'))])
+@pytest.mark.parametrize('device', ['cpu', pytest.param('cuda', marks=fake_gpu)])
 def test_a_training_step_never_waits_for_the_device(device):
     with FakeTensorMode():
         inputs = step_inputs(device)

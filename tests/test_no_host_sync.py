@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from helpers import small_detectors as small
-from helpers.devices import StayOnDevice, to_fake
+from helpers.devices import StayOnDevice, fake_gpu, half_on_cpu, to_fake
 from helpers.distillers import RDM_TERMS, build_distiller, losses_of, total
 from mmcv.runner import fp16_utils
 from torch._subclasses import FakeTensorMode
@@ -37,6 +37,7 @@ def step(request):
     return one_step(request.param)
 
 
+@fake_gpu
 @pytest.mark.parametrize('settings', SETTINGS, ids=str)
 def test_knowledge_does_not_wait_for_the_device(step, settings):
     model, step = step
@@ -61,6 +62,7 @@ def test_backward_needs_no_values(step, settings):
         assert all(leaf.grad.shape == leaf.shape for leaf in leaves)
 
 
+@fake_gpu
 def test_reading_a_one_stage_step_does_not_wait_for_the_device():
     model = build_distiller(small.retinanet(24), small.retinanet())
     head, data = model.student.bbox_head, small.batch()
@@ -80,6 +82,7 @@ def test_reading_a_one_stage_step_does_not_wait_for_the_device():
     assert logits.shape == (len(positions), small.NUM_CLASSES) and len(positions) > 4
 
 
+@fake_gpu
 def test_reading_a_two_stage_step_does_not_wait_for_the_device():
     model, _ = one_step('two_stage')
     extractor = model.student.roi_head.bbox_roi_extractor
@@ -96,6 +99,7 @@ SYNCS = dict(item=lambda x: x.sum().item(), cpu=lambda x: x.cpu(), tolist=lambda
              numpy=lambda x: x.numpy())
 
 
+@fake_gpu
 @pytest.mark.parametrize('sync', SYNCS)
 def test_the_proof_notices(sync):
     """What the tests above rely on: every way of waiting for the device raises."""
@@ -137,6 +141,7 @@ def test_autocast_keeps_similarities_and_losses_in_float32(family):
                if parameter.grad is not None)
 
 
+@half_on_cpu
 @pytest.mark.parametrize('family', small.FAMILIES)
 def test_fp16_option_of_mmcv(family, monkeypatch):
     """mmcv's fp16 works on CUDA only; its own code runs here on the CPU's autocast."""

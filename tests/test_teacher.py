@@ -5,6 +5,7 @@ import logging
 import pytest
 import torch
 from helpers import small_detectors as small
+from helpers.devices import half_on_cpu
 from helpers.distillers import build_distiller, losses_of
 from test_every_method import METHODS, build, own_losses
 
@@ -28,7 +29,8 @@ def with_precision(family, precision):
 
 @pytest.mark.parametrize('family', small.FAMILIES)
 @pytest.mark.parametrize(('precision', 'dtype', 'tolerance'), [
-    ('half', torch.float16, 5e-3), ('bfloat16', torch.bfloat16, 3e-2)])
+    pytest.param('half', torch.float16, 5e-3, marks=half_on_cpu),
+    ('bfloat16', torch.bfloat16, 3e-2)])
 def test_losses_differ_by_the_precision(family, precision, dtype, tolerance):
     exact = losses_of(with_precision(family, 'full'), small.batch())
     model = with_precision(family, precision)
@@ -43,6 +45,7 @@ def test_losses_differ_by_the_precision(family, precision, dtype, tolerance):
     assert not torch.equal(losses['loss_local_bg'], exact['loss_local_bg'])
 
 
+@half_on_cpu
 @pytest.mark.parametrize('family', small.FAMILIES)
 @pytest.mark.parametrize('method', METHODS)
 def test_every_method_reads_maps_in_the_teachers_layout(method, family):
@@ -56,6 +59,7 @@ def test_every_method_reads_maps_in_the_teachers_layout(method, family):
         torch.testing.assert_close(loss, exact[name], rtol=2e-2, atol=1e-4)
 
 
+@half_on_cpu
 def test_maps_of_a_one_stage_teacher_keep_their_layout():
     _, step = with_precision('one_stage', 'half').observe(to_batch(**small.batch()))
     for feature in step.teacher.maps:
@@ -63,7 +67,8 @@ def test_maps_of_a_one_stage_teacher_keep_their_layout():
         assert feature.is_contiguous(memory_format=torch.channels_last)
 
 
-@pytest.mark.parametrize(('precision', 'converted'), [('half', True), ('full', False)])
+@pytest.mark.parametrize(('precision', 'converted'), [
+    pytest.param('half', True, marks=half_on_cpu), ('full', False)])
 def test_maps_that_boxes_are_pooled_from_are_converted_once(precision, converted):
     model = with_precision('two_stage', precision)
     with recorded(model.teacher.roi_head.bbox_roi_extractor, 'forward') as pooled, \
@@ -85,6 +90,7 @@ def test_an_unknown_precision_is_named():
         with_precision('one_stage', 'fp16')
 
 
+@half_on_cpu
 def test_an_overflow_counts_as_0_and_brings_the_exact_teacher_back(caplog):
     model = with_precision('one_stage', 'half')
     exact = losses_of(with_precision('one_stage', 'full'), small.batch())

@@ -264,7 +264,9 @@ if [ -s "$constraints" ]; then
   done
   own_needs='import setuptools, distutils.core
 setup = distutils.core.run_setup("setup.py", stop_after="init")
-needs = setup.install_requires + setup.extras_require["tests"]
+needs = setup.install_requires
+for extra in ("tests", "digits"):
+    needs += setup.extras_require[extra]
 print(*(need for need in needs if not need.startswith("mmdet")), sep="\n")'
   mapfile -t -O "${#names[@]}" names < <(cd "$root" && "$python" -W ignore -c "$own_needs")
   step '[3/5] tools' pip -q -c "$constraints" "${names[@]}" || fail 'pip failed; see above.'

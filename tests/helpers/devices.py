@@ -1,13 +1,34 @@
-"""A device that is not there, on which nothing may wait for a value."""
+"""Devices that are not there, or that an older torch makes less of."""
 
 import copy
 
+import pytest
 import torch
+import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 from gkd.detectors.step import DensePredictions, DetectorOutputs, Step
+from gkd.installed import numbers
 from gkd.prototypes import PrototypeBank
+
+
+def computes_half() -> bool:
+    """Whether this torch computes in float16 on the CPU, under autocast, too."""
+    image = torch.ones(1, 1, 4, 4)
+    try:
+        F.conv2d(image.half(), image.half())
+        with torch.autocast('cpu', torch.float16):
+            return F.conv2d(image, image).dtype == torch.float16
+    except RuntimeError:
+        return False
+
+
+fake_gpu = pytest.mark.skipif(
+    not torch.cuda.is_available() and numbers(torch.__version__) < (2, 9),
+    reason='torch before 2.9 asks the driver even for fake tensors of a GPU')
+half_on_cpu = pytest.mark.skipif(
+    not computes_half(), reason='this torch has no half precision on the CPU')
 
 
 class StayOnDevice(TorchDispatchMode):
