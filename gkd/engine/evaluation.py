@@ -6,37 +6,30 @@ import os.path as osp
 from numbers import Real
 from typing import Any
 
-from mmengine.runner import EpochBasedTrainLoop
-
+from gkd.engine.loop import is_evaluated, trained
 from gkd.prototypes.generation import all_gather
 from gkd.resume import evaluations, keep_evaluation
 
 
 def keep_metrics(runner, metrics: dict[str, Any]) -> None:
-    """Keep the metrics of the epoch that has ended, in ``WORK_DIR/evaluation.json``."""
+    """Keep the metrics of the epoch (or iteration) that has ended, in ``evaluation.json``."""
     if runner.rank == 0:
-        keep_evaluation(runner.work_dir, runner.epoch, {
+        keep_evaluation(runner.work_dir, trained(runner.train_loop)[0], {
             name.rpartition('/')[2]: float(value) for name, value in metrics.items()
             if isinstance(value, Real)})
 
 
 def is_evaluation_missing(runner, folder: str) -> bool:
-    """Whether the evaluation of a resumed run's last finished epoch was interrupted.
+    """Whether the evaluation that a resumed run begins after was interrupted.
 
     Args:
-        runner: The runner, between two epochs or after the last one.
+        runner: The runner, between two epochs (or iterations) or after the last one.
         folder: Where its checkpoints are; one from elsewhere was evaluated there.
     """
     start = runner._load_from
     if start is not None and osp.dirname(osp.abspath(start)) != osp.abspath(folder):
         return False
     # The first process decides: others may see the folder a little later.
-    done = all_gather(str(runner.epoch) in evaluations(runner.work_dir, runner.epoch))[0]
-    return not done and runner.val_loop is not None and is_evaluated(runner.train_loop)
-
-
-def is_evaluated(loop: EpochBasedTrainLoop) -> bool:
-    """Whether a loop evaluates after the epochs that it has trained so far."""
-    loop._decide_current_val_interval()
-    return loop.epoch >= max(1, loop.val_begin) and (
-        loop.epoch % loop.val_interval == 0 or loop.epoch == loop.max_epochs)
+    done = trained(runner.train_loop)[0]
+    known = all_gather(str(done) in evaluations(runner.work_dir, done))[0]
+    return not known and runner.val_loop is not None and is_evaluated(runner.train_loop)

@@ -18,11 +18,13 @@ import torch.distributed as dist
 from mmengine.dist import get_dist_info, is_main_process
 from mmengine.hooks import CheckpointHook, EMAHook
 from mmengine.registry import HOOKS
+from mmengine.runner import EpochBasedTrainLoop
 from torch.utils.data import DataLoader
 
 from gkd.bank import PrototypeBank
 from gkd.compat.wrapper import unwrap
 from gkd.engine.evaluation import is_evaluation_missing, keep_metrics
+from gkd.engine.loop import IterationTrainLoop, trained
 from gkd.errors import ConfigError
 from gkd.finite.weights import check_weights
 from gkd.frameworks.mmdet3 import require_epochs
@@ -46,21 +48,16 @@ class ResumableCheckpointHook(CheckpointHook):
     ``epoch_N_iter_I.pth`` is written inside an epoch. The last two are kept until the epoch's own
     checkpoint replaces them. ``resume = True`` finds the newest. If the evaluation of the last
     finished epoch was interrupted, the resumed run evaluates that first. Metrics are kept in
-    ``WORK_DIR/evaluation.json``.
+    ``WORK_DIR/evaluation.json``. A training that counts iterations takes ``by_epoch=False``:
+    ``iter_N.pth`` is written every ``interval`` iterations, and no others.
 
     Args:
         inside_epoch: Iterations between two checkpoints inside an epoch; 0 writes none.
         **settings: Those of MMEngine's hook.
-
-    Raises:
-        ConfigError: ``by_epoch`` is False.
     """
 
     def __init__(self, inside_epoch: int = 500, **settings: Any):
         super().__init__(**settings)
-        if not self.by_epoch:
-            raise ConfigError('ResumableCheckpointHook counts epochs; set `inside_epoch` for '
-                              'checkpoints inside of one, and leave out `by_epoch`.')
         self.inside_epoch = inside_epoch
         self.due = False
         self.state: Optional[dict] = None
@@ -73,8 +70,13 @@ class ResumableCheckpointHook(CheckpointHook):
         self.resumed = state if runner._resume else None
 
     def before_train(self, runner) -> None:
-        """Make the loader's order resumable, restore what the checkpoint holds, and catch up."""
+        """Make the loader's order resumable, restore what the checkpoint holds, and catch up.
+
+        Raises:
+            ConfigError: The training loop counts otherwise than the hook.
+        """
         require_epochs(runner.train_loop, 'checkpoints of ResumableCheckpointHook are')
+        self.check_count(runner.train_loop)
         super().before_train(runner)
         self.order = BatchOrder(runner.train_dataloader, runner.seed or 0)
         if runner.val_loop is not None:
@@ -84,14 +86,26 @@ class ResumableCheckpointHook(CheckpointHook):
         self.order.epoch = runner.epoch
         if state is not None:
             self.restore(runner, state)
-        self.training = True
+        self.training, done = True, trained(runner.train_loop)[0]
         if runner.rank == 0:
-            forget_evaluations(runner.work_dir, runner.epoch)
-        if not self.order.skip and is_evaluation_missing(runner, self.out_dir):
-            runner.logger.info(f'Evaluating epoch {runner.epoch}, which was interrupted.')
+            forget_evaluations(runner.work_dir, done)
+        if (not self.by_epoch or not self.order.skip) and \
+                is_evaluation_missing(runner, self.out_dir):
+            unit = 'epoch' if self.by_epoch else 'iteration'
+            runner.logger.info(f'Evaluating {unit} {done}, which was interrupted.')
             # Its checkpoint is written again if it is the best so far, as after any evaluation.
-            self.last_ckpt = osp.join(self.out_dir, self.filename_tmpl.format(runner.epoch))
+            self.last_ckpt = osp.join(self.out_dir, self.filename_tmpl.format(done))
             runner.val_loop.run()
+
+    def check_count(self, loop: EpochBasedTrainLoop) -> None:
+        """Raise ConfigError if a loop counts iterations and the hook epochs, or the reverse."""
+        counted = not isinstance(loop, IterationTrainLoop)
+        if self.by_epoch != counted:
+            raise ConfigError(
+                f'default_hooks.checkpoint.by_epoch = {self.by_epoch}, and train_cfg counts '
+                f'{"epochs" if counted else "iterations"}: set it to {counted}, and `interval` to '
+                f'the number of {"epochs" if counted else "iterations"} between two checkpoints'
+                + ('; for further ones inside an epoch set `inside_epoch`.' if counted else '.'))
 
     def restore(self, runner, state: dict) -> None:
         """Put back what a checkpoint holds besides what MMEngine keeps."""
@@ -102,13 +116,14 @@ class ResumableCheckpointHook(CheckpointHook):
         length = len(runner.train_dataloader)
         alike = is_same_setup(state, runner.world_size, length, runner.logger)
         self.order.skip = state['batches'] * length // state['length']
-        # MMEngine would count on from the iterations of the former setup.
-        runner.train_loop._iter = runner.epoch * length + self.order.skip
-        now = state['random'][runner.rank] if alike else None
-        if self.order.skip:
-            self.order.now = now
-        elif now is not None:
-            set_random_state(now)
+        if self.by_epoch:
+            # MMEngine would count on from the iterations of the former setup.
+            runner.train_loop._iter = runner.epoch * length + self.order.skip
+        elif not alike:
+            runner.train_loop._epoch, self.order.skip = divmod(runner.iter, length)
+        if alike:
+            set_random_state(state['random'][runner.rank])
+            self.order.now = state['random'][runner.rank] if self.order.skip else None
         if alike and state.get('gradients'):
             put_back_gradients(model, state['gradients'][runner.rank])
 
@@ -119,6 +134,9 @@ class ResumableCheckpointHook(CheckpointHook):
     def after_train_iter(self, runner, batch_idx: int, data_batch: Any = None,
                          outputs: Optional[dict] = None) -> None:
         """Write a checkpoint inside the epoch, at the next step of the optimiser."""
+        if not self.by_epoch:
+            super().after_train_iter(runner, batch_idx, data_batch, outputs)
+            return
         done = runner.iter + 1 - runner.epoch * len(runner.train_dataloader)
         if self.inside_epoch and done % self.inside_epoch == 0:
             self.due = True
@@ -146,7 +164,8 @@ class ResumableCheckpointHook(CheckpointHook):
         # MMEngine calls this on all processes, and writes with the first one only. It writes the
         # checkpoint of an epoch again if the epoch is the best so far.
         self.due = False
-        self.state = training_state(runner, batches=0)
+        begun = 0 if self.by_epoch else step - runner.epoch * len(runner.train_dataloader)
+        self.state = training_state(runner, batches=begun)
         super()._save_checkpoint_with_step(runner, step, meta)
         if is_main_process():
             remove_inside(self.out_dir, keep=0)

@@ -22,6 +22,7 @@ from gkd.compat.wrapper import unwrap
 from gkd.detectors.source import check_checkpoints, check_start
 from gkd.distiller import Distiller
 from gkd.engine.data import Part, build_part, built, check_ground_truth, look_at_test_data
+from gkd.engine.loop import in_epochs
 from gkd.engine.refusal import absent_folders, remove_traces
 from gkd.engine.trial import TrialHook
 from gkd.errors import ConfigError, naming
@@ -227,7 +228,7 @@ class Runner(runner.Runner):
     def build_train_loop(self, loop):
         """Build the loop and its loader likewise."""
         with naming('train_dataloader or train_cfg'):
-            built_loop = super().build_train_loop(loop)
+            built_loop = super().build_train_loop(in_epochs(loop))
         model = unwrap(self.model)
         if isinstance(model, Distiller):
             require_epochs(built_loop, DECAY)

@@ -247,14 +247,14 @@ def test_view(dataset: Dataset, index: int) -> tuple[Tensor, np.ndarray, tuple[i
     return data['inputs'], np.tile(factors, 2), tuple(known['img_shape'][:2])
 
 
-def epochs_in_all(runner: Any) -> int:
-    """Epochs of a whole training.
+def epochs_in_all(runner: Any) -> float:
+    """Epochs of a whole training; one that counts iterations may end inside an epoch.
 
     Raises:
-        ConfigError: It counts iterations; to MMEngine all of them are one epoch.
+        ConfigError: All iterations are one epoch, as in MMEngine's ``IterBasedTrainLoop``.
     """
     require_epochs(runner.train_loop, DECAY)
-    return runner.max_epochs
+    return runner.max_iters / len(runner.train_dataloader)
 
 
 def require_epochs(loop: BaseLoop, what: str) -> None:
@@ -266,7 +266,9 @@ def require_epochs(loop: BaseLoop, what: str) -> None:
     """
     if not isinstance(loop, EpochBasedTrainLoop):
         raise ConfigError(f'train_cfg.type = {type(loop).__name__}: {what} counted in epochs; use '
-                          f'EpochBasedTrainLoop with `max_epochs`.')
+                          f'EpochBasedTrainLoop with `max_epochs`, or IterationTrainLoop, which '
+                          f'has the settings of IterBasedTrainLoop and begins an epoch with every '
+                          f'pass through the data set.')
 
 
 def prototype_datasets(runner: Any) -> list[ConfigDict]:

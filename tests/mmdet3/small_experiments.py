@@ -62,6 +62,15 @@ def experiment(annotations, work_dir, family='one_stage', workers=0, hooks=(),
         randomness=dict(seed=0), log_level='WARNING', **settings))
 
 
+def counting_iterations(config, max_iters=8, interval=2, sampler='InfiniteSampler'):
+    """The same, for so many iterations; three are a pass through the data."""
+    config.train_cfg = dict(type='IterationTrainLoop', max_iters=max_iters, val_interval=4)
+    config.train_dataloader.sampler.type = sampler
+    config.default_hooks.checkpoint.update(by_epoch=False, interval=interval)
+    config.log_processor = dict(by_epoch=False)
+    return config
+
+
 def train(config, **settings):
     config = copy.deepcopy(config)
     config.update(settings)
