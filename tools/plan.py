@@ -56,7 +56,8 @@ def main():
             raise
         print(f'  {error}')
         return
-    generations = schedule_of(config).generations(config.model.prototypes.get('interval', 1))
+    generations = schedule_of(config).generations(
+        config.model.prototypes.get('interval', 1), generation.available, args.gpus)
     print('\n'.join(generation.lines(generations, args.gpus)))
 
 

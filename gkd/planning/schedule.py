@@ -41,12 +41,16 @@ class Schedule:
             return self.learning_rate
         return self.learning_rate * self.images * gpus / self.base_batch
 
-    def generations(self, interval: int) -> int:
+    def generations(self, interval: int, images: int, gpus: int) -> int:
         """How often prototypes are generated every ``interval`` epochs.
 
-        A training that counts steps is a single epoch to its hooks.
+        Args:
+            interval: Epochs between two generations.
+            images: Of the data set; an epoch of a training that counts steps is a pass through it.
+            gpus: Processes that train.
         """
-        return ceil(self.length / interval) if self.unit == 'epoch' else 1
+        passes = self.length * self.images * gpus / images
+        return ceil((self.length if self.unit == 'epoch' else passes) / interval)
 
     def describe(self, gpus: int) -> str:
         """The schedule in words, for a number of processes."""

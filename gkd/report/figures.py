@@ -50,16 +50,27 @@ def figure(x: str, y: str, height: int = 260, **layout) -> go.Figure:
         xaxis=dict(title=dict(text=x)), yaxis=dict(title=dict(text=y)), **layout))
 
 
+def common_unit(runs: Sequence[Run]) -> str:
+    """What the trainings are drawn over: steps if any of them counts those, else epochs."""
+    return 'step' if any(run.length and not run.by_epoch for run in runs) else 'epoch'
+
+
+def width(run: Run, unit: str) -> int:
+    """How many of the common unit one of a run's own is."""
+    return 1 if run.unit == unit else run.steps_per_epoch()
+
+
 def draw_ap(runs: Sequence[Run]) -> Optional[go.Figure]:
-    """AP after every evaluated epoch; None if nothing was evaluated."""
-    plot = figure('epoch', 'AP in percent')
+    """AP after every evaluation; None if nothing was evaluated."""
+    unit = common_unit(runs)
+    plot = figure(unit, 'AP in percent')
     for run in runs:
-        values = {epoch: 100 * metrics[METRICS['AP']] for epoch, metrics in
+        values = {done * width(run, unit): 100 * metrics[METRICS['AP']] for done, metrics in
                   sorted(run.evaluations.items()) if METRICS['AP'] in metrics}
         if values:
             plot.add_scatter(x=list(values), y=list(values.values()), name=run.name,
                              mode='lines+markers', line=dict(color=colours(runs)[run.name]),
-                             hovertemplate='epoch %{x}: AP %{y:.1f}')
+                             hovertemplate=f'{unit} %{{x}}: AP %{{y:.1f}}')
     plot.update_xaxes(tickformat='d', rangemode='tozero')
     return plot if plot.data else None
 
@@ -108,25 +119,35 @@ def draw_precision(runs: Sequence[Run],
 def draw_losses(runs: Sequence[Run]) -> dict[str, go.Figure]:
     """Every loss term and the learning rate, with the decay of distillation, by its name."""
     plots: dict[str, go.Figure] = {}
+    unit = common_unit(runs)
     for run in runs:
         for name, curve in run.curves().items():
-            plot = plots.setdefault(name, figure('epoch' if run.by_epoch else 'step', '', 210))
+            plot = plots.setdefault(name, figure(unit, '', 210))
             x, y = zip(*curve)
-            plot.add_scatter(x=x, y=y, name=run.name, line=dict(color=colours(runs)[run.name]),
+            plot.add_scatter(x=[done * width(run, unit) for done in x], y=y, name=run.name, line=dict(color=colours(runs)[run.name]),
                              mode='lines' if len(curve) > 20 else 'lines+markers',
                              marker=dict(size=5), hovertemplate='%{x:.2f}: %{y:.4g}')
             plot.update_layout(yaxis=dict(rangemode='tozero'))
-    longest = max((run.length for run in runs if run.is_distilled and run.by_epoch), default=None)
-    taught = {name for run in runs if run.is_distilled for name in run.curves()}
-    for name in taught - {'lr'} if longest else ():
-        add_decay(plots[name], longest)
+    distilled = [run for run in runs if run.is_distilled]
+    taught = {name for run in distilled for name in run.curves()}
+    longest = max(distilled, key=lambda run: run.length * width(run, unit), default=None)
+    for name in taught - {'lr'}:
+        add_decay(plots[name], longest.length * width(longest, unit),
+                  1 if unit == 'epoch' else longest.steps_per_epoch())
     # The sum first, the learning rate last.
     return dict(sorted(plots.items(), key=lambda entry: (entry[0] != 'loss', entry[0] == 'lr')))
 
 
-def add_decay(plot: go.Figure, epochs: int) -> None:
-    """Draw the factor that falls from epoch to epoch, on an axis of its own at the right."""
-    plot.add_scatter(x=list(range(epochs + 1)), y=[1 - e / epochs for e in range(epochs + 1)],
+def add_decay(plot: go.Figure, length: int, epoch: int) -> None:
+    """Draw the factor that falls from epoch to epoch, on an axis of its own at the right.
+
+    Args:
+        plot: Where it is drawn.
+        length: Of the training, in units of the plot.
+        epoch: Of an epoch, likewise.
+    """
+    x = [*range(0, length, epoch), length]
+    plot.add_scatter(x=x, y=[1 - done / length for done in x],
                      name='decay', yaxis='y2', mode='lines', hovertemplate='decay %{y:.2f}',
                      line=dict(color=GREY, dash='dot', width=1.5, shape='hv'))
     plot.update_layout(margin=dict(r=40), yaxis2=dict(

@@ -52,6 +52,7 @@ def write_report(work_dir: str, others: Sequence[str], path: str) -> None:
         title=osp.basename(osp.abspath(work_dir)), main=main, runs=runs,
         colours=colours, state=state(main), summary=summarize(runs, metrics),
         columns=list(METRICS), table=ap_table(runs, metrics), notes=notes, pictures=pictures,
+        unit=figures.common_unit(runs),
         shown={name: colours[name] for name in precisions},
         ap=figures.draw_ap(runs), sizes=figures.draw_sizes(runs, metrics),
         precision=figures.draw_precision(runs, precisions), losses=figures.draw_losses(runs),
@@ -94,11 +95,10 @@ def evaluate(main: Run, runs: Sequence[Run], validation: Validation,
 
 def state(run: Run) -> str:
     """How far a run is."""
-    unit = 'epoch' if run.by_epoch else 'step'
-    done = f'{run.trained:.4g}'
+    done = f'{run.trained:.4g}' if run.by_epoch else f'{run.trained}'
     if run.trained >= (run.length or 0):
-        return f'trained for {done} {unit}{"s" * (done != "1")}'
-    return f'not finished: {done} of {run.length} {unit}s'
+        return f'trained for {done} {run.unit}{"s" * (done != "1")}'
+    return f'not finished: {done} of {run.length} {run.unit}s'
 
 
 def summarize(runs: Sequence[Run], metrics: dict[str, dict[str, float]]) -> str:
@@ -125,7 +125,8 @@ def role_means(runs: Sequence[Run], metrics: dict[str, dict[str, float]]) -> dic
 
 
 def ap_table(runs: Sequence[Run], metrics: dict[str, dict[str, float]]) -> list[dict[str, Any]]:
-    """Rows of the AP table: ``run``, ``epoch``, ``cells`` and ``gain`` over the plain student."""
+    """Rows of the AP table: ``run``, ``last``, ``cells`` and ``gain`` over the plain student."""
+    unit = figures.common_unit(runs)
     plain = role_means(runs, metrics).get(PLAIN_STUDENT)
     rows = []
     for run in runs:
@@ -134,7 +135,10 @@ def ap_table(runs: Sequence[Run], metrics: dict[str, dict[str, float]]) -> list[
         gain = ''
         if run.role == DISTILLED and plain is not None and METRICS['AP'] in found:
             gain = f'{100 * found[METRICS["AP"]] - plain:+.1f}'
-        rows.append(dict(run=run, epoch=max(run.evaluations, default=NOTHING), gain=gain,
+        last = max(run.evaluations, default=NOTHING)
+        if run.evaluations and run.unit != unit:
+            last = f'{run.unit} {last}'
+        rows.append(dict(run=run, last=last, gain=gain,
                          cells=[f'{100 * v:.1f}' if v >= 0 else NOTHING for v in values]))
     return rows
 

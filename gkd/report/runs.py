@@ -43,7 +43,7 @@ class Run:
         checkpoint: Its last checkpoint; None if there is none yet.
         detections: File of COCO results, which may not exist.
         lines: Lines of its JSON logs that count, oldest first.
-        evaluations: Metrics by epoch.
+        evaluations: Metrics by epoch, or by step if those are counted.
         record: What the :class:`gkd.recorder.Recorder` has kept.
     """
 
@@ -70,6 +70,11 @@ class Run:
         return 'max_epochs' in self.config.get('runner', {})
 
     @property
+    def unit(self) -> str:
+        """What the training is counted in: ``'epoch'`` or ``'step'``."""
+        return 'epoch' if self.by_epoch else 'step'
+
+    @property
     def length(self) -> Optional[int]:
         """Epochs (or steps) to train; None for a bare checkpoint."""
         runner = self.config.get('runner', {})
@@ -79,7 +84,7 @@ class Run:
     def trained(self) -> float:
         """Epochs (or steps) that the log tells of."""
         done = [self.place(line) for line in self.lines if line.get('mode') == 'train']
-        return max([*done, *(self.evaluations if self.by_epoch else ())], default=0)
+        return max([*done, *self.evaluations], default=0)
 
     def steps_per_epoch(self) -> int:
         """Steps of an epoch; where they were not recorded, of the longest epoch in the log."""
@@ -91,7 +96,7 @@ class Run:
     def place(self, line: dict) -> float:
         """How far training was at a line of the log: epochs, or steps if those are counted."""
         if not self.by_epoch:
-            return line['iter']
+            return line.get('step', line['iter'])
         return line['epoch'] - 1 + line['iter'] / self.steps_per_epoch()
 
     def curves(self) -> dict[str, list[tuple[float, float]]]:
@@ -181,14 +186,15 @@ def read_run(work_dir: str) -> Run:
     if text is None:
         raise DataError(f'{work_dir} is not the work dir of a training: it has neither {RECORD} '
                         f'nor a log (*.log.json, */vis_data/scalars.json).')
-    # MMDetection's own trainings have their metrics in the log only.
-    evaluations = {line['epoch']: line for line in lines if METRICS['AP'] in line}
-    evaluations.update((int(epoch), metrics) for epoch, metrics in
-                       read_json(osp.join(work_dir, EVALUATION)).items() if metrics)
+    kept = {int(done): metrics for done, metrics in
+            read_json(osp.join(work_dir, EVALUATION)).items() if metrics}
     config = parse_config(text, work_dir)
     run = Run(osp.basename(osp.abspath(work_dir)), DETECTOR, work_dir, config, text,
-              last_whole_checkpoint(work_dir), osp.join(work_dir, DETECTIONS), lines, evaluations,
-              record)
+              last_whole_checkpoint(work_dir), osp.join(work_dir, DETECTIONS), lines, kept, record)
+    if run.by_epoch or not kept:
+        # MMDetection's own trainings have their metrics in the log only.
+        logged = {line['epoch']: line for line in lines if METRICS['AP'] in line}
+        run.evaluations = {**logged, **kept}
     if run.is_distilled:
         run.role = DISTILLED
     elif config.model.type == Distiller.__name__:

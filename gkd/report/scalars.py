@@ -40,13 +40,18 @@ def read_scalars(work_dir: str) -> tuple[list[dict], str | None]:
 
 
 def lines_of(path: str) -> Iterator[dict]:
-    """Lines of a file with the names of MMDetection 2, up to a line that was cut short."""
+    """Lines of a file with the names of MMDetection 2, up to a line that was cut short.
+
+    Of a training that counts iterations, metrics have the last iteration as their ``epoch``.
+    """
+    iteration = None
     for line in read_log(path):
         if 'loss' in line:
+            iteration = None if 'epoch' in line else line['iter']
             yield dict(line, mode='train', epoch=line.get('epoch', 1))  # a loop may count none
         elif any('/' in name for name in line):
             metrics = {name.rpartition('/')[2]: value for name, value in line.items()}
-            yield dict(metrics, mode='val', epoch=line['step'], iter=0)
+            yield dict(metrics, mode='val', epoch=iteration or line['step'], iter=0)
 
 
 def with_names_of_mmdetection_2(config: Config) -> Config:

@@ -64,7 +64,7 @@ def summarise(work_dir: str, config: str) -> str:
 
 
 def metrics_table(run: Run) -> str:
-    """Metrics in percent, of the best and the last epoch."""
+    """Metrics in percent, of the best and the last evaluation."""
     last = max(run.evaluations)
     known = [name for name in run.evaluations[last] if name in NAMES]
     names = (known or list(run.evaluations[last]))[:3]
@@ -74,7 +74,7 @@ def metrics_table(run: Run) -> str:
     cells = [['', *(NAMES.get(name, name).rjust(5) for name in names)]]
     for title, epoch in {'best': best, 'last': last}.items():
         if title == 'last' or best != last:
-            cells.append([f'{title}, epoch {epoch}',
+            cells.append([f'{title}, {run.unit} {epoch}',
                           *(f'{100 * value:5.1f}' if value >= 0 else NOTHING.rjust(5)
                             for value in values[epoch])])
     return markdown(cells)
@@ -106,8 +106,8 @@ def detector(model: dict[str, Any]) -> str:
 
 def training(run: Run) -> str:
     """How long it was trained, and how long that took."""
-    unit = 'epoch' if run.by_epoch else 'step'
-    text = f'{run.trained:g} {unit}{"s" * (run.trained != 1)}'
+    done = f'{run.trained:g}' if run.by_epoch else f'{run.trained}'
+    text = f'{done} {run.unit}{"s" * (run.trained != 1)}'
     if 'seconds' in run.record:
         text += f' in {tqdm.format_interval(run.record["seconds"])}'
     step = median_step(run.lines)
