@@ -47,8 +47,9 @@ class GenerationPlan:
 
     Example:
         >>> plan = GenerationPlan(
-        ...     available=80, images=20, batches=3, instances=(100, 0, 50), teacher_channels=(256,),
-        ...     student_channels=(256,), num_prototypes=10, max_pairs=2**24, exact=True)
+        ...     available=80, images=20, batches=3, instances=(100, 0, 50),
+        ...     teacher_channels=(256,), student_channels=(256,), num_prototypes=10,
+        ...     max_pairs=2**24, exact=True)
         >>> plan.feature_bytes == 150 * (256 + 256) * 4
         True
     """

@@ -124,7 +124,8 @@ def draw_losses(runs: Sequence[Run]) -> dict[str, go.Figure]:
         for name, curve in run.curves().items():
             plot = plots.setdefault(name, figure(unit, '', 210))
             x, y = zip(*curve)
-            plot.add_scatter(x=[done * width(run, unit) for done in x], y=y, name=run.name, line=dict(color=colours(runs)[run.name]),
+            plot.add_scatter(x=[done * width(run, unit) for done in x], y=y, name=run.name,
+                             line=dict(color=colours(runs)[run.name]),
                              mode='lines' if len(curve) > 20 else 'lines+markers',
                              marker=dict(size=5), hovertemplate='%{x:.2f}: %{y:.4g}')
             plot.update_layout(yaxis=dict(rangemode='tozero'))

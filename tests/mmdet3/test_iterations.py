@@ -1,7 +1,5 @@
 """Trainings that count iterations: their epochs are passes through the data set."""
 
-from pathlib import Path
-
 import pytest
 import torch
 from mmengine.hooks import Hook
