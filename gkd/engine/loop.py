@@ -79,7 +79,8 @@ class IterationTrainLoop(EpochBasedTrainLoop):
 class Passes:
     """A batch sampler that yields the endless batches of an ``InfiniteSampler`` pass by pass.
 
-    A pass has as many batches as the data set fills in all processes.
+    A pass has as many batches as the data set fills in all processes. Where batches are of images
+    of one shape, an image may slip from one pass into the next.
 
     Args:
         loop: The loop; its loader gives the batches, and its epoch says which pass is next.

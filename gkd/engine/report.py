@@ -38,7 +38,9 @@ class ReportHook(Hook):
             return
         self.interval = next((hook.interval for hook in runner.hooks
                               if isinstance(hook, LoggerHook)), self.interval)
-        self.recorder = Recorder(unwrap(runner.model), runner.work_dir, runner.epoch, runner.iter,
+        # Where nothing is left to train, all that was recorded stays.
+        epoch = runner.epoch if runner.iter < runner.max_iters else runner.max_epochs
+        self.recorder = Recorder(unwrap(runner.model), runner.work_dir, epoch, runner.iter,
                                  runner.cfg.pretty_text, runner.seed, runner.world_size)
         self.recorder.time_calls(runner.optim_wrapper, 'update_params', 'backward')
 

@@ -1,13 +1,24 @@
 """Trainings that count iterations: their epochs are passes through the data set."""
 
+import json
+from types import SimpleNamespace
+
 import pytest
 import torch
+from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
-from small_experiments import counting_iterations, experiment, train
+from small_experiments import counting_iterations, detector, experiment, train
 
 from gkd.compat.checkpoint import load_checkpoint_file
-from gkd.report.runs import read_run
+from gkd.engine import loop
+from gkd.engine import report as report_of_engine
+from gkd.engine.commands import export_student
+from gkd.engine.runner import Runner
+from gkd.frameworks import build_detector
+from gkd.report.figures import draw_ap, draw_losses, draw_weights
+from gkd.report.runs import read_runs
+from gkd.report.summary import format_summary
 
 
 @HOOKS.register_module()
@@ -39,30 +50,91 @@ def watched(config, until=None, **settings):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('sampler', ['InfiniteSampler', 'DefaultSampler'])
-def test_a_killed_run_goes_on_exactly(annotations, tmp_path, sampler):
-    """In the middle of a pass, at its end, and where an evaluation was interrupted."""
+@pytest.mark.parametrize('sampler, stops', [('InfiniteSampler', (2, 3)), ('DefaultSampler', (4,))])
+def test_a_killed_run_goes_on_exactly(annotations, tmp_path, sampler, stops):
+    """In the middle of a pass, at its end, and where an evaluation in one was interrupted."""
     def of(folder):
-        return counting_iterations(experiment(annotations, tmp_path / folder), sampler=sampler,
-                                   interval=1)
+        config = counting_iterations(experiment(annotations, tmp_path / folder), sampler=sampler,
+                                     interval=1)
+        # As long as nothing is found, the first evaluation is the best.
+        config.default_hooks.checkpoint.update(save_best='coco/bbox_mAP', rule='less')
+        return config
 
     whole = watched(of('whole'))
-    assert [step[:2] for step in whole] == [(number, (number - 1) // 3) for number in range(1, 9)]
-    assert [step[2] for step in whole] == [number // 3 * 3 / 8 for number in range(8)]
-    for epoch in range(2):
-        images = sum((step[3] for step in whole if step[1] == epoch), [])
-        assert len(images) == 6
-    assert len(whole) == 8
+    assert [step[:3] for step in whole] == [
+        (number + 1, number // 3, number // 3 * 3 / 8) for number in range(8)]
+    if sampler == 'DefaultSampler':
+        # In endless batches of images of one shape, an image may slip into the next pass.
+        assert all(sorted(sum((step[3] for step in whole[first:first + 3]), [])) == [*range(1, 7)]
+                   for first in (0, 3))
     seen = []
-    for until in (2, 3, 5, None):
+    for until in (*stops, None):
         seen += watched(of('killed'), until, resume=True)
     assert seen == whole
-    for folder in ('whole', 'killed'):
-        assert sorted(path.name for path in tmp_path.glob(f'{folder}/*.pth')) == [
-            f'iter_{number}.pth' for number in range(1, 9)]
-        assert sorted(path.name for path in tmp_path.glob(f'{folder}/prototypes/epoch_*')) == [
-            f'epoch_{number}.safetensors' for number in (1, 2, 3)]
     one, other = (load_checkpoint_file(tmp_path / folder / 'iter_8.pth')['state_dict']
                   for folder in ('whole', 'killed'))
     assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
-    assert [*read_run(str(tmp_path / 'killed')).evaluations] == [4, 8]
+    found = [json.loads((tmp_path / folder / 'evaluation.json').read_text())
+             for folder in ('whole', 'killed')]
+    assert found[0] == found[1] and [*found[0]] == ['4', '8']
+    for folder in ('whole', 'killed'):
+        assert {path.name for path in tmp_path.glob(f'{folder}/*.pth')} == {
+            *(f'iter_{number}.pth' for number in range(1, 9)), 'best_coco_bbox_mAP_iter_4.pth'}
+        assert {path.name for path in tmp_path.glob(f'{folder}/prototypes/epoch_*')} == {
+            f'epoch_{number}.safetensors' for number in (1, 2, 3)}
+
+
+@pytest.mark.slow
+def test_with_another_batch_size_iterations_go_on_and_passes_are_counted_anew(
+        annotations, tmp_path):
+    """Seven batches of two are two passes and a batch; with one image each, a pass and a batch."""
+    config = counting_iterations(experiment(annotations, tmp_path), max_iters=12, interval=1)
+    config.update(val_dataloader=None, val_cfg=None, val_evaluator=None)
+    watched(config, until=7)
+    config.train_dataloader.batch_size = 1
+    assert [step[:3] for step in watched(config, resume=True)] == [
+        (number, 1, 0.5) for number in range(8, 13)]
+
+
+def test_the_commands_count_passes_of_all_processes(annotations, tmp_path, monkeypatch):
+    """And take the loop that counts them for MMEngine's."""
+    config = counting_iterations(experiment(annotations, tmp_path))
+    monkeypatch.setattr(loop, 'get_world_size', lambda: 2)
+    for train_cfg in (dict(type='IterBasedTrainLoop', max_iters=5), dict(by_epoch=False,
+                                                                         max_iters=5)):
+        config.train_cfg = train_cfg
+        built = Runner.with_checked_data(config, 'train').train_loop
+        assert (type(built), len(built.dataloader)) == (loop.IterationTrainLoop, 2)
+        assert (built.max_epochs, built.max_iters) == (3, 5)
+
+
+@pytest.mark.slow
+def test_the_report_and_the_student(annotations, tmp_path, monkeypatch):
+    """Beside a training that counts epochs, of three steps each."""
+    config = counting_iterations(experiment(annotations, tmp_path / 'steps',
+                                            hooks=[dict(type='ReportHook')]))
+    train(config)
+    report = (tmp_path / 'steps' / 'report.html').read_text()
+    assert 'trained for 8 steps' in report and '<th>step</th>' in report
+    # Nothing is left to do, and nothing is forgotten.
+    monkeypatch.setattr(report_of_engine, 'subprocess', SimpleNamespace(
+        run=lambda *_, **__: SimpleNamespace(returncode=0)))
+    train(config, resume=True)
+    train(experiment(annotations, tmp_path / 'epochs'))
+    run, runs = read_runs(str(tmp_path / 'steps'), [str(tmp_path / 'epochs')])
+    summary = format_summary(run.work_dir, 'config.py')
+    assert 'last, step 8' in summary and 'training:   8 steps' in summary
+    assert f'{tmp_path}/steps/iter_8.pth' in summary
+    other = next(each for each in runs if each is not run)
+    places = {line.name: line.x for line in draw_ap(runs).data}
+    assert places == {run.name: (4, 8), other.name: (3, 6)}
+    drawn = draw_losses(runs)['loss_global']
+    assert drawn.layout.xaxis.title.text == 'step'
+    places = {line.name: line.x for line in drawn.data}
+    assert places[run.name] == tuple(range(1, 9)) and places[other.name] == tuple(range(1, 7))
+    assert [line.y for line in drawn.data if line.name == 'decay'] == [(1, 0.625, 0.25, 0)]
+    assert next(iter(draw_weights(run).values())).data[0].x == (1, 2, 3)
+    student = str(tmp_path / 'student.pth')
+    export_student(config, f'{run.work_dir}/iter_8.pth', student)
+    plain = build_detector(Config(detector('one_stage')))
+    plain.load_state_dict(load_checkpoint_file(student)['state_dict'], strict=True)

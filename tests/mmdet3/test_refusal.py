@@ -89,6 +89,18 @@ def no_epoch(config):
     config.train_cfg.max_epochs = 0
 
 
+def checkpoints_of_epochs(config):
+    config.train_cfg = dict(by_epoch=False, max_iters=4)
+
+
+def checkpoints_of_iterations(config):
+    config.default_hooks.checkpoint.by_epoch = False
+
+
+def half_an_iteration(config):
+    config.train_cfg = dict(type='IterBasedTrainLoop', max_iters=4.5)
+
+
 def half_an_evaluation(config):
     config.val_dataloader = None
 
@@ -99,6 +111,9 @@ REFUSED = [
     (no_hook_that_counts_the_decay, 'custom_hooks has no PrototypeHook'),
     (prototypes_of_a_plain_detector, 'PrototypeHook, which serves a Distiller, but .* RetinaNet'),
     (no_epoch, 'train_cfg = .*: must train for at least one epoch'),
+    (checkpoints_of_epochs, 'by_epoch = True, and train_cfg counts iterations: .*False'),
+    (checkpoints_of_iterations, 'by_epoch = False, and train_cfg counts epochs: .*True'),
+    (half_an_iteration, 'train_cfg.max_iters = 4.5: must be a whole number'),
     (half_an_evaluation, 'the config: ValueError: val_dataloader, val_cfg, and val_evaluator'),
     (a_pair_that_a_method_refuses, 'GID: a two-stage teacher'),
     (another_student, 'other.pth does not fit the RetinaNet'),

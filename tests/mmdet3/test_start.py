@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.config import Config
-from small_experiments import experiment
 from test_engine import Line, Numbers
 
 from gkd.engine.commands import choose_start, load_config, replace_epochs
@@ -102,14 +101,3 @@ def test_a_folder_that_was_moved_or_damaged_is_gone_on_in(tmp_path):
         (tmp_path / 'moved' / f'epoch_{number}.pth').write_bytes(b'')
     with pytest.raises(CheckpointError, match='no checkpoint in .*moved can be read'):
         run(tmp_path / 'moved', 4)
-
-
-def test_a_distillation_that_counts_iterations_is_refused(annotations, tmp_path):
-    config = experiment(annotations, tmp_path / 'work')
-    config.train_cfg = dict(type='IterBasedTrainLoop', max_iters=4)
-    for hook in ('ResumableCheckpointHook', 'CheckpointHook'):
-        config.default_hooks.checkpoint = dict(type=hook)
-        runner = Runner.with_checked_data(config, 'train')
-        with pytest.raises(ConfigError, match='train_cfg.type = IterBasedTrainLoop: .*epochs'):
-            runner.train()
-        assert not (tmp_path / 'work').exists()
