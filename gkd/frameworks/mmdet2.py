@@ -193,9 +193,9 @@ def test_view(dataset: Dataset, index: int) -> tuple[Tensor, np.ndarray, tuple[i
             tuple(meta['img_shape'][:2]))
 
 
-def epochs_in_all(runner: Any) -> int:
-    """Epochs of a whole training; mmcv's runners that count none have no epochs that begin."""
-    return runner.max_epochs
+def epochs_in_all(runner: Any) -> float:
+    """Epochs of a whole training; one that counts iterations may end inside an epoch."""
+    return runner.max_iters / len(runner.data_loader)
 
 
 def prototype_datasets(runner: Any) -> list[ConfigDict]:

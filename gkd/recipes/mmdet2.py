@@ -79,7 +79,7 @@ def check_recipe(path: str, folder: str) -> RecipeReport:
     shutil.rmtree(work_dir, ignore_errors=True)
     use_random_checkpoints(config.model, folder)
     use_synthetic_data(config, osp.join(folder, SCRATCH, 'data'))
-    config.runner.max_epochs = 1
+    config.runner['max_iters' if 'max_iters' in config.runner else 'max_epochs'] = 1
     config.custom_hooks = [*(config.get('custom_hooks') or ()), dict(type=LossRecorder.__name__)]
     config.work_dir = work_dir
     train(config, resume='never', validate=False)

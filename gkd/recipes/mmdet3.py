@@ -32,6 +32,7 @@ from gkd.recipes import (
     write_coco,
     write_voc,
 )
+from gkd.work_dir import checkpoints
 
 __all__ = ['check_recipe', 'recipes']
 
@@ -95,7 +96,7 @@ def check_recipe(path: str, folder: str) -> RecipeReport:
     config.work_dir = work_dir
     losses = take_step(config)
     check_losses(losses, config.model)
-    trained = osp.join(work_dir, 'epoch_1.pth')
+    trained, = checkpoints(work_dir)
     check_student(config.model, trained)
     if 'student' in config.model:
         exported = osp.join(work_dir, 'student.pth')
@@ -110,9 +111,9 @@ def check_recipe(path: str, folder: str) -> RecipeReport:
 
 
 def take_step(config: Config) -> dict[str, float]:
-    """Train for an epoch without evaluation; returns the losses of its last step."""
+    """Train for an epoch, or a step, without evaluation; returns the losses of the last step."""
     config = Config(config.to_dict(), filename=config.filename)
-    config.train_cfg.max_epochs = 1
+    config.train_cfg['max_iters' if 'max_iters' in config.train_cfg else 'max_epochs'] = 1
     config.val_dataloader = config.val_cfg = config.val_evaluator = None
     # A report has nothing to tell yet, and takes a process of its own.
     config.custom_hooks = [hook for hook in config.get('custom_hooks') or ()

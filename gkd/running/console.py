@@ -74,7 +74,8 @@ class EpochBar(Hook):
 
     def after_train_epoch(self, runner) -> None:
         """Take the bar away."""
-        self.bar.close()
+        if self.bar is not None:  # a run may go on from the last iteration of an epoch
+            self.bar.close()
         self.bar = None
 
 

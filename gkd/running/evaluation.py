@@ -24,6 +24,7 @@ from gkd.prototypes.generation import all_gather
 from gkd.report.loggers import ImageLoggerHook
 from gkd.resume import evaluations, forget_evaluations, keep_evaluation
 from gkd.running.data import leaf_datasets, loader_settings
+from gkd.running.runner import IterationRunner, runner_type, trained
 
 # In the names of metrics of COCO, VOC and proposals.
 METRIC_PARTS = ('AP', 'AR@', 'AR_', 'recall@')
@@ -48,7 +49,8 @@ def evaluation_hook(config: Config, model: nn.Module, dataset: Dataset) -> EvalH
     # With torch's global generator an evaluation would change the random numbers of the training
     # after it, and those of a run that is resumed there.
     loader.generator = torch.Generator()
-    settings = {'by_epoch': True, **config.get('evaluation', {})}
+    settings = {'by_epoch': runner_type(config) is not IterationRunner,
+                **config.get('evaluation', {})}
     if settings.get('gpu_collect') and not torch.cuda.is_available():
         raise ConfigError('evaluation.gpu_collect = True needs a GPU, and none is found. Leave it '
                           'out: results are then collected in files.')
@@ -85,10 +87,11 @@ class EvaluationRecorder(Hook):
 
     def before_run(self, runner) -> None:
         """Restore the metrics that a resumed run measured before, and its best epoch."""
+        done = trained(runner)
         if runner.rank == 0:
-            forget_evaluations(runner.work_dir, runner.epoch)
-        history = evaluations(runner.work_dir, runner.epoch)
-        self.metrics = history.get(str(runner.epoch), {})
+            forget_evaluations(runner.work_dir, done)
+        history = evaluations(runner.work_dir, done)
+        self.metrics = history.get(str(done), {})
         if history and self.evaluation.save_best is not None:
             self.remember_best(runner, history)
 
@@ -100,13 +103,14 @@ class EvaluationRecorder(Hook):
             evaluation._init_rule(evaluation.rule, first)
         key = evaluation.key_indicator
         best = None
-        for epoch, metrics in history.items():
+        for done, metrics in history.items():
             # mmcv does not save a best of 0.
             if metrics.get(key) and (best is None or evaluation.compare_func(
                     metrics[key], history[best][key])):
-                best = epoch
+                best = done
         if best is not None:
-            path = osp.join(evaluation.out_dir, f'best_{key}_epoch_{best}.pth')
+            unit = 'iter' if isinstance(runner, IterationRunner) else 'epoch'
+            path = osp.join(evaluation.out_dir, f'best_{key}_{unit}_{best}.pth')
             evaluation.best_ckpt_path = path
             runner.meta['hook_msgs'].update(best_score=history[best][key], best_ckpt=path)
 
@@ -131,11 +135,11 @@ class EvaluationRecorder(Hook):
         if not self.metrics and isinstance(self.evaluation.dataloader.dataset, CocoDataset):
             # MMDetection gives no metrics where nothing at all was detected.
             self.metrics = {METRICS[name]: 0.0 for name in ('AP', 'AP50', 'AP75')}
-        keep_evaluation(runner.work_dir, runner.epoch + 1, self.metrics)
+        keep_evaluation(runner.work_dir, trained(runner) + 1, self.metrics)
 
 
 class MissedEvaluation(Hook):
-    """Evaluate the last finished epoch of a resumed run, if its evaluation was interrupted.
+    """Evaluate where a resumed run begins, if the evaluation there was interrupted.
 
     Args:
         recorder: What has been evaluated, and by which hook.
@@ -147,20 +151,23 @@ class MissedEvaluation(Hook):
         self.recorder = recorder
 
     def before_run(self, runner) -> None:
-        """Go back to the end of the epoch and do what is missing."""
+        """Go back to the end of the epoch, or iteration, and do what is missing."""
         evaluation = self.recorder.evaluation
-        history = evaluations(runner.work_dir, runner.epoch)
-        done = all_gather(str(runner.epoch) in history)[0]
+        counts_iterations = isinstance(runner, IterationRunner)
+        unit, count = ('iteration', '_iter') if counts_iterations else ('epoch', '_epoch')
+        reached = trained(runner)
+        done = all_gather(str(reached) in evaluations(runner.work_dir, reached))[0]
         runner.mode = 'train'
-        runner._epoch -= 1
-        if not done and evaluation.by_epoch and evaluation._should_evaluate(runner):
-            runner.logger.info(f'Evaluating epoch {runner.epoch + 1}, which was interrupted.')
-            evaluation.after_train_epoch(runner)
-            self.recorder.after_train_epoch(runner)
+        setattr(runner, count, reached - 1)
+        if not done and evaluation.by_epoch != counts_iterations and \
+                evaluation._should_evaluate(runner):
+            runner.logger.info(f'Evaluating {unit} {reached}, which was interrupted.')
+            evaluation._do_evaluate(runner)
+            self.recorder.record(runner)
             for hook in runner.hooks:
                 if isinstance(hook, (LoggerHook, ImageLoggerHook)):
                     hook.after_train_epoch(runner)
-        runner._epoch += 1
+        setattr(runner, count, reached)
 
 
 def check_metrics(model: BaseDetector, dataset: CustomDataset, metrics: Sequence[str],

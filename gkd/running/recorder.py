@@ -44,8 +44,10 @@ class TrainingRecorder(Hook):
         self.interval = next((hook.interval for hook in runner.hooks
                               if isinstance(hook, LoggerHook)), self.interval)
         model = unwrap(runner.model)
+        # Where nothing is left to train, all that was recorded stays.
+        epoch = runner.epoch if runner.iter < runner.max_iters else runner.max_epochs
         self.recorder = Recorder(
-            model, runner.work_dir, runner.epoch, runner.iter, runner.meta.get('config', ''),
+            model, runner.work_dir, epoch, runner.iter, runner.meta.get('config', ''),
             runner.meta.get('seed'), runner.world_size)
         self.recorder.time_calls(model, 'train_step', 'forward', then='backward')
         self.collect_detections(runner)
@@ -66,7 +68,8 @@ class TrainingRecorder(Hook):
         if runner.rank > 0:
             return
         self.recorder.end_step()
-        if self.every_n_iters(runner, self.interval) or self.end_of_epoch(runner):
+        if self.every_n_iters(runner, self.interval) or self.end_of_epoch(runner) or \
+                self.is_last_iter(runner):
             length = len(runner.data_loader) if hasattr(runner, 'data_loader') else None
             self.recorder.update(runner.epoch, length)
 

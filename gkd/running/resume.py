@@ -29,6 +29,7 @@ from gkd.prototypes import PrototypeBank
 from gkd.prototypes.generation import all_gather
 from gkd.randomness import SeededItems, random_state, set_random_state
 from gkd.resume import KEPT_INSIDE, KEY, is_same_setup, remove_inside, with_seeds
+from gkd.running.runner import IterationRunner
 from gkd.work_dir import INSIDE, LATEST, no_checkpoint
 
 EMA_HOOKS = (EMAHook, BaseEMAHook)
@@ -45,17 +46,25 @@ class ResumableCheckpointHook(CheckpointHook):
     Args:
         inside_epoch: Iterations between two checkpoints inside an epoch; 0 writes none.
         **settings: Those of mmcv's hook. With ``by_epoch=False`` its ``interval`` is used as
-            ``inside_epoch``.
+            ``inside_epoch``; in a training that counts iterations ``iter_N.pth`` is written at
+            this interval, and no others.
     """
 
     def __init__(self, inside_epoch: int = 500, **settings: Any):
         super().__init__(**settings)
-        if not self.by_epoch:
-            self.by_epoch, inside_epoch, self.interval = True, self.interval, 1
         self.inside_epoch = inside_epoch
+
+    def before_run(self, runner) -> None:
+        """Count as the runner does."""
+        super().before_run(runner)
+        if not self.by_epoch and not isinstance(runner, IterationRunner):
+            self.by_epoch, self.inside_epoch, self.interval = True, self.interval, 1
 
     def after_train_iter(self, runner) -> None:
         """Write a checkpoint inside the epoch."""
+        if not self.by_epoch:
+            super().after_train_iter(runner)
+            return
         if not self.every_n_inner_iters(runner, self.inside_epoch) or self.end_of_epoch(runner):
             return
         state = training_state(runner, batches=runner.inner_iter + 1)
@@ -72,7 +81,8 @@ class ResumableCheckpointHook(CheckpointHook):
 
     def _save_checkpoint(self, runner) -> None:
         # mmcv calls this on all processes, and goes on with the first one only.
-        self.args['meta'] = {KEY: training_state(runner, batches=0)}
+        begun = 0 if self.by_epoch else runner.inner_iter + 1
+        self.args['meta'] = {KEY: training_state(runner, batches=begun)}
         super()._save_checkpoint(runner)
         if runner.rank == 0:
             remove_inside(self.out_dir, keep=0)
@@ -101,16 +111,21 @@ class ResumeHook(Hook):
 
     def before_train_epoch(self, runner) -> None:
         """Restore the random states, or the position in the epoch."""
-        self.order.epoch = runner.epoch
         self.order.skip = 0
         state, self.state = self.state, None
-        if state is None:
-            return
+        if state is not None:
+            self.restore(runner, state)
+        self.order.epoch = runner.epoch
+
+    def restore(self, runner, state: dict) -> None:
+        """Put back what a checkpoint holds of the epoch that begins."""
         length = len(runner.data_loader)
         now = start = None
         if is_same_setup(state, runner.world_size, length, runner.logger):
             now, start = (state[name][runner.rank] for name in ('random', 'epoch_start'))
         self.order.skip = state['batches'] * length // state['length']
+        if now is None and isinstance(runner, IterationRunner):
+            runner._epoch, self.order.skip = divmod(runner.iter, length)
         self.order.states = start, now
         if self.order.skip == 0 and now is not None:
             set_random_state(now)

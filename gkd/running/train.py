@@ -14,13 +14,13 @@ import torch
 from mmcv import Config
 from mmcv.runner import (
     HOOKS,
-    RUNNERS,
     BaseRunner,
     DistSamplerSeedHook,
     EpochBasedRunner,
     EvalHook,
     Fp16OptimizerHook,
     Hook,
+    IterBasedRunner,
     OptimizerHook,
     build_optimizer,
     build_runner,
@@ -78,6 +78,7 @@ from gkd.running.resume import (
     ResumeHook,
     find_checkpoint,
 )
+from gkd.running.runner import IterationRunner, runner_type, trained
 from gkd.running.trial import try_hook
 from gkd.version import __version__
 from gkd.work_dir import PROTOTYPES
@@ -185,7 +186,7 @@ def training_loader(config: Config, train_set: CustomDataset) -> DataLoader:
     with naming('data.train_dataloader'):
         return build_dataloader(
             train_set, dist=torch.distributed.is_initialized(), seed=config.seed, num_gpus=1,
-            runner_type=config.runner.type, **settings)
+            **settings)
 
 
 def make_runner(config: Config, text: str, model: nn.Module,
@@ -201,7 +202,7 @@ def make_runner(config: Config, text: str, model: nn.Module,
     with naming('optimizer'):
         optimizer = build_optimizer(model, config.optimizer)
     with naming('runner'):
-        runner = build_runner(config.runner, default_args=dict(
+        runner = build_runner({**config.runner, 'type': runner_type(config)}, default_args=dict(
             model=model, optimizer=optimizer, logger=logger,
             meta=dict(config=text, seed=config.seed, gkd_version=__version__,
                       mmdet_version=mmdet.__version__,
@@ -288,11 +289,14 @@ def set_start(runner: BaseRunner, config: Config, checkpoint: Optional[str],
     if new_optimizer:
         apply_optimizer(runner, settings)
     tell_changes(runner, before, text, new_optimizer)
-    at_end = not runner.meta.get(KEY, {}).get('batches')
+    counts_iterations = isinstance(runner, IterationRunner)
+    at_end = counts_iterations or not runner.meta.get(KEY, {}).get('batches')
     if recorder and at_end and osp.dirname(osp.abspath(checkpoint)) == runner.work_dir:
         runner.register_hook(MissedEvaluation(recorder), priority=MissedEvaluation.PRIORITY)
-    if runner.epoch >= (runner.max_epochs or math.inf):
-        runner.logger.info(nothing_left(checkpoint, f'{runner.epoch} epochs'))
+    length = runner.max_iters if counts_iterations else runner.max_epochs
+    if trained(runner) >= (length or math.inf):
+        runner.logger.info(nothing_left(
+            checkpoint, f'{trained(runner)} {"iterations" if counts_iterations else "epochs"}'))
 
 
 def keep_config(runner: BaseRunner, config: Config, text: str) -> str:
@@ -314,17 +318,21 @@ def check_training(config: Config) -> None:
     check_start(config)
     if config.get('fp16') is not None:
         check_fp16()
-    runner_type = RUNNERS.get(config.runner.get('type'))
-    if runner_type is None:
+    kind = runner_type(config)
+    if kind is None:
         raise ConfigError(f'runner.type = {config.runner.get("type")!r} is unknown; use '
-                          f'EpochBasedRunner.')
-    by_epoch = issubclass(runner_type, EpochBasedRunner)
-    if config.model.type == Distiller.__name__ and not by_epoch:
+                          f'EpochBasedRunner or IterBasedRunner.')
+    if config.model.type == Distiller.__name__ and not issubclass(kind, EpochBasedRunner):
         raise ConfigError(f'runner.type = {config.runner.type}: the decay of distillation is '
-                          f'counted in epochs; use EpochBasedRunner.')
-    length = 'max_epochs' if by_epoch else 'max_iters'
+                          f'counted in epochs; use EpochBasedRunner or IterBasedRunner.')
+    length = 'max_iters' if issubclass(kind, IterBasedRunner) else 'max_epochs'
     if config.runner.get(length, 0) < 1:
         raise ConfigError(f'runner.{length} = {config.runner.get(length)}: must be at least 1.')
+    for key in ('evaluation', 'checkpoint_config') if kind is IterationRunner else ():
+        if (config.get(key) or {}).get('by_epoch'):
+            raise ConfigError(f'{key}.by_epoch = True, and runner.type = {config.runner.type} '
+                              f'counts iterations: set it to False, and `interval` to a number '
+                              f'of iterations.')
     workflow = config.get('workflow', [('train', 1)])
     if [mode for mode, _ in workflow] != ['train']:
         raise ConfigError(f'workflow = {workflow}: only [("train", 1)] is supported; '
@@ -338,7 +346,7 @@ def check_training(config: Config) -> None:
 def checkpoint_config(config: Config) -> Optional[dict]:
     """mmcv's settings of the checkpoints, by default of the kind that resumes exactly."""
     settings = config.get('checkpoint_config')
-    if settings is None or not issubclass(RUNNERS.get(config.runner.type), EpochBasedRunner):
+    if settings is None or not issubclass(runner_type(config), EpochBasedRunner):
         return settings
     return {'type': 'ResumableCheckpointHook', **settings}
 

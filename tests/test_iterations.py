@@ -1,0 +1,113 @@
+"""Trainings that count iterations: their epochs are passes through the data set."""
+
+import json
+
+import pytest
+import torch
+from helpers.distillers import assert_same_state
+from helpers.refusals import append, refuse_training, train
+from helpers.running import run_tool, succeed
+from mmcv.runner import HOOKS, Hook
+
+from gkd.compat.wrapper import unwrap
+from gkd.report.figures import draw_ap, draw_losses, draw_weights
+from gkd.report.runs import read_runs
+
+# Four images: two iterations are a pass.
+ITERATIONS = '''
+runner = dict(type='IterBasedRunner', max_iters=5)
+evaluation.update(interval=3, save_best='bbox_mAP', rule='less')
+checkpoint_config = dict(interval=1)
+lr_config = dict(policy='step', step=[4])
+log_config['interval'] = 1
+custom_hooks = [dict(type='Watch', priority=55)]
+'''
+
+
+@HOOKS.register_module()
+class Watch(Hook):
+    """Remember of every step what the tests look at, and end the run after so many."""
+
+    seen = []
+
+    def __init__(self, until=None):
+        self.until = until
+
+    def after_train_iter(self, runner):
+        images = [meta['ori_filename'] for meta in runner.data_batch['img_metas'].data[0]]
+        self.seen.append((runner.iter + 1, runner.epoch, unwrap(runner.model).progress, images,
+                          runner.current_lr(), runner.outputs['log_vars']['loss']))
+        if runner.iter + 1 == self.until:
+            raise KeyboardInterrupt
+
+
+def watched(until=None):
+    """What the steps of a training show; it may be interrupted."""
+    Watch.seen.clear()
+    status, *_ = run_tool('train', 'distiller.py', '--work-dir', 'work', '--cfg-options',
+                          f'custom_hooks.0.until={until}')
+    assert status == (130 if until else 0)
+    return [*Watch.seen]
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_exactly(folder):
+    """At the end of a pass, and where an evaluation in the middle of one was interrupted."""
+    append('distiller.py', ITERATIONS)
+    whole = watched()
+    assert [step[:3] for step in whole] == [
+        (1, 0, 0), (2, 0, 0), (3, 1, 0.4), (4, 1, 0.4), (5, 2, 0.8)]
+    assert all(len({*whole[first][3], *whole[first + 1][3]}) == 4 for first in (0, 2))
+    assert whole[4][4][0] == pytest.approx(whole[3][4][0] / 10)
+    (folder / 'work').rename(folder / 'whole')
+    seen = []
+    for until in (2, 3, None):
+        seen += watched(until)
+    assert seen == whole
+    one, other = (torch.load(folder / name / 'iter_5.pth') for name in ('whole', 'work'))
+    assert_same_state(one['state_dict'], other['state_dict'])
+    assert (other['meta']['epoch'], other['meta']['iter']) == (2, 5)
+    found = [json.loads((folder / name / 'evaluation.json').read_text())
+             for name in ('whole', 'work')]
+    assert found[0] == found[1] and [*found[0]] == ['3']
+    for name in ('whole', 'work'):
+        assert {path.name for path in (folder / name).glob('*.pth')} - {
+            'best_bbox_mAP_iter_3.pth'} == {
+                *(f'iter_{number}.pth' for number in range(1, 6)), 'latest.pth'}
+        assert {path.name for path in (folder / name / 'prototypes').glob('epoch_*')} == {
+            f'epoch_{number}.safetensors' for number in (1, 2, 3)}
+
+
+@pytest.mark.slow
+def test_the_report_and_the_student(folder):
+    append('distiller.py', ITERATIONS)
+    said = train('--cfg-options', 'evaluation.save_best=None')
+    assert 'Iter [5/5]' in said and 'last, step 3' in said and 'training:   5 steps' in said
+    assert 'latest.pth is trained for 5 iterations already' in train(
+        '--cfg-options', 'evaluation.save_best=None')
+    run, runs = read_runs('work')
+    assert draw_ap(runs).data[0].x == (3,)
+    drawn = {line.name: line for line in draw_losses(runs)['loss_global'].data}
+    assert drawn[run.name].x == (1, 2, 3, 4, 5)
+    assert drawn['decay'].x == (0, 2, 4, 5) and drawn['decay'].y == (1, 0.6, 1 - 4 / 5, 0)
+    assert next(iter(draw_weights(run).values())).data[0].x == (1, 2, 3)
+    assert 'trained for 5 steps' in (folder / 'work' / 'report.html').read_text()
+    succeed('test', 'distiller.py', 'work/iter_5.pth')
+    succeed('export_student', 'distiller.py', 'work/latest.pth', 'student.pth')
+
+
+@pytest.mark.slow
+def test_with_another_batch_size_iterations_go_on_and_passes_are_counted_anew(folder):
+    """Three batches of two images are a pass and a half; with one image each, no whole pass."""
+    append('distiller.py', f'{ITERATIONS}\nrunner["max_iters"] = 6\ndel custom_hooks[:]\n'
+                           f'evaluation["interval"] = 9\ncustom_hooks.append(dict(type="Watch"))')
+    watched(until=3)
+    append('distiller.py', 'data["samples_per_gpu"] = 1')
+    assert [step[:3] for step in watched()] == [(4, 0, 0), (5, 1, 4 / 6), (6, 1, 4 / 6)]
+
+
+@pytest.mark.parametrize('key', ['evaluation', 'checkpoint_config'])
+def test_what_counts_epochs_beside_it_is_named(folder, key):
+    append('distiller.py', ITERATIONS)
+    refuse_training(folder, '--cfg-options', f'{key}.by_epoch=True', says=[
+        f'{key}.by_epoch = True', 'counts iterations', 'set it to False'])
