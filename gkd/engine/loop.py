@@ -14,7 +14,7 @@ from mmengine.registry import LOOPS
 from mmengine.runner import EpochBasedTrainLoop
 from torch.utils.data import BatchSampler, DataLoader
 
-from gkd.detectors.source import name_of
+from gkd.detectors.entries import name_of
 from gkd.errors import ConfigError
 
 
