@@ -34,6 +34,8 @@ def apply() -> None:
     defaults.restore_numpy_names()
     # mmcv announces its version 2.0 of 2023 on every import, and makes torch look for a compiler.
     warnings.filterwarnings('ignore', message='On January 1, 2023, MMCV', category=UserWarning)
+    # torch 2.1 imports it there.
+    warnings.filterwarnings('ignore', message='pkg_resources is deprecated', category=UserWarning)
     logging.getLogger('torch.utils.cpp_extension').setLevel(logging.ERROR)
 
     from gkd.compat.ops import install_ops
