@@ -269,7 +269,7 @@ def test_channels_that_do_not_fit(folder, part, channels):
     ('model.prototypes.interval=0', ['model.prototypes.interval = 0', 'at least 1']),
     ('model.prototypes.images=5', ['model.prototypes', 'images']),
     ('model.type=Distillr', ['Distillr']),
-    ('runner.type=IterBasedRunner', ['runner.type = IterBasedRunner', 'EpochBasedRunner']),
+    ('runner.type=IterBasedRunner', ['runner.max_iters = None', 'at least 1']),
     ('runner.type=Walker', ['Walker', 'EpochBasedRunner']),
     ('runner.max_epochs=0', ['runner.max_epochs = 0']),
     ('optimizer.type=SDG', ['optimizer', 'SDG']),

@@ -106,6 +106,11 @@ def test_with_another_batch_size_iterations_go_on_and_passes_are_counted_anew(fo
     assert [step[:3] for step in watched()] == [(4, 0, 0), (5, 1, 4 / 6), (6, 1, 4 / 6)]
 
 
+def test_averages_that_nobody_would_see_are_refused(folder):
+    append('distiller.py', f'{ITERATIONS}\ncustom_hooks = [dict(type="ExpMomentumEMAHook")]')
+    refuse_training(folder, says=['custom_hooks', 'ExpMomentumEMAHook', 'EpochBasedRunner'])
+
+
 @pytest.mark.parametrize('key', ['evaluation', 'checkpoint_config'])
 def test_what_counts_epochs_beside_it_is_named(folder, key):
     append('distiller.py', ITERATIONS)

@@ -361,6 +361,11 @@ def custom_hooks(config: Config) -> list[dict]:
         priority = getattr(kind, 'PRIORITY', None)
         if kind is not None and issubclass(kind, EMA_HOOKS):
             priority = EMA_PRIORITY
+            if runner_type(config) is IterationRunner:
+                raise ConfigError(
+                    f'custom_hooks: {kind.__name__} gives the model its averages between epochs, '
+                    f'and runner.type = {config.runner.type} evaluates and saves inside of them. '
+                    f'Use EpochBasedRunner, or leave the hook out.')
         if priority is not None:
             hook.setdefault('priority', priority)
     return hooks
