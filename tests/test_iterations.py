@@ -17,7 +17,7 @@ from gkd.report.runs import read_runs
 ITERATIONS = '''
 runner = dict(type='IterBasedRunner', max_iters=5)
 evaluation.update(interval=3, save_best='bbox_mAP', rule='less')
-checkpoint_config = dict(interval=1)
+checkpoint_config = dict(interval=3, inside_epoch=1)
 lr_config = dict(policy='step', step=[4])
 log_config['interval'] = 1
 custom_hooks = [dict(type='Watch', priority=55)]
@@ -52,7 +52,7 @@ def watched(until=None):
 
 @pytest.mark.slow
 def test_a_killed_run_goes_on_exactly(folder):
-    """At the end of a pass, and where an evaluation in the middle of one was interrupted."""
+    """In a pass, at its end, and where an evaluation in the middle of one was interrupted."""
     append('distiller.py', ITERATIONS)
     whole = watched()
     assert [step[:3] for step in whole] == [
@@ -61,8 +61,12 @@ def test_a_killed_run_goes_on_exactly(folder):
     assert whole[4][4][0] == pytest.approx(whole[3][4][0] / 10)
     (folder / 'work').rename(folder / 'whole')
     seen = []
-    for until in (2, 3, None):
+    for until, left in ((1, ['epoch_1_iter_1.pth']),
+                        (2, ['epoch_1_iter_1.pth', 'epoch_1_iter_2.pth']),
+                        (3, ['iter_3.pth']), (None, ['iter_3.pth', 'iter_5.pth'])):
         seen += watched(until)
+        assert sorted(path.name for path in (folder / 'work').glob('*iter_?.pth')
+                      if 'best' not in path.name) == left
     assert seen == whole
     one, other = (torch.load(folder / name / 'iter_5.pth') for name in ('whole', 'work'))
     assert_same_state(one['state_dict'], other['state_dict'])
@@ -72,8 +76,7 @@ def test_a_killed_run_goes_on_exactly(folder):
     assert found[0] == found[1] and [*found[0]] == ['3']
     for name in ('whole', 'work'):
         assert {path.name for path in (folder / name).glob('*.pth')} - {
-            'best_bbox_mAP_iter_3.pth'} == {
-                *(f'iter_{number}.pth' for number in range(1, 6)), 'latest.pth'}
+            'best_bbox_mAP_iter_3.pth'} == {'iter_3.pth', 'iter_5.pth', 'latest.pth'}
         assert {path.name for path in (folder / name / 'prototypes').glob('epoch_*')} == {
             f'epoch_{number}.safetensors' for number in (1, 2, 3)}
 
@@ -91,7 +94,8 @@ def test_the_report_and_the_student(folder):
     assert drawn[run.name].x == (1, 2, 3, 4, 5)
     assert drawn['decay'].x == (0, 2, 4, 5) and drawn['decay'].y == (1, 0.6, 1 - 4 / 5, 0)
     assert next(iter(draw_weights(run).values())).data[0].x == (1, 2, 3)
-    assert 'trained for 5 steps' in (folder / 'work' / 'report.html').read_text()
+    report = (folder / 'work' / 'report.html').read_text()
+    assert 'trained for 5 steps' in report and '<th>step</th>' in report
     succeed('test', 'distiller.py', 'work/iter_5.pth')
     succeed('export_student', 'distiller.py', 'work/latest.pth', 'student.pth')
 

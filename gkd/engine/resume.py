@@ -49,7 +49,7 @@ class ResumableCheckpointHook(CheckpointHook):
     checkpoint replaces them. ``resume = True`` finds the newest. If the evaluation of the last
     finished epoch was interrupted, the resumed run evaluates that first. Metrics are kept in
     ``WORK_DIR/evaluation.json``. A training that counts iterations takes ``by_epoch=False``:
-    ``iter_N.pth`` is written every ``interval`` iterations, and no others.
+    ``iter_N.pth`` is written every ``interval`` iterations and replaces those inside epochs.
 
     Args:
         inside_epoch: Iterations between two checkpoints inside an epoch; 0 writes none.
@@ -134,14 +134,13 @@ class ResumableCheckpointHook(CheckpointHook):
     def after_train_iter(self, runner, batch_idx: int, data_batch: Any = None,
                          outputs: Optional[dict] = None) -> None:
         """Write a checkpoint inside the epoch, at the next step of the optimiser."""
-        if not self.by_epoch:
-            super().after_train_iter(runner, batch_idx, data_batch, outputs)
-            return
         done = runner.iter + 1 - runner.epoch * len(runner.train_dataloader)
-        if self.inside_epoch and done % self.inside_epoch == 0:
+        counted = done if self.by_epoch else runner.iter + 1
+        if self.inside_epoch and counted % self.inside_epoch == 0:
             self.due = True
-        if not self.due or done == len(runner.train_dataloader) or \
-                not runner.optim_wrapper.should_update():
+        super().after_train_iter(runner, batch_idx, data_batch, outputs)  # may write `iter_N.pth`
+        is_next = self.by_epoch and done == len(runner.train_dataloader)  # that of the epoch
+        if not self.due or is_next or not runner.optim_wrapper.should_update():
             return
         self.due = False
         self.state = training_state(runner, batches=done)

@@ -47,7 +47,7 @@ class ResumableCheckpointHook(CheckpointHook):
         inside_epoch: Iterations between two checkpoints inside an epoch; 0 writes none.
         **settings: Those of mmcv's hook. With ``by_epoch=False`` its ``interval`` is used as
             ``inside_epoch``; in a training that counts iterations ``iter_N.pth`` is written at
-            this interval, and no others.
+            this interval and replaces those inside epochs.
     """
 
     def __init__(self, inside_epoch: int = 500, **settings: Any):
@@ -62,10 +62,14 @@ class ResumableCheckpointHook(CheckpointHook):
 
     def after_train_iter(self, runner) -> None:
         """Write a checkpoint inside the epoch."""
-        if not self.by_epoch:
+        if self.by_epoch:
+            is_next = self.end_of_epoch(runner)
+            is_due = self.every_n_inner_iters(runner, self.inside_epoch)
+        else:
             super().after_train_iter(runner)
-            return
-        if not self.every_n_inner_iters(runner, self.inside_epoch) or self.end_of_epoch(runner):
+            is_next = self.every_n_iters(runner, self.interval) or self.is_last_iter(runner)
+            is_due = self.every_n_iters(runner, self.inside_epoch)
+        if is_next or not is_due:
             return
         state = training_state(runner, batches=runner.inner_iter + 1)
         if runner.rank > 0:
