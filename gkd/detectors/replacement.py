@@ -3,12 +3,64 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
 from typing import Any, Optional
 
-from gkd.errors import ConfigError
-from gkd.frameworks import Config
+from gkd.errors import ConfigError, shorten
+from gkd.frameworks import TOP_LEVEL, Config, logger
 
 DELETE = '_delete_'  # mmcv's and MMEngine's key: what is there is replaced, not changed
+
+
+def apply_options(config: Config, options: Optional[Mapping[str, Any]]) -> None:
+    """Replace settings of a whole config by those of ``--cfg-options``.
+
+    A variable of the config file, such as ``data_root``, can be replaced without effect: what was
+    made of it stays. The log says so.
+
+    Args:
+        config: The config; changed in place.
+        options: New values by dotted name; None for none.
+
+    Raises:
+        ConfigError: The config has no such place, or nothing reads it.
+    """
+    for name in options or {}:
+        first, _, rest = name.partition('.')
+        if first in TOP_LEVEL:
+            continue
+        if first in config:
+            logger().warning(
+                f'--cfg-options {name}: `{first}` is a variable of the config file; what the file '
+                f'made of it stays as it was. Set that by its own name.')
+            continue
+        known = {*TOP_LEVEL, *config}
+        meant = [*places_of(config._cfg_dict, first)] or get_close_matches(first, known, 1)
+        advice = f' Did you mean {shorten([join(place, rest) for place in meant], 4)}?'
+        raise ConfigError(f'--cfg-options: {name}: nothing reads a setting `{first}` at the top '
+                          f'of a config, so that it would have no effect.'
+                          + advice * bool(meant))
+    replace_settings(config, options or {}, '--cfg-options')
+
+
+def places_of(entry: Any, key: str, place: str = '') -> Iterator[str]:
+    """Dotted names of all places in a config that have a key.
+
+    Example:
+        >>> [*places_of(dict(model=dict(knowledge=[]), other=[dict(knowledge=1)]), 'knowledge')]
+        ['model.knowledge', 'other.0.knowledge']
+    """
+    inner = entry.items() if isinstance(entry, dict) else (
+        enumerate(entry) if isinstance(entry, (list, tuple)) else ())
+    for name, value in inner:
+        if name == key:
+            yield join(place, name)
+        yield from places_of(value, key, join(place, str(name)))
+
+
+def join(*parts: str) -> str:
+    """A dotted name of parts, some of which may be empty."""
+    return '.'.join(filter(None, parts))
 
 
 def replace_settings(config: Config, settings: Mapping[str, Any], where: str) -> None:

@@ -9,7 +9,7 @@ from mmengine.config import Config, ConfigDict
 
 from gkd.commands.export import write_student
 from gkd.detectors.config_files import find_file, read_config
-from gkd.detectors.replacement import replace_settings
+from gkd.detectors.replacement import apply_options
 from gkd.detectors.source import DetectorSource
 from gkd.errors import CheckpointError, ConfigError
 from gkd.files import write_atomically
@@ -32,7 +32,7 @@ def load_config(path: str, options: Optional[dict] = None) -> Config:
     if found is None:
         raise ConfigError(f'no such config file: {path}')
     config = read_config(found)
-    replace_settings(config, options or {}, '--cfg-options')
+    apply_options(config, options)
     if config.get('default_scope') is None:
         config.default_scope = 'mmdet'  # a config in the new style needs none for its own classes
     if 'data' in config and 'train_dataloader' not in config:

@@ -7,7 +7,7 @@ from typing import Optional
 from mmengine.config import Config
 
 from gkd.commands.distillation import pair_config
-from gkd.detectors.replacement import replace_settings
+from gkd.detectors.replacement import apply_options
 from gkd.distiller import Distiller
 from gkd.engine.commands import load_config
 
@@ -34,7 +34,7 @@ def distillation_config(student: str, teacher: str, methods: str = 'gkd',
     imports = config.get('custom_imports') or dict(imports=[], allow_failed_imports=False)
     named = [imports['imports']] if isinstance(imports['imports'], str) else imports['imports']
     config.custom_imports = dict(imports, imports=list(dict.fromkeys(['gkd', *named])))
-    replace_settings(config, options or {}, '--cfg-options')
+    apply_options(config, options)
     return config
 
 

@@ -27,13 +27,14 @@ from gkd.frameworks.batch import Batch, mask_parts, of_each_image
 
 __all__ = [
     'BACKBONES', 'BATCH_PARTS', 'CLASSES_SETTING', 'DETECTORS', 'HOOKS', 'IMAGES_SETTING',
-    'LOSSES_METHOD', 'RPN', 'VOC_CLASSES', 'BaseDetector', 'Batch', 'Config', 'ConfigDict',
-    'ContextBlock', 'Dataset', 'DeltaXYWHBBoxCoder', 'DetectorShell', 'EfficientNet', 'Hook',
-    'NonLocal2d', 'anchor_inside_flags', 'annotation', 'bbox2roi', 'bbox_overlaps',
-    'build_dataset', 'build_detector', 'classes_of', 'description', 'epochs_in_all',
-    'fuse_conv_bn', 'get_dist_info', 'image_info', 'image_settings', 'logger', 'mmdet_configs',
-    'network_input', 'positive_boxes', 'prototype_datasets', 'revert_sync_batchnorm',
-    'sampled_boxes', 'source_of', 'student_losses', 'synthetic_batch', 'test_view', 'to_batch',
+    'LOSSES_METHOD', 'RPN', 'TOP_LEVEL', 'VOC_CLASSES', 'BaseDetector', 'Batch', 'Config',
+    'ConfigDict', 'ContextBlock', 'Dataset', 'DeltaXYWHBBoxCoder', 'DetectorShell',
+    'EfficientNet', 'Hook', 'NonLocal2d', 'anchor_inside_flags', 'annotation', 'bbox2roi',
+    'bbox_overlaps', 'build_dataset', 'build_detector', 'classes_of', 'description',
+    'epochs_in_all', 'fuse_conv_bn', 'get_dist_info', 'image_info', 'image_settings', 'logger',
+    'mmdet_configs', 'network_input', 'positive_boxes', 'prototype_datasets',
+    'revert_sync_batchnorm', 'sampled_boxes', 'source_of', 'student_losses', 'synthetic_batch',
+    'test_view', 'to_batch',
 ]
 
 Dataset = CustomDataset
@@ -45,6 +46,16 @@ CLASSES_SETTING = 'classes'
 IMAGES_SETTING = 'img_prefix'
 # A detector's method that returns the losses of a training step.
 LOSSES_METHOD = 'forward_train'
+# What is read at the top of a config; all else there is a variable of the file.
+TOP_LEVEL = frozenset((
+    'auto_resume', 'auto_scale_lr', 'checkpoint_config', 'cpu_channels_last',
+    'cudnn_benchmark', 'custom_hooks', 'custom_imports', 'data', 'default_scope',
+    'deterministic', 'device', 'dist_params', 'evaluation', 'find_unused_parameters', 'fp16',
+    'gpu_ids', 'gpus', 'load_from', 'log_config', 'log_level', 'lr_config', 'methods', 'model',
+    'momentum_config', 'mp_start_method', 'opencv_num_threads', 'optimizer',
+    'optimizer_config', 'resume_from', 'runner', 'seed', 'test_cfg', 'total_epochs',
+    'train_cfg', 'variants', 'work_dir', 'workflow',
+))
 
 
 def logger() -> logging.Logger:

@@ -36,13 +36,14 @@ from gkd.frameworks.batch import Batch, mask_parts, of_each_image
 
 __all__ = [
     'BACKBONES', 'BATCH_PARTS', 'CLASSES_SETTING', 'DETECTORS', 'HOOKS', 'IMAGES_SETTING',
-    'LOSSES_METHOD', 'RPN', 'VOC_CLASSES', 'BaseDetector', 'Batch', 'Config', 'ConfigDict',
-    'ContextBlock', 'Dataset', 'DeltaXYWHBBoxCoder', 'DetectorShell', 'EfficientNet', 'Hook',
-    'NonLocal2d', 'anchor_inside_flags', 'annotation', 'bbox2roi', 'bbox_overlaps',
-    'build_dataset', 'build_detector', 'classes_of', 'description', 'epochs_in_all',
-    'fuse_conv_bn', 'get_dist_info', 'image_info', 'image_settings', 'logger', 'mmdet_configs',
-    'network_input', 'positive_boxes', 'prototype_datasets', 'revert_sync_batchnorm',
-    'sampled_boxes', 'source_of', 'student_losses', 'synthetic_batch', 'test_view', 'to_batch',
+    'LOSSES_METHOD', 'RPN', 'TOP_LEVEL', 'VOC_CLASSES', 'BaseDetector', 'Batch', 'Config',
+    'ConfigDict', 'ContextBlock', 'Dataset', 'DeltaXYWHBBoxCoder', 'DetectorShell',
+    'EfficientNet', 'Hook', 'NonLocal2d', 'anchor_inside_flags', 'annotation', 'bbox2roi',
+    'bbox_overlaps', 'build_dataset', 'build_detector', 'classes_of', 'description',
+    'epochs_in_all', 'fuse_conv_bn', 'get_dist_info', 'image_info', 'image_settings', 'logger',
+    'mmdet_configs', 'network_input', 'positive_boxes', 'prototype_datasets',
+    'revert_sync_batchnorm', 'sampled_boxes', 'source_of', 'student_losses', 'synthetic_batch',
+    'test_view', 'to_batch',
 ]
 
 Dataset = BaseDetDataset
@@ -53,6 +54,17 @@ CLASSES_SETTING = 'metainfo.classes'
 IMAGES_SETTING = 'data_prefix.img'
 # A detector's method that returns the losses of a training step.
 LOSSES_METHOD = 'loss'
+# What is read at the top of a config; all else there is a variable of the file.
+TOP_LEVEL = frozenset((
+    'activation_checkpointing', 'auto_scale_lr', 'compile', 'cpu_channels_last',
+    'custom_hooks', 'custom_imports', 'data_preprocessor', 'default_hooks', 'default_scope',
+    'efficient_conv_bn_eval', 'env_cfg', 'experiment_name', 'find_unused_parameters',
+    'launcher', 'load_from', 'log_level', 'log_processor', 'methods', 'model',
+    'model_wrapper_cfg', 'optim_wrapper', 'param_scheduler', 'randomness', 'resume',
+    'runner_type', 'sync_bn', 'test_cfg', 'test_dataloader', 'test_evaluator', 'train_cfg',
+    'train_dataloader', 'tta_model', 'tta_pipeline', 'val_cfg', 'val_dataloader',
+    'val_evaluator', 'variants', 'visualizer', 'work_dir',
+))
 # What a distillation counts in epochs, for messages.
 DECAY = 'the decay of distillation is'
 

@@ -10,7 +10,7 @@ from mmdet.models.detectors import BaseDetector
 from mmdet.utils import compat_cfg, replace_cfg_vals, update_data_root
 
 from gkd.detectors.config_files import find_file, read_config
-from gkd.detectors.replacement import replace_settings
+from gkd.detectors.replacement import apply_options
 from gkd.detectors.source import DetectorSource
 from gkd.distiller import Distiller
 from gkd.errors import ConfigError, GKDError, naming
@@ -40,7 +40,7 @@ def load_config(path: str, options: Optional[dict] = None) -> Config:
         config = replace_cfg_vals(config)
     except (AssertionError, AttributeError, KeyError, TypeError) as error:
         raise ConfigError(f'config {path}: cannot fill in ${{...}}: {error}') from error
-    replace_settings(config, options or {}, '--cfg-options')
+    apply_options(config, options)
     if 'train_dataloader' in config and 'data' not in config:
         raise ConfigError(
             f'config {path} is one of MMDetection 3 (it has `train_dataloader`), and MMDetection '

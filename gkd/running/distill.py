@@ -8,7 +8,7 @@ from mmcv import Config
 
 from gkd.commands.distillation import pair_config
 from gkd.detectors.images import format_of
-from gkd.detectors.replacement import replace_settings
+from gkd.detectors.replacement import apply_options
 from gkd.distiller import Distiller
 from gkd.running.config import load_config
 from gkd.running.images import channel_map
@@ -31,7 +31,7 @@ def distillation_config(student: str, teacher: str, methods: str = 'gkd',
     config = pair_config(student, teacher, methods, load_config)
     for name in ('train_cfg', 'test_cfg'):
         config.pop(name, None)
-    replace_settings(config, options or {}, '--cfg-options')
+    apply_options(config, options)
     check_training(config)
     return config
 

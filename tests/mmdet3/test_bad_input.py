@@ -2,11 +2,13 @@
 
 import copy
 import json
+import re
 import runpy
 import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,6 +20,8 @@ from small_experiments import CLASSES, IMAGES, PREPROCESSOR, TOOLS, detector, ex
 
 from gkd.commands import run
 from gkd.datasets import coco_json
+from gkd.detectors import replacement
+from gkd.engine.commands import load_config
 from gkd.engine.data import (
     build_checked_dataset,
     build_part,
@@ -430,3 +434,24 @@ def test_a_metric_that_needs_another_package_says_so(config, monkeypatch):
 
     monkeypatch.setattr(CocoMetric, '__init__', without_package)
     refuse(config, 'val_evaluator: Package lvis is not installed.', part='val', error=ConfigError)
+
+
+@pytest.mark.parametrize('name, says', [
+    ('knowledge.0.robust', 'mean model.knowledge.0.robust?'),
+    ('batch_size', 'mean test_dataloader.batch_size, train_dataloader.batch_size'),
+    ('optim_wraper.optimizer.lr', 'mean optim_wrapper.optimizer.lr?'),
+    ('nothing', 'nothing reads a setting `nothing`'),
+])
+def test_an_option_at_a_place_where_nothing_reads_it(config, tmp_path, name, says):
+    config.dump(tmp_path / 'config.py')
+    with pytest.raises(ConfigError, match=re.escape(says)):
+        load_config(str(tmp_path / 'config.py'), {name: 1})
+
+
+def test_an_option_for_a_variable_of_the_file_is_told(config, tmp_path, monkeypatch):
+    told = []
+    monkeypatch.setattr(replacement, 'logger', lambda: SimpleNamespace(warning=told.append))
+    config.folder = 'data/'
+    config.dump(tmp_path / 'config.py')
+    load_config(str(tmp_path / 'config.py'), {'folder': 'other/', 'log_level': 'INFO'})
+    assert ['`folder` is a variable' in line for line in told] == [True]
