@@ -35,7 +35,13 @@ from gkd.frameworks import (
     student_losses,
 )
 from gkd.knowledge.base import Knowledge
-from gkd.knowledge.checks import check_built, check_class, check_gradients, check_losses
+from gkd.knowledge.checks import (
+    check_built,
+    check_class,
+    check_entries,
+    check_gradients,
+    check_losses,
+)
 from gkd.prototypes.generation import Generation, PrototypeGenerationModule
 from gkd.registry import KNOWLEDGE
 
@@ -92,6 +98,7 @@ class Distiller(DetectorShell):
         if any(cfg is not None for cfg in (train_cfg, test_cfg, init_cfg)):
             raise ConfigError('`train_cfg`, `test_cfg` and `init_cfg` do not belong into the '
                               'Distiller\'s `model`; put them into the student\'s own config.')
+        check_entries(knowledge, 'model.knowledge')
         self.student_source = DetectorSource.parse(student, 'model.student')
         teacher_source = DetectorSource.parse(teacher, 'model.teacher', checkpoint_required=True)
         with naming('model.student cannot be built'):

@@ -311,6 +311,16 @@ def test_method_that_cannot_serve_is_refused_and_the_others_go_on(processes, tmp
         assert f'- {method}: refused: ' in printed
 
 
+@pytest.mark.parametrize('method, says', [
+    ([dict(type='MeanOfMaps', wieght=1)], ['nothing is left to compare', 'wieght']),
+    (dict(type='MeanOfMaps'), ['methods.odd', 'must be a list of dicts'])])
+def test_nothing_is_trained_if_no_method_is_left(processes, tmp_path, method, says):
+    config = write_experiment(tmp_path, dict(odd=method))
+    status, printed = run_compare(config, '--methods', 'odd', '--work-dir', tmp_path / 'work')
+    assert status == 2 and not processes.commands
+    assert all(text in printed for text in says), printed
+
+
 def test_a_failure_stops_only_what_needs_it(processes, tmp_path):
     config = write_experiment(tmp_path)
     processes.outcome = lambda name: None if name in (

@@ -103,6 +103,12 @@ def test_what_a_method_returns_is_checked(teach, make, message):
         teach(returning(make))
 
 
+@pytest.mark.parametrize('knowledge', [dict(type='PKD'), ['PKD'], 'PKD'])
+def test_what_is_taught_is_a_list_of_dicts(knowledge):
+    with pytest.raises(ConfigError, match='model.knowledge = .*must be a list of dicts'):
+        build_distiller(small.retinanet(), small.retinanet(), knowledge=knowledge)
+
+
 def test_lists_and_numbers_for_the_log_are_taken(teach):
     losses = teach(returning(lambda x: dict(loss_mine=[x, x], mean=x.detach())), dict(type='PKD'))
     assert {'loss_mine', 'mean', 'loss_pkd'} <= losses.keys()

@@ -102,6 +102,9 @@ def plan(config: Config, title: str, recipes: dict[str, dict], seeds: Sequence[i
     # What is wrong with the detectors is wrong for all methods.
     family = family_of(untrained_model(variant(config, NOTHING)))
     taught, refused = check_methods(config, recipes, untrained_model)
+    if recipes and not taught:
+        raise ConfigError('nothing is left to compare. ' + ' '.join(
+            f'{method}: {reason}' for method, reason in refused.items()))
     dataset, columns = validation_data(config) if detect else (None, [])
 
     planner = StagePlanner(config, work_dir, epochs, strip, fresh, suffix)

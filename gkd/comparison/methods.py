@@ -13,6 +13,7 @@ from gkd.detectors.config_files import read_config
 from gkd.detectors.replacement import replace_settings
 from gkd.errors import ConfigError
 from gkd.frameworks import Config
+from gkd.knowledge.checks import check_entries
 from gkd.report.results import PLAIN, STUDENT, TEACHER
 
 METHODS = osp.join(REPOSITORY, 'configs', '_base_', 'comparison.py')
@@ -43,6 +44,8 @@ def choose_methods(config: Config, names: Optional[Sequence[str]] = None) -> dic
     shipped = read_config(METHODS)
     methods = {**shipped.methods, **config.get('methods', {})}
     variants = {**shipped.variants, **config.get('variants', {})}
+    for name, knowledge in methods.items():
+        check_entries(knowledge, f'methods.{name}')
     known = [OWN, *methods, *variants]
     for name in known:
         if name in RESERVED or not re.fullmatch(r'[\w-]+', name):

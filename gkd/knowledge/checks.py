@@ -12,6 +12,18 @@ from gkd.errors import ConfigError
 from gkd.knowledge.base import Knowledge
 
 
+def check_entries(entries: Any, key: str) -> None:
+    """Raise ConfigError if something else than a list of dicts tells what is taught.
+
+    Args:
+        entries: What the config says.
+        key: Where, for the message.
+    """
+    if not isinstance(entries, (list, tuple)) or not all(isinstance(e, dict) for e in entries):
+        raise ConfigError(f'{key} = {entries!r}: must be a list of dicts, such as '
+                          f'[dict(type="PKD")].')
+
+
 def check_class(kind: Any) -> None:
     """Raise ConfigError if what is registered as a kind of knowledge cannot be one."""
     name = getattr(kind, '__name__', repr(kind))
