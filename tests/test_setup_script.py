@@ -142,20 +142,25 @@ def test_old_torch_of_an_active_environment_is_named(tmp_path):
     assert 'has torch 1.13.1' in result.stderr and '2.1 is needed' in result.stderr
 
 
-def test_kept_torch_gets_what_goes_with_it(tmp_path):
+@pytest.mark.parametrize('torch, numpy, constraint', [
+    ('2.1.2', '', 'numpy<2\n'), ('2.2.2', '2.0.0', 'numpy<2\n'), ('2.4.1', '1.26.4', 'numpy<2\n'),
+    ('2.4.1', '2.1.0', '')])
+def test_kept_torch_gets_what_goes_with_it(tmp_path, torch, numpy, constraint):
     """Also what the quickstart's data is made of, and an installed OpenCV that suits numpy 1."""
     executable(
         tmp_path / 'venv/bin/python',
-        'case "$*" in *"version(\'torch\')"*) echo 2.1.2 ;;\n'
+        f'case "$*" in *"version(\'torch\')"*) echo {torch} ;;\n'
+        f'*"version(\'numpy\')"*) echo {numpy} ;;\n'
         '*"version(\'opencv-python\')"*) echo 5.0 ;; *"version(\'"*) ;;\n'
         f'*run_setup*) exec {sys.executable} "$@" ;; *installed.py*) exit 1 ;;\n'
         '*) printf "%s\\n" "$@" ;; esac')
     result = run(SETUP, VIRTUAL_ENV=str(tmp_path / 'venv'))
-    assert result.returncode == 0 and 'keeping torch 2.1.2' in result.stderr
+    assert result.returncode == 0 and f'keeping torch {torch} ' in result.stderr
     printed = result.stderr.splitlines()
     assert {'opencv-python', 'scikit-image>=0.24', 'pytest>=7', 'tqdm>=4.60'} <= set(printed)
     assert not {'opencv-python-headless', 'mmdet>=2.28,<4'} & set(printed)
-    assert (tmp_path / 'venv/.gkd-constraints.txt').read_text() == 'numpy<2\ntorch==2.1.2\n'
+    assert (tmp_path / 'venv/.gkd-constraints.txt').read_text() == \
+        f'{constraint}torch=={torch}\n'
 
 
 def test_unknown_option():

@@ -223,10 +223,11 @@ torch_version="$(version_of torch)"
 keep_torch=''
 if [ -n "$torch_version" ] && [ -z "$own" ]; then
   keep_torch=yes
-  case "$torch_version" in
+  case "$torch_version, numpy $(version_of numpy)" in
     0.* | 1.* | 2.0.*) fail "the active environment $environment has torch $torch_version; at least
 2.1 is needed. Upgrade it, or deactivate the environment to let this script make one." ;;
-    2.1.* | 2.2.*) echo 'numpy<2' >> "$constraints" ;;  # they are built against numpy 1
+    # torch before 2.3 is built against numpy 1; beside a later one, other packages may be.
+    2.1.* | 2.2.* | *', numpy 1.'*) echo 'numpy<2' >> "$constraints" ;;
   esac
   say "keeping torch $torch_version of $environment"
   echo "torch==$torch_version" >> "$constraints"
