@@ -15,6 +15,7 @@ from typing import Any, Optional
 
 import torch
 import torch.distributed as dist
+from mmengine.dataset import InfiniteSampler
 from mmengine.dist import get_dist_info, is_main_process
 from mmengine.hooks import CheckpointHook, EMAHook
 from mmengine.registry import HOOKS
@@ -98,8 +99,15 @@ class ResumableCheckpointHook(CheckpointHook):
             runner.val_loop.run()
 
     def check_count(self, loop: EpochBasedTrainLoop) -> None:
-        """Raise ConfigError if a loop counts iterations and the hook epochs, or the reverse."""
+        """Raise ConfigError if a loop counts iterations and the hook epochs, or the reverse.
+
+        Neither does an epoch of endless batches end.
+        """
         counted = not isinstance(loop, IterationTrainLoop)
+        if counted and isinstance(loop.dataloader.batch_sampler.sampler, InfiniteSampler):
+            raise ConfigError('train_dataloader.sampler is an InfiniteSampler, so that an epoch '
+                              'would never end, and train_cfg counts epochs: use DefaultSampler, '
+                              'or IterBasedTrainLoop with `max_iters`.')
         if self.by_epoch != counted:
             raise ConfigError(
                 f'default_hooks.checkpoint.by_epoch = {self.by_epoch}, and train_cfg counts '

@@ -97,6 +97,10 @@ def checkpoints_of_iterations(config):
     config.default_hooks.checkpoint.by_epoch = False
 
 
+def an_endless_epoch(config):
+    config.train_dataloader.sampler.type = 'InfiniteSampler'
+
+
 def half_an_iteration(config):
     config.train_cfg = dict(type='IterBasedTrainLoop', max_iters=4.5)
 
@@ -113,6 +117,7 @@ REFUSED = [
     (no_epoch, 'train_cfg = .*: must train for at least one epoch'),
     (checkpoints_of_epochs, 'by_epoch = True, and train_cfg counts iterations: .*False'),
     (checkpoints_of_iterations, 'by_epoch = False, and train_cfg counts epochs: .*True'),
+    (an_endless_epoch, 'train_dataloader.sampler is an InfiniteSampler'),
     (half_an_iteration, 'train_cfg.max_iters = 4.5: must be a whole number'),
     (half_an_evaluation, 'the config: ValueError: val_dataloader, val_cfg, and val_evaluator'),
     (a_pair_that_a_method_refuses, 'GID: a two-stage teacher'),
