@@ -11,7 +11,7 @@ import os.path as osp
 from collections.abc import Iterator
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Callable, Optional
 
 import torch
 import torch.distributed as dist
@@ -41,6 +41,10 @@ from gkd.resume import (
 )
 from gkd.work_dir import INSIDE
 
+# What a schedule makes of its length; it differs if the epochs have other lengths.
+OF_THE_LENGTH = {'begin', 'end', 'total_iters', 'T_max', 'milestones', 'step_size', 'periods',
+                 'cumulative_periods', 'total_steps', '_schedule_phases'}
+
 
 @HOOKS.register_module()
 class ResumableCheckpointHook(CheckpointHook):
@@ -69,6 +73,8 @@ class ResumableCheckpointHook(CheckpointHook):
         """Take the state out of a checkpoint; keep it only if the run resumes from it."""
         state = checkpoint.pop(KEY, None)
         self.resumed = state if runner._resume else None
+        if self.resumed is not None and self.by_epoch:
+            count_anew(checkpoint, state, len(runner.train_dataloader))
 
     def before_train(self, runner) -> None:
         """Make the loader's order resumable, restore what the checkpoint holds, and catch up.
@@ -124,10 +130,9 @@ class ResumableCheckpointHook(CheckpointHook):
         length = len(runner.train_dataloader)
         alike = is_same_setup(state, runner.world_size, length, runner.logger)
         self.order.skip = state['batches'] * length // state['length']
-        if self.by_epoch:
-            # MMEngine would count on from the iterations of the former setup.
-            runner.train_loop._iter = runner.epoch * length + self.order.skip
-        elif not alike:
+        if self.by_epoch and length != state['length']:
+            step_schedules(runner)
+        elif not self.by_epoch and not alike:
             runner.train_loop._epoch, self.order.skip = divmod(runner.iter, length)
         if alike:
             set_random_state(state['random'][runner.rank])
@@ -286,3 +291,41 @@ def put_back_gradients(model: torch.nn.Module, gradients: dict[str, torch.Tensor
     for name, parameter in model.named_parameters():
         if name in gradients:
             parameter.grad = gradients[name].to(parameter.device)
+
+
+def count_anew(checkpoint: dict, state: dict, length: int) -> None:
+    """Have MMEngine count on in epochs of the run's own length.
+
+    It would count on from the iterations of the former setup, which had another number of images
+    in a step; so would its schedules by iterations, which would end too early or never.
+
+    Args:
+        checkpoint: What was loaded; changed in place.
+        state: The state in it.
+        length: Iterations of an epoch of the run.
+    """
+    meta = checkpoint['meta']
+    meta['iter'] = meta['epoch'] * length + state['batches'] * length // state['length']
+    if length != state['length']:
+        for schedule in by_iterations(checkpoint.get('param_schedulers'), dict.get):
+            for name in OF_THE_LENGTH & schedule.keys():
+                del schedule[name]
+
+
+def step_schedules(runner) -> None:
+    """Tell the schedules by iterations of a run where it is."""
+    for schedule in by_iterations(runner.param_schedulers, getattr):
+        schedule._global_step = runner.iter
+        schedule.last_step = max(-1, min(runner.iter, schedule.end - 1) - schedule.begin)
+
+
+def by_iterations(schedules: Any, get: Callable) -> list:
+    """Those of a run's schedules, or of their states, that count iterations.
+
+    Args:
+        schedules: As MMEngine keeps them: a list, by optimiser if there are several, or None.
+        get: Reads an attribute of one.
+    """
+    if isinstance(schedules, dict):
+        schedules = chain.from_iterable(schedules.values())
+    return [schedule for schedule in schedules or () if not get(schedule, 'by_epoch', True)]

@@ -41,6 +41,17 @@ class Kill(Hook):
             raise InterruptedError
 
 
+RATES = []
+
+
+@HOOKS.register_module()
+class KeepRates(Hook):
+    """Keep the learning rate of each step in ``RATES``."""
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        RATES.append(runner.optim_wrapper.get_lr()['lr'][0])
+
+
 @HOOKS.register_module()
 class KillEvaluation(Hook):
     """End the run within the evaluation of an epoch."""
@@ -179,6 +190,31 @@ def test_with_another_batch_size_a_run_goes_on_at_the_same_part_of_the_epoch(
         train(config, load_from=str(tmp_path / left), work_dir=str(tmp_path / 'new'),
               custom_hooks=[dict(type='Kill', after=1)])
     assert train(config, resume=True, custom_hooks=[]).iter == 18
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('former, batch_size', [(1, 2), (2, 1)])
+def test_after_an_epoch_with_another_batch_size_schedule_and_clock_go_on(
+        annotations, tmp_path, former, batch_size):
+    """Also where the clock would have divided by the iterations since the start, which were 0."""
+    config = experiment(annotations, tmp_path, inside_epoch=0)
+    config.model = detector('one_stage')
+    config.update(val_dataloader=None, val_cfg=None, val_evaluator=None)
+    config.param_scheduler = [dict(type='CosineAnnealingLR', by_epoch=True, eta_min=1e-5,
+                                   convert_to_iter_based=True)]
+    config.train_dataloader.batch_size = former
+    with pytest.raises(InterruptedError):
+        train(config, resume=True, custom_hooks=[
+            dict(type='Kill', after=IMAGES // former + 1)])
+    config.train_dataloader.batch_size = batch_size
+    steps, found = IMAGES // batch_size, []
+    for folder in tmp_path, tmp_path / 'anew':
+        RATES.clear()
+        runner = train(config, work_dir=str(folder), resume=True,
+                       custom_hooks=[dict(type='KeepRates')])
+        assert runner.iter == runner.max_iters == 2 * steps
+        found.append(RATES[:])
+    assert found[0] == pytest.approx(found[1][steps:], rel=1e-3)
 
 
 def test_prototypes_are_seen_by_the_pipeline_of_tests_on_several_data_sets(
