@@ -11,8 +11,9 @@ ROOT = Path(__file__).parent
 # Beside the package in a clone; installed, they lie in gkd/.mim/, where MIM looks for them.
 BESIDE = ['configs', 'tools', 'datalists/classes_config.json', 'checkpoints/manifest.json',
           'model-index.yml']
-# These draw on studies/, which stays in the clone.
-CLONE_ONLY = ['check_detectors.py', 'draw_concept.py', 'noise_study.py']
+# These draw on studies/, tests/ and docs/, which stay in the clone.
+CLONE_ONLY = ['check_detectors.py', 'draw_concept.py', 'noise_study.py',
+              'run_tests.sh', 'build_docs.sh']
 
 
 def read(name):

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import os.path as osp
+import shlex
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
@@ -110,8 +111,10 @@ def get_command(name: str) -> str:
 
 
 def tool(name: str) -> str:
-    """Path of a command-line tool, for messages."""
-    return osp.join('tools' if WORKPLACE else osp.join(REPOSITORY, 'tools'), name)
+    """Path of a command-line tool, for commands in messages that can be copied into a shell."""
+    path = osp.join(REPOSITORY, 'tools', name)
+    return osp.join('tools', name) if osp.realpath(path) == osp.realpath(
+        osp.join('tools', name)) else shlex.quote(path)
 
 
 def download(checkpoint: PublishedCheckpoint, folder: str = FOLDER) -> str:

@@ -233,3 +233,13 @@ def test_manifest_holds_together():
         assert find_file(checkpoint.config)
         # The zoo names files after their configs.
         assert name.startswith(checkpoint.config.split('/')[-1][:-len('.py')])
+
+
+def test_commands_in_messages_can_be_copied_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(checkpoints.REPOSITORY)
+    assert checkpoints.tool('plan.py') == 'tools/plan.py'
+    monkeypatch.chdir(tmp_path)
+    assert Path(checkpoints.tool('plan.py')).samefile(
+        Path(checkpoints.REPOSITORY, 'tools', 'plan.py'))
+    monkeypatch.setattr(checkpoints, 'REPOSITORY', '/my packages/gkd/.mim')
+    assert checkpoints.tool('plan.py') == "'/my packages/gkd/.mim/tools/plan.py'"

@@ -9,6 +9,7 @@ from typing import Any, Callable, Optional
 
 from torch import nn
 
+from gkd.checkpoints import tool
 from gkd.errors import ConfigError
 from gkd.files import write_atomically
 from gkd.registry import KNOWLEDGE
@@ -39,8 +40,8 @@ def pair_config(student: str, teacher: str, methods: str,
     own = settings['student']['config']
     config = load_config(own)
     if config.model.type == settings['type']:
-        raise ConfigError(f'{own} is a distillation config already: bash tools/train.sh {own} '
-                          f'trains it.')
+        raise ConfigError(f'{own} is a distillation config already: bash {tool("train.sh")} '
+                          f'{own} trains it.')
     config.model = settings
     # Not the student's own work dir: the student's training would be mistaken for this one.
     config.work_dir = default_folder(settings)

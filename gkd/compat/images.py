@@ -8,6 +8,7 @@ import os.path as osp
 from mmcv.utils import get_logger
 from mmdet.datasets.pipelines.loading import LoadImageFromFile, LoadMultiChannelImageFromFiles
 
+from gkd.checkpoints import tool
 from gkd.errors import DataError
 
 _warned = False
@@ -32,8 +33,9 @@ def _naming(call):
         try:
             loaded = call(self, results)
         except Exception as error:
-            raise DataError(f'{_path(results)}: {_reason(error)}. `python tools/datasets.py check '
-                            f'ANNOTATIONS --images FOLDER` opens all images.') from error
+            raise DataError(f'{_path(results)}: {_reason(error)}. `python '
+                            f'{tool("datasets.py")} check ANNOTATIONS --images FOLDER` opens all '
+                            f'images.') from error
         _compare_size(loaded)
         return loaded
 
@@ -67,4 +69,4 @@ def _compare_size(loaded: dict) -> None:
     get_logger('mmdet').warning(
         f'{_path(loaded)} is {width} x {height} pixels, the annotations say {listed[0]} x '
         f'{listed[1]}: its boxes may lie elsewhere (a camera may have turned the image). `python '
-        f'tools/datasets.py check ANNOTATIONS --images FOLDER` tells of all such images.')
+        f'{tool("datasets.py")} check ANNOTATIONS --images FOLDER` tells of all such images.')

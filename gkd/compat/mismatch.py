@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Collection
 
+from gkd.checkpoints import tool
+
 _SHOWN = 8
 # Layers whose outputs are counted in classes.
 _CLASS_LAYERS = re.compile(r'(fc_cls|fc_reg|(?<!rpn)_cls|cls_pred|conv_logits)\.(weight|bias)$')
@@ -50,7 +52,8 @@ def likely_cause(missing: list[str], unexpected: list[str], misshaped: dict,
     if any(name.startswith('student.') for name in in_file) and \
             not any(name.startswith('student.') for name in in_model):
         return ('this is the full checkpoint of a distillation run, and the model is a plain '
-                'detector. Export the student first: python tools/export_student.py.')
+                'detector. Export the student first: python '
+                + tool('export_student.py') + '.')
     if any(name.startswith('student.') for name in in_model) and \
             not any(name.startswith('student.') for name in in_file):
         return ('this is the checkpoint of a plain detector, and the model is a Distiller, whose '

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import os.path as osp
+import shlex
 from typing import Any
 
 from torch import Tensor, nn
 
+from gkd.checkpoints import tool
 from gkd.errors import GKDError, NumericalError
 from gkd.finite.step import KeptStep
 from gkd.frameworks import Hook
@@ -96,4 +98,5 @@ def kept(step: KeptStep, path: str) -> str:
         step.save(path)
     except GKDError as error:
         return f'The step could not be kept: {error}.'
-    return f'The step is kept: python tools/replay.py CONFIG {path}'
+    return (f'The step is kept: python {tool("replay.py")} CONFIG '
+            f'{shlex.quote(path)}')

@@ -9,6 +9,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from gkd.checkpoints import tool
 from gkd.datasets.coco_eval import METRICS
 from gkd.detectors.entries import name_of
 from gkd.detectors.source import DetectorSource
@@ -41,15 +42,15 @@ def format_summary(work_dir: str, config: str) -> str:
     best = sorted(glob(osp.join(escape(work_dir), 'best_*.pth')), key=osp.getmtime)
     lines = {'model': describe(run), 'training': training(run), 'memory': memory(run)}
     if checkpoint:
-        arguments = [shorten(config), shorten(checkpoint)]
+        arguments = shlex.join([shorten(config), shorten(checkpoint)])
         lines['checkpoint'] = ', best: '.join(map(shorten, [checkpoint, *best[-1:]]))
         report = osp.join(work_dir, REPORT)
         # With MMDetection 3 a hook of the config writes it.
-        lines['report'] = shorten(report) if osp.isfile(report) else shlex.join(
-            ['python', 'tools/report.py', shorten(work_dir)])
-        lines['test'] = shlex.join(['bash', 'tools/test.sh', *arguments])
+        lines['report'] = shorten(report) if osp.isfile(report) else (
+            f'python {tool("report.py")} {shlex.quote(shorten(work_dir))}')
+        lines['test'] = f'bash {tool("test.sh")} {arguments}'
         if run.config.model.type == Distiller.__name__:
-            lines['export'] = shlex.join(['python', 'tools/export_student.py', *arguments])
+            lines['export'] = f'python {tool("export_student.py")} {arguments}'
     width = max(map(len, lines)) + 2
     text = ''.join(f'{name + ":":{width}}{line}\n' for name, line in lines.items() if line)
     return f'{metrics_table(run)}\n{text}' if run.evaluations else text
