@@ -34,6 +34,7 @@ class Watch(Hook):
         self.until = until
 
     def after_train_iter(self, runner):
+        assert unwrap(runner.model).training  # after an evaluation, too
         images = [meta['ori_filename'] for meta in runner.data_batch['img_metas'].data[0]]
         self.seen.append((runner.iter + 1, runner.epoch, unwrap(runner.model).progress, images,
                           runner.current_lr(), runner.outputs['log_vars']['loss']))
