@@ -6,13 +6,13 @@ its tensors.
 
 from __future__ import annotations
 
-import weakref
 from contextlib import nullcontext
 from dataclasses import astuple, dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 from torch.utils.flop_counter import FlopCounterMode
@@ -49,22 +49,25 @@ class TensorMemory(TorchDispatchMode):
 
     def __init__(self):
         super().__init__()
-        self.now = self.peak = 0
-        self._storages = set()
+        self.peak = 0
+        self._sizes: dict[StorageWeakRef, int] = {}
+        self._counted = 0  # including what was freed since the last look
+
+    @property
+    def now(self) -> int:
+        # By looking: torch 2.1 calls no weakref.finalize of a storage.
+        for storage in [storage for storage in self._sizes if storage.expired()]:
+            self._counted -= self._sizes.pop(storage)
+        return self._counted
 
     def add(self, tensor: Tensor) -> None:
         """Count a tensor, if its memory is not counted yet, until it is freed."""
-        storage = tensor.untyped_storage()
-        key, size = storage._cdata, storage.nbytes()
-        if key not in self._storages:
-            self._storages.add(key)
-            self.now += size
-            self.peak = max(self.peak, self.now)
-            weakref.finalize(storage, self._remove, key, size)
-
-    def _remove(self, key: int, size: int) -> None:
-        self._storages.discard(key)
-        self.now -= size
+        storage, size = StorageWeakRef(tensor.untyped_storage()), tensor.untyped_storage().nbytes()
+        if storage not in self._sizes:
+            self._sizes[storage] = size
+            self._counted += size
+            if self._counted > self.peak:
+                self.peak = max(self.peak, self.now)
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
