@@ -260,6 +260,11 @@ def test_channels_that_do_not_fit(folder, part, channels):
     refuse_training(folder, says=['student RetinaNet', 'channels'])
 
 
+def test_no_runner(folder):
+    append('distiller.py', 'del runner')
+    refuse_training(folder, says=['has no `runner`', 'max_epochs'])
+
+
 @pytest.mark.parametrize('option, says', [
     ('model.student.config.x=1', ['model.student']),
     ('model.knowledge.0.type=Telepathy', ['Telepathy', 'RobustDistillingModule']),

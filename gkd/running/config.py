@@ -52,6 +52,9 @@ def load_config(path: str, options: Optional[dict] = None) -> Config:
                               f'(`model`) and its data sets (`data`).')
         if not isinstance(config[key], dict):
             raise ConfigError(f'config {path}: `{key}` = {config[key]!r} must be a dict.')
+    if 'runner' not in config and 'total_epochs' not in config:
+        raise ConfigError(f'config {path} has no `runner`, which tells how long to train: '
+                          f'runner = dict(type="EpochBasedRunner", max_epochs=12).')
     update_data_root(config)
     try:
         config = compat_cfg(config)
