@@ -189,6 +189,17 @@ def test_masks_are_those_of_a_training_step(family, tmp_path):
     torch.testing.assert_close(mask, expected)
 
 
+def test_masks_of_local_knowledge_are_drawn_for_a_student_that_trains_on_masks(
+        tmp_path, monkeypatch):
+    monkeypatch.setitem(tiny_data.small.FAMILIES, 'mask', tiny_data.small.mask_rcnn)
+    _, config = tiny_data.write_pair(tmp_path, 'mask')
+    checkpoint = tiny_data.write_weights(tmp_path / 'student.pth', tiny_data.small.mask_rcnn())
+    trained = TrainedPair(load_config(config), checkpoint)
+    bank = trained.generate(str(tmp_path)).bank
+    masks, _ = local_masks(trained, bank, validation_images(load_config(config), min_size=0)[0])
+    assert max(mask.max() for mask in masks) > 0
+
+
 def test_judges_and_draws(pair, tmp_path):
     trained = TrainedPair(load_config(pair[0]), pair[1])
     images = validation_images(load_config(pair[0]), min_size=0)

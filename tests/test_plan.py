@@ -61,7 +61,7 @@ def test_parameters_and_operations(planned):
     assert plan.parameters == dict(student=student, teacher=teacher, extra=knowledge)
     assert plan.trained == student + knowledge
 
-    data = noise(WIDTH, HEIGHT, IMAGES, small.NUM_CLASSES)
+    data = noise(WIDTH, HEIGHT, IMAGES, step.student)
     step.model.train_step(data.native, step.optimizer)
     with FlopCounterMode(display=False) as whole:
         step.model.train_step(data.native, step.optimizer)['loss'].backward()
@@ -87,6 +87,15 @@ def test_costs_are_those_of_mmdetection_3(plans):
     """Which has the same test."""
     for family, (_, plan) in plans.items():
         assert astuple(plan.cost) == pytest.approx(COSTS[family], rel=0.02)
+
+
+def test_a_student_that_trains_on_masks_gets_them(plans):
+    """What its mask head computes comes on top."""
+    config, plan = plans['two_stage']
+    config = copy.deepcopy(config)
+    config.model.student.config = small.mask_rcnn()
+    cost = make_plan(config, probes=PROBES).cost
+    assert cost.student > 1.02 * plan.cost.student and cost.teacher < 1.1 * plan.cost.teacher
 
 
 def test_costs_do_not_depend_on_the_learning_rate(plans):

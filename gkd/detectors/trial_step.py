@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from dataclasses import replace
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -41,7 +40,9 @@ def observe_training(student: BaseDetector, info: DetectorInfo, view: View) -> D
     Raises:
         ConfigError: In training, its maps hold another number of images than it was given.
     """
-    info = replace(info, ground_truth=tuple(further_ground_truth(student, view)))
+    boxes = view.images.new_tensor(PROBE_BOXES)
+    needed = further_ground_truth(student, boxes, *view.images.shape[-2:])
+    info = replace(info, ground_truth=tuple(needed))
 
     def batch() -> Batch:
         return probe_batch(student, view, info.num_classes)
@@ -118,37 +119,38 @@ def positives_are_true(student: BaseDetector, info: DetectorInfo, batch: Batch) 
 def probe_batch(detector: BaseDetector, view: View, num_classes: int) -> Batch:
     """Noise of the size of a view's images, with boxes and all other ground truth needed."""
     size = view.images.shape[-1]
-    return synthetic_batch(torch.randn_like(view.images),
-                           view.images.new_tensor(PROBE_BOXES) * size,
+    boxes = view.images.new_tensor(PROBE_BOXES) * size
+    return synthetic_batch(torch.randn_like(view.images), boxes,
                            torch.arange(len(PROBE_BOXES)) % num_classes,
-                           **further_ground_truth(detector, view))
+                           **further_ground_truth(detector, boxes, size, size))
 
 
-def further_ground_truth(detector: BaseDetector, view: View) -> dict:
+def further_ground_truth(detector: BaseDetector, boxes: Tensor, height: int, width: int) -> dict:
     """What a detector's training needs besides boxes and labels, as pipelines collect it.
 
+    Args:
+        detector: The detector.
+        boxes: ``(n, 4)`` in pixels; proposals lie there.
+        height: Of the images with their padding, in pixels.
+        width: Likewise.
+
     Returns:
-        Those of the following that the detector needs, the same for each image: ``gt_masks``
-        ``(n, S, S)`` uint8, ``gt_semantic_seg`` ``(H, W)`` int64, ``proposals`` ``(m, 4)``.
+        Those of the following arguments of ``synthetic_batch`` that the detector needs:
+        ``gt_masks``, ``gt_semantic_seg`` and ``proposals``.
     """
-    size = view.images.shape[-1]
-    boxes = view.images.new_tensor(PROBE_BOXES) * size
     roi_head = getattr(detector, 'roi_head', None)
     extra = {}
     # The head of MMDetection 3's RTMDet-Ins predicts masks without being a mask head.
     if any(getattr(part, name, False) for part in (detector, roi_head, main_head(detector))
            for name in ('with_mask', 'panoptic_head', 'loss_mask')):
-        masks = np.zeros((len(boxes), size, size), np.uint8)
-        for mask, (x1, y1, x2, y2) in zip(masks, boxes.int().tolist()):
-            mask[y1:y2, x1:x2] = 1
-        extra['gt_masks'] = masks
+        extra['gt_masks'] = True
     with_semantic = getattr(roi_head, 'with_semantic', False)
     if with_semantic or getattr(detector, 'with_semantic_head', False):
-        cells = (size, size)
         # MMDetection 2's pipelines make it as small as the map that it is predicted from.
-        if with_semantic and not hasattr(roi_head.semantic_head, 'seg_scale_factor'):
-            cells = view.maps[roi_head.semantic_head.fusion_level].shape[-2:]
-        extra['gt_semantic_seg'] = torch.zeros(*cells, dtype=torch.long)
+        stride = roi_head.semantic_roi_extractor.featmap_strides[0] if with_semantic and \
+            not hasattr(roi_head.semantic_head, 'seg_scale_factor') else 1
+        extra['gt_semantic_seg'] = boxes.new_zeros(
+            -(-height // stride), -(-width // stride), dtype=torch.long)
     if roi_head is not None and not getattr(detector, 'with_rpn', False):
         extra['proposals'] = torch.cat([boxes, boxes / 2])
     return extra

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Union
 
+import numpy as np
 from torch import Tensor
 
 
@@ -41,6 +42,25 @@ def of_each_image(given: Union[Tensor, Sequence[Tensor]], count: int) -> list[Te
         ([tensor([1.]), tensor([1.])], [tensor([1.]), tensor([0.])])
     """
     return [given.clone() for _ in range(count)] if isinstance(given, Tensor) else list(given)
+
+
+def filled_boxes(boxes: Tensor, height: int, width: int) -> np.ndarray:
+    """Masks that fill boxes, ``(n, height, width)`` uint8.
+
+    Args:
+        boxes: ``(n, 4)`` in pixels.
+        height: Of the image, in pixels.
+        width: Likewise.
+
+    Example:
+        >>> import torch
+        >>> filled_boxes(torch.tensor([[1.0, 0.0, 3.0, 1.0]]), height=2, width=4).tolist()
+        [[[0, 1, 1, 0], [0, 0, 0, 0]]]
+    """
+    masks = np.zeros((len(boxes), height, width), np.uint8)
+    for mask, (x1, y1, x2, y2) in zip(masks, boxes.int().tolist()):
+        mask[y1:y2, x1:x2] = 1
+    return masks
 
 
 def mask_parts(masks: Any) -> dict[str, Any]:

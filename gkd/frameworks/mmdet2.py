@@ -23,7 +23,7 @@ from torch import Tensor
 
 from gkd.errors import ConfigError
 from gkd.frameworks.alike import description, mmdet_configs, source_of
-from gkd.frameworks.batch import Batch, mask_parts, of_each_image
+from gkd.frameworks.batch import Batch, filled_boxes, mask_parts, of_each_image
 
 __all__ = [
     'BACKBONES', 'BATCH_PARTS', 'CLASSES_SETTING', 'DETECTORS', 'HOOKS', 'IMAGES_SETTING',
@@ -104,7 +104,7 @@ def to_batch(img: Tensor, img_metas: list[dict], gt_bboxes: list[Tensor],
 
 def synthetic_batch(images: Tensor, boxes: Union[Tensor, Sequence[Tensor]],
                     labels: Union[Tensor, Sequence[Tensor]],
-                    gt_masks: Optional[np.ndarray] = None,
+                    gt_masks: bool = False,
                     gt_semantic_seg: Optional[Tensor] = None,
                     proposals: Optional[Tensor] = None,
                     size: Optional[tuple[int, int]] = None) -> Batch:
@@ -114,7 +114,7 @@ def synthetic_batch(images: Tensor, boxes: Union[Tensor, Sequence[Tensor]],
         images: ``(B, C, H, W)``.
         boxes: ``(n, 4)`` in pixels, of every image, or a list with those of each.
         labels: ``(n,)`` int64, likewise.
-        gt_masks: Masks of the boxes, ``(n, H, W)`` uint8.
+        gt_masks: Whether boxes have masks, which fill them.
         gt_semantic_seg: Classes of the cells of a map, ``(h, w)`` int64.
         proposals: ``(m, 4)`` in pixels.
         size: Height and width of the images without their padding; by default they have none.
@@ -124,14 +124,15 @@ def synthetic_batch(images: Tensor, boxes: Union[Tensor, Sequence[Tensor]],
     meta = dict(img_shape=(*(size or (height, width)), 3), ori_shape=shape, pad_shape=shape,
                 flip=False, filename='', ori_filename='', scale_factor=np.ones(4, np.float32),
                 batch_input_shape=(height, width), border=np.array([0, height, 0, width]))
-    further = {}
-    if gt_masks is not None:
-        further['gt_masks'] = [BitmapMasks(gt_masks.copy(), height, width) for _ in images]
+    boxes, further = of_each_image(boxes, len(images)), {}
+    if gt_masks:
+        further['gt_masks'] = [BitmapMasks(filled_boxes(own, height, width), height, width)
+                               for own in boxes]
     if gt_semantic_seg is not None:
         further['gt_semantic_seg'] = gt_semantic_seg.expand(len(images), 1, -1, -1).clone()
     if proposals is not None:
         further['proposals'] = [proposals.clone() for _ in images]
-    return to_batch(images, [dict(meta) for _ in images], of_each_image(boxes, len(images)),
+    return to_batch(images, [dict(meta) for _ in images], boxes,
                     of_each_image(labels, len(images)), **further)
 
 

@@ -32,7 +32,7 @@ from torch import Tensor
 
 from gkd.errors import ConfigError
 from gkd.frameworks.alike import description, mmdet_configs, source_of
-from gkd.frameworks.batch import Batch, mask_parts, of_each_image
+from gkd.frameworks.batch import Batch, filled_boxes, mask_parts, of_each_image
 
 __all__ = [
     'BACKBONES', 'BATCH_PARTS', 'CLASSES_SETTING', 'DETECTORS', 'HOOKS', 'IMAGES_SETTING',
@@ -135,7 +135,7 @@ def to_batch(inputs: Tensor, data_samples: list) -> Batch:
 
 def synthetic_batch(images: Tensor, boxes: Union[Tensor, Sequence[Tensor]],
                     labels: Union[Tensor, Sequence[Tensor]],
-                    gt_masks: Optional[np.ndarray] = None,
+                    gt_masks: bool = False,
                     gt_semantic_seg: Optional[Tensor] = None,
                     proposals: Optional[Tensor] = None,
                     size: Optional[tuple[int, int]] = None) -> Batch:
@@ -145,7 +145,7 @@ def synthetic_batch(images: Tensor, boxes: Union[Tensor, Sequence[Tensor]],
         images: ``(B, C, H, W)``.
         boxes: ``(n, 4)`` in pixels, of every image, or a list with those of each.
         labels: ``(n,)`` int64, likewise.
-        gt_masks: Masks of the boxes, ``(n, H, W)`` uint8.
+        gt_masks: Whether boxes have masks, which fill them.
         gt_semantic_seg: Classes of the cells of a map, ``(h, w)`` int64.
         proposals: ``(m, 4)`` in pixels.
         size: Height and width of the images without their padding; by default they have none.
@@ -161,8 +161,9 @@ def synthetic_batch(images: Tensor, boxes: Union[Tensor, Sequence[Tensor]],
         sample.gt_instances = InstanceData(bboxes=own_boxes, labels=own_labels)
         sample.ignored_instances = InstanceData(bboxes=own_boxes[:0].clone(),
                                                 labels=own_labels[:0].clone())
-        if gt_masks is not None:
-            sample.gt_instances.masks = BitmapMasks(gt_masks.copy(), height, width)
+        if gt_masks:
+            sample.gt_instances.masks = BitmapMasks(filled_boxes(own_boxes, height, width),
+                                                    height, width)
         if gt_semantic_seg is not None:
             sample.gt_sem_seg = PixelData(sem_seg=gt_semantic_seg[None].clone())
         if proposals is not None:

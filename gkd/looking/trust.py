@@ -12,6 +12,7 @@ from matplotlib.colors import Normalize
 from torch import Tensor
 
 from gkd.datasets.images import read_image
+from gkd.detectors.trial_step import further_ground_truth
 from gkd.errors import ConfigError
 from gkd.frameworks import classes_of, network_input, synthetic_batch, test_view
 from gkd.knowledge.instances import Instances, map_levels
@@ -106,8 +107,10 @@ def local_masks(trained: TrainedPair, bank: PrototypeBank,
                           f'`model.knowledge`, which draws the mask of local knowledge.')
     pixels, scale, size = test_view(image.dataset, image.index)
     pixels = network_input(distiller.student, pixels[None].to(trained.device), [size])
-    given = torch.from_numpy(image.boxes * scale), torch.from_numpy(image.labels)
-    batch = synthetic_batch(pixels, *(part.to(trained.device) for part in given), size=size)
+    boxes, labels = (torch.from_numpy(part).to(trained.device)
+                     for part in (image.boxes * scale, image.labels))
+    further = further_ground_truth(distiller.student, boxes, *pixels.shape[-2:])
+    batch = synthetic_batch(pixels, boxes, labels, size=size, **further)
     _, step = distiller.observe(batch)
     step.bank = bank.to(trained.device)
     boxes, labels = module.taught_instances(step)

@@ -19,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from gkd.bank import PrototypeBank
 from gkd.detectors.modes import eval_mode
+from gkd.detectors.trial_step import further_ground_truth
 from gkd.distiller import Distiller
 from gkd.errors import ConfigError, GKDError
 from gkd.frameworks import BaseDetector, Batch, Config, student_losses, synthetic_batch
@@ -199,7 +200,7 @@ class MeasuredStep:
 
     def loss(self, detector: BaseDetector, width: int, height: int, images: int) -> Tensor:
         """The loss of the model, or of its student alone, on images of noise."""
-        batch = noise(width, height, images, num_classes_of(self.student))
+        batch = noise(width, height, images, self.student)
         return total_loss(detector, student_losses(detector, batch))
 
     @torch.no_grad()
@@ -237,8 +238,11 @@ def random_bank(pair, num_prototypes: int, class_channels: int = 0) -> Prototype
                         if class_channels])
 
 
-def noise(width: int, height: int, images: int, num_classes: int) -> Batch:
-    """A training batch of noise, each image with boxes of several sizes all over it."""
+def noise(width: int, height: int, images: int, student: BaseDetector) -> Batch:
+    """A training batch of noise, each image with boxes of several sizes all over it.
+
+    It has what else the student trains on, such as masks.
+    """
     generator = np.random.default_rng(0)
     pixels = torch.randn(images, 3, height, width, generator=torch.Generator().manual_seed(0))
     boxes, labels = [], []
@@ -247,5 +251,6 @@ def noise(width: int, height: int, images: int, num_classes: int) -> Batch:
         size = generator.uniform(0.1, 0.3, (BOXES, 2))
         corners = np.concatenate([corner, corner + size], axis=1) * np.tile([width, height], 2)
         boxes.append(torch.from_numpy(corners.astype(np.float32)))
-        labels.append(torch.from_numpy(generator.integers(0, num_classes, BOXES)))
-    return synthetic_batch(pixels, boxes, labels)
+        labels.append(torch.from_numpy(generator.integers(0, num_classes_of(student), BOXES)))
+    return synthetic_batch(pixels, boxes, labels,
+                           **further_ground_truth(student, boxes[0], height, width))

@@ -86,6 +86,20 @@ def faster_rcnn(channels=16, num_classes=NUM_CLASSES):
             rcnn=dict(score_thr=0.0, nms=dict(type='nms', iou_threshold=0.5), max_per_img=20)))
 
 
+def mask_rcnn(channels=16, num_classes=NUM_CLASSES):
+    model = faster_rcnn(channels, num_classes)
+    extractor = model['roi_head']['bbox_roi_extractor']
+    model['type'] = 'MaskRCNN'
+    model['roi_head'].update(
+        mask_roi_extractor=dict(extractor, roi_layer=dict(extractor['roi_layer'], output_size=14)),
+        mask_head=dict(type='FCNMaskHead', num_convs=1, in_channels=channels,
+                       conv_out_channels=channels, num_classes=num_classes,
+                       loss_mask=dict(type='CrossEntropyLoss', use_mask=True)))
+    model['train_cfg']['rcnn']['mask_size'] = 28
+    model['test_cfg']['rcnn']['mask_thr_binary'] = 0.5
+    return model
+
+
 def fcos(channels=16, num_classes=NUM_CLASSES):
     return dict(
         type='FCOS',

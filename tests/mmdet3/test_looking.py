@@ -9,9 +9,10 @@ import sys
 import numpy as np
 import pytest
 import torch
+from helpers import small_detectors as small
 from mmengine.config import Config
 from PIL import Image
-from small_experiments import CLASSES, TOOLS, detector, experiment, train
+from small_experiments import CLASSES, PREPROCESSOR, TOOLS, detector, experiment, train
 
 from gkd.bank import PrototypeBank
 from gkd.comparison.mmdet3 import Training
@@ -84,6 +85,18 @@ def test_trust_is_drawn_of_the_images_as_the_student_sees_them(pair, tmp_path, m
     assert seen[0].abs().max() < 4  # normalised
     sides = [side % 32 for side in seen[0].shape[2:]]
     assert sides == [0, 0]  # padded
+
+
+def test_masks_of_local_knowledge_are_drawn_for_a_student_that_trains_on_masks(pair, tmp_path):
+    config = load_config(pair[0])
+    config.model.student.config = dict(small.mask_rcnn(), data_preprocessor=PREPROCESSOR)
+    config.model.student.checkpoint = str(tmp_path / 'mask.pth')
+    torch.save(dict(state_dict=build_detector(config.model.student.config).state_dict()),
+               config.model.student.checkpoint)
+    trained = TrainedPair(config)
+    bank = trained.generate(str(tmp_path / 'trust')).bank
+    masks, _ = local_masks(trained, bank, validation_images(config, min_size=0)[0])
+    assert max(mask.max() for mask in masks) > 0
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ import pytest
 from helpers import small_detectors as small
 from helpers.small_plans import COSTS, HEIGHT, IMAGES, PROBES, WIDTH
 from mmengine.config import ConfigDict
-from small_experiments import TOOLS, detector, experiment, train
+from small_experiments import PREPROCESSOR, TOOLS, detector, experiment, train
 
 from gkd.engine.commands import load_config
 from gkd.engine.image_size import image_size, size_after
@@ -46,6 +46,16 @@ def test_costs_are_those_of_mmdetection_2(annotations, tmp_path, family):
     # The preprocessor pads to a multiple of 32.
     assert (plan.width, plan.height, plan.schedule.images) == (WIDTH, HEIGHT, IMAGES)
     assert astuple(plan.cost) == pytest.approx(COSTS[family], rel=0.02)
+
+
+def test_a_student_that_trains_on_masks_gets_them(annotations, tmp_path):
+    """What its mask head computes comes on top."""
+    config = experiment(annotations, tmp_path, 'two_stage')
+    boxes, masks = (make_plan(config, image=(128, 128), probes=((128, 128), (128, 128))).cost
+                    for config.model.student.config in (
+                        config.model.student.config,
+                        dict(small.mask_rcnn(), data_preprocessor=PREPROCESSOR)))
+    assert masks.student > 1.1 * boxes.student
 
 
 @pytest.mark.slow
