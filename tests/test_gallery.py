@@ -2,19 +2,20 @@
 
 import json
 import re
+import runpy
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from helpers import tiny_data
-from helpers.running import run_tool
+from helpers.running import REPOSITORY, run_tool
 from PIL import Image
 
 from gkd.knowledge import instance_mask, robust_weights
 from gkd.looking.gallery import agreement, choose_shown
 from gkd.looking.trained import TrainedPair, validation_images
-from gkd.looking.trust import choose_images, judge, local_masks
+from gkd.looking.trust import choose_images, draw_extremes, judge, local_masks
 from gkd.prototypes import select_prototypes
 from gkd.prototypes.contributions import align, contributions, principal_plane
 from gkd.running import load_config
@@ -219,3 +220,20 @@ def test_judges_and_draws(pair, tmp_path):
         assert np.asarray(Image.open(out / f'{name}.png').convert('L')).std() > 5
     status, _, stderr = run_tool('draw_trust', *pair, '--out', out, '--images', 'other.png')
     assert status == 2 and 'no image with boxes named other.png' in stderr
+
+
+def test_every_class_has_a_picture_of_its_own():
+    """Whatever the names are made of."""
+    names = ['große Schraube', 'ワッシャー', 'ボルト', 'a b', 'a/b', '$a$']
+    paths = runpy.run_path(str(REPOSITORY / 'tools' / 'draw_trust.py'))['class_paths']('f', names)
+    assert len({*paths}) == len(names)
+    assert paths[:2] == ['f/class_große_Schraube.png', 'f/class_ワッシャー.png']
+
+
+def test_names_of_classes_are_no_formulas(pair, tmp_path, monkeypatch):
+    """matplotlib would fail at this one."""
+    monkeypatch.setattr('gkd.looking.trust.classes_of', lambda dataset: [r'$\nut$'] * 3)
+    trained = TrainedPair(load_config(pair[0]), pair[1])
+    images = validation_images(load_config(pair[0]), min_size=0)
+    trust = judge(trained, trained.generate(str(tmp_path)).bank, images)
+    assert draw_extremes(images, trust, 0, 2, str(tmp_path / 'class.png'))

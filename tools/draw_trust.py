@@ -42,8 +42,9 @@ def main():
         choose_images(trust, args.count)
     if numbers:
         draw_images(trained, bank, images, trust, numbers, osp.join(out, 'images.png'))
-    drawn = [name for label, name in enumerate(classes_of(images[0].dataset))
-             if draw_extremes(images, trust, label, args.extremes, class_path(out, name))]
+    paths = class_paths(out, classes_of(images[0].dataset))
+    drawn = [path for label, path in enumerate(paths)
+             if draw_extremes(images, trust, label, args.extremes, path)]
     print(f'{len(trust.weights)} instances: robust weight {trust.weights.mean():.3f} on average, '
           f'from {trust.weights.min():.3f} to {trust.weights.max():.3f}')
     print(f'wrote {len(drawn) + bool(numbers)} pictures to {out}')
@@ -60,9 +61,11 @@ def find_images(images, names):
     return [numbers[name] for name in names]
 
 
-def class_path(folder, name):
-    """Picture file of a class; its name may hold what no file name can."""
-    return osp.join(folder, f'class_{re.sub("[^A-Za-z0-9_-]", "_", name)}.png')
+def class_paths(folder, names):
+    """Picture files of all classes; names may hold what no file name can."""
+    plain = [re.sub(r'[^\w-]', '_', name) for name in names]
+    return [osp.join(folder, f'class_{name}{f"_{label}" if plain.count(name) > 1 else ""}.png')
+            for label, name in enumerate(plain)]
 
 
 if __name__ == '__main__':

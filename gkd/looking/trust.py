@@ -22,7 +22,7 @@ from gkd.looking.agreement import coordinates, typicality
 from gkd.looking.trained import TrainedPair
 from gkd.prototypes import PrototypeBank
 from gkd.prototypes.features import CandidateImage, CandidateImages
-from gkd.report.drawing import crop, plt, rectangle, save
+from gkd.report.drawing import as_text, crop, plt, rectangle, save
 
 COLOURS = matplotlib.colormaps['viridis']
 
@@ -158,7 +158,8 @@ def draw_images(trained: TrainedPair, bank: PrototypeBank, images: Sequence[Cand
             axis.axis('off')
         for index in (trust.images == number).nonzero().flatten().tolist():
             weight = float(trust.weights[index])
-            x1, y1, *_ = trust.boxes[index].tolist()
+            # Of a box over the border of the image the label stays inside.
+            x1, y1 = trust.boxes[index, :2].clip(min=0).tolist()
             row[0].add_patch(rectangle(trust.boxes[index], COLOURS(scale(weight)), 1.8))
             row[0].text(x1, y1, f'{weight:.2f}', fontsize=8, va='top', color='white',
                         bbox=dict(facecolor='black', alpha=0.6, pad=0.6, linewidth=0))
@@ -195,7 +196,7 @@ def draw_extremes(images: Sequence[CandidateImage], trust: Trust, label: int, co
     order = of_class[trust.weights[of_class].argsort(descending=True, stable=True)]
     count = min(count, (len(order) + 1) // 2)
     figure, axes = plt.subplots(2, count, squeeze=False, layout='constrained',
-                                figsize=(1.15 * count + 0.4, 4))
+                                figsize=(max(1.15 * count + 0.4, 4), 4))
     rows = (('most trusted', order[:count]), ('least trusted', order.flip(0)[:count]))
     for row, (title, chosen) in zip(axes, rows):
         row[0].set_ylabel(title, fontsize=9)
@@ -209,8 +210,8 @@ def draw_extremes(images: Sequence[CandidateImage], trust: Trust, label: int, co
             axis.set_title(f'{trust.weights[index]:.2f}', fontsize=10, pad=3)
             axis.set_xlabel(f'T {trust.teacher[index]:.2f}  S {trust.student[index]:.2f}',
                             fontsize=7)
-    name = classes_of(images[0].dataset)[label]
+    name = as_text(classes_of(images[0].dataset)[label])
     figure.suptitle(f'"{name}": robust weight, and how typical the teacher (T) and the student '
-                    f'(S) find it', fontsize=9)
+                    f'(S) find it', fontsize=9, wrap=True)
     save(figure, path)
     return True

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gkd.datasets.images import read_image
 from gkd.frameworks import Dataset, annotation, bbox_overlaps, classes_of, image_info
-from gkd.report.drawing import plt, rectangle
+from gkd.report.drawing import as_text, plt, rectangle
 
 FOUND, WRONG, MISSED = '#2ca02c', '#d62728', '#ffd92f'
 MATCH_IOU = 0.5
@@ -103,7 +103,7 @@ def draw_image(axis: plt.Axes, dataset: Dataset, index: int, detections: Tensor,
         axis.add_patch(rectangle(detection[:4], colour))
         if len(classes) > 1:
             left, top = detection[:2].tolist()
-            axis.text(left, top, classes[int(detection[5])], color='white', fontsize=7,
+            axis.text(left, top, as_text(classes[int(detection[5])]), color='white', fontsize=7,
                       va='bottom', clip_on=True,
                       bbox=dict(facecolor=colour, edgecolor='none', pad=0.8))
     axis.set_title(f'{title}: {sum(right)} of {len(boxes)} found', fontsize=11)

@@ -46,6 +46,16 @@ def crop(path: str, box: Sequence[float]) -> np.ndarray:
     return image[top:bottom, left:right]
 
 
+def as_text(name: str) -> str:
+    """A name as matplotlib writes it as it is: between dollar signs it would read a formula.
+
+    Example:
+        >>> as_text('$5')
+        '\\\\$5'
+    """
+    return name.replace('$', r'\$')
+
+
 def rectangle(box: Sequence[float], color, linewidth: float = 1.6, **style) -> Rectangle:
     """The outline of a box ``x1, y1, x2, y2``."""
     x1, y1, x2, y2 = map(float, box)

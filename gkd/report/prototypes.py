@@ -7,7 +7,7 @@ import os.path as osp
 from collections.abc import Sequence
 
 from gkd.prototypes import PrototypeBank
-from gkd.report.drawing import crop, plt, save
+from gkd.report.drawing import as_text, crop, plt, save
 
 
 def draw_prototypes(bank: PrototypeBank, folder: str, classes: Sequence[str], label: int,
@@ -51,6 +51,7 @@ def prototype_figure(bank: PrototypeBank, folders: Sequence[str], classes: Seque
             axes[number, place].imshow(crop(path, box))
     for place in range(most):
         axes[0, place].set_title(str(place + 1), fontsize=9)
-    figure.suptitle(f'prototypes of "{classes[label]}", in order of choice', fontsize=10)
+    figure.suptitle(f'prototypes of "{as_text(classes[label])}", in order of choice',
+                    fontsize=10, wrap=True)
     figure.tight_layout(pad=0.4)
     return figure
