@@ -1,25 +1,30 @@
 """MMEngine, mended: checkpoints, resuming, finding packages, processes without GPUs."""
 
 import os
+import os.path as osp
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing
+from mmdet.engine.hooks import DetVisualizationHook
 from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.dist import init_dist
 from mmengine.model import BaseModel, MMDistributedDataParallel
 from mmengine.optim import AmpOptimWrapper
 from mmengine.runner import Runner
+from mmengine.visualization import Visualizer
 from torch import nn
 from torch.utils.data import Dataset
 
 from gkd.commands.device import VISIBLE, choose_device
 from gkd.compat import engine
 from gkd.compat.checkpoint import load_checkpoint_file
+from gkd.engine.drawing import DrawingHook
 from gkd.engine.runner import Runner as PlacingRunner
 from gkd.errors import CheckpointError, ConfigError
 
@@ -185,3 +190,17 @@ def test_convolutions_have_channels_last_if_the_config_says_so(tmp_path, asked):
                          cfg=Config(dict(cpu_channels_last=asked)))
     weight = made.model.layer.weight
     assert weight.is_contiguous(memory_format=torch.channels_last) == asked
+
+
+def test_images_of_one_name_in_two_folders_are_both_drawn(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(DetVisualizationHook, 'after_test_iter', lambda hook, *arguments: (
+        drawn.append((hook.test_out_dir, arguments[-1][0].img_path))))
+    monkeypatch.setattr(Visualizer, 'get_current_instance', lambda: None)
+    dataset = SimpleNamespace(data_prefix=dict(img='data/images/'))
+    runner = SimpleNamespace(test_dataloader=SimpleNamespace(dataset=dataset))
+    paths = ['data/images/a/1.jpg', 'data/images/b/1.jpg', 'data/images/1.jpg', 'other/1.jpg']
+    hook = DrawingHook(folder=str(tmp_path))
+    hook.after_test_iter(runner, 0, None, [SimpleNamespace(img_path=path) for path in paths])
+    assert drawn == [(osp.join(tmp_path, folder), path)
+                     for folder, path in zip(('a', 'b', '', ''), paths)]

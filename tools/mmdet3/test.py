@@ -2,7 +2,6 @@
 """Evaluate with MMDetection 3; tools/test.sh runs this where MMDetection 3 is installed."""
 
 import argparse
-import os.path as osp
 
 import gkd  # noqa: F401  isort: skip  (says what is missing, if anything is)
 from mmdet.evaluation import DumpDetResults
@@ -48,8 +47,8 @@ def main():
         raise ConfigError(f'--out {args.out}: must end with .pkl.')
     if args.show_dir:
         config.visualizer = config.get('visualizer') or dict(type='DetLocalVisualizer')
-        config.merge_from_dict({'default_hooks.visualization': dict(
-            type='DetVisualizationHook', draw=True, test_out_dir=osp.abspath(args.show_dir))})
+        config.default_hooks = {**config.get('default_hooks', {}), 'visualization': dict(
+            type='DrawingHook', folder=args.show_dir)}
     check_is_file(args.checkpoint)  # before data are made or read
     runner = Runner.with_checked_data(config, 'test')
     if args.out:
