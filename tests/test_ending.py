@@ -1,5 +1,6 @@
 """How a command ends."""
 
+import io
 import multiprocessing
 import os
 import signal
@@ -107,3 +108,15 @@ def test_the_launcher_of_several_processes_says_the_line_for_them(tmp_path):
     said = launcher.communicate(timeout=60)[1]
     assert launcher.returncode == -signal.SIGTERM
     assert said.count('stopped') == 1 and said.endswith(LINE) and 'Traceback' not in said
+
+
+def test_a_terminal_without_all_letters_ends_no_command(monkeypatch, capsys):
+    terminal = io.TextIOWrapper(io.BytesIO(), 'ascii')
+    monkeypatch.setattr(sys, 'stdout', terminal)
+    run(lambda: print('größer –'))
+    terminal.flush()
+    assert terminal.buffer.getvalue() == b'gr??er ?\n'
+    assert not capsys.readouterr().err
+    monkeypatch.setattr(sys, 'getfilesystemencoding', lambda: 'ANSI_X3.4-1968')
+    run(lambda: None)
+    assert 'their names for ascii' in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import os
 import signal
@@ -11,7 +12,7 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator
-from typing import Callable
+from typing import Callable, Optional
 
 import torch.distributed as dist
 
@@ -41,6 +42,7 @@ def run(main: Callable[[], None]) -> None:
     try:
         with saying_so_when_ended(), naming_storage(), (
                 silence() if rank else contextlib.nullcontext()):
+            expect_other_letters()
             main()
         if dist.is_initialized():
             dist.destroy_process_group()
@@ -59,6 +61,23 @@ def run(main: Callable[[], None]) -> None:
                 f'{describe(error)} The whole traceback is in {keep_traceback()}')
         print(f'\n{name}: {what}', file=sys.stderr, flush=True)
         leave(1)
+
+
+def expect_other_letters() -> None:
+    """Print what the terminal's encoding lacks as ``?``, and say what else fails without UTF-8."""
+    for stream in sys.stdout, sys.stderr:
+        if codec(getattr(stream, 'encoding', None)) != 'utf-8' and hasattr(stream, 'reconfigure'):
+            stream.reconfigure(errors='replace')
+    found = codec(sys.getfilesystemencoding())
+    if found != 'utf-8':
+        print(f'warning: by its locale, this Python takes files and their names for {found}: '
+              f'those with other letters cannot be read. Set PYTHONUTF8=1, or LC_ALL=C.UTF-8.',
+              file=sys.stderr)
+
+
+def codec(encoding: Optional[str]) -> str:
+    """One name for an encoding that has several; UTF-8 for none, as of text in memory."""
+    return codecs.lookup(encoding or 'utf-8').name
 
 
 def stop() -> None:
