@@ -2,7 +2,7 @@
 
 A checkpoint holds, besides MMEngine's weights, optimiser and schedules, all else that the next
 step depends on: the random states of every process, the position in the epoch's order of images,
-and the prototypes.
+the prototypes, and what heads count.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from gkd.engine.loop import IterationTrainLoop, trained
 from gkd.errors import ConfigError
 from gkd.finite.weights import check_weights
 from gkd.frameworks.mmdet3 import require_epochs
+from gkd.module_state import module_state, restore_module_state
 from gkd.prototypes.generation import all_gather
 from gkd.randomness import SeededItems, random_state, set_random_state
 from gkd.resume import (
@@ -127,6 +128,9 @@ class ResumableCheckpointHook(CheckpointHook):
         if state['bank'] is not None:
             device = next(model.parameters()).device
             model.bank = PrototypeBank.from_state_dict(state['bank']).to(device)
+        if state.get('modules'):  # earlier releases did not keep them
+            kept = state['modules']
+            restore_module_state(model, kept[runner.rank % len(kept)])
         length = len(runner.train_dataloader)
         alike = is_same_setup(state, runner.world_size, length, runner.logger)
         self.order.skip = state['batches'] * length // state['length']
@@ -272,7 +276,7 @@ def training_state(runner, batches: int) -> dict:
     bank = getattr(model, 'bank', None)
     state = dict(batches=batches, length=len(runner.train_dataloader),
                  bank=None if bank is None else bank.state_dict(),
-                 random=all_gather(random_state()))
+                 random=all_gather(random_state()), modules=all_gather(module_state(model)))
     if not runner.optim_wrapper.should_update():
         # An epoch may end between two steps of the optimiser.
         state['gradients'] = all_gather({

@@ -1,9 +1,9 @@
 """Exact resume: a run that was killed goes on as if nothing had happened.
 
 Besides weights, optimiser and counts, which mmcv saves, a checkpoint holds everything else that
-the next step depends on: the random states of all processes, the position in the epoch, and the
-prototypes. These were generated with the weights at the beginning of the epoch and cannot be
-generated again in its middle.
+the next step depends on: the random states of all processes, the position in the epoch, what heads
+count, and the prototypes. These were generated with the weights at the beginning of the epoch and
+cannot be generated again in its middle.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from gkd.compat.runner import EMA
 from gkd.compat.wrapper import unwrap
 from gkd.errors import CheckpointError
 from gkd.finite.weights import check_weights
+from gkd.module_state import module_state, restore_module_state
 from gkd.prototypes import PrototypeBank
 from gkd.prototypes.generation import all_gather
 from gkd.randomness import SeededItems, random_state, set_random_state
@@ -108,8 +109,13 @@ class ResumeHook(Hook):
     def before_run(self, runner) -> None:
         """Take the state out of the checkpoint that was resumed from, if there was one."""
         self.state = (runner.meta or {}).pop(KEY, None)
-        if self.state is not None and self.state['bank'] is not None:
-            model = unwrap(runner.model)
+        if self.state is None:
+            return
+        model = unwrap(runner.model)
+        if self.state.get('modules'):  # earlier releases did not keep them
+            kept = self.state['modules']
+            restore_module_state(model, kept[runner.rank % len(kept)])
+        if self.state['bank'] is not None:
             device = next(model.parameters()).device
             model.bank = PrototypeBank.from_state_dict(self.state['bank']).to(device)
 
@@ -271,6 +277,7 @@ def training_state(runner, batches: int) -> dict:
                 hooks={type(hook).__name__: hook.state_dict() for hook in runner.hooks
                        if hasattr(hook, 'state_dict')},
                 random=all_gather(random_state()),
+                modules=all_gather(module_state(model)),
                 epoch_start=all_gather(sampler.start if batches else None))
 
 

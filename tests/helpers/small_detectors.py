@@ -100,6 +100,17 @@ def mask_rcnn(channels=16, num_classes=NUM_CLASSES):
     return model
 
 
+def dynamic_rcnn(channels=16, num_classes=NUM_CLASSES, interval=2):
+    """Its thresholds change every so many steps."""
+    model = faster_rcnn(channels, num_classes)
+    model['roi_head']['type'] = 'DynamicRoIHead'
+    model['roi_head']['bbox_head']['loss_bbox'] = dict(type='SmoothL1Loss', beta=1.0)
+    model['train_cfg']['rcnn']['dynamic_rcnn'] = dict(
+        iou_topk=75, beta_topk=10, update_iter_interval=interval, initial_iou=0.05,
+        initial_beta=1.0)
+    return model
+
+
 def fcos(channels=16, num_classes=NUM_CLASSES):
     return dict(
         type='FCOS',

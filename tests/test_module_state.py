@@ -1,0 +1,76 @@
+"""What detectors count outside of their weights goes on where a run is resumed."""
+
+import numpy as np
+import pytest
+import torch
+from helpers import small_detectors as small
+from helpers.distillers import assert_same_state, build
+from helpers.refusals import append, train
+from torch import nn
+
+from gkd.module_state import module_state, restore_module_state
+from studies import coverage
+
+
+class Sizes(nn.Module):
+    """Like a part of a detector whose class is known by its name."""
+
+    def __init__(self):
+        super().__init__()
+        self._input_size = None
+        self._interval = 10
+
+
+class Derived(type('BatchSyncRandomResize', (Sizes,), {})):
+    """A class of the user's own."""
+
+
+def test_attributes_are_found_by_the_names_of_classes_and_of_their_bases():
+    model = nn.Sequential(nn.Linear(1, 1), nn.Sequential(Derived(), Sizes()))
+    assert module_state(model) == {'1.0': dict(_input_size=None)}
+    restore_module_state(model, {'1.0': dict(_input_size=(64, 96), _interval=1),
+                                 'gone': dict(_input_size=(1, 1))})
+    assert model[1][0]._input_size == (64, 96) and model[1][0]._interval == 10
+    assert model[1][1]._input_size is None
+
+
+def test_state_is_a_copy_of_plain_numbers_all_of_which_come_back():
+    one, other = build(small.dynamic_rcnn()), build(small.dynamic_rcnn())
+    head = one.roi_head
+    head.iou_history.append(np.float64(0.25))
+    head.bbox_assigner.pos_iou_thr = np.mean([0.25, 0.5])
+    head.bbox_head.loss_bbox.beta = 0.125
+    state = module_state(one)
+    head.iou_history.append(0.75)
+    assert state['roi_head']['iou_history'] == [0.25]
+    assert type(state['roi_head']['iou_history'][0]) is float
+    restore_module_state(other, state)
+    other.roi_head.iou_history.append(0.5)
+    assert state['roi_head']['iou_history'] == [0.25]
+    assert other.roi_head.bbox_assigner.pos_iou_thr == 0.375
+    assert other.roi_head.bbox_head.loss_bbox.beta == 0.125
+
+
+@pytest.mark.parametrize('name, attributes', [
+    ('yolox/yolox_tiny_8x8_300e_coco', {'_input_size', '_progress_in_iter'}),
+    ('ddod/ddod_r50_fpn_1x_coco', {'cls_num_pos_samples_per_level'}),
+])
+def test_detectors_of_mmdetection_keep_what_they_count(name, attributes):
+    model = coverage.build(coverage.small_config(name))
+    before, = module_state(model).values()
+    assert before.keys() == attributes
+    batch = coverage.training_batch(model, coverage.look(model, 'student'), 80)
+    coverage.losses(model, batch)
+    after, = module_state(model).values()
+    assert after != before
+
+
+@pytest.mark.slow
+def test_a_run_with_thresholds_that_change_goes_on_exactly(folder):
+    append('distiller.py', f'model["student"] = dict(config={small.dynamic_rcnn()!r})')
+    train('--epochs', '2')
+    whole = torch.load('work/epoch_2.pth')['state_dict']
+    (folder / 'work').rename(folder / 'before')
+    train('--epochs', '1')
+    train('--epochs', '2')
+    assert_same_state(torch.load('work/epoch_2.pth')['state_dict'], whole)
