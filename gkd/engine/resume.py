@@ -2,7 +2,7 @@
 
 A checkpoint holds, besides MMEngine's weights, optimiser and schedules, all else that the next
 step depends on: the random states of every process, the position in the epoch's order of images,
-the prototypes, and what heads count.
+the prototypes, and what heads and hooks count.
 """
 
 from __future__ import annotations
@@ -131,6 +131,10 @@ class ResumableCheckpointHook(CheckpointHook):
         if state.get('modules'):  # earlier releases did not keep them
             kept = state['modules']
             restore_module_state(model, kept[runner.rank % len(kept)])
+        kept = state.get('hooks', {})
+        for hook in runner.hooks:
+            if type(hook).__name__ in kept:
+                hook.load_state_dict(kept[type(hook).__name__])
         length = len(runner.train_dataloader)
         alike = is_same_setup(state, runner.world_size, length, runner.logger)
         self.order.skip = state['batches'] * length // state['length']
@@ -276,6 +280,8 @@ def training_state(runner, batches: int) -> dict:
     bank = getattr(model, 'bank', None)
     state = dict(batches=batches, length=len(runner.train_dataloader),
                  bank=None if bank is None else bank.state_dict(),
+                 hooks={type(hook).__name__: hook.state_dict() for hook in runner.hooks
+                        if hasattr(hook, 'state_dict')},
                  random=all_gather(random_state()), modules=all_gather(module_state(model)))
     if not runner.optim_wrapper.should_update():
         # An epoch may end between two steps of the optimiser.

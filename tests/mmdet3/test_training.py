@@ -41,6 +41,22 @@ class Kill(Hook):
             raise InterruptedError
 
 
+@HOOKS.register_module()
+class Count(Hook):
+    """Count steps."""
+
+    steps = 0
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        self.steps += 1
+
+    def state_dict(self):
+        return dict(steps=self.steps)
+
+    def load_state_dict(self, kept):
+        self.steps = kept['steps']
+
+
 RATES = []
 
 
@@ -162,6 +178,17 @@ def test_a_killed_run_with_averaged_weights_goes_on_exactly(annotations, tmp_pat
     averages = [load_checkpoint_file(tmp_path / name / 'epoch_2.pth')['state_dict']
                 for name in ('whole', 'killed')]
     assert all(map(torch.equal, *(average.values() for average in averages)))
+
+
+@pytest.mark.slow
+def test_hooks_with_a_state_go_on(annotations, tmp_path):
+    config = experiment(annotations, tmp_path, inside_epoch=1)
+    config.model, config.custom_hooks = detector('one_stage'), [dict(type='Count')]
+    with pytest.raises(InterruptedError):
+        train(config, custom_hooks=[*config.custom_hooks, dict(type='Kill', after=5)])
+    assert Path(find_latest_checkpoint(config.work_dir)).name == 'epoch_2_iter_1.pth'
+    count, = (hook for hook in train(config, resume=True).hooks if isinstance(hook, Count))
+    assert count.steps == 6
 
 
 @pytest.mark.slow
