@@ -60,6 +60,8 @@ def describe(error: Exception) -> str:
 
 def lost_another_process(error: Exception) -> bool:
     """Whether an operation failed because the process at its other end is gone."""
+    if not (dist.is_available() and dist.is_initialized() and isinstance(error, RuntimeError)):
+        return False
+    kind = getattr(dist, 'DistError', dist.DistBackendError)  # torch 2.1 has the latter only
     signs = ('Connection closed by peer', 'Connection reset by peer', 'Timed out waiting')
-    return dist.is_available() and dist.is_initialized() and isinstance(error, RuntimeError) and (
-        isinstance(error, dist.DistError) or any(sign in str(error) for sign in signs))
+    return isinstance(error, kind) or any(sign in str(error) for sign in signs)
