@@ -6,6 +6,7 @@ Nothing is trained, and nothing is written.
 import copy
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -326,14 +327,14 @@ def test_options_of_the_tools(folder):
 def test_real_processes_end_with_the_message_alone(folder):
     (folder / 'images').rename('moved')
     before = files(folder)
-    # torch 2.1 says so if it finds a CUDA toolkit without a GPU.
-    environment = {**os.environ, 'OMP_NUM_THREADS': '1', 'CUDA_HOME': ''}
     ended = subprocess.run(
         [sys.executable, str(REPOSITORY / 'tools' / 'train.py'), 'distiller.py'],
-        capture_output=True, text=True, env=environment)
+        capture_output=True, text=True, env={**os.environ, 'OMP_NUM_THREADS': '1'})
     assert ended.returncode == 2
-    assert ended.stderr.startswith('\nerror: data.train.img_prefix: no such folder')
-    assert len(ended.stderr.strip().splitlines()) == 1
+    # torch 2.1 speaks first where it finds a CUDA toolkit and no GPU.
+    said = re.sub('^No CUDA runtime is found.*\n', '', ended.stderr)
+    assert said.startswith('\nerror: data.train.img_prefix: no such folder')
+    assert len(said.strip().splitlines()) == 1
     assert files(folder) == before
 
 
