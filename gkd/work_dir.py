@@ -52,7 +52,13 @@ def named_folder(path: str) -> Optional[str]:
 
 def no_checkpoint(path: str) -> str:
     """What to say of a path where no checkpoint is."""
-    return named_folder(path) or f'no such checkpoint: {path}'
+    return named_folder(path) or f'no such checkpoint: {path}{newest_beside(path)}'
+
+
+def newest_beside(path: str) -> str:
+    """Which checkpoint is the newest in the folder of a path, for messages; empty for none."""
+    inside = checkpoints(osp.dirname(path) or osp.curdir)
+    return f'; the newest in its folder is {inside[0]}' if inside else ''
 
 
 def last_named(work_dir: str) -> Optional[str]:

@@ -19,7 +19,7 @@ from torch import nn
 
 from gkd.errors import CheckpointError
 from gkd.installed import mmdet_major
-from gkd.work_dir import named_folder
+from gkd.work_dir import named_folder, newest_beside
 
 if mmdet_major() == 3:
     from mmengine.logging import HistoryBuffer
@@ -161,7 +161,8 @@ def check_is_file(path: str) -> None:
     if osp.isdir(path):
         raise CheckpointError(named_folder(path))
     if not osp.isfile(path):
-        raise CheckpointError(f'No such checkpoint: {path}. Check the path, or download it first.')
+        raise CheckpointError(f'No such checkpoint: {path}{newest_beside(path)}. Check the path, '
+                              f'or download it first.')
     if osp.getsize(path) == 0:
         raise CheckpointError(f'{path} is empty; get it again.')
 

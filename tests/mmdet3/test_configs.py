@@ -1,6 +1,7 @@
 """The configs of configs/mmdet3: all are read, and two pairs make a training step."""
 
 import runpy
+import shutil
 import sys
 from pathlib import Path
 
@@ -8,10 +9,12 @@ import pytest
 import torch
 from helpers import small_detectors as small
 from mmengine.config import Config
+from small_experiments import CLASSES, IMAGES, detector
 
 from gkd.detectors.entries import nested
 from gkd.detectors.source import DetectorSource, sources_of
 from gkd.engine.commands import load_config
+from gkd.engine.data import build_part
 from gkd.frameworks import build_detector, synthetic_batch
 
 ROOT = Path(__file__).parents[2]
@@ -139,3 +142,28 @@ def test_tool_knows_the_checkpoints_of_a_config(path, monkeypatch, capsys):
     listed = capsys.readouterr().out
     for source in sources_of(load_config(str(path)).model):
         assert source.checkpoint is None or Path(source.checkpoint).name in listed
+
+
+def test_the_config_of_a_pair_of_ones_own(annotations, tmp_path, monkeypatch):
+    """As docs/your_own_detector.md writes it."""
+    page = (ROOT / 'docs' / 'your_own_detector.md').read_text(encoding='utf-8')
+    code = page.split('<!-- run by the tests: mmdet3 -->\n```python\n')[1].split('```')[0]
+    code = code.replace("'bolt', 'nut', 'washer'", repr(CLASSES)[1:-1])
+    (tmp_path / 'config.py').write_text(code)
+    folder = tmp_path / 'data' / 'parts'
+    shutil.copytree(annotations.parent, folder / 'images')
+    for part in ('train', 'val'):
+        shutil.copy(annotations, folder / f'{part}.json')
+    monkeypatch.chdir(tmp_path)
+    config = load_config('config.py')
+    for part in ('train', 'val', 'test'):
+        assert len(build_part(config, part).dataset) == IMAGES
+    for role in ('teacher', 'student'):
+        source = DetectorSource.parse(config.model[role], role)
+        assert source.checkpoint == f'checkpoints/my_{role}.pth'
+        assert source.model_config().bbox_head.num_classes == len(CLASSES)
+    config.model.update(teacher=dict(config=detector('one_stage', 24), checkpoint=None),
+                        student=dict(config=detector('one_stage')))
+    assert build_detector(config.model).pair.num_classes == len(CLASSES)
+    assert {hook.type for hook in config.custom_hooks} == {
+        'PrototypeHook', 'FiniteLossHook', 'ReportHook'}
