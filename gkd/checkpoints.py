@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import os.path as osp
-import shlex
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
@@ -16,13 +15,8 @@ from typing import Optional
 
 from gkd.errors import CheckpointError
 from gkd.progress import progress
+from gkd.repository import REPOSITORY, WORKPLACE, tool
 
-PACKAGE = osp.dirname(osp.abspath(__file__))
-# Installed, the package has the repository's configs and tools inside.
-INSTALLED = osp.join(PACKAGE, '.mim')
-REPOSITORY = INSTALLED if osp.isdir(INSTALLED) else osp.dirname(PACKAGE)
-# What is downloaded and trained goes into the clone; installed, into the current folder.
-WORKPLACE = '' if REPOSITORY == INSTALLED else REPOSITORY
 FOLDER = osp.join(WORKPLACE, 'checkpoints')
 MANIFEST = osp.join(REPOSITORY, 'checkpoints', 'manifest.json')
 BLOCK = 1 << 20  # bytes read at a time
@@ -108,13 +102,6 @@ def find_recipe(name: str) -> Optional[str]:
 def get_command(name: str) -> str:
     """The command that downloads a checkpoint."""
     return f'python {tool("checkpoints.py")} get {name}'
-
-
-def tool(name: str) -> str:
-    """Path of a command-line tool, for commands in messages that can be copied into a shell."""
-    path = osp.join(REPOSITORY, 'tools', name)
-    return osp.join('tools', name) if osp.realpath(path) == osp.realpath(
-        osp.join('tools', name)) else shlex.quote(path)
 
 
 def download(checkpoint: PublishedCheckpoint, folder: str = FOLDER) -> str:

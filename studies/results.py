@@ -25,7 +25,6 @@ from glob import glob
 # The studies lie beside the package, in the clone only.
 sys.path.insert(0, osp.dirname(osp.dirname(osp.abspath(__file__))))
 
-from gkd.checkpoints import REPOSITORY
 from gkd.commands import run
 from gkd.errors import DataError
 from gkd.files import write_atomically
@@ -34,6 +33,7 @@ from gkd.report.drawing import save
 from gkd.report.intervals import confidence_interval
 from gkd.report.names import NOTHING
 from gkd.report.results import COLUMN_OF, PLAIN, STUDENT, TEACHER, Result, read_results
+from gkd.repository import REPOSITORY
 
 BLOCK = re.compile(r'(<!-- results:(.*?)-->\n)(.*?)(<!-- end of results -->)', re.DOTALL)
 GAINS = ('AP', 'AP50')

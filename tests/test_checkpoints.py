@@ -15,7 +15,7 @@ from helpers.running import REPOSITORY, run_tool
 from mmcv import Config
 from mmdet.models import build_detector
 
-from gkd import checkpoints
+from gkd import checkpoints, repository
 from gkd.checkpoints import PublishedCheckpoint, check_file, download, how_to_get, published
 from gkd.detectors.config_files import find_file
 from gkd.detectors.source import DetectorSource, check_checkpoints
@@ -236,10 +236,10 @@ def test_manifest_holds_together():
 
 
 def test_commands_in_messages_can_be_copied_from_any_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(checkpoints.REPOSITORY)
-    assert checkpoints.tool('plan.py') == 'tools/plan.py'
+    monkeypatch.chdir(repository.REPOSITORY)
+    assert repository.tool('plan.py') == 'tools/plan.py'
     monkeypatch.chdir(tmp_path)
-    assert Path(checkpoints.tool('plan.py')).samefile(
-        Path(checkpoints.REPOSITORY, 'tools', 'plan.py'))
-    monkeypatch.setattr(checkpoints, 'REPOSITORY', '/my packages/gkd/.mim')
-    assert checkpoints.tool('plan.py') == "'/my packages/gkd/.mim/tools/plan.py'"
+    assert Path(repository.tool('plan.py')).samefile(
+        Path(repository.REPOSITORY, 'tools', 'plan.py'))
+    monkeypatch.setattr(repository, 'REPOSITORY', '/my packages/gkd/.mim')
+    assert repository.tool('plan.py') == "'/my packages/gkd/.mim/tools/plan.py'"

@@ -12,12 +12,12 @@ from mmdet.models import build_detector
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from gkd.checkpoints import REPOSITORY
 from gkd.datasets import digit_scenes
 from gkd.datasets.degrees import evaluate_by_degree
 from gkd.datasets.digit_scenes import Digit, Scene, draw_digit, make_scene, prepare_digit_scenes
 from gkd.errors import DataError
 from gkd.matching import check_num_classes
+from gkd.repository import REPOSITORY
 from gkd.running.config import load_config
 from gkd.running.data import build_checked_dataset
 

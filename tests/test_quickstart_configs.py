@@ -9,8 +9,8 @@ from helpers.distillers import total
 from helpers.small_detectors import batch
 from mmdet.models import build_detector
 
-from gkd.checkpoints import REPOSITORY
 from gkd.commands.layout import place
+from gkd.repository import REPOSITORY
 from gkd.running.config import load_config
 
 SIZES = {'tree-crowns': 256, 'digit-scenes': 192}

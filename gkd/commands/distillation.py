@@ -9,10 +9,10 @@ from typing import Any, Callable, Optional
 
 from torch import nn
 
-from gkd.checkpoints import tool
 from gkd.errors import ConfigError
 from gkd.files import write_atomically
 from gkd.registry import KNOWLEDGE
+from gkd.repository import tool
 
 GKD = 'RobustDistillingModule'
 HEADER = '''\

@@ -15,9 +15,9 @@ from typing import Any, Optional
 
 import torch
 
-from gkd.checkpoints import REPOSITORY
 from gkd.errors import GKDError
 from gkd.progress import say
+from gkd.repository import REPOSITORY
 
 children: set[int] = set()  # processes of tools
 starting = threading.Lock()  # held while one is started

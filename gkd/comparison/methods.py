@@ -8,13 +8,13 @@ import re
 from collections.abc import Sequence
 from typing import Optional
 
-from gkd.checkpoints import REPOSITORY
 from gkd.detectors.config_files import read_config
 from gkd.detectors.replacement import replace_settings
 from gkd.errors import ConfigError
 from gkd.frameworks import Config
 from gkd.knowledge.checks import check_entries
 from gkd.report.results import PLAIN, STUDENT, TEACHER
+from gkd.repository import REPOSITORY
 
 METHODS = osp.join(REPOSITORY, 'configs', '_base_', 'comparison.py')
 OWN = 'gkd'

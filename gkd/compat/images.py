@@ -8,8 +8,8 @@ import os.path as osp
 from mmcv.utils import get_logger
 from mmdet.datasets.pipelines.loading import LoadImageFromFile, LoadMultiChannelImageFromFiles
 
-from gkd.checkpoints import tool
 from gkd.errors import DataError
+from gkd.repository import tool
 
 _warned = False
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection
 
-from gkd.checkpoints import tool
+from gkd.repository import tool
 
 _SHOWN = 8
 # Layers whose outputs are counted in classes.

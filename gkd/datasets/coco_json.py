@@ -6,12 +6,12 @@ import json
 
 import numpy as np
 
-from gkd.checkpoints import tool
 from gkd.datasets.annotations import Annotations, Collector, Image, by_id
 from gkd.datasets.inspection import Inspection
 from gkd.datasets.json_stream import read_items, text_written_whole, write_items
 from gkd.errors import DataError
 from gkd.frameworks import logger
+from gkd.repository import tool
 
 MOST = 3  # faults that an error tells
 _said: set[str] = set()

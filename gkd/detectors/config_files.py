@@ -13,11 +13,11 @@ from glob import escape as glob_escape
 from glob import glob
 from typing import Any, Optional
 
-from gkd.checkpoints import REPOSITORY
 from gkd.detectors.entries import name_of, place_of
 from gkd.errors import ConfigError
 from gkd.frameworks import Config, logger, mmdet_configs
 from gkd.installed import mmdet_major
+from gkd.repository import REPOSITORY
 
 MMDET_SCOPE = 'mmdet::'
 # Held while a config is read: mmcv changes sys.path for it, and Python 3.11 fails at times if two

@@ -9,11 +9,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from gkd.checkpoints import tool
 from gkd.errors import GKDError, NumericalError
 from gkd.finite.step import KeptStep
 from gkd.frameworks import Hook
 from gkd.randomness import random_state
+from gkd.repository import tool
 
 
 class LossGuard(Hook):

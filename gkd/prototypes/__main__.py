@@ -4,7 +4,7 @@ import os.path as osp
 import runpy
 import sys
 
-from gkd.checkpoints import REPOSITORY
+from gkd.repository import REPOSITORY
 
 if __name__ == '__main__':
     sys.argv[1:] = ['--only-prototypes', *(word for word in sys.argv[1:] if word != 'plan')]

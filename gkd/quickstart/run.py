@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from typing import Optional
 
 from gkd.backbones.efficientnet_lite import prepare_efficientnet_lite0
-from gkd.checkpoints import WORKPLACE, tool
 from gkd.commands.processes import StageFailed, at_once
 from gkd.comparison.compare import plan
 from gkd.comparison.methods import OWN, choose_methods
@@ -30,6 +29,7 @@ from gkd.report.comparison import format_gain
 from gkd.report.names import PLAIN_STUDENT
 from gkd.report.page import write_report
 from gkd.report.prototypes import draw_prototypes
+from gkd.repository import WORKPLACE, tool
 from gkd.work_dir import PROTOTYPES, REPORT
 
 ROWS = ('teacher', 'student', 'student, continued', 'student, distilled')

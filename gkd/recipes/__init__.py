@@ -23,7 +23,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from gkd.checkpoints import REPOSITORY
 from gkd.compat.checkpoint import load_checkpoint_file
 from gkd.detectors.entries import nested
 from gkd.detectors.source import DetectorSource, drop_pretrained, sources_of
@@ -31,6 +30,7 @@ from gkd.errors import GKDError
 from gkd.files import written_whole
 from gkd.frameworks import ConfigDict, build_detector
 from gkd.progress import without_details
+from gkd.repository import REPOSITORY
 
 SCRATCH = 'check_recipes'  # what the check makes and removes; nobody else's `work` or `data`
 IMAGE_SIZE = 256

@@ -3,7 +3,7 @@
 import os.path as osp
 import runpy
 
-from gkd.checkpoints import REPOSITORY
+from gkd.repository import REPOSITORY
 
 if __name__ == '__main__':
     runpy.run_path(osp.join(REPOSITORY, 'tools', 'report.py'), run_name='__main__')

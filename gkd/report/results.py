@@ -18,10 +18,10 @@ import mmdet
 import torch
 
 import gkd
-from gkd.checkpoints import REPOSITORY
 from gkd.datasets.coco_eval import METRICS
 from gkd.errors import DataError
 from gkd.progress import say
+from gkd.repository import REPOSITORY
 
 COLUMN_OF = dict(zip(METRICS.values(), ('AP', 'AP50', 'AP75', 'APs', 'APm', 'APl')))
 TEACHER, STUDENT, PLAIN = 'teacher', 'student', 'plain'  # values of `method` that teach nothing

@@ -9,7 +9,6 @@ from typing import Any
 
 from tqdm import tqdm
 
-from gkd.checkpoints import tool
 from gkd.datasets.coco_eval import METRICS
 from gkd.detectors.entries import name_of
 from gkd.detectors.source import DetectorSource
@@ -18,6 +17,7 @@ from gkd.report.comparison import markdown
 from gkd.report.names import NOTHING
 from gkd.report.page import peak_memory, shorten
 from gkd.report.runs import Run, median_step, read_run
+from gkd.repository import tool
 from gkd.work_dir import LATEST, REPORT
 
 NAMES = {key: name for name, key in METRICS.items()}

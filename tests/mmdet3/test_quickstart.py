@@ -6,11 +6,11 @@ import sys
 import pytest
 from small_experiments import TOOLS
 
-from gkd.checkpoints import REPOSITORY
 from gkd.commands.processes import StageFailed
 from gkd.comparison import compare, stages
 from gkd.quickstart import run
 from gkd.report.results import read_results
+from gkd.repository import REPOSITORY
 
 APS = dict(teacher=0.5, student_seed0=0.2, student_seed2=0.3, plain_seed0=0.25, plain_seed2=0.35,
            gkd_seed0=0.28, gkd_seed2=0.36)
