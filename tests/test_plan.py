@@ -98,6 +98,23 @@ def test_a_student_that_trains_on_masks_gets_them(plans):
     assert cost.student > 1.02 * plan.cost.student and cost.teacher < 1.1 * plan.cost.teacher
 
 
+@pytest.mark.slow
+def test_a_detector_for_images_of_one_size_is_measured_on_fewer_of_them(tmp_path, monkeypatch):
+    """SSD's last maps, for instance, would have no cell in smaller images."""
+    config = load_config(tiny_data.write_pair(tmp_path, 'one_stage', batch_size=6)[1])
+    config.model.student.config = small.retinanet()
+    config.model.student.config['bbox_head']['anchor_generator'] = dict(
+        type='SSDAnchorGenerator', input_size=300, basesize_ratio_range=(0.15, 0.9),
+        strides=[8, 16, 32, 64, 128], ratios=[[2]] * 5)
+    sizes, run = [], MeasuredStep.run
+    monkeypatch.setattr(MeasuredStep, 'run',
+                        lambda step, *size: sizes.append(size) or run(step, *size))
+    plan = make_plan(config, image=(300, 300), probes=PROBES)
+    assert set(sizes) == {(300, 300, 2), (300, 300, 4)}
+    exact = make_plan(config, image=(300, 300), exact=True)
+    assert astuple(plan.cost) == pytest.approx(astuple(exact.cost), rel=0.05)
+
+
 def test_costs_do_not_depend_on_the_learning_rate(plans):
     """Weights that a step has spoilt would give other proposals to the next."""
     config, plan = plans['two_stage']

@@ -2,7 +2,8 @@
 """Estimate what a training needs: parameters, FLOPs, memory of a GPU, disk space.
 
 Neither data nor checkpoints nor a GPU are needed. The step is run on the CPU with untrained
-weights, on two sizes of small images, and scaled to the pixels of the training's.
+weights, on two sizes of small images, and scaled to the pixels of the training's; with SSD, whose
+images have one size, on few images, and scaled to their number.
 """
 
 import argparse

@@ -49,12 +49,18 @@ class View:
 
 
 def image_size(detector: BaseDetector) -> int:
-    """Height and width of the images to probe a detector with, in pixels.
+    """Height and width of the images to probe a detector with, in pixels."""
+    return fixed_size(detector) or PROBE_SIZE
+
+
+def fixed_size(detector: BaseDetector) -> Optional[int]:
+    """Height and width in pixels of the only images that a detector takes; None if of any size.
 
     SSD's last maps exist only at the image size that SSD is made for.
     """
     generator = getattr(dense_head(detector), 'prior_generator', None)
-    return int(getattr(generator, 'input_size', PROBE_SIZE))
+    size = getattr(generator, 'input_size', None)
+    return size and int(size)
 
 
 @torch.no_grad()

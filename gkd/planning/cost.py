@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import astuple, dataclass
+from typing import Optional
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from gkd.bank import PrototypeBank
 from gkd.detectors.modes import eval_mode
 from gkd.detectors.trial_step import further_ground_truth
+from gkd.detectors.view import fixed_size
 from gkd.distiller import Distiller
 from gkd.errors import ConfigError, GKDError
 from gkd.frameworks import BaseDetector, Batch, Config, student_losses, synthetic_batch
@@ -128,6 +130,12 @@ class MeasuredStep:
                 self.model.frozen.class_channels)
 
     @property
+    def fixed_size(self) -> Optional[int]:
+        """Height and width in pixels of the only images that a detector takes; None if any."""
+        detectors = [self.student, self.model.teacher] if self.distils else [self.student]
+        return max(filter(None, map(fixed_size, detectors)), default=None)
+
+    @property
     def weights(self) -> list[Tensor]:
         """Everything that is held all the time and has nothing to do with images."""
         modules = [self.model] + ([self.model.teacher] if self.distils else [])
@@ -156,7 +164,8 @@ class MeasuredStep:
         """
         try:
             if not self.optimizer_state:
-                self.run(*WARM_UP, images)
+                size = self.fixed_size
+                self.run(*((size, size) if size else WARM_UP), images)
             memory, whole, teacher = self.run(width, height, images)
             few = min(images, 2)  # on a single image, batch normalisation may fail
             alone = images / few * self.student_operations(width, height, few)

@@ -21,6 +21,8 @@ from gkd.planning.schedule import Schedule
 
 # Width and height of the images that the step is measured on. All strides in use divide them.
 PROBES = ((256, 256), (512, 256))
+# Where images of one size only can be taken, as with SSD, the step is measured on so many of them.
+FEW_IMAGES = (2, 4)
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,7 @@ def make_plan(config: Config, gpus: int = 1, image: Optional[tuple[int, int]] = 
         config: A config of the installed MMDetection; neither data nor checkpoints are read.
         gpus: Processes it will run in.
         image: Width and height of the largest images; by default what the config scales to.
-        exact: Run the step at full size instead of twice on smaller images.
+        exact: Run the step at full size instead of twice on smaller images, or on fewer.
         probes: Two smaller sizes; ignored where the images themselves are no larger.
 
     Raises:
@@ -114,12 +116,8 @@ def make_plan(config: Config, gpus: int = 1, image: Optional[tuple[int, int]] = 
     schedule = schedule_of(config)
     images = schedule.images
     step = MeasuredStep(config)
-    pixels = [w * h for w, h in probes]
-    if not exact and width * height > max(pixels):
-        first, second = (step.cost(*probe, images) for probe in probes)
-        cost = first.towards(second, (width * height - pixels[0]) / (pixels[1] - pixels[0]))
-    else:
-        cost = step.cost(width, height, images)
+    cost = step.cost(width, height, images) if exact else \
+        scaled_cost(step, width, height, images, probes)
     model = step.model
     parameters = dict(student=parameter_count(step.student))
     if step.distils:
@@ -136,6 +134,32 @@ def make_plan(config: Config, gpus: int = 1, image: Optional[tuple[int, int]] = 
         optimizer_bytes=optimizer_bytes, averaged_bytes=averaged,
         checkpoint_bytes=state + optimizer_bytes + averaged,
         generation_images=model.prototypes.batch_size if has_bank else 0)
+
+
+def scaled_cost(step: MeasuredStep, width: int, height: int, images: int,
+                probes: Sequence[tuple[int, int]] = PROBES) -> Cost:
+    """The cost of a step, from two smaller ones if it is larger than these.
+
+    They have smaller images, or fewer ones if a detector takes images of one size only.
+
+    Args:
+        step: The step.
+        width: Width of the images, in pixels.
+        height: Likewise.
+        images: Their number.
+        probes: Two smaller sizes.
+    """
+    if step.fixed_size is None:
+        pixels = [w * h for w, h in probes]
+        trials = [(*probe, images) for probe in probes]
+        position = (width * height - pixels[0]) / (pixels[1] - pixels[0])
+    else:
+        trials = [(width, height, few) for few in FEW_IMAGES]
+        position = (images - FEW_IMAGES[0]) / (FEW_IMAGES[1] - FEW_IMAGES[0])
+    if position <= 1:
+        return step.cost(width, height, images)
+    first, second = (step.cost(*trial) for trial in trials)
+    return first.towards(second, position)
 
 
 def averages_weights(config: Config) -> bool:
