@@ -12,6 +12,7 @@ from matplotlib.colors import Normalize
 from torch import Tensor
 
 from gkd.datasets.images import read_image
+from gkd.detectors.modes import steps_without_traces
 from gkd.detectors.trial_step import further_ground_truth
 from gkd.errors import ConfigError
 from gkd.frameworks import classes_of, network_input, synthetic_batch, test_view
@@ -111,7 +112,8 @@ def local_masks(trained: TrainedPair, bank: PrototypeBank,
                      for part in (image.boxes * scale, image.labels))
     further = further_ground_truth(distiller.student, boxes, *pixels.shape[-2:])
     batch = synthetic_batch(pixels, boxes, labels, size=size, **further)
-    _, step = distiller.observe(batch)
+    with steps_without_traces(distiller.student):
+        _, step = distiller.observe(batch)
     step.bank = bank.to(trained.device)
     boxes, labels = module.taught_instances(step)
     instances = Instances.of(boxes)

@@ -81,7 +81,12 @@ def test_trust_is_drawn_of_the_images_as_the_student_sees_them(pair, tmp_path, m
     seen = []
     trained.distiller.student.backbone.register_forward_pre_hook(
         lambda module, inputs: seen.append(inputs[0]))
+    modes = []
+    trained.distiller.student.bbox_head.register_forward_pre_hook(
+        lambda module, inputs: modes.append(module.training))
     local_masks(trained, bank, images[0])
+    assert modes == [True]  # some heads compute in training what they leave out in tests
+    assert not any(module.training for module in trained.distiller.student.modules())
     assert seen[0].abs().max() < 4  # normalised
     sides = [side % 32 for side in seen[0].shape[2:]]
     assert sides == [0, 0]  # padded
