@@ -120,8 +120,9 @@ class DetectorSource:
         if 'model' not in config or 'type' not in config.model:
             raise ConfigError(f'{self.key}.config = {self.config!r} has no `model` with a `type`.')
         model = config.model
-        # Configs older than MMDetection 2.4 keep these two beside the model.
-        for name in ('train_cfg', 'test_cfg'):
+        # Configs older than MMDetection 2.4 keep the first two beside the model; the third may be
+        # there with MMDetection 3.
+        for name in ('train_cfg', 'test_cfg', 'data_preprocessor'):
             if name in config and name not in model:
                 model[name] = config[name]
         if self.checkpoint is not None or self.key.endswith('teacher'):
@@ -137,7 +138,8 @@ class DetectorSource:
         found = None
         if isinstance(self.config, str):
             config = self.read_file()
-            preprocessor = config.get('model', {}).get('data_preprocessor')
+            preprocessor = config.get('model', {}).get('data_preprocessor') or \
+                config.get('data_preprocessor')
             if preprocessor:
                 found = ImageFormat.of_preprocessor(preprocessor)
             else:

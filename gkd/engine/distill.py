@@ -28,6 +28,9 @@ def distillation_config(student: str, teacher: str, methods: str = 'gkd',
         ConfigError: A config cannot be read, a name is unknown, or a part is missing.
     """
     config = pair_config(student, teacher, methods, load_config)
+    # Some configs keep it beside the model, too. MMEngine would pass it to the distiller, which
+    # takes that of the student.
+    config.pop('data_preprocessor', None)
     config.custom_hooks = [*(dict(type=name) for name in HOOKS),
                            *(config.get('custom_hooks') or ())]
     config.merge_from_dict({'default_hooks.checkpoint.type': 'ResumableCheckpointHook'})

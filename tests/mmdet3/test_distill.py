@@ -93,6 +93,19 @@ def test_what_was_written_trains(pair, tmp_path, monkeypatch, capsys):
     assert {group['initial_lr'] for group in rates} == {0.0025}  # of 0.005: 2 of 4 images
 
 
+def test_a_preprocessor_beside_the_model_is_the_students_and_not_the_distillers(
+        pair, tmp_path, monkeypatch, capsys):
+    """As YOLOv3 and Mask2Former have it; the models may have it from there alone."""
+    for name in ('student', 'teacher'):
+        config = Config.fromfile(tmp_path / f'{name}.py')
+        config.data_preprocessor = config.model.pop('data_preprocessor')
+        config.dump(tmp_path / f'{name}.py')
+    config, said = write(pair, tmp_path / 'work', monkeypatch, capsys)
+    assert 'data_preprocessor' not in config
+    assert 'images     as the teacher was trained on' in said
+    assert build_detector(config.model).data_preprocessor.mean.flatten().tolist() == [127.0] * 3
+
+
 def test_images_that_are_converted_are_told(pair, tmp_path, monkeypatch, capsys):
     path = tmp_path / 'teacher.py'
     path.write_text(path.read_text().replace('127.0', '100.0'))
