@@ -158,7 +158,7 @@ def count_method(method: str, images: int, dtype: torch.dtype) -> dict:
     for family in STRIDES:
         pair, step = records(family, images, dtype=dtype)
         module = KNOWLEDGE.build(dict(METHODS[method], pair=pair))
-        row[family] = [count.total() for count in count_operations(module, step)]
+        row[family] = [sum(count.values()) for count in count_operations(module, step)]
     return row
 
 
