@@ -51,7 +51,7 @@ def test_costs_are_those_of_mmdetection_2(annotations, tmp_path, family):
 def test_a_student_that_trains_on_masks_gets_them(annotations, tmp_path):
     """What its mask head computes comes on top."""
     config = experiment(annotations, tmp_path, 'two_stage')
-    boxes, masks = (make_plan(config, image=(128, 128), probes=((128, 128), (128, 128))).cost
+    boxes, masks = (make_plan(config, image=(128, 128)).cost
                     for config.model.student.config in (
                         config.model.student.config,
                         dict(small.mask_rcnn(), data_preprocessor=PREPROCESSOR)))
