@@ -151,8 +151,8 @@ def test_top_level_keys_and_variables_are_in_the_config_keys():
             if isinstance(node, ast.Call) and ast.unparse(node.func) == 'config.get'
             and isinstance(node.args[0], ast.Constant)}
     # Keys of parts that are called `config` too: of a model, a data set or a detector.
-    keys -= {'ann_file', 'classes', 'data_root', 'file_client_args', 'img_prefix', 'init_cfg',
-             'test_cfg', 'train_cfg', 'type'}
+    keys -= {'ann_file', 'classes', 'data_preprocessor', 'data_root', 'file_client_args',
+             'img_prefix', 'init_cfg', 'test_cfg', 'train_cfg', 'type'}
     assert len(keys) > 10
     assert not [key for key in keys if f'`{key}`' not in page]
     read = {node.value for tree in sources() for node in ast.walk(tree)
