@@ -68,6 +68,8 @@ class Distiller(DetectorShell):
         train_cfg: Must stay None: it belongs into the student's config.
         test_cfg: Must stay None, likewise.
         init_cfg: Must stay None, likewise.
+        data_preprocessor: Must stay None, likewise. MMEngine passes on one that stands beside the
+            model.
 
     Attributes:
         bank: The current :class:`PrototypeBank`, set by the :class:`PrototypeHook`.
@@ -93,11 +95,15 @@ class Distiller(DetectorShell):
 
     def __init__(self, teacher: dict, student: dict, knowledge: tuple = (),
                  prototypes: Optional[dict] = None, train_cfg: Any = None, test_cfg: Any = None,
-                 init_cfg: Any = None):
+                 init_cfg: Any = None, data_preprocessor: Any = None):
         super().__init__()
         if any(cfg is not None for cfg in (train_cfg, test_cfg, init_cfg)):
             raise ConfigError('`train_cfg`, `test_cfg` and `init_cfg` do not belong into the '
                               'Distiller\'s `model`; put them into the student\'s own config.')
+        if data_preprocessor is not None:
+            raise ConfigError('`data_preprocessor` belongs into the configs of teacher and '
+                              'student alone: set it to None in the `model` and at the top of the '
+                              'config that has the Distiller.')
         check_entries(knowledge, 'model.knowledge')
         self.student_source = DetectorSource.parse(student, 'model.student')
         teacher_source = DetectorSource.parse(teacher, 'model.teacher', checkpoint_required=True)

@@ -85,6 +85,10 @@ def prototypes_of_a_plain_detector(config):
     config.model = detector('one_stage')
 
 
+def a_preprocessor_beside_the_model(config):
+    config.data_preprocessor = dict(type='DetDataPreprocessor')
+
+
 def no_epoch(config):
     config.train_cfg.max_epochs = 0
 
@@ -114,6 +118,7 @@ REFUSED = [
     (no_hook_that_generates_prototypes, 'custom_hooks has no PrototypeHook'),
     (no_hook_that_counts_the_decay, 'custom_hooks has no PrototypeHook'),
     (prototypes_of_a_plain_detector, 'PrototypeHook, which serves a Distiller, but .* RetinaNet'),
+    (a_preprocessor_beside_the_model, '`data_preprocessor` belongs .*: set it to None'),
     (no_epoch, 'train_cfg = .*: must train for at least one epoch'),
     (checkpoints_of_epochs, 'by_epoch = True, and train_cfg counts iterations: .*False'),
     (checkpoints_of_iterations, 'by_epoch = False, and train_cfg counts epochs: .*True'),
