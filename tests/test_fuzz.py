@@ -8,7 +8,7 @@ from helpers.running import REPOSITORY
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gkd.knowledge import instances, losses
+from gkd.knowledge import instances, losses, similarities
 from gkd.prototypes import PrototypeBank, select_prototypes
 
 sys.path.append(str(REPOSITORY / 'tests' / 'faults'))
@@ -83,7 +83,7 @@ def test_weights_and_global_knowledge(n, d_student, d_teacher, sizes, dtype, see
     prototypes = (tensor(seed + 2, total, d_student, dtype=wide),
                   tensor(seed + 3, total, d_teacher, dtype=wide))
     labels = torch.randint(len(sizes), (n,), generator=torch.Generator().manual_seed(seed))
-    weights = losses.robust_weights(student, teacher, *prototypes, labels, offsets)
+    weights = similarities.robust_weights(student, teacher, *prototypes, labels, offsets)
     assert weights.shape == (n,) and not weights.requires_grad
     assert ((weights >= 0) & (weights <= 1)).all()
     loss = losses.global_knowledge_loss(student, teacher, *prototypes, weights)

@@ -20,6 +20,7 @@ from mmdet.datasets import build_dataset
 from mmdet.models import build_detector
 from safetensors import safe_open
 from safetensors.torch import save_file
+from torch.utils.data import DataLoader
 
 from gkd.detectors.dense import class_layers
 from gkd.detectors.step import recorded
@@ -471,9 +472,9 @@ def distiller(tmp_path):
 
 
 def runner_of(distiller, work_dir, epoch):
-    return SimpleNamespace(model=distiller, work_dir=str(work_dir), epoch=epoch, max_epochs=5,
+    return SimpleNamespace(model=distiller, work_dir=str(work_dir), epoch=epoch, max_iters=5,
                            rank=0, logger=logging.getLogger('mmdet'),
-                           data_loader=SimpleNamespace(num_workers=0))
+                           data_loader=DataLoader([0]))
 
 
 def test_hook_generates_at_its_interval(distiller, annotations, tmp_path):

@@ -79,12 +79,11 @@ def test_installed_tools_look_into_the_current_folder(wheel, tmp_path):
     for text in (f'checkpoints/{teacher}. Get it with\n  python {tools}/checkpoints.py get',
                  f'checkpoints/{student} (7 bytes) is not the published file'):
         assert text in ended.stderr
-    spec = spec_from_file_location('installed', packages / 'gkd' / 'checkpoints.py')
+    spec = spec_from_file_location('installed', packages / 'gkd' / 'repository.py')
     installed = module_from_spec(spec)
-    sys.modules['installed'] = installed  # dataclasses look there
     spec.loader.exec_module(installed)
-    del sys.modules['installed']
-    assert (installed.FOLDER, Path(installed.MANIFEST).is_file()) == ('checkpoints', True)
+    manifest = Path(installed.REPOSITORY, 'checkpoints', 'manifest.json')
+    assert (installed.WORKPLACE, manifest.is_file()) == ('', True)
     assert [path.name for path in here.iterdir()] == ['checkpoints']
 
 

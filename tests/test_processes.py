@@ -19,6 +19,7 @@ from helpers.running import REPOSITORY, in_processes, run_tool, torchrun
 from mmcv import Config
 from mmcv.utils import get_logger
 from mmdet.models import build_detector
+from torch.utils.data import DataLoader
 
 from gkd.prototypes import PrototypeHook
 from gkd.running.device import wrap
@@ -41,9 +42,8 @@ def test_bank_is_that_of_one_process(world_size, tmp_path):
             small.retinanet(24), small.retinanet(), num_prototypes=2, batch_size=2))).model)
         distiller.student.backbone.bn1.running_mean += rank
         PrototypeHook(dataset).before_train_epoch(SimpleNamespace(
-        data_loader=SimpleNamespace(num_workers=0),
             model=distiller, work_dir=str(tmp_path / f'{dist.get_world_size()}'), epoch=0,
-            max_epochs=2, rank=rank, logger=get_logger('mmdet')))
+            max_iters=2, data_loader=DataLoader([0]), rank=rank, logger=get_logger('mmdet')))
         return vars(distiller.bank)
 
     alone, = in_processes(tmp_path / 'alone', generate, world_size=1)
