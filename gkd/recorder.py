@@ -28,6 +28,14 @@ PACKAGES = ('torch', 'torchvision', 'mmcv', 'mmcv-full', 'mmcv-lite', 'mmengine'
             'pycocotools')
 
 
+def first_epoch(runner: Any) -> int:
+    """The epoch, from 0, with which a run's record goes on.
+
+    Where nothing is left to train, all that was recorded stays.
+    """
+    return runner.epoch if runner.iter < runner.max_iters else runner.max_epochs
+
+
 class Recorder:
     """Keep ``WORK_DIR/record.json`` while a model is trained; a hook of the runner says when.
 

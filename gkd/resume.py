@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 import logging
 import os.path as osp
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from torch import nn
 
+from gkd.bank import PrototypeBank
 from gkd.errors import CheckpointError, DataError
 from gkd.files import write_atomically
+from gkd.module_state import restore_module_state
 from gkd.randomness import SeededIndex
 from gkd.work_dir import EVALUATION, INSIDE, progress_of
 
@@ -40,6 +44,36 @@ def going_on(checkpoint: str, work_dir: str) -> Iterator[None]:
             f'{error}\nIt lies in the work dir, so that the training would go on from it, but is '
             f'of another config. To keep it: another --work-dir; to begin anew: --resume never.'
         ) from error
+
+
+def hook_states(hooks: Iterable) -> dict[str, Any]:
+    """States of the hooks that have some, by the names of their classes."""
+    return {type(hook).__name__: hook.state_dict() for hook in hooks
+            if hasattr(hook, 'state_dict')}
+
+
+def restore_hooks(hooks: Iterable, state: dict) -> None:
+    """Put back the states of hooks that a checkpoint's state holds."""
+    kept = state.get('hooks', {})  # earlier releases did not keep them with MMDetection 3
+    for hook in hooks:
+        if type(hook).__name__ in kept:
+            hook.load_state_dict(kept[type(hook).__name__])
+
+
+def restore_model(model: nn.Module, state: dict, rank: int) -> None:
+    """Put back what a checkpoint's state holds of a model besides its weights.
+
+    Args:
+        model: The model without its data-parallel wrapper.
+        state: The state in the checkpoint.
+        rank: Number of this process.
+    """
+    if state['bank'] is not None:
+        device = next(model.parameters()).device
+        model.bank = PrototypeBank.from_state_dict(state['bank']).to(device)
+    kept = state.get('modules')  # earlier releases did not keep them
+    if kept:
+        restore_module_state(model, kept[rank % len(kept)])
 
 
 def remove_inside(folder: str, keep: int) -> None:

@@ -218,8 +218,8 @@ def test_something_else_than_a_checkpoint(reader, tmp_path, content):
 
 def test_missing_file_folder_and_list(tmp_path):
     (tmp_path / 'epoch_2.pth').touch()
-    with pytest.raises(CheckpointError, match=r'No such checkpoint: .*absent.pth; the newest in '
-                                              r'its folder is .*epoch_2.pth\. Check'):
+    with pytest.raises(CheckpointError, match=r'no such checkpoint: .*absent.pth; the newest in '
+                                              r'its folder is .*epoch_2.pth$'):
         load_checkpoint_file(tmp_path / 'absent.pth')
     with pytest.raises(CheckpointError, match='is a folder'):
         load_checkpoint_file(tmp_path)

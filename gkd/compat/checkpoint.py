@@ -19,7 +19,7 @@ from torch import nn
 
 from gkd.errors import CheckpointError
 from gkd.installed import mmdet_major
-from gkd.work_dir import named_folder, newest_beside
+from gkd.work_dir import no_checkpoint
 
 if mmdet_major() == 3:
     from mmengine.logging import HistoryBuffer
@@ -158,11 +158,8 @@ def check_is_file(path: str) -> None:
     Raises:
         CheckpointError: It is missing, a folder, or empty.
     """
-    if osp.isdir(path):
-        raise CheckpointError(named_folder(path))
     if not osp.isfile(path):
-        raise CheckpointError(f'No such checkpoint: {path}{newest_beside(path)}. Check the path, '
-                              f'or download it first.')
+        raise CheckpointError(no_checkpoint(path))
     if osp.getsize(path) == 0:
         raise CheckpointError(f'{path} is empty; get it again.')
 

@@ -11,7 +11,7 @@ from mmengine.hooks import Hook, LoggerHook
 from mmengine.registry import HOOKS
 
 from gkd.compat.wrapper import unwrap
-from gkd.recorder import Recorder
+from gkd.recorder import Recorder, first_epoch
 from gkd.work_dir import DETECTIONS, REPORT
 
 
@@ -38,10 +38,9 @@ class ReportHook(Hook):
             return
         self.interval = next((hook.interval for hook in runner.hooks
                               if isinstance(hook, LoggerHook)), self.interval)
-        # Where nothing is left to train, all that was recorded stays.
-        epoch = runner.epoch if runner.iter < runner.max_iters else runner.max_epochs
-        self.recorder = Recorder(unwrap(runner.model), runner.work_dir, epoch, runner.iter,
-                                 runner.cfg.pretty_text, runner.seed, runner.world_size)
+        self.recorder = Recorder(unwrap(runner.model), runner.work_dir, first_epoch(runner),
+                                 runner.iter, runner.cfg.pretty_text, runner.seed,
+                                 runner.world_size)
         self.recorder.time_calls(runner.optim_wrapper, 'update_params', 'backward')
 
     def before_train_epoch(self, runner) -> None:

@@ -22,22 +22,24 @@ from mmengine.registry import HOOKS
 from mmengine.runner import EpochBasedTrainLoop
 from torch.utils.data import DataLoader
 
-from gkd.bank import PrototypeBank
 from gkd.compat.wrapper import unwrap
 from gkd.engine.evaluation import is_evaluation_missing, keep_metrics
 from gkd.engine.loop import IterationTrainLoop, trained
 from gkd.errors import ConfigError
 from gkd.finite.weights import check_weights
 from gkd.frameworks.mmdet3 import require_epochs
-from gkd.module_state import module_state, restore_module_state
+from gkd.module_state import module_state
 from gkd.prototypes.generation import all_gather
 from gkd.randomness import SeededItems, random_state, set_random_state
 from gkd.resume import (
     KEPT_INSIDE,
     KEY,
     forget_evaluations,
+    hook_states,
     is_same_setup,
     remove_inside,
+    restore_hooks,
+    restore_model,
     with_seeds,
 )
 from gkd.work_dir import INSIDE
@@ -108,7 +110,7 @@ class ResumableCheckpointHook(CheckpointHook):
     def check_count(self, loop: EpochBasedTrainLoop) -> None:
         """Raise ConfigError if a loop counts iterations and the hook epochs, or the reverse.
 
-        Neither does an epoch of endless batches end.
+        Also if it counts epochs that never end.
         """
         counted = not isinstance(loop, IterationTrainLoop)
         if counted and isinstance(loop.dataloader.batch_sampler.sampler, InfiniteSampler):
@@ -125,16 +127,8 @@ class ResumableCheckpointHook(CheckpointHook):
     def restore(self, runner, state: dict) -> None:
         """Put back what a checkpoint holds besides what MMEngine keeps."""
         model = unwrap(runner.model)
-        if state['bank'] is not None:
-            device = next(model.parameters()).device
-            model.bank = PrototypeBank.from_state_dict(state['bank']).to(device)
-        if state.get('modules'):  # earlier releases did not keep them
-            kept = state['modules']
-            restore_module_state(model, kept[runner.rank % len(kept)])
-        kept = state.get('hooks', {})
-        for hook in runner.hooks:
-            if type(hook).__name__ in kept:
-                hook.load_state_dict(kept[type(hook).__name__])
+        restore_model(model, state, runner.rank)
+        restore_hooks(runner.hooks, state)
         length = len(runner.train_dataloader)
         alike = is_same_setup(state, runner.world_size, length, runner.logger)
         self.order.skip = state['batches'] * length // state['length']
@@ -280,8 +274,7 @@ def training_state(runner, batches: int) -> dict:
     bank = getattr(model, 'bank', None)
     state = dict(batches=batches, length=len(runner.train_dataloader),
                  bank=None if bank is None else bank.state_dict(),
-                 hooks={type(hook).__name__: hook.state_dict() for hook in runner.hooks
-                        if hasattr(hook, 'state_dict')},
+                 hooks=hook_states(runner.hooks),
                  random=all_gather(random_state()), modules=all_gather(module_state(model)))
     if not runner.optim_wrapper.should_update():
         # An epoch may end between two steps of the optimiser.

@@ -129,7 +129,7 @@ def draw_losses(runs: Sequence[Run]) -> dict[str, go.Figure]:
                              mode='lines' if len(curve) > 20 else 'lines+markers',
                              marker=dict(size=5), hovertemplate='%{x:.2f}: %{y:.4g}')
             plot.update_layout(yaxis=dict(rangemode='tozero'))
-    distilled = [run for run in runs if run.is_distilled]
+    distilled = [run for run in runs if run.is_distilled and run.length]
     taught = {name for run in distilled for name in run.curves()}
     longest = max(distilled, key=lambda run: run.length * width(run, unit), default=None)
     for name in taught - {'lr'}:

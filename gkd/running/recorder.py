@@ -12,7 +12,7 @@ from mmcv.runner import HOOKS, EvalHook, Hook, LoggerHook
 
 from gkd.compat.wrapper import unwrap
 from gkd.files import written_whole
-from gkd.recorder import Recorder
+from gkd.recorder import Recorder, first_epoch
 from gkd.work_dir import DETECTIONS, REPORT
 
 UNFINISHED = '.detections'
@@ -44,11 +44,9 @@ class TrainingRecorder(Hook):
         self.interval = next((hook.interval for hook in runner.hooks
                               if isinstance(hook, LoggerHook)), self.interval)
         model = unwrap(runner.model)
-        # Where nothing is left to train, all that was recorded stays.
-        epoch = runner.epoch if runner.iter < runner.max_iters else runner.max_epochs
         self.recorder = Recorder(
-            model, runner.work_dir, epoch, runner.iter, runner.meta.get('config', ''),
-            runner.meta.get('seed'), runner.world_size)
+            model, runner.work_dir, first_epoch(runner), runner.iter,
+            runner.meta.get('config', ''), runner.meta.get('seed'), runner.world_size)
         self.recorder.time_calls(model, 'train_step', 'forward', then='backward')
         self.collect_detections(runner)
 

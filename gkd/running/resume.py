@@ -25,11 +25,19 @@ from gkd.compat.runner import EMA
 from gkd.compat.wrapper import unwrap
 from gkd.errors import CheckpointError
 from gkd.finite.weights import check_weights
-from gkd.module_state import module_state, restore_module_state
-from gkd.prototypes import PrototypeBank
+from gkd.module_state import module_state
 from gkd.prototypes.generation import all_gather
 from gkd.randomness import SeededItems, random_state, set_random_state
-from gkd.resume import KEPT_INSIDE, KEY, is_same_setup, remove_inside, with_seeds
+from gkd.resume import (
+    KEPT_INSIDE,
+    KEY,
+    hook_states,
+    is_same_setup,
+    remove_inside,
+    restore_hooks,
+    restore_model,
+    with_seeds,
+)
 from gkd.running.runner import IterationRunner
 from gkd.work_dir import INSIDE, LATEST, no_checkpoint
 
@@ -109,15 +117,8 @@ class ResumeHook(Hook):
     def before_run(self, runner) -> None:
         """Take the state out of the checkpoint that was resumed from, if there was one."""
         self.state = (runner.meta or {}).pop(KEY, None)
-        if self.state is None:
-            return
-        model = unwrap(runner.model)
-        if self.state.get('modules'):  # earlier releases did not keep them
-            kept = self.state['modules']
-            restore_module_state(model, kept[runner.rank % len(kept)])
-        if self.state['bank'] is not None:
-            device = next(model.parameters()).device
-            model.bank = PrototypeBank.from_state_dict(self.state['bank']).to(device)
+        if self.state is not None:
+            restore_model(unwrap(runner.model), self.state, runner.rank)
 
     def before_train_epoch(self, runner) -> None:
         """Restore the random states, or the position in the epoch."""
@@ -168,10 +169,8 @@ class HookStates(Hook):
         meta.pop(KEY, None)  # an EMAHook with `resume_from` has read the checkpoint once more
         state = self.resume.state or {}
         self.restore_averages(runner, averages, inside=state.get('batches', 0) > 0)
-        kept = state.get('hooks', {})
+        restore_hooks(runner.hooks, state)
         for hook in runner.hooks:
-            if type(hook).__name__ in kept:
-                hook.load_state_dict(kept[type(hook).__name__])
             if isinstance(hook, YOLOXModeSwitchHook):
                 self.switch_again(hook, runner)
 
@@ -274,8 +273,7 @@ def training_state(runner, batches: int) -> dict:
     sampler = runner.data_loader.batch_sampler.sampler
     return dict(batches=batches, length=len(runner.data_loader),
                 bank=None if bank is None else bank.state_dict(),
-                hooks={type(hook).__name__: hook.state_dict() for hook in runner.hooks
-                       if hasattr(hook, 'state_dict')},
+                hooks=hook_states(runner.hooks),
                 random=all_gather(random_state()),
                 modules=all_gather(module_state(model)),
                 epoch_start=all_gather(sampler.start if batches else None))
