@@ -58,6 +58,7 @@ setup(
         'ijson>=3.2',
         'kornia>=0.7',
         'safetensors>=0.4.4',  # reads files without tensors
+        'PyYAML>=5.4',
         'tqdm>=4.60',
         'plotly>=5.20',
         'jinja2>=3',

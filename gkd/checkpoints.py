@@ -1,59 +1,23 @@
-"""The model zoo's checkpoints that recipes name: where they are, how to get and verify them."""
+"""Get and verify published checkpoints, and tell how to get those that are missing."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import os.path as osp
 import urllib.error
 import urllib.request
-from dataclasses import dataclass
-from functools import cache
 from http.client import HTTPException
 from typing import Optional
 
 from gkd.errors import CheckpointError
 from gkd.progress import progress
 from gkd.repository import REPOSITORY, WORKPLACE, tool
+from gkd.zoo import PublishedCheckpoint, find
 
 FOLDER = osp.join(WORKPLACE, 'checkpoints')
-MANIFEST = osp.join(REPOSITORY, 'checkpoints', 'manifest.json')
 BLOCK = 1 << 20  # bytes read at a time
 TIMEOUT = 60  # seconds without a byte
-
-
-@dataclass(frozen=True)
-class PublishedCheckpoint:
-    """A checkpoint of the model zoo.
-
-    Attributes:
-        name: File name. The zoo ends it in the first digits of the file's SHA-256.
-        url: Where the zoo has it.
-        sha256: Those digits.
-        config: The detector's config, as a distillation config names it.
-        megabytes: About how large it is; None where it is not known.
-    """
-
-    name: str
-    url: str
-    sha256: str
-    config: str
-    megabytes: Optional[int] = None
-
-    def matches(self, path: str) -> bool:
-        """Whether a file is the published one."""
-        return sha256_of(path).startswith(self.sha256)
-
-
-@cache
-def published(path: str = MANIFEST) -> dict[str, PublishedCheckpoint]:
-    """The checkpoints of ``checkpoints/manifest.json`` by name; none where it is not installed."""
-    if not osp.isfile(path):
-        return {}
-    with open(path, encoding='utf-8') as file:
-        return {entry['name']: PublishedCheckpoint(**entry)
-                for entry in json.load(file)['checkpoints']}
 
 
 def check_file(path: str) -> None:
@@ -64,8 +28,8 @@ def check_file(path: str) -> None:
     Raises:
         CheckpointError: The content does not have the SHA-256 of the name.
     """
-    checkpoint = published().get(osp.basename(path))
-    if checkpoint is not None and not checkpoint.matches(path):
+    checkpoint = find(osp.basename(path))
+    if checkpoint is not None and not matches(path, checkpoint):
         raise CheckpointError(
             f'{path} ({osp.getsize(path):,} bytes) is not the published file of this name: its '
             f'SHA-256 does not begin with {checkpoint.sha256}. It is damaged or was cut short. '
@@ -78,7 +42,11 @@ def how_to_get(path: str) -> str:
     Args:
         path: The missing file, as a config names it.
     """
-    checkpoint = published().get(osp.basename(path))
+    checkpoint = find(osp.basename(path))
+    if '://' in path:
+        name = osp.basename(path)
+        return (f'It must be a file: {get_command(name) if checkpoint else "download it"}, and '
+                f'write checkpoints/{name} instead.')
     if checkpoint is not None:
         return (f'Get it with\n'
                 f'  {get_command(checkpoint.name)}\n'
@@ -122,7 +90,7 @@ def download(checkpoint: PublishedCheckpoint, folder: str = FOLDER) -> str:
     """
     path = osp.join(folder, checkpoint.name)
     if osp.isfile(path):
-        if checkpoint.matches(path):
+        if matches(path, checkpoint):
             return path
         raise CheckpointError(f'{path} is there, but is not the published file (its SHA-256 does '
                               f'not begin with {checkpoint.sha256}). Delete it, or move it away.')
@@ -136,7 +104,7 @@ def download(checkpoint: PublishedCheckpoint, folder: str = FOLDER) -> str:
             f'The same command goes on where it ended. Without a network, fetch the file on '
             f'another machine and save it as\n  {path}\n'
             f'then: python {tool("checkpoints.py")} verify {checkpoint.name}') from error
-    if not checkpoint.matches(part):
+    if not matches(part, checkpoint):
         digest = sha256_of(part)
         os.remove(part)
         raise CheckpointError(
@@ -185,6 +153,11 @@ def reason_of(error: Exception) -> str:
     if isinstance(error, urllib.error.HTTPError):
         return f'the server answers {error.code} {error.reason}'
     return str(getattr(error, 'reason', error)) or type(error).__name__
+
+
+def matches(path: str, checkpoint: PublishedCheckpoint) -> bool:
+    """Whether a file is the published one."""
+    return sha256_of(path).startswith(checkpoint.sha256)
 
 
 def sha256_of(path: str) -> str:

@@ -27,7 +27,7 @@ from mmdet.models.backbones import SSDVGG, ResNet
 from torch import Tensor
 
 import gkd
-from gkd.detectors.config_files import MMDET_SCOPE, find_file
+from gkd.detectors.config_files import find_file
 from gkd.detectors.source import DetectorSource, drop_pretrained
 from gkd.detectors.step import Needs, Step
 from gkd.detectors.view import PROBE_SIZE, image_size, look
@@ -36,6 +36,7 @@ from gkd.errors import GKDError
 from gkd.files import write_atomically
 from gkd.frameworks import (
     BACKBONES,
+    MMDET_SCOPE,
     Config,
     ConfigDict,
     build_detector,

@@ -15,12 +15,15 @@ from helpers.running import REPOSITORY, run_tool
 from mmcv import Config
 from mmdet.models import build_detector
 
-from gkd import checkpoints, repository
-from gkd.checkpoints import PublishedCheckpoint, check_file, download, how_to_get, published
+from gkd import repository
+from gkd import zoo as model_zoo
+from gkd.checkpoints import check_file, download, how_to_get
+from gkd.commands import distillation
 from gkd.detectors.config_files import find_file
 from gkd.detectors.source import DetectorSource, check_checkpoints
-from gkd.errors import CheckpointError
+from gkd.errors import CheckpointError, ConfigError
 from gkd.running import load_config
+from gkd.zoo import PublishedCheckpoint, find, of_configs, of_mmdet, of_recipes
 
 CONFIG = 'mmdet::retinanet/retinanet_r50_fpn_2x_coco.py'
 
@@ -84,7 +87,8 @@ def zoo(tmp_path):
 def manifest(zoo, monkeypatch):
     """The tools know the served checkpoint only."""
     _, checkpoint = zoo
-    monkeypatch.setattr(checkpoints, 'published', lambda: {checkpoint.name: checkpoint})
+    monkeypatch.setattr(model_zoo, 'of_recipes', lambda: {checkpoint.name: checkpoint})
+    monkeypatch.setattr(model_zoo, 'of_mmdet', dict)
     return checkpoint
 
 
@@ -224,8 +228,8 @@ def test_missing_checkpoints_are_all_named_at_once():
 
 
 def test_manifest_holds_together():
-    assert len(published()) == 24
-    for name, checkpoint in published().items():
+    assert len(of_recipes()) == 24
+    for name, checkpoint in of_recipes().items():
         assert checkpoint.url.startswith('https://download.openmmlab.com/mmdetection/v2.0/')
         assert unquote(checkpoint.url).endswith(f'/{name}')
         assert re.fullmatch(r'[0-9a-f]{8}', checkpoint.sha256)
@@ -233,6 +237,56 @@ def test_manifest_holds_together():
         assert find_file(checkpoint.config)
         # The zoo names files after their configs.
         assert name.startswith(checkpoint.config.split('/')[-1][:-len('.py')])
+
+
+def test_every_checkpoint_of_the_model_zoo_is_known_by_its_config():
+    name = 'faster_rcnn_x101_32x4d_fpn_1x_coco_20200203-cff10310.pth'  # of no recipe
+    config = 'mmdet::faster_rcnn/faster_rcnn_x101_32x4d_fpn_1x_coco.py'
+    (found,) = of_configs(config)
+    assert found == find(name) == PublishedCheckpoint(
+        name, 'https://download.openmmlab.com/mmdetection/v2.0/faster_rcnn/'
+        f'faster_rcnn_x101_32x4d_fpn_1x_coco/{name}', 'cff10310', config, box_ap=41.2)
+    assert len(of_mmdet()) > 500
+    for checkpoint in of_mmdet().values():
+        assert find_file(checkpoint.config)
+        assert unquote(checkpoint.url).endswith(f'/{checkpoint.name}')
+    # Those that only the list of recipes has.
+    assert len(list(of_configs('mmdet::pascal_voc/'))) == 2
+    assert find('mine.pth') is None and find('mine-01234567.pth') is None
+
+
+def test_tool_shows_what_the_model_zoo_has():
+    status, stdout, _ = run_tool('checkpoints', 'list', 'mmdet::atss/', 'mmdet::tood/tood_r101')
+    assert status == 0
+    assert [line.split()[-1] for line in stdout.splitlines()[::3]] == [
+        'atss_r50_fpn_1x_coco_20200209-985f7bd0.pth',
+        'atss_r101_fpn_1x_20200825-dfcadd6f.pth',
+        'tood_r101_fpn_mstrain_2x_coco_20211210_144232-a18f53c8.pth',
+        'tood_r101_fpn_dconv_c3-c5_mstrain_2x_coco_20211210_213728-4a824142.pth']
+    assert 'mmdet::atss/atss_r50_fpn_1x_coco.py, 39.4 box AP' in stdout
+
+
+def test_a_missing_file_of_the_model_zoo_is_named_with_the_command_that_gets_it():
+    name = 'faster_rcnn_x101_32x4d_fpn_1x_coco_20200203-cff10310.pth'
+    command = f'python tools/checkpoints.py get {name}'
+    assert command in how_to_get(f'elsewhere/{name}')
+    message = how_to_get(find(name).url)
+    assert command in message and f'write checkpoints/{name}' in message
+    assert 'get' not in how_to_get('https://example.org/mine.pth')
+
+
+def test_a_pair_starts_with_the_weights_of_the_model_zoo(zoo, manifest, tmp_path, monkeypatch):
+    monkeypatch.setattr(distillation, 'FOLDER', str(tmp_path / 'checkpoints'))
+    config = 'mmdet::atss/atss_r50_fpn_1x_coco.py'
+    entry = PublishedCheckpoint(manifest.name, manifest.url, manifest.sha256, config)
+    monkeypatch.setattr(model_zoo, 'of_mmdet', lambda: {entry.name: entry})
+    assert distillation.fetch_from_zoo(f'{config}:zoo') == f'{config}:checkpoints/{entry.name}'
+    assert (tmp_path / 'checkpoints' / entry.name).read_bytes() == zoo[0].content
+    for spec in (config, f'{config}:mine.pth', 'mine.py:mine.pth'):
+        assert distillation.fetch_from_zoo(spec) == spec
+    for own in ('mine.py', 'mmdet::atss/atss_r101_fpn_1x_coco.py'):
+        with pytest.raises(ConfigError, match=f'{own}:zoo: the model zoo has no checkpoint'):
+            distillation.fetch_from_zoo(f'{own}:zoo')
 
 
 def test_commands_in_messages_can_be_copied_from_any_folder(tmp_path, monkeypatch):

@@ -10,7 +10,7 @@ from helpers.running import REPOSITORY, run_tool
 from mmcv import Config
 from mmdet.datasets import build_dataset
 
-from gkd.checkpoints import find_recipe, published
+from gkd.checkpoints import find_recipe
 from gkd.compat.checkpoint import load_checkpoint_file
 from gkd.detectors.config_files import find_file
 from gkd.detectors.source import DetectorSource, sources_of
@@ -19,6 +19,7 @@ from gkd.recipes import RecipeError, check_losses, random_checkpoint
 from gkd.recipes.mmdet2 import check_recipe, recipes, use_synthetic_data
 from gkd.registry import KNOWLEDGE
 from gkd.running import load_config
+from gkd.zoo import of_recipes
 from studies import coverage
 
 NAMES = [Path(path).stem for path in recipes()]
@@ -53,9 +54,9 @@ def test_a_recipe_names_what_there_is(name):
             assert source.key == 'model.student'
             continue
         checkpoint = Path(source.checkpoint)
-        if checkpoint.name in published():
+        if checkpoint.name in of_recipes():
             assert checkpoint.parent.name == 'checkpoints'
-            assert published()[checkpoint.name].config == source.config
+            assert of_recipes()[checkpoint.name].config == source.config
         else:
             # What is not published can be trained, with the very config it is loaded into.
             assert checkpoint.parts[0] == 'work_dirs' and checkpoint.name == 'latest.pth'

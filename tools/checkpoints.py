@@ -1,17 +1,19 @@
 #!/usr/bin/env python
-"""List, download and verify the model zoo's checkpoints that recipes start from."""
+"""List, download and verify the model zoo's checkpoints."""
 
 import argparse
 import os
 import os.path as osp
+from itertools import chain
 
-from gkd.checkpoints import FOLDER, check_file, download, how_to_get, published
+from gkd.checkpoints import FOLDER, check_file, download, how_to_get
 from gkd.commands import run
 from gkd.detectors.config_files import find_file
 from gkd.detectors.source import DetectorSource, sources_of
 from gkd.errors import CheckpointError
-from gkd.frameworks import build_detector
+from gkd.frameworks import MMDET_SCOPE, build_detector
 from gkd.planning.door import load_config
+from gkd.zoo import find, of_configs, of_recipes
 
 
 def parse_args():
@@ -21,10 +23,12 @@ def parse_args():
                              'published hashes, and load into the detectors that the installed '
                              'MMDetection ships')
     parser.add_argument('what', nargs='*',
-                        help='names of checkpoints, the beginnings of names, or recipes (default: '
-                             'list shows all, verify takes those that are here)')
+                        help='recipes; names of their checkpoints or the beginnings of these; '
+                             'mmdet::FOLDER/FILE.py, or the beginning, for what the model zoo has '
+                             'of configs that the installed MMDetection ships (default: what '
+                             'recipes need; of these, verify takes the files that are here)')
     parser.add_argument('--folder', default=FOLDER, help='where they lie (default: %(default)s)')
-    parser.add_argument('--all', action='store_true', help='every checkpoint there is')
+    parser.add_argument('--all', action='store_true', help='every checkpoint that recipes need')
     return parser.parse_args()
 
 
@@ -47,24 +51,39 @@ def main():
 
 
 def choose(what):
-    """The published checkpoints that names, beginnings of names and recipes stand for."""
-    everything = published()
-    chosen = {}
-    for item in what or everything:
-        if item.endswith('.py'):
-            paths = [source.checkpoint for source in sources_of(load_config(item).model)
-                     if source.checkpoint is not None]
-            found = [osp.basename(path) for path in paths if osp.basename(path) in everything]
-            for path in paths:
-                if osp.basename(path) not in everything:
-                    print(f'{path}: {how_to_get(path)}')
-        else:
-            found = [name for name in everything if name.startswith(item)]
-            if not found:
-                raise CheckpointError(f'no published checkpoint is called {item}; known are\n  '
-                                      + '\n  '.join(everything))
-        chosen.update((name, everything[name]) for name in found)
-    return list(chosen.values())
+    """The published checkpoints that the arguments stand for, each once."""
+    found = {}
+    for checkpoint in of_recipes().values() if not what else chain(*map(named, what)):
+        found[checkpoint.name] = checkpoint
+    return list(found.values())
+
+
+def named(item):
+    """The published checkpoints that an argument stands for."""
+    if item.startswith(MMDET_SCOPE):
+        found = list(of_configs(item))
+    elif item.endswith('.py'):
+        return of_recipe(item)
+    else:
+        found = [entry for name, entry in of_recipes().items() if name.startswith(item)]
+        found = found or list(filter(None, [find(item)]))
+    if not found:
+        raise CheckpointError(f'no published checkpoint is called {item}; known are those that '
+                              f'`list {MMDET_SCOPE}` shows, and\n  ' + '\n  '.join(of_recipes()))
+    return found
+
+
+def of_recipe(path):
+    """The published checkpoints that a config names; how to get the others is printed."""
+    paths = [source.checkpoint for source in sources_of(load_config(path).model)
+             if source.checkpoint is not None]
+    if not paths:
+        raise CheckpointError(f'{path} names no checkpoint of a teacher or a student.')
+    found = {path: find(osp.basename(path)) for path in paths}
+    for path, entry in found.items():
+        if entry is None:
+            print(f'{path}: {how_to_get(path)}')
+    return list(filter(None, found.values()))
 
 
 def show(chosen, folder):
@@ -78,8 +97,9 @@ def show(chosen, folder):
         else:
             state = 'missing'
         size = '' if checkpoint.megabytes is None else f'{checkpoint.megabytes} MB'
+        accuracy = '' if checkpoint.box_ap is None else f', {checkpoint.box_ap} box AP'
         print(f'{state:14}{size:>8}  {checkpoint.name}\n'
-              f'{"":24}{checkpoint.config}\n{"":24}{checkpoint.url}')
+              f'{"":24}{checkpoint.config}{accuracy}\n{"":24}{checkpoint.url}')
 
 
 def verify(chosen, folder):

@@ -8,6 +8,7 @@ import argparse
 import sys
 
 from gkd.commands import add_device_option, add_trust_option, positive, run
+from gkd.commands.distillation import fetch_from_zoo
 from gkd.commands.settings import DictAction
 from gkd.installed import mmdet_major
 from gkd.planning.distill import prepare
@@ -20,7 +21,8 @@ def parse_args():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('student', help='CONFIG or CONFIG:CHECKPOINT; data and schedule are its')
-    parser.add_argument('teacher', help='CONFIG:CHECKPOINT')
+    parser.add_argument('teacher', help='CONFIG:CHECKPOINT, or CONFIG:zoo for the checkpoint that '
+                                        'the model zoo has of mmdet::FILE')
     parser.add_argument('--method', default='gkd', metavar='NAME+NAME',
                         help='kinds of knowledge, such as gkd, class-space or gkd+fgd '
                              '(default: gkd)')
@@ -43,7 +45,8 @@ def main():
         options['work_dir'] = args.work_dir
     if args.epochs:
         options[EPOCHS[mmdet_major()]] = args.epochs
-    config = distillation_config(args.student, args.teacher, args.method, options)
+    student, teacher = map(fetch_from_zoo, (args.student, args.teacher))
+    config = distillation_config(student, teacher, args.method, options)
     path, lines = prepare(config, args.gpus)
     print('\n'.join(lines), file=sys.stderr)
     print(path)

@@ -10,7 +10,8 @@ usage: bash tools/distill.sh STUDENT TEACHER [GPUS] [--method NAME+NAME] [option
   TEACHER  CONFIG:CHECKPOINT
   GPUS     processes of this node, a GPU each; without it one, on a GPU if there is one
 
-A config is a path, or mmdet::FOLDER/FILE.py for one that the installed MMDetection ships.
+A config is a path, or mmdet::FOLDER/FILE.py for one that the installed MMDetection ships. With
+mmdet::..., CHECKPOINT may be `zoo`: the model zoo's weights, which are downloaded and verified.
 --method   what is taught: gkd (default), class-space, or others and several, such as gkd+pkd
 
 Both checkpoints, classes and the pair are checked; what will be taught, what is left out and why,

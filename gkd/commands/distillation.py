@@ -9,12 +9,17 @@ from typing import Any, Callable, Optional
 
 from torch import nn
 
+from gkd.checkpoints import FOLDER, download
 from gkd.errors import ConfigError
 from gkd.files import write_atomically
+from gkd.frameworks import MMDET_SCOPE
 from gkd.registry import KNOWLEDGE
 from gkd.repository import tool
+from gkd.zoo import of_configs
 
 GKD = 'RobustDistillingModule'
+# Instead of a checkpoint's path: the one that MMDetection's model zoo has published.
+ZOO = 'zoo'
 HEADER = '''\
 # {student}, taught by {teacher}. Written by `bash tools/distill.sh`.
 # Keep and edit it: bash tools/train.sh {path} trains it.
@@ -69,8 +74,9 @@ def pair_settings(student: str, teacher: str, methods: str) -> dict[str, Any]:
     own, checkpoint = split(student)
     teachers, weights = split(teacher)
     if weights is None:
-        raise ConfigError(f'{teacher}: the teacher needs its checkpoint, as CONFIG:CHECKPOINT; an '
-                          f'untrained teacher teaches noise.')
+        raise ConfigError(f'{teacher}: the teacher needs its checkpoint, as CONFIG:CHECKPOINT, or '
+                          f'CONFIG:{ZOO} for that of the model zoo; an untrained teacher teaches '
+                          f'noise.')
     return dict(
         type='Distiller',
         teacher=dict(config=teachers, checkpoint=weights),
@@ -93,6 +99,32 @@ def split(spec: str) -> tuple[str, Optional[str]]:
         raise ConfigError(f'{spec}: must be CONFIG or CONFIG:CHECKPOINT, and a config ends with '
                           f'.py.')
     return match[1], match[2]
+
+
+def fetch_from_zoo(spec: str) -> str:
+    """Get the checkpoint of a detector that is to start with the model zoo's.
+
+    Args:
+        spec: ``CONFIG``, ``CONFIG:CHECKPOINT``, or ``CONFIG:zoo`` with a config that the installed
+            MMDetection ships.
+
+    Returns:
+        The same with the file's path for ``zoo``.
+
+    Raises:
+        ConfigError: The zoo has none for the config.
+        CheckpointError: It cannot be downloaded, or another file was sent.
+    """
+    config, checkpoint = split(spec)
+    if checkpoint != ZOO:
+        return spec
+    found = next(of_configs(config), None) if config.startswith(MMDET_SCOPE) else None
+    if found is None:
+        raise ConfigError(f'{spec}: the model zoo has no checkpoint of this config; '
+                          f'python {tool("checkpoints.py")} list {MMDET_SCOPE} shows those that '
+                          f'it has.')
+    download(found, FOLDER)
+    return f'{config}:{osp.join(osp.basename(FOLDER), found.name)}'
 
 
 def knowledge_of(methods: str) -> list[dict[str, Any]]:

@@ -15,11 +15,10 @@ from typing import Any, Optional
 
 from gkd.detectors.entries import name_of, place_of
 from gkd.errors import ConfigError
-from gkd.frameworks import Config, logger, mmdet_configs
+from gkd.frameworks import MMDET_SCOPE, Config, logger, mmdet_configs
 from gkd.installed import mmdet_major
 from gkd.repository import REPOSITORY
 
-MMDET_SCOPE = 'mmdet::'
 # Held while a config is read: mmcv changes sys.path for it, and Python 3.11 fails at times if two
 # threads parse code into a tree.
 reading = threading.RLock()

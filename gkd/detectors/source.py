@@ -11,13 +11,13 @@ from torch import nn
 from gkd.checkpoints import check_file, how_to_get
 from gkd.compat.checkpoint import load_checkpoint_file
 from gkd.compat.weights import class_names, load_strictly
-from gkd.detectors.config_files import MMDET_SCOPE, find_file, read_config
+from gkd.detectors.config_files import find_file, read_config
 from gkd.detectors.entries import nested
 from gkd.detectors.images import ImageFormat, format_of
 from gkd.detectors.replacement import replace_settings
 from gkd.errors import CheckpointError, ConfigError
 from gkd.finite.weights import not_finite
-from gkd.frameworks import Config, ConfigDict, logger, mmdet_configs
+from gkd.frameworks import MMDET_SCOPE, Config, ConfigDict, logger, mmdet_configs
 from gkd.work_dir import named_folder, no_checkpoint
 
 NOT_GIVEN = object()

@@ -7,6 +7,9 @@ from typing import Any
 
 import mmdet
 
+# What begins the path of a config that the installed MMDetection ships.
+MMDET_SCOPE = 'mmdet::'
+
 
 def mmdet_configs() -> str:
     """Folder of the configs that the installed MMDetection ships."""

@@ -22,13 +22,13 @@ from mmdet.models.detectors import RPN, BaseDetector
 from torch import Tensor
 
 from gkd.errors import ConfigError
-from gkd.frameworks.alike import description, mmdet_configs, source_of
+from gkd.frameworks.alike import MMDET_SCOPE, description, mmdet_configs, source_of
 from gkd.frameworks.batch import Batch, filled_boxes, mask_parts, of_each_image
 
 __all__ = [
     'BACKBONES', 'BATCH_PARTS', 'CLASSES_SETTING', 'DETECTORS', 'HOOKS', 'IMAGES_SETTING',
-    'LOSSES_METHOD', 'RPN', 'TOP_LEVEL', 'VOC_CLASSES', 'BaseDetector', 'Batch', 'Config',
-    'ConfigDict', 'ContextBlock', 'Dataset', 'DeltaXYWHBBoxCoder', 'DetectorShell',
+    'LOSSES_METHOD', 'MMDET_SCOPE', 'RPN', 'TOP_LEVEL', 'VOC_CLASSES', 'BaseDetector', 'Batch',
+    'Config', 'ConfigDict', 'ContextBlock', 'Dataset', 'DeltaXYWHBBoxCoder', 'DetectorShell',
     'EfficientNet', 'Hook', 'NonLocal2d', 'anchor_inside_flags', 'annotation', 'bbox2roi',
     'bbox_overlaps', 'build_dataset', 'build_detector', 'classes_of', 'description',
     'epochs_in_all', 'fuse_conv_bn', 'get_dist_info', 'image_info', 'image_settings', 'logger',
