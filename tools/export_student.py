@@ -17,8 +17,8 @@ else:
 def parse_args():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument('config', help='the distillation config')
-    parser.add_argument('checkpoint', help='a checkpoint of its training')
+    parser.add_argument('config', help='the distillation config, or the student\'s own')
+    parser.add_argument('checkpoint', help='a checkpoint of the training')
     parser.add_argument('output', nargs='?', help='file to write (default: student.pth beside '
                                                   'the checkpoint)')
     add_settings_option(parser)

@@ -112,8 +112,8 @@ def export_student(config: Config, checkpoint: str, output: str) -> str:
     """Write a checkpoint that plain MMDetection loads strictly into the student's own config.
 
     Args:
-        config: The distillation config.
-        checkpoint: A checkpoint of its training.
+        config: The distillation config, or the student's own.
+        checkpoint: A checkpoint of a distiller or of a plain detector.
         output: File to write; it appears whole or not at all.
 
     Returns:
@@ -122,17 +122,16 @@ def export_student(config: Config, checkpoint: str, output: str) -> str:
 
     Raises:
         CheckpointError: The checkpoint cannot be read or does not hold this config's student.
-        ConfigError: ``output`` is the checkpoint itself, or the config distils nothing.
+        ConfigError: ``output`` is the checkpoint itself.
     """
-    if config.model.type != 'Distiller':
-        raise ConfigError(f'{config.filename} distils nothing: its `model` is a '
-                          f'{config.model.type}.')
     write_student(build_detector(detector_config(config)), checkpoint, output)
     return own_config(config, output)
 
 
 def own_config(config: Config, output: str) -> str:
     """Path of a config that plain MMDetection builds the student from."""
+    if config.model.type != 'Distiller':
+        return config.filename
     file = DetectorSource.parse(config.model.student, 'model.student').whole_config()
     if file is not None:
         return file

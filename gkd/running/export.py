@@ -34,8 +34,8 @@ def export_student(config: Config, checkpoint: str, output: str) -> str:
     """Write a checkpoint that plain MMDetection loads strictly into the student's own config.
 
     Args:
-        config: The distillation config.
-        checkpoint: A checkpoint of its training.
+        config: The distillation config, or the student's own.
+        checkpoint: A checkpoint of a distiller or of a plain detector.
         output: File to write; it appears whole or not at all.
 
     Returns:

@@ -57,6 +57,18 @@ def test_its_own_config_is_named_unless_settings_replace_some_of_it(annotations,
     assert Config.fromfile(written).model.bbox_head.stacked_convs == 2
 
 
+def test_the_students_own_config_exports_too(annotations, tmp_path):
+    config = experiment(annotations, tmp_path / 'work')
+    trained, output = str(tmp_path / 'trained.pth'), str(tmp_path / 'student.pth')
+    weights = write_checkpoint(config, trained)
+    (tmp_path / 'own.py').write_text(f'model = {detector("one_stage")!r}\n')
+    config = Config.fromfile(str(tmp_path / 'own.py'))
+    assert export_student(config, trained, output) == str(tmp_path / 'own.py')
+    exported = torch.load(output, weights_only=True)['state_dict']
+    assert exported.keys() == weights.keys()
+    assert all(torch.equal(exported[name], tensor) for name, tensor in weights.items())
+
+
 def test_a_test_augments_images(annotations, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config = experiment(annotations, 'work')
