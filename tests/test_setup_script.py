@@ -46,6 +46,8 @@ def environment(tmp_path, stamp):
                'case "$1" in *installed.py) exit 1 ;; esac  # no MMDetection 3\n'
                'echo "threads ${OMP_NUM_THREADS:-unset}"; printf "%s\\n" "$@"')
     (tmp_path / 'venv/.gkd-setup').write_text(stamp)
+    for name in ('pyvenv.cfg', '.gkd-made'):
+        (tmp_path / 'venv' / name).touch()
     return tmp_path / 'venv'
 
 
@@ -134,6 +136,33 @@ def test_folder_that_is_no_environment_is_not_touched(tmp_path):
     assert (tmp_path / 'home/thesis.tex').read_text() == 'precious'
 
 
+def test_an_environment_that_the_script_has_not_made_is_never_remade(tmp_path):
+    """Neither for want of pip, as in those of other tools, nor for another Python."""
+    path = executable(tmp_path / 'venv/bin/python', 'case "$*" in *pip*) exit 1 ;; esac')
+    (tmp_path / 'venv/pyvenv.cfg').write_text('precious')
+    variables = dict(GKD_VENV=str(tmp_path / 'venv'), GKD_PYTHON=sys.executable)
+    result = run(SETUP, **variables)
+    assert result.returncode == 1 and f'{tmp_path / "venv"} has no pip' in result.stderr
+    path.unlink()
+    result = run(SETUP, **variables)
+    assert result.returncode == 1 and 'set GKD_VENV to a new folder' in result.stderr
+    assert (tmp_path / 'venv/pyvenv.cfg').read_text() == 'precious'
+
+
+@pytest.mark.slow
+def test_an_environment_of_the_script_is_remade_where_pip_is_missing(tmp_path):
+    """As one whose making was interrupted."""
+    (tmp_path / 'venv').mkdir()
+    for name in ('pyvenv.cfg', '.gkd-made'):
+        (tmp_path / 'venv' / name).touch()
+    result = run(SETUP, GKD_VENV=str(tmp_path / 'venv'), GKD_PYTHON=sys.executable,
+                 PIP_NO_INDEX='1', PIP_FIND_LINKS=str(tmp_path))
+    assert result.returncode == 1 and 'pip failed' in result.stderr
+    assert f'making {tmp_path / "venv"}' in result.stderr
+    subprocess.run([tmp_path / 'venv/bin/python', '-m', 'pip', '--version'], check=True)
+    assert (tmp_path / 'venv/.gkd-made').exists()
+
+
 def test_old_torch_of_an_active_environment_is_named(tmp_path):
     python = executable(tmp_path / 'venv/bin/python',
                         'case "$*" in *"version(\'torch\')"*) echo 1.13.1 ;; esac')
@@ -142,11 +171,15 @@ def test_old_torch_of_an_active_environment_is_named(tmp_path):
     assert 'has torch 1.13.1' in result.stderr and '2.1 is needed' in result.stderr
 
 
+@pytest.mark.parametrize('variable', ['VIRTUAL_ENV', 'GKD_VENV'])
 @pytest.mark.parametrize('torch, numpy, constraint', [
     ('2.1.2', '', 'numpy<2\n'), ('2.2.2', '2.0.0', 'numpy<2\n'), ('2.4.1', '1.26.4', 'numpy<2\n'),
     ('2.4.1', '2.1.0', '')])
-def test_kept_torch_gets_what_goes_with_it(tmp_path, torch, numpy, constraint):
-    """Also what the quickstart's data is made of, and an installed OpenCV that suits numpy 1."""
+def test_kept_torch_gets_what_goes_with_it(tmp_path, variable, torch, numpy, constraint):
+    """In an environment that the script has not made.
+
+    Also what the quickstart's data is made of, and an installed OpenCV that suits numpy 1.
+    """
     executable(
         tmp_path / 'venv/bin/python',
         f'case "$*" in *"version(\'torch\')"*) echo {torch} ;;\n'
@@ -154,7 +187,8 @@ def test_kept_torch_gets_what_goes_with_it(tmp_path, torch, numpy, constraint):
         '*"version(\'opencv-python\')"*) echo 5.0 ;; *"version(\'"*) ;;\n'
         f'*run_setup*) exec {sys.executable} "$@" ;; *installed.py*) exit 1 ;;\n'
         '*) printf "%s\\n" "$@" ;; esac')
-    result = run(SETUP, VIRTUAL_ENV=str(tmp_path / 'venv'))
+    (tmp_path / 'venv/pyvenv.cfg').touch()
+    result = run(SETUP, **{variable: str(tmp_path / 'venv')})
     assert result.returncode == 0 and f'keeping torch {torch} ' in result.stderr
     printed = result.stderr.splitlines()
     assert {'opencv-python', 'scikit-image>=0.24', 'pytest>=7', 'tqdm>=4.60'} <= set(printed)

@@ -9,8 +9,8 @@ usage: bash tools/setup.sh [--mmdet 2|3] [--with-ops] [--print-python]
 Makes the Python environment that the other scripts use, or does nothing if it is complete.
 
 Which environment: $GKD_VENV if set; else the active virtual or conda environment (not conda's
-base); else .venv in this clone. In an active environment a torch >= 2.1 is kept, and packages are
-only added or changed where they do not fit.
+base); else .venv in this clone. In an environment that this script has not made a torch >= 2.1 is
+kept, and packages are only added or changed where they do not fit.
 
   --mmdet 2|3     which MMDetection; without it an environment keeps the one that it has, and a
                   new one gets 2.28
@@ -66,15 +66,15 @@ fi
 
 # --- Which environment ---------------------------------------------------------------------------
 
-own=yes  # made by this script, so that it may be remade
+named=yes  # or active
 if [ -n "${GKD_VENV:-}" ]; then
   environment="$GKD_VENV"
 elif [ -n "${VIRTUAL_ENV:-}" ] && [ "$VIRTUAL_ENV" != "$root/.venv" ]; then
   environment="$VIRTUAL_ENV"
-  own=''
+  named=''
 elif [ -n "${CONDA_PREFIX:-}" ] && [ "${CONDA_DEFAULT_ENV:-}" != base ]; then
   environment="$CONDA_PREFIX"
-  own=''
+  named=''
 else
   environment="$root/.venv"
 fi
@@ -83,7 +83,7 @@ environment="$(cd "$(dirname "$environment")" && pwd)/$(basename "$environment")
 python="$environment/bin/python"
 stamp="$environment/.gkd-setup"
 lock="$environment/.gkd-lock"
-if [ -n "$own" ]; then lock="$environment.gkd-lock"; fi  # it outlives a remade environment
+if [ -n "$named" ]; then lock="$environment.gkd-lock"; fi  # it outlives a remade environment
 
 # What the stamp of a complete environment says: pins and clone, how mmcv was installed, and which
 # MMDetection.
@@ -110,6 +110,11 @@ if command -v flock > /dev/null && ! flock -n 9; then
   flock 9
   if complete; then finish; fi
 fi
+
+# An environment that this script has made may be remade. Any other may be a user's work.
+made="$environment/.gkd-made"
+own=''
+if [ -n "$named" ] && { [ -e "$made" ] || [ ! -e "$environment/pyvenv.cfg" ]; }; then own=yes; fi
 
 # --- Which MMDetection ---------------------------------------------------------------------------
 
@@ -168,7 +173,10 @@ make_environment() {
     [ -n "$(ls -A "$environment")" ]; then
     fail "$environment exists and is no virtual environment; set GKD_VENV to another folder."
   fi
-  "$base" -m venv --clear "$environment" || fail "cannot make $environment; see above."
+  # Marked at once, since pip takes seconds.
+  "$base" -m venv --clear --without-pip "$environment" && touch "$made" &&
+    "$python" -m ensurepip --upgrade --default-pip > /dev/null ||
+    fail "cannot make $environment; see above."
 }
 
 # --- Installing ----------------------------------------------------------------------------------
@@ -211,8 +219,10 @@ if [ -n "$own" ]; then
     make_environment
   fi
 elif ! "$python" -c "$usable" 2> /dev/null; then
-  fail "the active environment $environment has $("$python" -V 2>&1 || echo no Python); needed is
-Python 3.9 to 3.$newest. Deactivate it to let this script make one."
+  fail "the environment $environment has $("$python" -V 2>&1 || echo no Python); needed is
+Python 3.9 to 3.$newest. Deactivate it, or set GKD_VENV to a new folder, to let this script make one."
+elif ! "$python" -m pip --version > /dev/null 2>&1 && ! "$python" -m ensurepip >&2; then
+  fail "the environment $environment has no pip; install it there."
 fi
 rm -f "$stamp"
 echo "$mmdet" > "$stamp.unfinished"
@@ -224,8 +234,9 @@ keep_torch=''
 if [ -n "$torch_version" ] && [ -z "$own" ]; then
   keep_torch=yes
   case "$torch_version, numpy $(version_of numpy)" in
-    0.* | 1.* | 2.0.*) fail "the active environment $environment has torch $torch_version; at least
-2.1 is needed. Upgrade it, or deactivate the environment to let this script make one." ;;
+    0.* | 1.* | 2.0.*) fail "the environment $environment has torch $torch_version, and at least
+2.1 is needed. Upgrade it; or deactivate the environment, or set GKD_VENV to a new folder, to let this
+script make one." ;;
     # torch before 2.3 is built against numpy 1; beside a later one, other packages may be.
     2.1.* | 2.2.* | *', numpy 1.'*) echo 'numpy<2' >> "$constraints" ;;
   esac
