@@ -16,10 +16,12 @@ from mmcv import Config
 from mmcv.runner import HOOKS
 from mmdet.models import BACKBONES, DETECTORS
 
+from gkd.detectors.config_files import find_file
 from gkd.detectors.source import DetectorSource
 from gkd.registry import KNOWLEDGE
 from gkd.running import load_config
 from gkd.running.config import build_model
+from gkd.zoo import of_configs
 
 DOCS = REPOSITORY / 'docs'
 PAGES = sorted(DOCS.glob('*.md'))
@@ -87,6 +89,15 @@ def test_the_worked_method_teaches(method, family):
     assert 0 < after < before
     empty = losses_of(model, small.batch(boxes=()))['loss_relations']
     assert empty.item() == 0 and empty.requires_grad
+
+
+def test_common_pairs_are_those_of_the_model_zoo():
+    pairs = re.findall(r'^\| `(\S+_coco)` \| `(\S+_coco)` \|$',
+                       (DOCS / 'your_own_detector.md').read_text(), re.MULTILINE)
+    assert len(pairs) == 9
+    for student, teacher in pairs:
+        assert find_file(f'mmdet::{student}.py')
+        assert len(list(of_configs(f'mmdet::{teacher}.py'))) == 1
 
 
 def test_the_worked_configs_describe_what_the_pages_say(method, tmp_path):
