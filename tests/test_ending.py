@@ -7,11 +7,13 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from helpers.running import REPOSITORY
 
 from gkd.commands import run
+from gkd.commands.processes import children_end_too, run_tool
 
 
 def where_it_is_misread():
@@ -89,6 +91,43 @@ def test_sigterm_ends_a_command_with_one_line_and_its_own_status(
     assert tool.exitcode == -signal.SIGTERM
     assert (tmp_path / 'stderr').read_text() == said
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('number, status', [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_command_speaks_for_those_that_it_runs(tmp_path, number, status):
+    """The signal goes to all of them, as from a terminal or a cluster's scheduler."""
+    tool, started = tmp_path / 'tool.py', tmp_path / 'started'
+    tool.write_text('import pathlib, signal, time\nfrom gkd.commands import run\n'
+                    'signal.signal(signal.SIGINT, signal.default_int_handler)\n'
+                    f'run(lambda: pathlib.Path({str(started)!r}).touch() or time.sleep(100))\n')
+
+    def run_stages():
+        with ThreadPoolExecutor(1) as pool, children_end_too():
+            pool.submit(run_tool, [str(tool)])
+            time.sleep(100)
+
+    first = os.fork()
+    if first == 0:
+        os.setpgid(0, 0)
+        os.environ['PYTHONPATH'] = str(REPOSITORY)
+        output = os.open(tmp_path / 'output', os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+        sys.stdout = sys.stderr = os.fdopen(output, 'w', buffering=1)
+        for descriptor in (1, 2):
+            os.dup2(output, descriptor)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            run(run_stages)
+        except SystemExit as end:
+            os._exit(end.code)
+        finally:
+            os._exit(1)
+    until = time.time() + 60
+    while not started.exists() and time.time() < until:
+        time.sleep(0.05)
+    os.killpg(first, number)
+    assert os.waitstatus_to_exitcode(os.waitpid(first, 0)[1]) == status
+    assert (tmp_path / 'output').read_text() == LINE
 
 
 @pytest.mark.slow

@@ -24,6 +24,8 @@ from gkd.progress import silence
 # Seconds in which the launcher ends the other processes after the first one has failed.
 LAUNCHER_REACTS = 5
 STOPPED = '\nstopped; the same command goes on from the last checkpoint, if there is one.'
+# Set for a command that another one runs in the same terminal, and speaks for.
+SPOKEN_FOR = 'GKD_SPOKEN_FOR'
 
 
 def run(main: Callable[[], None]) -> None:
@@ -82,7 +84,8 @@ def codec(encoding: Optional[str]) -> str:
 
 def stop() -> None:
     """End after Ctrl-C."""
-    print(STOPPED, file=sys.stderr)
+    if SPOKEN_FOR not in os.environ:
+        print(STOPPED, file=sys.stderr)
     sys.exit(130)
 
 
@@ -90,8 +93,9 @@ def stop() -> None:
 def saying_so_when_ended() -> Iterator[None]:
     """Say so when SIGTERM ends this process within the block; its status tells the signal.
 
-    Of several processes none does: the launcher says it. Python calls no handler while it waits in
-    a library for the other processes, which may have ended already.
+    Of several processes none does: the launcher says it, as a command does for those that it runs.
+    Python calls no handler while it waits in a library for the other processes, which may have
+    ended already.
     """
     def end(number, frame):
         os.write(2, f'{STOPPED}\n'.encode())
@@ -101,7 +105,8 @@ def saying_so_when_ended() -> Iterator[None]:
         if signal.getsignal(signal.SIGTERM) is end:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
-    alone = 'RANK' not in os.environ and threading.current_thread() is threading.main_thread()
+    alone = (os.environ.keys().isdisjoint(('RANK', SPOKEN_FOR))
+             and threading.current_thread() is threading.main_thread())
     if not alone or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
         yield
         return

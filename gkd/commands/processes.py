@@ -15,6 +15,7 @@ from typing import Any, Optional
 
 import torch
 
+from gkd.commands.ending import SPOKEN_FOR, STOPPED
 from gkd.errors import GKDError
 from gkd.progress import say
 from gkd.repository import REPOSITORY
@@ -49,7 +50,8 @@ def run_tool(command: Sequence[str], environment: Optional[dict] = None,
             raise StageFailed('stopped')
         process = subprocess.Popen(
             [sys.executable, osp.join(REPOSITORY, 'tools', command[0]), *command[1:]],
-            env={**os.environ, **(environment or {})}, stdout=file,
+            env={**os.environ, **({} if log else {SPOKEN_FOR: '1'}), **(environment or {})},
+            stdout=file,
             stderr=subprocess.STDOUT if log else None, pass_fds=() if lock is None else (lock,))
         children.add(process.pid)
     try:
@@ -94,7 +96,7 @@ def children_end_too() -> Iterator[None]:
             for child in children:
                 os.kill(child, signal.SIGTERM)
         if isinstance(error, SystemExit):
-            say('\nstopped; the same command goes on from the last checkpoint.')
+            say(STOPPED)
         raise
     finally:
         if in_charge:
