@@ -64,10 +64,12 @@ def test_data_sets_in_test_alone(folder):
 @pytest.mark.parametrize('option, says', [
     ('evaluation.save_best=bbox_mAp', ["evaluation.save_best = 'bbox_mAp'", 'bbox_mAP_50']),
     ('evaluation.gpu_collect=True', ['evaluation.gpu_collect']),
-    ('evaluation.metric_items=mAp', ['data.val', 'mAp', '--no-validate']),
-    ('evaluation.proposal_nums=3', ['data.val', '--no-validate']),
+    ('evaluation.metric_items=mAp', [
+        'error: evaluation: a trial', 'measuring', 'data.val', 'mAp', '--no-validate']),
+    ('evaluation.proposal_nums=3', ['error: evaluation: a trial', '--no-validate']),
     ('evaluation.metric=proposal_fast', ['evaluation.metric', 'by bbox, proposal.']),
-    ('data.val.pipeline.1.transforms.4.keys=[image]', ['data.val', 'image', '--no-validate']),
+    ('data.val.pipeline.1.transforms.4.keys=[image]', [
+        'error: data.val: a trial', 'loading', 'image', '--no-validate']),
     ('data.val_dataloader.samples_per_gpu=two', ['data.val_dataloader.samples_per_gpu', 'two']),
     ('data.val_dataloader.speed=2', ['data.val_dataloader', 'speed']),
 ])
@@ -75,6 +77,12 @@ def test_what_would_fail_after_an_epoch_is_refused(folder, option, says):
     if option == 'evaluation.gpu_collect=True' and torch.cuda.is_available():
         pytest.skip('there is a GPU')
     refuse_training(folder, '--cfg-options', option, says=says)
+
+
+def test_a_detector_that_fails_in_an_evaluation_is_named(folder):
+    append('student.py', 'model["test_cfg"]["score_thr"] = "high"')
+    refuse_training(folder, says=['error: model: a trial', 'detecting in those of data.val',
+                                  'TypeError', 'It happened in', 'mmdet'])
 
 
 @pytest.mark.parametrize('settings', [
@@ -98,7 +106,7 @@ def test_a_test_that_would_fail_is_told_of_its_own_options(folder):
     train('--epochs', '1', '--no-validate')
     _, _, stderr = run_tool('test', 'distiller.py', 'work/latest.pth', '--eval-options',
                             'iou_thrs=none')
-    assert 'error: data.test: a trial' in stderr and '--eval-options' in stderr
+    assert 'error: --eval or --eval-options: a trial' in stderr and 'data.test' in stderr
     assert '--no-validate' not in stderr
 
 
@@ -156,4 +164,4 @@ def test_two_images_are_evaluated_first_and_none_without_validation(folder):
 def test_metrics_of_a_test_are_tried_first(folder):
     weights = tiny_data.write_weights('student.pth', small.retinanet())
     refuse(folder, 'test', 'student.py', weights, '--eval-options', 'metric_items=mAp',
-           says=['data.test', 'mAp'])
+           says=['data.test', 'mAp', '--eval-options'])

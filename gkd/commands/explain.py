@@ -46,16 +46,23 @@ def describe(error: Exception) -> str:
         ...     print(describe(error).splitlines()[0])
         KeyError: 'gone'
     """
+    return (f'{type(error).__name__}: {shown(error)}\n'
+            f'It happened in {place_of(error)}. Check the settings and the data that are used '
+            f'there; if both are right, this is a defect.')
+
+
+def shown(error: Exception) -> str:
+    """The text of an error on one line, without the middle of a long one."""
     lines = [line for line in str(error).strip().splitlines() if line.strip()] or ['']
     # If a process that loads images has failed, the traceback is part of the text.
-    shown = lines if len(lines) < 3 else [lines[0], lines[-1]]
+    return ' ... '.join(lines if len(lines) < 3 else [lines[0], lines[-1]])[:600]
+
+
+def place_of(error: Exception) -> str:
+    """File, line and function where an error was raised, and the user's own that called it."""
     last = traceback.extract_tb(error.__traceback__)[-1]
     place, own = f'{last.filename}:{last.lineno}, {last.name}', own_place(error)
-    if own and own != place:
-        place += f', called from {own}'
-    return (f'{type(error).__name__}: {" ... ".join(shown)[:600]}\n'
-            f'It happened in {place}. Check the settings and the data that are used there; if '
-            f'both are right, this is a defect.')
+    return place if not own or own == place else f'{place}, called from {own}'
 
 
 def lost_another_process(error: Exception) -> bool:

@@ -13,17 +13,20 @@ from mmengine.evaluator import BaseMetric, Evaluator
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.registry import HOOKS
 from mmengine.runner.amp import autocast
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
+from gkd.commands.trial import trying
 from gkd.compat.wrapper import unwrap
 from gkd.detectors.modes import eval_mode
-from gkd.errors import ConfigError, GKDError, naming
+from gkd.errors import ConfigError, naming
 from gkd.files import naming_storage
 from gkd.progress import silence, without_log
 from gkd.randomness import random_state, set_random_state
 
 # These can measure any number of images.
 USUAL_METRICS = (CocoMetric, VOCMetric)
+WITHOUT = ('Without any evaluation: --no-validate, that is, val_dataloader, val_evaluator and '
+           'val_cfg None.')
 
 
 @HOOKS.register_module()
@@ -67,32 +70,31 @@ def try_evaluation(runner) -> dict[str, float]:
     before = random_state()
     try:
         with naming_storage(), silence(), without_log(), eval_mode(unwrap(runner.model)):
-            return measure(runner.val_loop.evaluator, detect(runner), runner.log_dir)
-    except GKDError:
-        raise
-    except Exception as error:
-        raise ConfigError(
-            f'val_dataloader: a trial with two images fails, so that the evaluation would: '
-            f'{type(error).__name__}: {error}. Look at val_dataloader (the `pipeline` of its '
-            f'data set), val_evaluator and val_cfg; without any evaluation: --no-validate, that '
-            f'is, all three None') from error
+            with trying('val_dataloader', 'loading them', f'Look at val_dataloader (the '
+                        f'`pipeline` of its data set). {WITHOUT}'):
+                batches = load(runner.val_loop.dataloader)
+            with trying('model', 'detecting in those of val_dataloader', f'Look at `model`, and '
+                        f'at what the pipeline of val_dataloader hands to it. {WITHOUT}'):
+                found = detect(runner, batches)
+            with trying('val_evaluator', 'measuring what was detected in those of val_dataloader',
+                        f'Look at val_evaluator. {WITHOUT}'):
+                return measure(runner.val_loop.evaluator, found, runner.log_dir)
     finally:
         set_random_state(before)
 
 
-@torch.no_grad()
-def detect(runner) -> list[tuple[Any, Sequence]]:
-    """Batches of the first validation images, each with what the model finds in it."""
-    loop, model = runner.val_loop, unwrap(runner.model)
-    loader = loop.dataloader
+def load(loader: DataLoader) -> list[Any]:
+    """Batches of the first images of a loader."""
     indices, size = first_images(loader.dataset), loader.batch_size or 1
-    found = []
-    for start in range(0, len(indices), size):
-        batch = loader.collate_fn([loader.dataset[index]
-                                   for index in indices[start:start + size]])
-        with autocast(enabled=loop.fp16):
-            found.append((batch, model.val_step(batch)))
-    return found
+    return [loader.collate_fn([loader.dataset[index] for index in indices[start:start + size]])
+            for start in range(0, len(indices), size)]
+
+
+@torch.no_grad()
+def detect(runner, batches: Sequence[Any]) -> list[tuple[Any, Sequence]]:
+    """Batches, each with what a runner's model finds in it."""
+    with autocast(enabled=runner.val_loop.fp16):
+        return [(batch, unwrap(runner.model).val_step(batch)) for batch in batches]
 
 
 def first_images(dataset: Dataset, count: int = 2) -> list[int]:

@@ -75,7 +75,7 @@ def test(config: Config, checkpoint: str, metrics: Sequence[str] = (), out: Opti
     if metrics:
         try_evaluation(model, device, dataset, loader_config,
                        dict(metric=list(metrics), **options), 'data.test',
-                       '--eval, --eval-options')
+                       '--eval or --eval-options')
     wrapped = wrap(place(model, device, config), device)
     results = detect(wrapped, dataset, loader_config, osp.dirname(checkpoint), show_dir,
                      show_score_thr)

@@ -19,8 +19,9 @@ from mmdet.datasets import (
 from torch import nn
 from torch.utils.data import Dataset
 
+from gkd.commands.trial import trying
 from gkd.detectors.modes import eval_mode
-from gkd.errors import ConfigError, GKDError, naming
+from gkd.errors import ConfigError, naming
 from gkd.files import naming_storage
 from gkd.progress import silence
 from gkd.running.data import leaf_datasets, loader_settings
@@ -46,12 +47,12 @@ def try_hook(evaluation: EvalHook, config: Config, model: nn.Module,
     """
     metrics = try_evaluation(model, device, evaluation.dataloader.dataset,
                              loader_settings(config, 'val'), evaluation.eval_kwargs, 'data.val',
-                             '`evaluation`; without any evaluation: --no-validate')
+                             'evaluation', 'Without any evaluation: --no-validate')
     check_best(evaluation, metrics)
 
 
 def try_evaluation(model: nn.Module, device: torch.device, dataset: Dataset, loader_config: dict,
-                   options: dict, key: str, asked: str) -> dict[str, float]:
+                   options: dict, key: str, asked: str, without: str = '') -> dict[str, float]:
     """Evaluate two images of every data set, so that no setting fails after an epoch of training.
 
     Weights, statistics and random states stay as they are. On data sets whose ``evaluate`` is none
@@ -64,7 +65,8 @@ def try_evaluation(model: nn.Module, device: torch.device, dataset: Dataset, loa
         loader_config: Settings of its loader.
         options: Options of the data set's ``evaluate``, including ``metric``.
         key: Place of the data set in the config, for messages.
-        asked: Where the evaluation was asked for, for messages, and how to do without it.
+        asked: Where the metrics were asked for, likewise.
+        without: How to do without the evaluation, likewise.
 
     Returns:
         The metrics, whose values mean nothing; empty if nothing was computed or detected.
@@ -74,28 +76,40 @@ def try_evaluation(model: nn.Module, device: torch.device, dataset: Dataset, loa
     """
     before = random_state()
     try:
-        few = first_images(dataset)
-        settings = {name: value for name, value in loader_config.items()
-                    if name not in ('workers_per_gpu', 'persistent_workers', 'prefetch_factor')}
-        wrapped = MMDataParallel(model.to(device),
-                                 device_ids=[device.index] if device.type == 'cuda' else [])
         with naming_storage(), silence(), eval_mode(model):
-            loader = build_dataloader(few, dist=False, workers_per_gpu=0, **settings)
-            results = single_gpu_test(wrapped, loader)
+            with trying(key, 'loading them', f'Look at {key} (its `pipeline`) and '
+                                             f'{key}_dataloader. {without}'):
+                few = first_images(dataset)
+                batches = LoadedBatches(few, loader_config)
+            with trying('model', f'detecting in those of {key}', f'Look at `model`, and at what '
+                        f'the pipeline of {key} hands to it. {without}'):
+                wrapped = MMDataParallel(model.to(device), device_ids=(
+                    [device.index] if device.type == 'cuda' else []))
+                results = single_gpu_test(wrapped, batches)
             if not all(type(leaf).evaluate in USUAL_EVALUATIONS for leaf in leaf_datasets(few)):
                 return {}
             options = {name: value for name, value in options.items()
                        if name not in ('jsonfile_prefix', 'outfile_prefix')}
-            return few.evaluate(results, logger='silent', **options) or {}
-    except GKDError:
-        raise
-    except Exception as error:
-        raise ConfigError(
-            f'{key}: a trial with two images fails, so that the evaluation would: '
-            f'{type(error).__name__}: {error}. Look at {key} (its `pipeline`), {key}_dataloader '
-            f'and {asked}') from error
+            with trying(asked, f'measuring what was detected in those of {key}',
+                        f'Look at {asked}. {without}'):
+                return few.evaluate(results, logger='silent', **options) or {}
     finally:
         set_random_state(before)
+
+
+class LoadedBatches(list):
+    """Batches that are loaded already, where MMDetection's loop over them takes a loader.
+
+    Args:
+        dataset: The data set.
+        settings: Those of its loader.
+    """
+
+    def __init__(self, dataset: Dataset, settings: dict):
+        super().__init__(build_dataloader(dataset, dist=False, workers_per_gpu=0, **{
+            name: value for name, value in settings.items()
+            if name not in ('workers_per_gpu', 'persistent_workers', 'prefetch_factor')}))
+        self.dataset = dataset
 
 
 def check_best(evaluation: EvalHook, metrics: dict[str, float]) -> None:

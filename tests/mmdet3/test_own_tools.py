@@ -66,5 +66,5 @@ def test_own_command_ends_with_the_message_alone(annotations, tmp_path, monkeypa
     capsys.readouterr()
     sys.excepthook(refused.type, refused.value, refused.tb)  # as Python does at the end
     printed = capsys.readouterr().err
-    assert printed.startswith('\nerror: val_dataloader: a trial with two images fails')
+    assert printed.startswith('\nerror: val_evaluator: a trial with two images fails')
     assert 'Traceback' not in printed

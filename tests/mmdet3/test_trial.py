@@ -21,6 +21,14 @@ def without_shapes(config):
     config.val_dataloader.dataset.pipeline[-1].meta_keys = ('img_id', 'img_path')
 
 
+def without_images(config):
+    del config.val_dataloader.dataset.pipeline[0]
+
+
+def with_a_threshold_in_words(config):
+    config.model.student.overrides = {'test_cfg.score_thr': 'high'}
+
+
 def measuring_masks(config):
     config.val_evaluator.metric = 'segm'
 
@@ -30,9 +38,14 @@ def choosing_by_another_metric(config):
 
 
 @pytest.mark.parametrize('change, says', [
-    (without_shapes, 'val_dataloader: a trial with two images fails, .*: KeyError: .*_shape.*'
-                     'Look at val_dataloader .* --no-validate'),
-    (measuring_masks, 'a trial with two images fails, .*: KeyError: .segm is not in results'),
+    (without_images, r'val_dataloader: a trial with two images fails, .*loading them: KeyError: '
+                     r'.scale_factor.[\s\S]*Look at val_dataloader .* --no-validate'),
+    (without_shapes, r'model: a trial with two images fails, .*detecting .*: KeyError: .*_shape.*'
+                     r'[\s\S]*what the pipeline of val_dataloader hands to it.* --no-validate'),
+    (with_a_threshold_in_words, r'model: a trial with two images fails, .*: TypeError: .*\n'
+                                r'It happened in .*mmdet.*\. Look at `model`'),
+    (measuring_masks, 'val_evaluator: a trial with two images fails, .*: KeyError: .segm is not '
+                      'in results'),
     (choosing_by_another_metric, r'default_hooks.checkpoint.save_best = .*: bbox_mAP is no metric '
                                  r'of this evaluation; it has coco/bbox_mAP, coco/bbox_mAP_50')])
 def test_an_evaluation_that_would_fail_is_found_before_the_first_step(
