@@ -134,6 +134,7 @@ def test_report_shows_the_three_detectors(runs, tmp_path):
     assert status == 0, stderr
     # Only the teacher, which was not trained here, had to be run; its detections are kept.
     assert printed.count('detecting with') == 1
+    assert re.findall('wrote (.*)', printed) == [str(output)]
     assert (tmp_path / 'distilled' / 'teacher.bbox.json').exists()
     shown = Page(output)
     assert [row[0] for row in shown.rows[1:4]] == ['teacher', 'plain student',

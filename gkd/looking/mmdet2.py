@@ -10,6 +10,7 @@ from mmcv import Config, ConfigDict
 from torch import Tensor
 
 from gkd.frameworks import BaseDetector, Dataset
+from gkd.progress import silence
 from gkd.report.detections import best_first
 from gkd.running.config import build_model, load_config
 from gkd.running.data import build_checked_dataset, leaf_datasets
@@ -62,7 +63,8 @@ def save_detections(config: Config, checkpoint: str, folder: str) -> str:
     if 'val_dataloader' in config.data:
         config.data.test_dataloader = config.data.val_dataloader
     prefix = osp.join(folder, 'results')
-    test(config, checkpoint, format_only=True, eval_options=dict(jsonfile_prefix=prefix))
+    with silence():  # it would name the file, which the caller moves
+        test(config, checkpoint, format_only=True, eval_options=dict(jsonfile_prefix=prefix))
     return f'{prefix}.bbox.json'
 
 
