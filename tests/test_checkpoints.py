@@ -280,13 +280,13 @@ def test_a_pair_starts_with_the_weights_of_the_model_zoo(zoo, manifest, tmp_path
     config = 'mmdet::atss/atss_r50_fpn_1x_coco.py'
     entry = PublishedCheckpoint(manifest.name, manifest.url, manifest.sha256, config)
     monkeypatch.setattr(model_zoo, 'of_mmdet', lambda: {entry.name: entry})
-    assert distillation.fetch_from_zoo(f'{config}:zoo') == f'{config}:checkpoints/{entry.name}'
-    assert (tmp_path / 'checkpoints' / entry.name).read_bytes() == zoo[0].content
-    for spec in (config, f'{config}:mine.pth', 'mine.py:mine.pth'):
-        assert distillation.fetch_from_zoo(spec) == spec
     for own in ('mine.py', 'mmdet::atss/atss_r101_fpn_1x_coco.py'):
         with pytest.raises(ConfigError, match=f'{own}:zoo: the model zoo has no checkpoint'):
-            distillation.fetch_from_zoo(f'{own}:zoo')
+            distillation.fetch_from_zoo(f'{config}:zoo', f'{own}:zoo')
+    assert not zoo[0].asked  # nothing is downloaded for a pair that cannot be trained
+    assert distillation.fetch_from_zoo('mine.py:mine.pth', f'{config}:zoo') == [
+        'mine.py:mine.pth', f'{config}:checkpoints/{entry.name}']
+    assert (tmp_path / 'checkpoints' / entry.name).read_bytes() == zoo[0].content
 
 
 def test_commands_in_messages_can_be_copied_from_any_folder(tmp_path, monkeypatch):

@@ -45,7 +45,7 @@ def main():
         options['work_dir'] = args.work_dir
     if args.epochs:
         options[EPOCHS[mmdet_major()]] = args.epochs
-    student, teacher = map(fetch_from_zoo, (args.student, args.teacher))
+    student, teacher = fetch_from_zoo(args.student, args.teacher)
     config = distillation_config(student, teacher, args.method, options)
     path, lines = prepare(config, args.gpus)
     print('\n'.join(lines), file=sys.stderr)

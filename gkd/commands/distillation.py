@@ -15,7 +15,7 @@ from gkd.files import write_atomically
 from gkd.frameworks import MMDET_SCOPE
 from gkd.registry import KNOWLEDGE
 from gkd.repository import tool
-from gkd.zoo import of_configs
+from gkd.zoo import PublishedCheckpoint, of_configs
 
 GKD = 'RobustDistillingModule'
 # Instead of a checkpoint's path: the one that MMDetection's model zoo has published.
@@ -101,30 +101,39 @@ def split(spec: str) -> tuple[str, Optional[str]]:
     return match[1], match[2]
 
 
-def fetch_from_zoo(spec: str) -> str:
-    """Get the checkpoint of a detector that is to start with the model zoo's.
+def fetch_from_zoo(*specs: str) -> list[str]:
+    """Get the checkpoints of the detectors that are to start with the model zoo's.
 
     Args:
-        spec: ``CONFIG``, ``CONFIG:CHECKPOINT``, or ``CONFIG:zoo`` with a config that the installed
-            MMDetection ships.
+        *specs: ``CONFIG``, ``CONFIG:CHECKPOINT``, or ``CONFIG:zoo`` with a config that the
+            installed MMDetection ships.
 
     Returns:
-        The same with the file's path for ``zoo``.
+        The same with the path of the file for ``zoo``.
 
     Raises:
-        ConfigError: The zoo has none for the config.
-        CheckpointError: It cannot be downloaded, or another file was sent.
+        ConfigError: The zoo has none for a config; nothing is downloaded then.
+        CheckpointError: One cannot be downloaded, or another file was sent.
     """
+    entries = [of_zoo(spec) for spec in specs]
+    for entry in filter(None, entries):
+        download(entry, FOLDER)
+    return [spec if entry is None else
+            f'{split(spec)[0]}:{osp.join(osp.basename(FOLDER), entry.name)}'
+            for spec, entry in zip(specs, entries)]
+
+
+def of_zoo(spec: str) -> Optional[PublishedCheckpoint]:
+    """The published checkpoint that a ``CONFIG:zoo`` stands for; None for other detectors."""
     config, checkpoint = split(spec)
     if checkpoint != ZOO:
-        return spec
+        return None
     found = next(of_configs(config), None) if config.startswith(MMDET_SCOPE) else None
     if found is None:
         raise ConfigError(f'{spec}: the model zoo has no checkpoint of this config; '
                           f'python {tool("checkpoints.py")} list {MMDET_SCOPE} shows those that '
                           f'it has.')
-    download(found, FOLDER)
-    return f'{config}:{osp.join(osp.basename(FOLDER), found.name)}'
+    return found
 
 
 def knowledge_of(methods: str) -> list[dict[str, Any]]:
