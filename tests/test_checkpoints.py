@@ -264,6 +264,8 @@ def test_tool_shows_what_the_model_zoo_has():
         'tood_r101_fpn_mstrain_2x_coco_20211210_144232-a18f53c8.pth',
         'tood_r101_fpn_dconv_c3-c5_mstrain_2x_coco_20211210_213728-4a824142.pth']
     assert 'mmdet::atss/atss_r50_fpn_1x_coco.py, 39.4 box AP' in stdout
+    status, _, stderr = run_tool('checkpoints', 'get', 'mmdet::atss/')  # not gigabytes by mistake
+    assert status == 2 and 'mmdet::atss/ begins the names of 2 configs' in stderr
 
 
 def test_a_missing_file_of_the_model_zoo_is_named_with_the_command_that_gets_it():

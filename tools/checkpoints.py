@@ -40,6 +40,10 @@ def main():
     elif args.command == 'get':
         if not args.what and not args.all:
             raise CheckpointError('get what? Name checkpoints or recipes, or give --all.')
+        for item in args.what:
+            if item.startswith(MMDET_SCOPE) and not item.endswith('.py'):
+                raise CheckpointError(f'{item} begins the names of {len(named(item))} configs; '
+                                      f'give whole names, as `list {item}` shows them.')
         for checkpoint in chosen:
             print(f'{download(checkpoint, args.folder)}: complete and verified')
     else:
