@@ -21,7 +21,7 @@ from gkd.detectors.pair import DetectorPair
 from gkd.detectors.source import DetectorSource
 from gkd.detectors.step import DetectorOutputs, Needs, Step
 from gkd.detectors.teacher import Teacher, widened
-from gkd.errors import ConfigError, GKDError, naming, own_place
+from gkd.errors import ConfigError, GKDError, did_you_mean, naming, own_place
 from gkd.files import checksum
 from gkd.frameworks import (
     DETECTORS,
@@ -350,7 +350,8 @@ def build_knowledge(config: dict, pair: DetectorPair) -> Knowledge:
         kind = KNOWLEDGE.get(name_of(kind))
     if kind is None:
         raise ConfigError(f'model.knowledge: type {config.get("type")!r} is unknown; '
-                          f'known are {sorted(KNOWLEDGE.module_dict)}.')
+                          f'known are {sorted(KNOWLEDGE.module_dict)}.'
+                          + did_you_mean(str(config.get('type')), KNOWLEDGE.module_dict))
     check_class(kind)
     try:
         built = kind(pair=pair, **settings)

@@ -7,8 +7,9 @@ import os.path as osp
 import sys
 import sysconfig
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from difflib import get_close_matches
 from types import TracebackType
 
 
@@ -24,6 +25,10 @@ class GKDError(Exception):
 
 class ConfigError(GKDError):
     """A config names something that does not exist or does not fit together."""
+
+
+class PairError(ConfigError):
+    """A kind of knowledge cannot serve this teacher and student; its settings are right."""
 
 
 class CheckpointError(GKDError):
@@ -75,6 +80,20 @@ def own_place(error: BaseException) -> str:
         if not installed and not frame.filename.startswith(others):
             return f'{frame.filename}:{frame.lineno}, {frame.name}'
     return ''
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """A question for the end of a message; empty if no name is near.
+
+    Example:
+        >>> did_you_mean('fdg', ['gkd', 'fgd', 'RKD']), did_you_mean('rkd', ['gkd', 'RKD'])
+        (' Did you mean fgd?', ' Did you mean RKD, gkd?')
+        >>> did_you_mean('nothing', ['gkd'])
+        ''
+    """
+    by_letters = {each.lower(): each for each in known}
+    near = [by_letters[each] for each in get_close_matches(name.lower(), by_letters)]
+    return f' Did you mean {", ".join(near)}?' if near else ''
 
 
 def shorten(names: Sequence[str], most: int = 8) -> str:

@@ -298,7 +298,7 @@ def test_checkpoints_that_are_there_are_used(processes, tmp_path):
 
 
 def test_method_that_cannot_serve_is_refused_and_the_others_go_on(processes, tmp_path):
-    config = write_experiment(tmp_path, dict(odd=[dict(type='MeanOfMaps', wieght=1)]))
+    config = write_experiment(tmp_path, dict(odd=[dict(type='CWD', levels=[9])]))
     status, printed = run_compare(config, '--methods', 'odd', 'gkd', 'gkd+odd', '--seeds', 1,
                                   '--work-dir', tmp_path / 'work')
     assert status == 0, printed
@@ -307,16 +307,21 @@ def test_method_that_cannot_serve_is_refused_and_the_others_go_on(processes, tmp
     rows = table_of(tmp_path / 'work' / 'comparison.csv')
     for method in ('odd', 'gkd+odd'):
         assert rows[method]['note'].startswith('refused: ')
-        assert 'wieght' in rows[method]['note'] and rows[method]['seeds'] == '0'
+        assert 'CWD.levels' in rows[method]['note'] and rows[method]['seeds'] == '0'
         assert f'- {method}: refused: ' in printed
 
 
-@pytest.mark.parametrize('method, says', [
-    ([dict(type='MeanOfMaps', wieght=1)], ['nothing is left to compare', 'wieght']),
-    (dict(type='MeanOfMaps'), ['methods.odd', 'must be a list of dicts'])])
-def test_nothing_is_trained_if_no_method_is_left(processes, tmp_path, method, says):
+@pytest.mark.parametrize('method, others, says', [
+    ([dict(type='CWD', levels=[9])], [], ['nothing is left to compare', 'CWD.levels']),
+    (dict(type='MeanOfMaps'), ['gkd'], ['methods.odd', 'must be a list of dicts']),
+    ([dict(type='MeanOfMaps', wieght=1)], ['gkd'], ["method 'odd'", 'wieght', '--methods']),
+    ([dict(type='MeanOfMap')], ['gkd'], ["method 'odd'", 'Did you mean MeanOfMaps']),
+    ([dict(type='CWD', temperature=0)], ['gkd'], ["method 'odd'", 'CWD.temperature = 0'])])
+def test_nothing_is_trained_if_a_method_is_wrong_or_none_is_left(
+        processes, tmp_path, method, others, says):
     config = write_experiment(tmp_path, dict(odd=method))
-    status, printed = run_compare(config, '--methods', 'odd', '--work-dir', tmp_path / 'work')
+    status, printed = run_compare(config, '--methods', *others, 'odd', '--work-dir',
+                                  tmp_path / 'work')
     assert status == 2 and not processes.commands
     assert all(text in printed for text in says), printed
 
@@ -388,7 +393,9 @@ def test_gpus_are_dealt_out_in_turn(monkeypatch):
 
 
 @pytest.mark.parametrize('names, problem', [
-    (['gkd', 'fdg'], "'fdg' unknown; known are gkd, .*fgd, .*mine"),
+    (['gkd', 'fdg'], "'fdg' unknown; known are gkd, .*fgd, .*mine.* Did you mean fgd"),
+    (['gkd', 'no-globl'], "Did you mean no-global, "),
+    (['GKD'], "Did you mean gkd, "),
     (['gkd+fdg'], r"--methods gkd\+fdg: 'fdg' unknown"),
 ])
 def test_unknown_method_names_those_that_are_known(names, problem):

@@ -10,7 +10,7 @@ from typing import Any, Callable, Optional
 from torch import nn
 
 from gkd.checkpoints import FOLDER, download
-from gkd.errors import ConfigError
+from gkd.errors import ConfigError, did_you_mean
 from gkd.files import write_atomically
 from gkd.frameworks import MMDET_SCOPE
 from gkd.registry import KNOWLEDGE
@@ -155,7 +155,7 @@ def knowledge_of(methods: str) -> list[dict[str, Any]]:
     unknown = [name for name in names if name not in known]
     if unknown:
         raise ConfigError(f'--method {methods}: {", ".join(unknown)} is unknown; known are '
-                          f'{", ".join(sorted(known))}.')
+                          f'{", ".join(sorted(known))}.{did_you_mean(unknown[0], known)}')
     return [known[name] for name in names]
 
 

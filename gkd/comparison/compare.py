@@ -53,7 +53,7 @@ def compare(config_path: str, methods: Optional[Sequence[str]] = None,
         only_list: Print which stages are finished and which are not, and run none.
 
     Raises:
-        ConfigError: The config trains no distiller, or a method is unknown.
+        ConfigError: The config trains no distiller, or a method is unknown or wrong.
         DataError: The validation data cannot be read.
         StageFailed: Some trainings failed; the others are in the table.
     """
@@ -89,8 +89,8 @@ def plan(config: Config, title: str, recipes: dict[str, dict], seeds: Sequence[i
         detect: Plan tests, too: of the teacher and, if the data carry degrees, of every run.
 
     Raises:
-        ConfigError: Teacher and student cannot be paired, or cannot be trained or validated, or
-            the data have no such strip.
+        ConfigError: Teacher and student cannot be paired, or cannot be trained or validated, a
+            method is wrong or no method can serve them, or the data have no such strip.
         DataError: The validation data cannot be read.
     """
     data = data_name(config)

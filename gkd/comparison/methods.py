@@ -10,7 +10,7 @@ from typing import Optional
 
 from gkd.detectors.config_files import read_config
 from gkd.detectors.replacement import replace_settings
-from gkd.errors import ConfigError
+from gkd.errors import ConfigError, did_you_mean
 from gkd.frameworks import Config
 from gkd.knowledge.checks import check_entries
 from gkd.report.results import PLAIN, STUDENT, TEACHER
@@ -65,7 +65,7 @@ def choose_methods(config: Config, names: Optional[Sequence[str]] = None) -> dic
             else:
                 raise ConfigError(f'--methods {name}: {part!r} unknown; known are '
                                   f'{", ".join(known)}, and their combinations such as '
-                                  f'{OWN}+{known[1]}.')
+                                  f'{OWN}+{known[1]}.{did_you_mean(part, known)}')
         chosen[name] = settings
     return chosen
 

@@ -16,7 +16,7 @@ from gkd.comparison.stages import Testing, Training
 from gkd.detectors.config_files import find_file
 from gkd.detectors.source import DetectorSource
 from gkd.distiller import Distiller
-from gkd.errors import CheckpointError, ConfigError
+from gkd.errors import CheckpointError, ConfigError, PairError
 from gkd.files import write_atomically
 from gkd.frameworks import Config
 from gkd.planning.door import load_config
@@ -112,13 +112,19 @@ def check_methods(config: Config, recipes: dict[str, dict], build: Callable[[Con
         config: The distillation config.
         recipes: What every method sets.
         build: Builds the distiller of a config, untrained.
+
+    Raises:
+        ConfigError: A method's type or settings are wrong, whatever the detectors.
     """
     taught, refused = {}, {}
     for method, settings in recipes.items():
         try:
             uses_prototypes = build(variant(config, settings)).prototypes is not None
-        except ConfigError as error:
+        except PairError as error:
             refused[method] = f'refused: {error}'
+        except ConfigError as error:
+            raise ConfigError(f'method {method!r}: {error}\nMend it, or name the others with '
+                              f'--methods.') from error
         else:
             taught[method] = settings if uses_prototypes else dict(knowledge=settings['knowledge'])
     return taught, refused

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from gkd.errors import ConfigError
+from gkd.errors import ConfigError, PairError
 
 KEY = 'model.student.inherit'
 
@@ -20,7 +20,8 @@ def check_inherited(student: nn.Module, teacher: nn.Module, parts: Sequence[str]
         parts: Names of modules of both, with dots for those inside others.
 
     Raises:
-        ConfigError: A part is missing, or a tensor in it differs; the message names the tensor.
+        ConfigError: A part is missing.
+        PairError: A tensor in it differs; the message names the tensor.
 
     Example:
         >>> student = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
@@ -28,7 +29,7 @@ def check_inherited(student: nn.Module, teacher: nn.Module, parts: Sequence[str]
         >>> check_inherited(student, teacher, ['1'])
         >>> check_inherited(student, teacher, ['0'])
         Traceback (most recent call last):
-        gkd.errors.ConfigError: model.student.inherit: 0.weight has the shape (3, 4) in the teacher
+        gkd.errors.PairError: model.student.inherit: 0.weight has the shape (3, 4) in the teacher
         and (3, 2) in the student; inherit only parts in which both are alike.
     """
     for name in parts:
@@ -40,9 +41,9 @@ def check_inherited(student: nn.Module, teacher: nn.Module, parts: Sequence[str]
         for key in [*shapes['teacher'], *shapes['student']]:
             for role, others in (('teacher', 'student'), ('student', 'teacher')):
                 if key not in shapes[role]:
-                    raise ConfigError(f'{KEY}: only the {others} has {name}.{key}; {advice}')
+                    raise PairError(f'{KEY}: only the {others} has {name}.{key}; {advice}')
             if shapes['teacher'][key] != shapes['student'][key]:
-                raise ConfigError(
+                raise PairError(
                     f'{KEY}: {name}.{key} has the shape {shapes["teacher"][key]} in the teacher '
                     f'and {shapes["student"][key]} in the student; {advice}')
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gkd.errors import ConfigError
+from gkd.errors import PairError
 
 ONE_STAGE = 'one-stage'
 TWO_STAGE = 'two-stage'
@@ -91,32 +91,32 @@ class DetectorPair:
     strides: tuple[int, ...]
 
     def require_positives(self, key: str, advice: str) -> None:
-        """Raise ConfigError unless the student samples positive boxes.
+        """Raise PairError unless the student samples positive boxes.
 
         Args:
             key: What requires it, as named in a config, for the message.
             advice: What to do about it, likewise.
         """
         if not self.student.samples_positives:
-            raise ConfigError(f'{key}: student {self.student.name} samples no positive boxes; '
-                              f'{advice}')
+            raise PairError(f'{key}: student {self.student.name} samples no positive boxes; '
+                            f'{advice}')
 
     def require_class_logits(self, key: str, advice: str) -> None:
-        """Raise ConfigError unless both detectors can classify given boxes; arguments as above."""
+        """Raise PairError unless both detectors can classify given boxes; arguments as above."""
         for role, info in (('teacher', self.teacher), ('student', self.student)):
             if not info.classifies_boxes:
-                raise ConfigError(f'{key}: {role} {info.name} gives no class logits for given '
-                                  f'boxes; {advice}')
+                raise PairError(f'{key}: {role} {info.name} gives no class logits for given '
+                                f'boxes; {advice}')
 
     def require_dense_predictions(self, key: str, advice: str) -> None:
-        """Raise ConfigError unless both predict at every place; arguments as above."""
+        """Raise PairError unless both predict at every place; arguments as above."""
         for role, info in (('teacher', self.teacher), ('student', self.student)):
             if not info.predicts_densely:
-                raise ConfigError(f'{key}: {role} {info.name} does not predict classes and boxes '
-                                  f'at every place of its maps; {advice}')
+                raise PairError(f'{key}: {role} {info.name} does not predict classes and boxes '
+                                f'at every place of its maps; {advice}')
 
     def require_class_layers(self, key: str, advice: str) -> None:
-        """Raise ConfigError unless layers of the teacher's head read classes from both's maps.
+        """Raise PairError unless layers of the teacher's head read classes from both's maps.
 
         Args:
             key: As for :meth:`require_class_logits`.
@@ -124,40 +124,40 @@ class DetectorPair:
         """
         teacher = self.teacher
         if not teacher.has_class_layers:
-            raise ConfigError(f'{key}: teacher {teacher.name} has no layers that read classes '
-                              f'from maps alone, as the heads of RetinaNet and Faster R-CNN have; '
-                              f'{advice}')
+            raise PairError(f'{key}: teacher {teacher.name} has no layers that read classes '
+                            f'from maps alone, as the heads of RetinaNet and Faster R-CNN have; '
+                            f'{advice}')
         missing = sorted(set(teacher.roi_strides) - set(self.strides))
         if missing:
-            raise ConfigError(f'{key}: the RoI head of teacher {teacher.name} reads maps of '
-                              f'strides {teacher.roi_strides}, and student {self.student.name} '
-                              f'has none of {", ".join(map(str, missing))}; {advice}')
+            raise PairError(f'{key}: the RoI head of teacher {teacher.name} reads maps of '
+                            f'strides {teacher.roi_strides}, and student {self.student.name} '
+                            f'has none of {", ".join(map(str, missing))}; {advice}')
 
     def require_same_family(self, key: str, advice: str) -> None:
-        """Raise ConfigError unless both are one-stage, or both two-stage; arguments as above."""
+        """Raise PairError unless both are one-stage, or both two-stage; arguments as above."""
         teacher, student = self.teacher, self.student
         if teacher.family != student.family:
-            raise ConfigError(f'{key}: a {teacher.family} teacher ({teacher.name}) and a '
-                              f'{student.family} student ({student.name}) predict different '
-                              f'things; {advice}')
+            raise PairError(f'{key}: a {teacher.family} teacher ({teacher.name}) and a '
+                            f'{student.family} student ({student.name}) predict different '
+                            f'things; {advice}')
 
     def require_same_scores(self, key: str, advice: str) -> None:
-        """Raise ConfigError unless both score by sigmoid, or by softmax; arguments as above."""
+        """Raise PairError unless both score by sigmoid, or by softmax; arguments as above."""
         if self.teacher.sigmoid != self.student.sigmoid:
-            raise ConfigError(f'{key}: one of teacher {self.teacher.name} and student '
-                              f'{self.student.name} scores classes by sigmoid, the other by '
-                              f'softmax; {advice}')
+            raise PairError(f'{key}: one of teacher {self.teacher.name} and student '
+                            f'{self.student.name} scores classes by sigmoid, the other by '
+                            f'softmax; {advice}')
 
     def require_same_anchors(self, key: str, advice: str) -> None:
-        """Raise ConfigError unless the dense heads have the same anchors; arguments as above."""
+        """Raise PairError unless the dense heads have the same anchors; arguments as above."""
         teacher, student = self.teacher.anchors, self.student.anchors
         if teacher != student:
-            raise ConfigError(f'{key}: teacher and student have different anchors (of the first '
-                              f'level: {teacher[:1]} and {student[:1]}); use one '
-                              f'`anchor_generator` for both, or {advice}')
+            raise PairError(f'{key}: teacher and student have different anchors (of the first '
+                            f'level: {teacher[:1]} and {student[:1]}); use one '
+                            f'`anchor_generator` for both, or {advice}')
 
     def require_same_places(self, key: str, advice: str) -> None:
-        """Raise ConfigError unless the dense heads predict at the same places.
+        """Raise PairError unless the dense heads predict at the same places.
 
         That is, the heads have the same anchors, or both predict once per cell on maps of the same
         strides, with any anchors. Arguments as above.
@@ -166,11 +166,11 @@ class DetectorPair:
         if {*teacher.places, *student.places} != {1}:
             self.require_same_anchors(key, advice)
         if teacher.strides != student.strides:
-            raise ConfigError(f'{key}: teacher and student predict on maps of different strides '
-                              f'({teacher.strides} and {student.strides}); {advice}')
+            raise PairError(f'{key}: teacher and student predict on maps of different strides '
+                            f'({teacher.strides} and {student.strides}); {advice}')
 
     def require_logits_of_positives(self, key: str, advice: str) -> None:
-        """Raise ConfigError unless both detectors classify the positives that the student samples.
+        """Raise PairError unless both detectors classify the positives that the student samples.
 
         A RoI head classifies whatever boxes it is given. A dense head has logits at its own places
         alone, so a one-stage teacher must predict at the places of a one-stage student. Arguments
@@ -182,11 +182,11 @@ class DetectorPair:
             self.require_same_places(key, advice)
 
     def require_logits_of_proposals(self, key: str, advice: str) -> None:
-        """Raise ConfigError unless both detectors classify proposals; arguments as above."""
+        """Raise PairError unless both detectors classify proposals; arguments as above."""
         for role, info in (('teacher', self.teacher), ('student', self.student)):
             if not info.is_two_stage:
-                raise ConfigError(f'{key}: {role} {info.name} is {info.family} and classifies no '
-                                  f'proposals; {advice}')
+                raise PairError(f'{key}: {role} {info.name} is {info.family} and classifies no '
+                                f'proposals; {advice}')
         self.require_class_logits(key, advice)
 
     @property

@@ -20,8 +20,8 @@ class Knowledge(nn.Module):
     train with the student, are saved with it and are left behind on export.
 
     Args:
-        pair: Traits of teacher and student. A subclass raises :class:`gkd.errors.ConfigError`
-            here, with the reason, if it cannot serve them.
+        pair: Traits of teacher and student. A subclass raises :class:`gkd.errors.PairError` here,
+            with the reason, if it cannot serve them.
 
     Attributes:
         needs: What a step must hold for it besides maps and boxes; set by a subclass, for the

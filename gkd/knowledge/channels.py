@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Optional
 
 from torch import nn
 
-from gkd.errors import ConfigError
+from gkd.errors import PairError
 
 if TYPE_CHECKING:
     from gkd.detectors import DetectorPair
@@ -27,7 +27,7 @@ def taught_levels(pair: DetectorPair, levels: Optional[Sequence[int]], method: s
             fewer; None for all.
 
     Raises:
-        ConfigError: A level does not exist, or is named twice.
+        PairError: A level does not exist, or is named twice.
 
     Example:
         >>> from types import SimpleNamespace
@@ -36,14 +36,14 @@ def taught_levels(pair: DetectorPair, levels: Optional[Sequence[int]], method: s
         ((0, 1, 2), (0, 2))
         >>> taught_levels(pair, [3], 'CWD')
         Traceback (most recent call last):
-        gkd.errors.ConfigError: CWD.levels = [3]: must name some of the paired levels 0 to 2
+        gkd.errors.PairError: CWD.levels = [3]: must name some of the paired levels 0 to 2
         (strides 8 to 32), each once.
     """
     if levels is None:
         return tuple(range(min(default or pair.num_levels, pair.num_levels)))
     if not levels or len(set(levels)) < len(levels) or not set(levels) <= set(
             range(pair.num_levels)):
-        raise ConfigError(
+        raise PairError(
             f'{method}.levels = {list(levels)}: must name some of the paired levels 0 to '
             f'{pair.num_levels - 1} (strides {pair.strides[0]} to {pair.strides[-1]}), each once.')
     return tuple(levels)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from gkd.detectors.places import centres, smallest_object
 from gkd.detectors.step import Needs
-from gkd.errors import ConfigError
+from gkd.errors import ConfigError, PairError
 from gkd.frameworks import logger
 from gkd.knowledge.adaptation import adaptation
 from gkd.knowledge.base import Knowledge
@@ -90,7 +90,7 @@ class RobustDistillingModule(Knowledge):
             soft_label = DEFAULTS
             try:
                 refuse_soft_labels(pair)
-            except ConfigError as error:
+            except PairError as error:
                 soft_label, left_out = None, str(error).replace('soft_label: ', '', 1)
         self.instances = instances
         self.robust = robust

@@ -60,7 +60,7 @@ class SoftLabel(nn.Module):
 
 
 def refuse_soft_labels(pair: DetectorPair) -> None:
-    """Raise ConfigError where teacher and student cannot classify the same boxes."""
+    """Raise PairError where teacher and student cannot classify the same boxes."""
     where = 'soft_label', 'set soft_label=None to distil without soft labels.'
     if pair.student.trains_places:
         pair.require_dense_predictions(*where)

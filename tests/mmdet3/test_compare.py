@@ -27,7 +27,7 @@ def config(annotations, tmp_path):
         own.custom_hooks = []
         own.dump(tmp_path / f'{name}.py')
     whole = experiment(annotations, tmp_path / 'own', methods=dict(
-        pair=[dict(type='PKD'), dict(type='CWD')], unknown=[dict(type='Nothing')]))
+        pair=[dict(type='PKD'), dict(type='CWD')], odd=[dict(type='CWD', levels=[9])]))
     for name in ('student', 'teacher'):
         whole.model[name] = dict(config=str(tmp_path / f'{name}.py'),
                                  checkpoint=str(tmp_path / f'{name}_seed0.pth'))
@@ -57,7 +57,7 @@ def rows_of(path):
 def test_stages_start_from_what_was_trained_before(commands, config, tmp_path, capsys):
     work = tmp_path / 'work'
     commands.aps['teacher'] = 0.5
-    compare.compare(config, ['gkd', 'no-global', 'unknown', 'pair'], seeds=[0, 2],
+    compare.compare(config, ['gkd', 'no-global', 'odd', 'pair'], seeds=[0, 2],
                    work_dir=str(work))
     assert commands.commands[:3] == ['train teacher', 'train student_seed0', 'train student_seed2']
     assert commands.commands[3] == 'test teacher'
@@ -71,7 +71,7 @@ def test_stages_start_from_what_was_trained_before(commands, config, tmp_path, c
     table = (work / 'comparison.md').read_text()
     assert '50.0' in table and '25.0' in table
     printed = capsys.readouterr().out
-    assert table.splitlines()[0] in printed and 'unknown: refused: ' in printed
+    assert table.splitlines()[0] in printed and 'odd: refused: ' in printed
     rows = list(csv.DictReader((work / 'results.csv').read_text().splitlines()))
     assert [(row['method'], row['teacher_seed'], row['student_seed']) for row in rows[-4:]] == [
         ('plain', '', '2'), ('gkd', '0', '2'), ('no-global', '0', '2'), ('pair', '0', '2')]

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gkd.detectors.step import Needs
-from gkd.errors import ConfigError
+from gkd.errors import ConfigError, PairError
 from gkd.knowledge.adaptation import quiet_adaptation
 from gkd.knowledge.base import Knowledge
 from gkd.knowledge.instances import Instances, draw_masks, map_levels
@@ -95,7 +95,7 @@ class DeFeat(Knowledge):
         negative_temperature: Divides the logits of negatives.
 
     Raises:
-        ConfigError: The classification is to be taught, and teacher and student cannot classify
+        PairError: The classification is to be taught, and teacher and student cannot classify
             the same proposals by softmax; or a temperature is not above 0.
     """
 
@@ -146,10 +146,10 @@ class DeFeat(Knowledge):
 
 
 def refuse_classification(pair: DetectorPair) -> None:
-    """Raise ConfigError where teacher and student cannot classify the same proposals."""
+    """Raise PairError where teacher and student cannot classify the same proposals."""
     advice = 'set classification=False to teach the maps alone.'
     pair.require_logits_of_proposals('DeFeat', advice)
     for role, info in (('teacher', pair.teacher), ('student', pair.student)):
         if info.sigmoid:
-            raise ConfigError(f'DeFeat: {role} {info.name} scores classes by sigmoid, but DeFeat '
-                              f'compares the distributions of a softmax; {advice}')
+            raise PairError(f'DeFeat: {role} {info.name} scores classes by sigmoid, but DeFeat '
+                            f'compares the distributions of a softmax; {advice}')

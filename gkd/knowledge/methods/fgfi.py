@@ -15,7 +15,7 @@ from torch import Tensor
 from torchvision.ops import box_iou
 
 from gkd.detectors.step import Needs
-from gkd.errors import ConfigError
+from gkd.errors import ConfigError, PairError
 from gkd.knowledge.adaptation import quiet_adaptation
 from gkd.knowledge.base import Knowledge
 from gkd.knowledge.precision import full_precision
@@ -108,7 +108,8 @@ class FGFI(Knowledge):
         threshold: The paper's :math:`\psi`; 0.5 is the paper's choice.
 
     Raises:
-        ConfigError: The student has no anchors, or ``threshold`` is not in [0, 1).
+        PairError: The student has no anchors.
+        ConfigError: ``threshold`` is not in [0, 1).
     """
 
     needs = Needs(anchors=True)
@@ -116,7 +117,7 @@ class FGFI(Knowledge):
     def __init__(self, pair: DetectorPair, loss_weight: float = 0.01, threshold: float = 0.5):
         super().__init__(pair)
         if not pair.student.anchors:
-            raise ConfigError(
+            raise PairError(
                 f'FGFI: student {pair.student.name} has no anchors, by which FGFI chooses what to '
                 f'imitate; use a student with an anchor-based head or RPN, or a kind of knowledge '
                 f'that needs none, such as DeFeat.')

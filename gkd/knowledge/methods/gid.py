@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torchvision.ops import roi_align
 
 from gkd.detectors.step import Needs
-from gkd.errors import ConfigError
+from gkd.errors import ConfigError, PairError
 from gkd.knowledge.base import Knowledge
 from gkd.knowledge.instances import map_levels, on_device
 from gkd.knowledge.precision import full_precision
@@ -351,31 +351,31 @@ def common_channels(pair: DetectorPair, info: DetectorInfo) -> int:
     """Channels of every paired level of a detector.
 
     Raises:
-        ConfigError: They differ.
+        PairError: They differ.
     """
     channels = set(pair.channels(info))
     if len(channels) > 1:
-        raise ConfigError(f'GID: the levels of {info.name} have {pair.channels(info)} channels, '
-                          f'but instances of all levels are compared with each other; use a neck '
-                          f'such as FPN, whose levels have as many.')
+        raise PairError(f'GID: the levels of {info.name} have {pair.channels(info)} channels, '
+                        f'but instances of all levels are compared with each other; use a neck '
+                        f'such as FPN, whose levels have as many.')
     return channels.pop()
 
 
 def refuse_unlike_boxes(pair: DetectorPair) -> None:
-    """Raise ConfigError where the dense heads do not classify and refine the same anchors."""
+    """Raise PairError where the dense heads do not classify and refine the same anchors."""
     teacher, student = pair.teacher, pair.student
     advice = 'teach by PKD or CWD, which compare feature maps alone.'
     pair.require_same_family('GID', advice)
     pair.require_dense_predictions('GID', advice)
     for role, info in (('teacher', teacher), ('student', student)):
         if not info.box_coding:
-            raise ConfigError(f'GID: {role} {info.name} does not predict boxes as offsets of '
-                              f'anchors; {advice}')
+            raise PairError(f'GID: {role} {info.name} does not predict boxes as offsets of '
+                            f'anchors; {advice}')
         if not info.is_two_stage and not info.sigmoid:
-            raise ConfigError(f'GID: {role} {info.name} scores classes by softmax; instances are '
-                              f'selected and taught by the scores of a sigmoid; {advice}')
+            raise PairError(f'GID: {role} {info.name} scores classes by softmax; instances are '
+                            f'selected and taught by the scores of a sigmoid; {advice}')
     pair.require_same_anchors('GID', advice)
     if teacher.box_coding != student.box_coding:
-        raise ConfigError(f'GID: teacher and student predict boxes on different scales (means and '
-                          f'standard deviations {teacher.box_coding} and {student.box_coding}); '
-                          f'use one `bbox_coder` for both, or {advice}')
+        raise PairError(f'GID: teacher and student predict boxes on different scales (means and '
+                        f'standard deviations {teacher.box_coding} and {student.box_coding}); '
+                        f'use one `bbox_coder` for both, or {advice}')

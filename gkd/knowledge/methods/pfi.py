@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gkd.detectors.step import Needs
-from gkd.errors import ConfigError
+from gkd.errors import PairError
 from gkd.knowledge.base import Knowledge
 from gkd.knowledge.channels import match_channels
 from gkd.knowledge.precision import full_precision
@@ -127,7 +127,7 @@ class PFI(Knowledge):
             students, as in the same configuration, and 0 for two-stage students.
 
     Raises:
-        ConfigError: The dense heads do not predict the same at the same anchors, or there are no
+        PairError: The dense heads do not predict the same at the same anchors, or there are no
             anchors to rank.
     """
 
@@ -172,7 +172,7 @@ def split_levels(dense: DensePredictions) -> tuple[Tensor, ...]:
 
 
 def refuse_unlike_predictions(pair: DetectorPair) -> None:
-    """Raise ConfigError where logits of the dense heads cannot be compared place by place."""
+    """Raise PairError where logits of the dense heads cannot be compared place by place."""
     where = 'PFI', 'teach by PKD or CWD, which compare feature maps alone.'
     pair.require_same_family(*where)
     pair.require_dense_predictions(*where)
@@ -182,10 +182,10 @@ def refuse_unlike_predictions(pair: DetectorPair) -> None:
 
 
 def refuse_ranks(pair: DetectorPair) -> None:
-    """Raise ConfigError where there are no positive anchors that both detectors classify."""
+    """Raise PairError where there are no positive anchors that both detectors classify."""
     advice = 'set rank_weight=0 to imitate features alone.'
     if pair.student.is_two_stage:
-        raise ConfigError(f'PFI: ranks are those of the anchors of a one-stage detector, and '
-                          f'student {pair.student.name} is a two-stage one; {advice}')
+        raise PairError(f'PFI: ranks are those of the anchors of a one-stage detector, and '
+                        f'student {pair.student.name} is a two-stage one; {advice}')
     pair.require_positives('PFI', advice)
     pair.require_class_logits('PFI', advice)
