@@ -79,8 +79,9 @@ def entry_of(model: dict[str, Any]) -> Optional[PublishedCheckpoint]:
     path = osp.relpath(config, 'configs')
     if digest is None or not osp.isfile(osp.join(mmdet_configs(), path)):
         return None
-    return PublishedCheckpoint(unquote(osp.basename(url)), url, digest[1],
-                               MMDET_SCOPE + path.replace(osp.sep, '/'), box_ap=box_ap(model))
+    name = unquote(osp.basename(url))
+    return PublishedCheckpoint(name, url, digest[1], MMDET_SCOPE + path.replace(osp.sep, '/'),
+                               getattr(of_recipes().get(name), 'megabytes', None), box_ap(model))
 
 
 def box_ap(model: dict[str, Any]) -> Optional[float]:
@@ -99,7 +100,7 @@ def find(name: str) -> Optional[PublishedCheckpoint]:
     """The published checkpoint of this file name; None if there is none."""
     if DIGEST.search(name) is None:
         return None
-    return of_recipes().get(name) or of_mmdet().get(name)
+    return of_mmdet().get(name) or of_recipes().get(name)
 
 
 def of_configs(start: str) -> Iterator[PublishedCheckpoint]:

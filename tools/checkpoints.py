@@ -57,7 +57,7 @@ def main():
 def choose(what):
     """The published checkpoints that the arguments stand for, each once."""
     found = {}
-    for checkpoint in of_recipes().values() if not what else chain(*map(named, what)):
+    for checkpoint in map(find, of_recipes()) if not what else chain(*map(named, what)):
         found[checkpoint.name] = checkpoint
     return list(found.values())
 
@@ -69,8 +69,8 @@ def named(item):
     elif item.endswith('.py'):
         return of_recipe(item)
     else:
-        found = [entry for name, entry in of_recipes().items() if name.startswith(item)]
-        found = found or list(filter(None, [find(item)]))
+        names = [name for name in of_recipes() if name.startswith(item)] or [item]
+        found = list(filter(None, map(find, names)))
     if not found:
         raise CheckpointError(f'no published checkpoint is called {item}; known are those that '
                               f'`list {MMDET_SCOPE}` shows, and\n  ' + '\n  '.join(of_recipes()))
@@ -115,7 +115,7 @@ def verify(chosen, folder):
             if not osp.isfile(path):
                 raise CheckpointError(f'{path} is missing. {how_to_get(path)}')
             check_file(path)
-            # MMDetection 3 has other names for the configs of some.
+            # The installed MMDetection lacks the configs of some.
             if find_file(checkpoint.config):
                 source = DetectorSource(checkpoint.config, path, checkpoint.name, {})
                 source.load_checkpoint(build_detector(source.model_config()))

@@ -161,7 +161,7 @@ def load_batches(candidates: Sequence[CandidateImage], batches: list[list[int]],
     """
     # A generator of its own: otherwise the loader would draw from the training's generator.
     return data.DataLoader(CandidateImages(candidates), batch_sampler=batches, num_workers=workers,
-                      collate_fn=stack_images, generator=torch.Generator())
+                           collate_fn=stack_images, generator=torch.Generator())
 
 
 @dataclass
