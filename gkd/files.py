@@ -5,8 +5,9 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import os.path as osp
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, Union
@@ -63,6 +64,40 @@ def make_folder(path: str) -> None:
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as error:
         raise unwritable(path, error) from error
+
+
+@contextmanager
+def made_folder(path: str) -> Iterator[None]:
+    """Make a folder to write into; if the block fails, remove what was made and is empty.
+
+    Raises:
+        StorageError: It cannot be made or written into.
+    """
+    absent = absent_folders(path)
+    try:
+        make_folder(path)
+        yield
+    except BaseException:
+        remove_empty(absent)
+        raise
+
+
+def absent_folders(path: str) -> list[str]:
+    """The folders of a path that are not there yet, the innermost first.
+
+    Example:
+        >>> absent_folders('/no/such'), absent_folders('/')
+        (['/no/such', '/no'], [])
+    """
+    path = osp.abspath(path)
+    return [] if osp.exists(path) else [path, *absent_folders(osp.dirname(path))]
+
+
+def remove_empty(folders: Sequence[str]) -> None:
+    """Remove folders, the innermost first, as long as they are empty."""
+    for folder in folders:
+        with suppress(OSError):
+            os.rmdir(folder)
 
 
 @contextmanager

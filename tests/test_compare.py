@@ -321,8 +321,8 @@ def test_nothing_is_trained_if_a_method_is_wrong_or_none_is_left(
         processes, tmp_path, method, others, says):
     config = write_experiment(tmp_path, dict(odd=method))
     status, printed = run_compare(config, '--methods', *others, 'odd', '--work-dir',
-                                  tmp_path / 'work')
-    assert status == 2 and not processes.commands
+                                  tmp_path / 'new' / 'work')
+    assert status == 2 and not processes.commands and not (tmp_path / 'new').exists()
     assert all(text in printed for text in says), printed
 
 
@@ -433,6 +433,8 @@ def test_config_that_cannot_be_compared_is_explained(tmp_path):
     (tmp_path / 'steps.py').write_text(whole.pretty_text)
     with pytest.raises(ConfigError, match='steps.py has no `runner.max_epochs`; use EpochBased'):
         compare.compare(str(tmp_path / 'steps.py'), ['gkd'], work_dir=str(tmp_path / 'work'))
+    # The teacher's and the student's own configs were planned already.
+    assert not (tmp_path / 'work').exists()
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from gkd.comparison.run import run_comparison
 from gkd.datasets import prepare_embedded
 from gkd.distiller import Distiller
 from gkd.errors import ConfigError
-from gkd.files import make_folder
+from gkd.files import made_folder
 from gkd.frameworks import Config
 from gkd.planning.door import load_config, untrained_model
 
@@ -94,23 +94,24 @@ def plan(config: Config, title: str, recipes: dict[str, dict], seeds: Sequence[i
         DataError: The validation data cannot be read.
     """
     data = data_name(config)
-    make_folder(work_dir)  # before data are made for it
-    if strip:
-        move_to_strip(config, strip)
-    for path in annotation_files(config):  # now: stages that run at once would all make them
-        prepare_embedded(path)
-    # What is wrong with the detectors is wrong for all methods.
-    family = family_of(untrained_model(variant(config, NOTHING)))
-    taught, refused = check_methods(config, recipes, untrained_model)
-    if recipes and not taught:
-        raise ConfigError('nothing is left to compare. ' + ' '.join(
-            f'{method}: {reason}' for method, reason in refused.items()))
-    dataset, columns = validation_data(config) if detect else (None, [])
+    with made_folder(work_dir):  # before data are made for it
+        if strip:
+            move_to_strip(config, strip)
+        for path in annotation_files(config):  # now: stages that run at once would all make them
+            prepare_embedded(path)
+        # What is wrong with the detectors is wrong for all methods.
+        family = family_of(untrained_model(variant(config, NOTHING)))
+        taught, refused = check_methods(config, recipes, untrained_model)
+        if recipes and not taught:
+            raise ConfigError('nothing is left to compare. ' + ' '.join(
+                f'{method}: {reason}' for method, reason in refused.items()))
+        dataset, columns = validation_data(config) if detect else (None, [])
 
-    planner = StagePlanner(config, work_dir, epochs, strip, fresh, suffix)
-    runs = planner.runs({method: recipes[method] for method in taught}, seeds, teacher_seed)
-    testable = detect and not (planner.tests_coco_only and dataset is None)
-    tests = planner.tests(runs if columns else {}) if testable else {}
+        planner = StagePlanner(config, work_dir, epochs, strip, fresh, suffix)
+        runs = planner.runs({method: recipes[method] for method in taught}, seeds, teacher_seed)
+        testable = detect and not (planner.tests_coco_only and dataset is None)
+        tests = planner.tests(runs if columns else {}) if testable else {}
+        planner.write()
     return Comparison(title, work_dir, planner.preparation, runs, tests, refused,
                       planner.teacher_checkpoint, dataset, columns, data, family, teacher_seed,
                       strip_of(config), taught)

@@ -99,7 +99,7 @@ class StagePlanner(Planner):
         config = without_methods(self.config)
         config.model = self.sources[role].model_config()
         config.data.test = config.data.val
-        return Detection(self.write(f'test_{role}', config), checkpoint, folder)
+        return Detection(self.add(f'test_{role}', config), checkpoint, folder)
 
 
 def validation_data(config: Config) -> tuple[Optional[CocoDataset], list[str]]:

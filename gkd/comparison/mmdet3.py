@@ -114,7 +114,7 @@ class StagePlanner(Planner):
         for part in ('dataloader', 'evaluator'):
             config[f'test_{part}'] = config[f'val_{part}']
         config.test_cfg = dict(type='TestLoop')
-        return Evaluation(self.write(f'test_{osp.basename(folder)}', config), checkpoint, folder)
+        return Evaluation(self.add(f'test_{osp.basename(folder)}', config), checkpoint, folder)
 
 
 def coco_evaluator(config: Config) -> Optional[ConfigDict]:

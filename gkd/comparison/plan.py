@@ -131,7 +131,7 @@ def check_methods(config: Config, recipes: dict[str, dict], build: Callable[[Con
 
 
 class Planner(ABC):
-    """Writes the configs of a comparison's stages into its work dir.
+    """Plans a comparison's stages, and writes their configs into its work dir.
 
     Args:
         config: The distillation config.
@@ -143,6 +143,7 @@ class Planner(ABC):
 
     Attributes:
         preparation: Trainings of the detectors that the runs start from.
+        configs: Texts of the configs by their files, which are not written yet.
         teacher_checkpoint: The teacher's, once it is planned.
         kind: Type of the trainings.
         last_checkpoint: Name of the last checkpoint of a training, ``{}`` for its epochs.
@@ -165,6 +166,7 @@ class Planner(ABC):
             teacher=DetectorSource.parse(config.model.teacher, 'model.teacher', True),
             student=DetectorSource.parse(config.model.student, 'model.student'))
         self.preparation: list[Training] = []
+        self.configs: dict[str, str] = {}
         self.used: set[str] = set()  # checkpoints that are there, as printed
         self.teacher_checkpoint = ''
         self.other_teacher = ''  # in the names of runs
@@ -173,15 +175,20 @@ class Planner(ABC):
     def test(self, role: str, checkpoint: str, folder: str) -> Testing:
         """The test of a checkpoint of the teacher or a student on the validation data."""
 
-    def write(self, name: str, settings: Config) -> str:
-        """Write a config; returns its file."""
+    def add(self, name: str, settings: Config) -> str:
+        """Add a config to those that :meth:`write` writes; returns its file."""
         path = osp.join(self.work_dir, 'configs', f'{name}.py')
-        write_atomically(path, settings.pretty_text)
+        self.configs[path] = settings.pretty_text
         return path
+
+    def write(self) -> None:
+        """Write the configs of all stages, once nothing else can be refused."""
+        for path, text in self.configs.items():
+            write_atomically(path, text)
 
     def training(self, name: str, settings: Config, folder: str, seed: int,
                  starts: Optional[dict[str, str]] = None) -> Training:
-        """A training in a folder of the work dir, whose config is written.
+        """A training in a folder of the work dir.
 
         Args:
             name: Name of the config.
@@ -194,7 +201,7 @@ class Planner(ABC):
             ConfigError: Nothing says for how many epochs.
         """
         checkpoint = self.last_checkpoint.format(self.epochs or self.kind.epochs_of(settings))
-        return self.kind(self.write(name, settings), osp.join(self.work_dir, folder, checkpoint),
+        return self.kind(self.add(name, settings), osp.join(self.work_dir, folder, checkpoint),
                          self.epochs, seed, starts or {})
 
     def own_config(self, role: str) -> Config:

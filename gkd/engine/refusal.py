@@ -3,22 +3,10 @@
 from __future__ import annotations
 
 import logging
-import os
-import os.path as osp
 import shutil
 from collections.abc import Sequence
-from contextlib import suppress
 
-
-def absent_folders(path: str) -> list[str]:
-    """The folders of a path that are not there yet, the innermost first.
-
-    Example:
-        >>> absent_folders('/no/such'), absent_folders('/')
-        (['/no/such', '/no'], [])
-    """
-    path = osp.abspath(path)
-    return [] if osp.exists(path) else [path, *absent_folders(osp.dirname(path))]
+from gkd.files import remove_empty
 
 
 def remove_traces(runner, folders: Sequence[str]) -> None:
@@ -37,6 +25,4 @@ def remove_traces(runner, folders: Sequence[str]) -> None:
             handler.close()
     if '_log_dir' in made:
         shutil.rmtree(made['_log_dir'], ignore_errors=True)
-    for folder in folders:
-        with suppress(OSError):
-            os.rmdir(folder)
+    remove_empty(folders)

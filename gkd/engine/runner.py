@@ -23,10 +23,10 @@ from gkd.detectors.source import check_checkpoints, check_start
 from gkd.distiller import Distiller
 from gkd.engine.data import Part, build_part, built, check_ground_truth, look_at_test_data
 from gkd.engine.loop import in_epochs
-from gkd.engine.refusal import absent_folders, remove_traces
+from gkd.engine.refusal import remove_traces
 from gkd.engine.trial import TrialHook
 from gkd.errors import ConfigError, naming
-from gkd.files import make_folder
+from gkd.files import absent_folders, make_folder
 from gkd.frameworks.mmdet3 import DECAY, require_epochs
 from gkd.matching import check_num_classes, check_teacher_classes
 from gkd.prototypes.generation import all_gather

@@ -15,7 +15,7 @@ from gkd.comparison.methods import OWN, choose_methods
 from gkd.comparison.plan import Comparison
 from gkd.comparison.run import run_all
 from gkd.comparison.stages import Training
-from gkd.files import make_folder, write_atomically
+from gkd.files import made_folder, write_atomically
 from gkd.frameworks import classes_of, image_info
 from gkd.installed import mmdet_major
 from gkd.looking.detections import draw_detections
@@ -66,10 +66,10 @@ def quickstart(data: str = 'digit-scenes', family: str = 'retinanet', seeds: Seq
     os.chdir(WORKPLACE or os.curdir)
     path = CONFIGS[data].format(family)
     config = load_config(path)
-    make_folder(work_dir)  # before anything is downloaded or made
-    prepare_efficientnet_lite0()
-    comparison = plan(config, name, choose_methods(config, [OWN]), seeds, epochs, work_dir,
-                      teacher_seed, fresh=True, detect=False)
+    with made_folder(work_dir):  # before anything is downloaded or made
+        prepare_efficientnet_lite0()
+        comparison = plan(config, name, choose_methods(config, [OWN]), seeds, epochs, work_dir,
+                          teacher_seed, fresh=True, detect=False)
     run_all(comparison, at_once(), osp.join(work_dir, 'results.csv'))
     if comparison.failed:
         raise StageFailed('A stage failed, see above. The same command goes on from there.')
