@@ -126,7 +126,7 @@ custom_hooks = [{MODE!r}]''')
     seen = []
 
     @HOOKS.register_module(force=True)
-    class Watch(Hook):
+    class WatchMode(Hook):
         """See what the model and the data do in an epoch."""
 
         def after_train_epoch(self, runner):
@@ -135,7 +135,7 @@ custom_hooks = [{MODE!r}]''')
             seen.append((runner.epoch + 1, getattr(head, 'use_l1', False),
                          runner.data_loader.dataset._skip_type_keys))
 
-    append('distiller.py', 'custom_hooks.append(dict(type="Watch"))')
+    append('distiller.py', 'custom_hooks.append(dict(type="WatchMode"))')
     args = '--no-validate', '--epochs', '4'
     train(*args)
     whole, final = list(seen), state('work/latest.pth')
