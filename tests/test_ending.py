@@ -14,6 +14,7 @@ from helpers.running import REPOSITORY
 
 from gkd.commands import run
 from gkd.commands.processes import children_end_too, run_tool
+from gkd.errors import DataError, RunError
 
 
 def where_it_is_misread():
@@ -36,14 +37,24 @@ def long_after():
     raise SyntaxError('another')
 
 
+def of_the_users():
+    raise DataError('something')
+
+
+def of_no_known_kind():
+    raise RunError('something')
+
+
 LINE = '\nstopped; the same command goes on from the last checkpoint, if there is one.\n'
 
 
 @pytest.mark.parametrize('main, status, says', [
     (where_it_is_read, 130, LINE),
     (where_it_is_misread, 130, LINE),
-    (long_after, 1, '\nerror: SyntaxError: another')])
-def test_an_interrupted_command_says_so_wherever_it_is_met(main, status, says, capsys):
+    (long_after, 1, '\nerror: SyntaxError: another'),
+    (of_no_known_kind, 1, '\nerror: something'),
+    (of_the_users, 2, '\nerror: something')])
+def test_a_command_ends_with_a_message_and_a_status(main, status, says, capsys):
     with pytest.raises(SystemExit) as ended:
         run(main)
     assert ended.value.code == status

@@ -120,6 +120,32 @@ def test_processes_that_are_started_again_find_each_other(clone):
     assert [(clone / f'sum_{rank}').read_text() for rank in range(NODES)] == ['4.0', '4.0']
 
 
+# In the place of tools/train.py: the second process meets an error of the user's.
+REFUSED_TOOL = """
+import os, time
+import torch.distributed as dist
+dist.init_process_group('gloo')
+if os.environ['RANK'] == '1':
+    os._exit(2)
+time.sleep(2)
+os._exit(1)
+"""
+
+
+@pytest.mark.slow
+def test_other_machines_end_without_a_traceback_where_one_must_be_mended(clone):
+    (clone / 'train.py').write_text(REFUSED_TOOL)
+    port = free_port()
+    nodes = [subprocess.Popen(
+        ['bash', str(clone / 'train.sh'), 'config.py', '1'], stderr=subprocess.PIPE, text=True,
+        env=environment(NNODES=str(NODES), NODE_RANK=str(node), MASTER_ADDR='127.0.0.1',
+                        MASTER_PORT=port, PET_MAX_RESTARTS='2')) for node in range(NODES)]
+    messages = [node.communicate(timeout=900)[1] for node in nodes]
+    assert sorted(node.returncode for node in nodes) == [1, 2], messages
+    assert ''.join(messages).count('processes on another machine have ended') == 1
+    assert 'Traceback' not in ''.join(messages)
+
+
 # In the place of srun: starts the tasks as Slurm would, all on this machine.
 SRUN = r"""#!/usr/bin/env bash
 while [[ "$1" == --* ]]; do

@@ -112,7 +112,7 @@ def test_one_process_that_fails_ends_the_other(how, says, tmp_path):
     assert first == 1 and 'another process has ended or does not answer' in text
     assert 'Traceback' not in text
     # On a slow machine the one that hangs may have given up before.
-    assert other in {'killed': [-signal.SIGKILL], 'raise': [2], 'hang': [-signal.SIGKILL, 1]}[how]
+    assert other in {'killed': [-signal.SIGKILL], 'raise': [1], 'hang': [-signal.SIGKILL, 1]}[how]
     if says:
         assert says in (tmp_path / 'output_1').read_text()
 
@@ -135,3 +135,14 @@ def test_elastic_restart_goes_on_exactly(tmp_path):
     # The first process may still have been writing the checkpoint of step 5.
     assert re.search('resumed epoch 1, iter [35]', output), output
     assert kill.differences(reference, work_dir, processes=2) == []
+
+
+@pytest.mark.parametrize('status, starts', [(2, 1), (1, 3)])
+def test_what_the_user_must_mend_is_not_tried_again(status, starts, tmp_path):
+    tool = tmp_path / 'tool.py'
+    tool.write_text(f'import os\nwith open({str(tmp_path / "starts")!r}, "a") as file:\n'
+                    f'    file.write(os.environ["RANK"])\nos._exit({status})\n')
+    ended, output = torchrun(tmp_path, '--standalone', '--nproc_per_node', 1, '--max_restarts', 2,
+                             '--monitor_interval', 0.1, tool)
+    assert ended == status, output
+    assert (tmp_path / 'starts').read_text() == '0' * starts

@@ -2,7 +2,9 @@
 """torchrun with its own options, ending with the failed process's message and exit status.
 
 torchrun itself appends a traceback of its own, forty lines that bury the message. After a signal
-such as SIGTERM, which ends the processes without a word, it says that they were stopped.
+such as SIGTERM, which ends the processes without a word, it says that they were stopped. It would
+start processes again that have ended with a message about a setting or a file, which would only
+come again; here the first such message ends all.
 """
 
 import logging
@@ -10,9 +12,24 @@ import os
 import signal
 import sys
 
+import torch.distributed.launcher.api
+from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.elastic.rendezvous import RendezvousClosedError, RendezvousConnectionError
 from torch.distributed.run import main, parse_args
+
+TO_BE_MENDED = 2  # exit status of a process that met an error which the user must correct
+
+
+class Agent(LocalElasticAgent):
+    """torchrun's, which watches the processes of a node; it starts none again in vain."""
+
+    def _monitor_workers(self, worker_group):
+        result = super()._monitor_workers(worker_group)
+        if TO_BE_MENDED in (failure.exitcode for failure in result.failures.values()):
+            self._remaining_restarts = 0
+        return result
 
 
 def explain(error):
@@ -39,9 +56,14 @@ if __name__ == '__main__':
         # Processes that are started again would find the addresses of their dead forerunners in
         # the store that torchrun shares with all of them; so every start gets a store of its own.
         os.environ.setdefault('TORCH_DISABLE_SHARE_RDZV_TCP_STORE', '1')
+    torch.distributed.launcher.api.LocalElasticAgent = Agent
     try:
         main()
     except ChildFailedError as error:
         sys.exit(explain(error))
     except SignalException as error:
         stop(error.sigval)
+    except (RendezvousClosedError, RendezvousConnectionError):
+        print('\nerror: the processes on another machine have ended for good; see what is said '
+              'there.', file=sys.stderr)
+        sys.exit(1)

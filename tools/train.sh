@@ -12,7 +12,8 @@ usage: bash tools/train.sh [CONFIG [GPUS]] [options of tools/train.py]
 
 Several nodes: run it on each with NNODES, NODE_RANK (0, 1, ...), MASTER_ADDR and, if port 29500 is
 taken, MASTER_PORT set. With Slurm: tools/slurm_train.sh. PET_MAX_RESTARTS=3 starts all processes
-again up to three times when one has ended; they go on from the last checkpoint.
+again up to three times when one has ended, unless by an error that you must mend; they go on from
+the last checkpoint.
 Options: bash tools/setup.sh && python tools/train.py --help, or bash tools/train.sh --options.
 TEXT
 }

@@ -17,7 +17,7 @@ from typing import Callable, Optional
 import torch.distributed as dist
 
 from gkd.commands.explain import describe, lost_another_process
-from gkd.errors import GKDError
+from gkd.errors import GKDError, RunError
 from gkd.files import naming_storage
 from gkd.progress import silence
 
@@ -31,7 +31,8 @@ SPOKEN_FOR = 'GKD_SPOKEN_FOR'
 def run(main: Callable[[], None]) -> None:
     """Run a tool; an error that the user can correct is one message and exit status 2.
 
-    An unforeseen error is one message, too, with exit status 1; a file keeps its traceback.
+    An unforeseen error is one message, too, with exit status 1; a file or the log keeps its
+    traceback. By the status ``tools/torchrun.py`` tells whether to start the processes again.
 
     If there are several processes, only the first one prints. It also reports the errors that all
     of them meet: the others wait before they report theirs, and meanwhile the launcher ends them.
@@ -51,7 +52,7 @@ def run(main: Callable[[], None]) -> None:
     except GKDError as error:
         time.sleep(LAUNCHER_REACTS if rank else 0)
         print(f'\n{name}: {error}', file=sys.stderr, flush=True)
-        leave(2)
+        leave(1 if isinstance(error, RunError) else 2)
     except KeyboardInterrupt:
         stop()
     except Exception as error:

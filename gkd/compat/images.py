@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import os.path as osp
+from urllib.error import URLError
 
 from mmcv.utils import get_logger
 from mmdet.datasets.pipelines.loading import LoadImageFromFile, LoadMultiChannelImageFromFiles
 
-from gkd.errors import DataError
+from gkd.errors import DataError, RunError
 from gkd.repository import tool
 
 _warned = False
@@ -33,6 +35,9 @@ def _naming(call):
         try:
             loaded = call(self, results)
         except Exception as error:
+            if _is_of_storage(error):
+                raise RunError(f'{_path(results)}: the image file cannot be read ({error}). See '
+                               f'to the disk or the network that it lies on.') from error
             raise DataError(f'{_path(results)}: {_reason(error)}. `python '
                             f'{tool("datasets.py")} check ANNOTATIONS --images FOLDER` opens all '
                             f'images.') from error
@@ -48,12 +53,17 @@ def _path(results: dict) -> str:
     return ', '.join(osp.join(results.get('img_prefix') or '', str(name)) for name in names)
 
 
+def _is_of_storage(error: Exception) -> bool:
+    # An OSError without a number is Pillow's, for what is no image.
+    return isinstance(error, URLError) or (
+        isinstance(error, OSError) and error.errno not in (None, errno.ENOENT))
+
+
 def _reason(error: Exception) -> str:
     if isinstance(error, FileNotFoundError):
         return 'no such image file'
-    if isinstance(error, OSError):  # of the disk or of a network
-        return f'the image file cannot be read ({error})'
-    if isinstance(error, (AttributeError, ValueError)) or type(error).__name__ == 'error':
+    if isinstance(error, (AttributeError, OSError, ValueError)) or (
+            type(error).__name__ == 'error'):  # OpenCV's
         return 'the image file is empty, damaged, or of a format that is not known'
     return f'the image cannot be loaded ({type(error).__name__}: {error})'
 

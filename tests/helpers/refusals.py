@@ -10,14 +10,14 @@ def files(folder):
     return {path.relative_to(folder): path.stat().st_mtime_ns for path in folder.rglob('*')}
 
 
-def refuse(folder, tool, *args, says, logged=False):
-    """Run a tool that must end with status 2 and a message that holds every text of ``says``.
+def refuse(folder, tool, *args, says, logged=False, status=2):
+    """Run a tool that must end with a status and a message that holds every text of ``says``.
 
     ``logged``: the error is met in the run itself, which leaves its log and its config.
     """
     before = files(folder)
-    status, _, stderr = run_tool(tool, *args)
-    assert status == 2, stderr
+    ended, _, stderr = run_tool(tool, *args)
+    assert ended == status, stderr
     message = stderr[stderr.rindex('\nerror: ') + 1:]
     for text in says:
         assert text in message
@@ -30,9 +30,9 @@ def refuse(folder, tool, *args, says, logged=False):
     assert written == before
 
 
-def refuse_training(folder, *args, says, logged=False):
-    """Train with ``distiller.py``, which must be refused."""
-    refuse(folder, 'train', 'distiller.py', '--work-dir', 'work', *args, says=says, logged=logged)
+def refuse_training(folder, *args, **expected):
+    """Train with ``distiller.py``, which must be refused; what is expected as for ``refuse``."""
+    refuse(folder, 'train', 'distiller.py', '--work-dir', 'work', *args, **expected)
 
 
 def append(path, text):
