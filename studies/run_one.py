@@ -27,10 +27,11 @@ from gkd.comparison.stages import digest
 from gkd.datasets.tree_crowns import STRIPS
 from gkd.errors import ConfigError
 from gkd.installed import mmdet_major
+from gkd.locks import alone
 from gkd.planning.door import load_config
 from gkd.quickstart import CONFIGS, FOLDER
 from gkd.report.names import PLAIN_STUDENT
-from gkd.report.results import PLAIN, alone, append_result, machine, read_results
+from gkd.report.results import PLAIN, append_result, machine, read_results
 
 ACROSS = (f'configs/{FOLDER}digits/'
           'gkd_faster_rcnn_efficientnet-lite0_retinanet_r18-w8_fpn_digit-scenes.py')

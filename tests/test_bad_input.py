@@ -14,6 +14,7 @@ import pytest
 import torch
 from helpers import small_detectors as small
 from helpers import tiny_data
+from helpers.other_training import other_training
 from helpers.refusals import append, edit, files, refuse, refuse_training, train
 from helpers.running import REPOSITORY, run_tool
 
@@ -321,6 +322,12 @@ def test_options_of_the_tools(folder):
     test('--eval-options', 'speed=1', says=['--eval-options speed', 'classwise'])
     status, _, stderr = run_tool('train', 'distiller.py', '--epochs', '0')
     assert status == 2 and '--epochs' in stderr and 'at least 1' in stderr
+
+
+def test_a_work_dir_in_which_another_training_writes(folder):
+    with other_training('work') as holder:
+        refuse_training(folder, says=['work: another training writes', f'process {holder.pid} on'])
+    assert 'Epoch [1]' in train('--epochs', '1')
 
 
 @pytest.mark.slow

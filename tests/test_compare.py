@@ -34,10 +34,11 @@ from gkd.datasets.coco_eval import evaluate, metrics_of
 from gkd.datasets.degrees import DIGIT_SCENES_DEGREES
 from gkd.errors import CheckpointError, ConfigError, DataError
 from gkd.knowledge import Knowledge
+from gkd.locks import alone
 from gkd.quickstart import run as quickstart
 from gkd.registry import KNOWLEDGE
 from gkd.report.comparison import Row, comparison_figure, draw_comparison, format_comparison
-from gkd.report.results import Result, alone, append_result, read_results
+from gkd.report.results import Result, append_result, read_results
 from gkd.running.config import load_config
 from gkd.work_dir import DETECTIONS
 

@@ -11,9 +11,10 @@ import pytest
 from helpers.running import REPOSITORY
 
 from gkd.errors import DataError
+from gkd.locks import alone
 from gkd.report import results as of_runs
 from gkd.report.intervals import confidence_interval
-from gkd.report.results import Result, alone, append_result
+from gkd.report.results import Result, append_result
 
 
 @pytest.fixture(scope='module')

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 
 
 def positive(text: str) -> int:
@@ -43,6 +44,11 @@ def add_launcher_options(parser: argparse.ArgumentParser, script: str) -> None:
                         help=f'who started this process; tools/{script} sets it')
     parser.add_argument('--local-rank', '--local_rank', type=int, default=0,
                         help=argparse.SUPPRESS)
+
+
+def rank_of(launcher: str) -> int:
+    """Number of this process among those that a launcher has started, before they have met."""
+    return int(os.environ.get({'pytorch': 'RANK', 'slurm': 'SLURM_PROCID'}.get(launcher, ''), 0))
 
 
 def add_training_options(parser: argparse.ArgumentParser) -> None:

@@ -15,6 +15,7 @@ from gkd.comparison.plan import Comparison, Stage
 from gkd.comparison.stages import Schedule, Training, percent, read
 from gkd.datasets.coco_eval import METRICS
 from gkd.files import write_atomically
+from gkd.locks import alone
 from gkd.progress import on_terminal, progress, say
 from gkd.report.comparison import (
     Row,
@@ -24,7 +25,7 @@ from gkd.report.comparison import (
     format_csv,
 )
 from gkd.report.names import TEACHER
-from gkd.report.results import alone, append_result
+from gkd.report.results import append_result
 
 LEGEND = '''
 AP in percent on the validation data after the last epoch, mean over seeds. Gain: mean difference

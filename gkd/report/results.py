@@ -10,8 +10,6 @@ import os.path as osp
 import platform
 import re
 import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, astuple, dataclass, fields
 
 import mmdet
@@ -20,7 +18,6 @@ import torch
 import gkd
 from gkd.datasets.coco_eval import METRICS
 from gkd.errors import DataError
-from gkd.progress import say
 from gkd.repository import REPOSITORY
 
 COLUMN_OF = dict(zip(METRICS.values(), ('AP', 'AP50', 'AP75', 'APs', 'APm', 'APl')))
@@ -135,23 +132,6 @@ def append_result(path: str, result: Result) -> None:
         writer.writerow(asdict(result))
         file.flush()
         os.fsync(file.fileno())
-
-
-@contextmanager
-def alone(path: str) -> Iterator[int]:
-    """Lock ``path``, a file made only for this purpose, against other processes.
-
-    Yields:
-        Descriptor of the file. A process that inherits it holds the lock, too.
-    """
-    os.makedirs(osp.dirname(osp.abspath(path)), exist_ok=True)
-    with open(path, 'w') as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say(f'waiting for the process that holds {osp.relpath(path)}')
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield file.fileno()
 
 
 def machine() -> str:

@@ -43,6 +43,7 @@ from gkd.detectors.source import check_checkpoints, check_start
 from gkd.distiller import Distiller
 from gkd.errors import CheckpointError, ConfigError, naming
 from gkd.files import make_folder, remove_unfinished, write_atomically
+from gkd.locks import only_training
 from gkd.matching import check_num_classes, check_teacher_classes
 from gkd.progress import on_terminal, without_details
 from gkd.report.loggers import ImageLoggerHook, check_loggers, takes_images
@@ -105,9 +106,16 @@ def train(config: Config, resume: str = 'auto', validate: bool = True,
     Raises:
         GKDError: Something in the config, the data or the checkpoints is wrong.
     """
-    # Everything that can be wrong is checked before anything is written.
     check_training(config)
     check_seed(config)
+    with only_training(config.work_dir, first=get_dist_info()[0] == 0):
+        return run_training(config, resume, validate, new_optimizer)
+
+
+def run_training(config: Config, resume: str, validate: bool,
+                 new_optimizer: bool) -> dict[str, float]:
+    """Train, as :func:`train` does, while no other training writes into the work dir."""
+    # Everything that can be wrong is checked before anything is written.
     # OpenCV's threads and those of the loader's workers would slow each other down.
     setup_multi_processes(config)
     config.gpu_ids = range(get_dist_info()[1])
@@ -248,7 +256,7 @@ def register_hooks(runner: BaseRunner, config: Config, loader: DataLoader,
 
 
 def prepare_work_dir(runner: BaseRunner) -> None:
-    """Make the work dir, and remove files that a killed process left unfinished."""
+    """Make the work dir on every machine; remove files that a killed process left unfinished."""
     make_folder(runner.work_dir)
     if runner.rank == 0:
         remove_unfinished(runner.work_dir)

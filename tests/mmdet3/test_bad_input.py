@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from helpers.other_training import other_training
 from helpers.small_detectors import FAMILIES
 from mmdet.evaluation import CocoMetric
 from mmengine.config import ConfigDict
@@ -426,6 +427,17 @@ def test_commands_end_with_the_message_alone(config, tmp_path, monkeypatch, caps
     assert capsys.readouterr().err == (f'\nerror: {tool}_dataloader.dataset.ann_file: no such '
                                        f'file: gone.json\n')
     assert set(tmp_path.rglob('*')) == before
+
+
+def test_a_work_dir_in_which_another_training_writes(config, tmp_path, monkeypatch, capsys):
+    config.dump(tmp_path / 'config.py')
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, 'argv', ['train.py', 'config.py', '--work-dir', 'work'])
+    with other_training('work') as holder, pytest.raises(SystemExit) as ended:
+        run(runpy.run_path(str(TOOLS / 'train.py'))['main'])
+    assert ended.value.code == 2
+    assert f'work: another training writes into this work dir (process {holder.pid} on ' in (
+        capsys.readouterr().err)
 
 
 def test_a_metric_that_needs_another_package_says_so(config, monkeypatch):

@@ -14,10 +14,12 @@ from gkd.commands import (
     run,
 )
 from gkd.commands.allocator import keep_freed_memory
+from gkd.commands.options import rank_of
 from gkd.commands.settings import add_settings_option
 from gkd.engine.commands import choose_start, load_config, replace_epochs
 from gkd.engine.runner import Runner
 from gkd.errors import ConfigError
+from gkd.locks import only_training
 from gkd.quickstart import add_arguments
 
 
@@ -49,6 +51,11 @@ def main():
     config.launcher = args.launcher
     if args.work_dir is not None:
         config.work_dir = args.work_dir
+    with only_training(config.work_dir, first=rank_of(args.launcher) == 0):
+        train(config, args)
+
+
+def train(config, args):
     choose_start(config, args.resume)
     if args.no_validate:
         config.val_dataloader = config.val_cfg = config.val_evaluator = None

@@ -1,0 +1,53 @@
+"""Two trainings never write into one work dir."""
+
+import os
+from unittest import mock
+
+import pytest
+from helpers.other_training import other_training
+
+from gkd import locks
+from gkd.errors import ConfigError
+from gkd.locks import TRAINING, only_training, take
+
+
+def test_a_second_training_is_refused_until_the_first_has_ended(tmp_path):
+    work = str(tmp_path / 'work')
+    with other_training(work) as holder:
+        with pytest.raises(ConfigError, match=rf'work: another training writes .* \(process '
+                                              rf'{holder.pid} on .*--work-dir'), \
+                only_training(work):
+            pass
+        with only_training(work, first=False):  # one of the training's own processes
+            pass
+        holder.kill()
+        holder.join()
+        with only_training(work):  # at once
+            pass
+    assert os.listdir(work) == []
+
+
+def test_a_training_that_is_refused_leaves_nothing(tmp_path):
+    with pytest.raises(ConfigError), only_training(str(tmp_path / 'new' / 'work')):
+        raise ConfigError('nothing')
+    assert not (tmp_path / 'new').exists()
+
+
+def test_a_lock_that_its_holder_has_just_removed_is_none(tmp_path):
+    """Between opening the file and locking it."""
+    path = str(tmp_path / TRAINING)
+
+    def lock(file, how):
+        os.unlink(path)
+
+    with mock.patch.object(locks.fcntl, 'lockf', lock):
+        assert take(path) is None
+    with take(path):
+        assert os.path.exists(path)
+
+
+def test_a_disk_without_locks_is_told_of(tmp_path):
+    with mock.patch.object(locks.fcntl, 'lockf', mock.Mock(side_effect=OSError(37, 'No locks'))), \
+            mock.patch.object(locks, 'logger') as logger, only_training(str(tmp_path)):
+        pass
+    assert 'cannot be locked (No locks)' in logger().warning.call_args[0][0]
