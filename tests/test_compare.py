@@ -92,7 +92,8 @@ def what(command):
 def processes(monkeypatch):
     """Commands that would be run; nothing is trained, but every result is there.
 
-    The metrics of a training are those that ``outcome`` says, which may raise, too.
+    The metrics of a training are those that ``outcome`` says, which may raise, too; they are of
+    the epoch, or iteration, ``end``.
     """
     def run(command, environment=None, log=None, lock=None):
         commands.append((what(command), environment, log))
@@ -102,13 +103,13 @@ def processes(monkeypatch):
         if command[0] == 'train.py':
             folder = Path(command[command.index('--work-dir') + 1])
             (folder / 'latest.pth').write_text(what(command))
-            (folder / 'evaluation.json').write_text(json.dumps({'1': metrics}))
+            (folder / 'evaluation.json').write_text(json.dumps({run.end: metrics}))
         else:
             Path(command[-1].split('=')[1] + '.bbox.json').write_text('[]')
         return 0, 500.0
 
     commands = []
-    run.commands = commands
+    run.commands, run.end = commands, '1'
     run.outcome = lambda name: dict.fromkeys(METRICS, 0.25)
     for module in (stages, mmdet2):
         monkeypatch.setattr(module, 'run_tool', run)
@@ -429,13 +430,46 @@ def test_config_that_cannot_be_compared_is_explained(tmp_path):
     status, printed = run_compare(tmp_path / 'inline.py', '--work-dir', tmp_path / 'work')
     assert status == 2 and 'model.teacher.config names no config file to train it' in printed
     assert 'Traceback' not in printed
-    whole = load_config(config)
-    whole.runner = dict(type='IterBasedRunner', max_iters=5)
-    (tmp_path / 'steps.py').write_text(whole.pretty_text)
-    with pytest.raises(ConfigError, match='steps.py has no `runner.max_epochs`; use EpochBased'):
-        compare.compare(str(tmp_path / 'steps.py'), ['gkd'], work_dir=str(tmp_path / 'work'))
-    # The teacher's and the student's own configs were planned already.
-    assert not (tmp_path / 'work').exists()
+    for settings, says in (
+            (dict(interval=2), 'epoch 1, the last, would not be evaluated.*interval, now 2'),
+            (dict(start=2), 'epoch 1, the last, would not be evaluated'),
+            (dict(dynamic_intervals=[(1, 3)]), '.*evaluation.interval, now 3')):
+        whole = load_config(config)
+        whole.evaluation.update(settings)
+        (tmp_path / 'seldom.py').write_text(whole.pretty_text)
+        with pytest.raises(ConfigError, match=f'seldom.py: {says}'):
+            compare.compare(str(tmp_path / 'seldom.py'), ['gkd'], work_dir=str(tmp_path / 'work'))
+        # The teacher's and the student's own configs were planned already.
+        assert not (tmp_path / 'work').exists()
+
+
+def test_trainings_that_count_iterations_are_compared(processes, tmp_path):
+    config = load_config(write_experiment(tmp_path))
+    for name in ('teacher', 'student', 'distiller'):
+        own = load_config(str(tmp_path / f'{name}.py')) if name != 'distiller' else config
+        own.runner = dict(type='IterBasedRunner', max_iters=5)
+        own.evaluation = dict(interval=5, metric='bbox')
+        (tmp_path / f'{name}.py').write_text(own.pretty_text)
+    processes.end = '5'
+    arguments = [tmp_path / 'distiller.py', '--methods', 'gkd', '--seeds', 1, '--work-dir',
+                 tmp_path / 'work']
+    status, printed = run_compare(*arguments)
+    assert status == 0, printed
+    assert [name for name, *_ in processes.commands] == [
+        'train teacher', 'train student_seed0', 'test teacher', 'train plain_seed0',
+        'train gkd_seed0']
+    assert float(table_of(tmp_path / 'work' / 'comparison.csv')['gkd']['AP mean']) == 25
+    assert load_config(str(tmp_path / 'work' / 'configs' / 'gkd.py')).runner.max_iters == 5
+    status, printed = run_compare(*arguments)
+    assert status == 0 and len(processes.commands) == 5 and printed.count('finished before') == 5
+    status, printed = run_compare(*arguments, '--epochs', 2)
+    assert status == 2 and 'counts iterations, not epochs' in printed
+    assert 'runner.max_iters' in printed and 'Traceback' not in printed
+    config.evaluation.interval = 3
+    (tmp_path / 'distiller.py').write_text(config.pretty_text)
+    status, printed = run_compare(*arguments)
+    assert status == 2 and 'step 5, the last, would not be evaluated' in printed
+    assert len(processes.commands) == 5
 
 
 @pytest.mark.slow
@@ -554,7 +588,7 @@ def test_several_jobs_are_shown_by_one_bar(tmp_path, processes, capsys):
 
 
 def test_cost_is_read_from_the_logs(processes, tmp_path):
-    stage = Training('unused.py', str(tmp_path / 'latest.pth'), epochs=1)
+    stage = Training(write_experiment(tmp_path), str(tmp_path / 'latest.pth'))
     assert stage.cost() == {}
     lines = [dict(mode='train', time=9.0, data_time=8.5), dict(mode='val'),
              dict(mode='train', time=0.3, data_time=0.1),

@@ -10,11 +10,8 @@ import sys
 from gkd.commands import add_device_option, add_trust_option, positive, run
 from gkd.commands.distillation import fetch_from_zoo
 from gkd.commands.settings import DictAction
-from gkd.installed import mmdet_major
 from gkd.planning.distill import prepare
-from gkd.planning.door import distillation_config
-
-EPOCHS = {2: 'runner.max_epochs', 3: 'train_cfg.max_epochs'}
+from gkd.planning.door import distillation_config, replace_epochs
 
 
 def parse_args():
@@ -43,10 +40,10 @@ def main():
     options = dict(args.cfg_options or {})
     if args.work_dir:
         options['work_dir'] = args.work_dir
-    if args.epochs:
-        options[EPOCHS[mmdet_major()]] = args.epochs
     student, teacher = fetch_from_zoo(args.student, args.teacher)
     config = distillation_config(student, teacher, args.method, options)
+    if args.epochs:
+        replace_epochs(config, args.epochs)
     path, lines = prepare(config, args.gpus)
     print('\n'.join(lines), file=sys.stderr)
     print(path)

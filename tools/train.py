@@ -17,6 +17,7 @@ from gkd.errors import ConfigError
 from gkd.quickstart import add_arguments
 from gkd.quickstart.run import quickstart
 from gkd.running import load_config, train
+from gkd.running.config import replace_epochs
 
 
 def parse_args():
@@ -60,9 +61,7 @@ def main():
     if args.seed is not None:
         config.seed = args.seed
     if args.epochs is not None:
-        if config.runner.type != 'EpochBasedRunner':
-            raise ConfigError(f'--epochs: runner.type = {config.runner.type} counts no epochs.')
-        config.runner.max_epochs = args.epochs
+        replace_epochs(config, args.epochs)
     if args.deterministic:
         config.deterministic = True
     if args.auto_scale_lr:

@@ -18,6 +18,7 @@ from gkd.comparison.plan import Comparison, Planner
 from gkd.comparison.stages import Testing, percent, read
 from gkd.datasets.coco_eval import evaluate, metrics_of
 from gkd.errors import ConfigError
+from gkd.planning.door import schedule_of
 from gkd.progress import silence
 from gkd.report.logs import read_log
 from gkd.running.data import build_checked_dataset
@@ -31,21 +32,8 @@ class Training(stages.Training):
 
     tool = 'train.py'
 
-    @staticmethod
-    def epochs_of(config: Config) -> int:
-        """Number of epochs that a config says.
-
-        Raises:
-            ConfigError: It says none.
-        """
-        epochs = (config.get('runner') or {}).get('max_epochs')
-        if not epochs:
-            raise ConfigError(f'{config.filename} has no `runner.max_epochs`; use '
-                              f'EpochBasedRunner.')
-        return epochs
-
     def history(self) -> dict[str, dict[str, float]]:
-        """Metrics by epoch."""
+        """Metrics by epoch, or by iteration if it counts those."""
         return json.loads(read(osp.join(self.work_dir, EVALUATION)) or '{}')
 
     def lines(self) -> list[dict]:
@@ -91,8 +79,16 @@ class StagePlanner(Planner):
     """Plans trainings and detections with MMDetection 2."""
 
     kind = Training
-    last_checkpoint = LATEST  # a link
     tests_coco_only = True
+
+    def last_checkpoint(self, settings: Config) -> str:
+        """The link to the last checkpoint, where its end is evaluated.
+
+        Raises:
+            ConfigError: It would not be, or nothing says how long the training is.
+        """
+        check_last_evaluation(settings)
+        return LATEST
 
     def test(self, role: str, checkpoint: str, folder: str) -> Detection:
         """The detections of a checkpoint on the validation data."""
@@ -100,6 +96,21 @@ class StagePlanner(Planner):
         config.model = self.sources[role].model_config()
         config.data.test = config.data.val
         return Detection(self.add(f'test_{role}', config), checkpoint, folder)
+
+
+def check_last_evaluation(config: Config) -> None:
+    """Raise ConfigError if a training's last epoch, or iteration, would not be evaluated."""
+    schedule, evaluation = schedule_of(config), config.get('evaluation') or {}
+    if schedule.unit == 'epoch' and not evaluation.get('by_epoch', True):
+        return  # how many iterations there will be is not known
+    intervals = [(0, evaluation.get('interval', 1)), *(evaluation.get('dynamic_intervals') or ())]
+    interval = [every for begin, every in intervals if begin <= schedule.length][-1]
+    counted = schedule.length - (evaluation.get('start') or 0)
+    if counted < 0 or counted % interval:
+        raise ConfigError(
+            f'{config.filename}: {schedule.unit} {schedule.length}, the last, would not be '
+            f'evaluated, and a comparison compares what is measured there. Set '
+            f'evaluation.interval, now {interval}, so that it is.')
 
 
 def validation_data(config: Config) -> tuple[Optional[CocoDataset], list[str]]:

@@ -14,9 +14,10 @@ from gkd.comparison.methods import without_methods
 from gkd.comparison.plan import Comparison, Planner
 from gkd.comparison.stages import Testing, percent, read
 from gkd.compat.coco import InspectedCOCO
-from gkd.errors import ConfigError, DataError
+from gkd.errors import DataError
 from gkd.files import write_atomically
 from gkd.frameworks import Config, ConfigDict
+from gkd.planning.door import schedule_of
 from gkd.progress import silence
 from gkd.report.runs import Run, read_run
 from gkd.work_dir import DETECTIONS, EVALUATION
@@ -29,21 +30,8 @@ class Training(stages.Training):
 
     tool = 'mmdet3/train.py'
 
-    @staticmethod
-    def epochs_of(config: Config) -> int:
-        """Number of epochs that a config says.
-
-        Raises:
-            ConfigError: It says none.
-        """
-        epochs = (config.get('train_cfg') or {}).get('max_epochs')
-        if not epochs:
-            raise ConfigError(f'{config.filename} has no `train_cfg.max_epochs`; use '
-                              f'EpochBasedTrainLoop.')
-        return epochs
-
     def history(self) -> dict[str, dict[str, float]]:
-        """Metrics by epoch."""
+        """Metrics by epoch, or by iteration if it counts those."""
         found = self.left()
         return {} if found is None else {str(epoch): metrics
                                          for epoch, metrics in found.evaluations.items()}
@@ -101,8 +89,16 @@ class StagePlanner(Planner):
     """Plans trainings and tests with MMDetection 3."""
 
     kind = Training
-    last_checkpoint = 'epoch_{}.pth'
     tests_coco_only = False
+
+    def last_checkpoint(self, settings: Config) -> str:
+        """Name of the last checkpoint; MMEngine evaluates the end whatever the interval.
+
+        Raises:
+            ConfigError: The config does not say how long it trains.
+        """
+        schedule = schedule_of(settings)
+        return f'{"epoch" if schedule.unit == "epoch" else "iter"}_{schedule.length}.pth'
 
     def test(self, role: str, checkpoint: str, folder: str) -> Evaluation:
         """The test of a checkpoint on the validation data."""

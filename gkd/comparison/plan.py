@@ -19,7 +19,7 @@ from gkd.distiller import Distiller
 from gkd.errors import CheckpointError, ConfigError, PairError
 from gkd.files import write_atomically
 from gkd.frameworks import Config
-from gkd.planning.door import load_config
+from gkd.planning.door import load_config, replace_epochs
 from gkd.report.names import PLAIN_STUDENT
 from gkd.report.results import COLUMNS, PLAIN, STUDENT, TEACHER, Result, metrics_text
 from gkd.work_dir import named_folder
@@ -146,12 +146,10 @@ class Planner(ABC):
         configs: Texts of the configs by their files, which are not written yet.
         teacher_checkpoint: The teacher's, once it is planned.
         kind: Type of the trainings.
-        last_checkpoint: Name of the last checkpoint of a training, ``{}`` for its epochs.
         tests_coco_only: Whether tests need validation data in COCO's format.
     """
 
     kind: ClassVar[type[Training]]
-    last_checkpoint: ClassVar[str]
     tests_coco_only: ClassVar[bool]
 
     def __init__(self, config: Config, work_dir: str, epochs: Optional[int],
@@ -170,6 +168,14 @@ class Planner(ABC):
         self.used: set[str] = set()  # checkpoints that are there, as printed
         self.teacher_checkpoint = ''
         self.other_teacher = ''  # in the names of runs
+
+    @abstractmethod
+    def last_checkpoint(self, settings: Config) -> str:
+        """Name of the last checkpoint that the training of a config leaves.
+
+        Raises:
+            ConfigError: The config does not say how long it trains, or would not evaluate its end.
+        """
 
     @abstractmethod
     def test(self, role: str, checkpoint: str, folder: str) -> Testing:
@@ -198,11 +204,12 @@ class Planner(ABC):
             starts: Checkpoints to start from, by the setting that they replace.
 
         Raises:
-            ConfigError: Nothing says for how many epochs.
+            ConfigError: The config does not say how long it trains, or would not evaluate its end.
         """
-        checkpoint = self.last_checkpoint.format(self.epochs or self.kind.epochs_of(settings))
-        return self.kind(self.add(name, settings), osp.join(self.work_dir, folder, checkpoint),
-                         self.epochs, seed, starts or {})
+        if self.epochs is not None:
+            replace_epochs(settings, self.epochs)
+        checkpoint = osp.join(self.work_dir, folder, self.last_checkpoint(settings))
+        return self.kind(self.add(name, settings), checkpoint, seed, starts or {})
 
     def own_config(self, role: str) -> Config:
         """The config that trains the teacher or the student alone, on the same strips.

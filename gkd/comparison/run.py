@@ -28,7 +28,7 @@ from gkd.report.names import TEACHER
 from gkd.report.results import append_result
 
 LEGEND = '''
-AP in percent on the validation data after the last epoch, mean over seeds. Gain: mean difference
+AP in percent on the validation data at the end of training, mean over seeds. Gain: mean difference
 to the plain student of the same seed, with its 95 % confidence interval (Student's t over the
 seeds). Time: median training step without loading data and without generating prototypes between
 epochs. Memory: peak of {device}, which holds the teacher, for the plain student too.

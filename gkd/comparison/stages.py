@@ -24,7 +24,7 @@ from gkd.detectors.config_files import find_file, read_config
 from gkd.distiller import Distiller
 from gkd.files import write_atomically
 from gkd.frameworks import Config
-from gkd.planning.door import load_config
+from gkd.planning.door import load_config, schedule_of
 from gkd.progress import say
 from gkd.report.results import machine, version
 from gkd.report.runs import median_step
@@ -40,7 +40,6 @@ class Training(ABC):
     Attributes:
         config: Path of its config.
         checkpoint: Checkpoint to train, the last of its work dir.
-        epochs: Replaces the config's number of epochs.
         seed: Seed of weights and data order.
         options: Checkpoints to start from, by the dotted name of the setting that they replace.
         tool: The command, a file in ``tools/``.
@@ -48,23 +47,13 @@ class Training(ABC):
 
     config: str
     checkpoint: str
-    epochs: Optional[int] = None
     seed: int = 0
     options: dict[str, str] = field(default_factory=dict)
     tool: ClassVar[str]
 
-    @staticmethod
-    @abstractmethod
-    def epochs_of(config: Config) -> int:
-        """Number of epochs that a config says.
-
-        Raises:
-            ConfigError: It says none.
-        """
-
     @abstractmethod
     def history(self) -> dict[str, dict[str, float]]:
-        """Metrics by epoch."""
+        """Metrics by epoch, or by iteration if it counts those."""
 
     @abstractmethod
     def lines(self) -> list[dict]:
@@ -91,13 +80,13 @@ class Training(ABC):
         return without_methods(load_config(self.config, self.options))
 
     @property
-    def last_epoch(self) -> str:
-        """Number of the last epoch."""
-        return str(self.epochs or self.epochs_of(self.settings))
+    def end(self) -> str:
+        """Number of the last epoch, or of the last iteration if it counts those."""
+        return str(schedule_of(self.settings).length)
 
     def fingerprint(self) -> str:
         """Hash of everything that the training depends on."""
-        depends_on = [self.settings.pretty_text, self.seed, self.last_epoch,
+        depends_on = [self.settings.pretty_text, self.seed, self.end,
                       *map(stamp_of, self.inputs)]
         model = self.settings.model
         if model.type == Distiller.__name__:
@@ -125,7 +114,7 @@ class Training(ABC):
 
     def complete(self) -> bool:
         """Whether its work dir holds all that it should leave."""
-        return self.last_epoch in self.history()
+        return self.end in self.history()
 
     def run(self, environment: Optional[dict] = None, log: Optional[str] = None,
             lock: Optional[int] = None) -> None:
@@ -139,8 +128,7 @@ class Training(ABC):
         Raises:
             StageFailed: The training ended with an error, or without a last evaluation.
         """
-        command = [self.tool, self.config, '--work-dir', self.work_dir, '--seed', str(self.seed),
-                   '--epochs', self.last_epoch]
+        command = [self.tool, self.config, '--work-dir', self.work_dir, '--seed', str(self.seed)]
         if self.options:
             command += ['--cfg-options', *(setting(*option) for option in self.options.items())]
         path = osp.join(self.work_dir, PROCESS)
@@ -157,16 +145,16 @@ class Training(ABC):
         self.metrics()
 
     def metrics(self) -> dict[str, float]:
-        """Metrics of the last epoch.
+        """Metrics at its end.
 
         Raises:
-            StageFailed: It has not been evaluated.
+            StageFailed: It has not been evaluated there.
         """
         history = self.history()
-        if self.last_epoch not in history:
-            raise StageFailed(f'{self.config}: epoch {self.last_epoch}, the last, was not '
-                              f'evaluated; choose `evaluation.interval` so that it is.')
-        return history[self.last_epoch]
+        if self.end not in history:
+            unit = schedule_of(self.settings).unit
+            raise StageFailed(f'{self.config}: {unit} {self.end}, the last, was not evaluated.')
+        return history[self.end]
 
     def made_with(self) -> dict[str, str]:
         """Machine and version that trained it, empty if that was not written down."""

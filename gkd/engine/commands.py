@@ -81,8 +81,8 @@ def replace_epochs(config: Config, epochs: int) -> None:
         ConfigError: It counts iterations.
     """
     if 'max_iters' in config.train_cfg:
-        raise ConfigError('--epochs: train_cfg counts iterations, no epochs. Give their number: '
-                          '--cfg-options train_cfg.max_iters=...')
+        raise ConfigError(f'--epochs: {config.filename} counts iterations, not epochs. Set their '
+                          f'number instead: train_cfg.max_iters.')
     config.train_cfg.max_epochs = epochs
 
 

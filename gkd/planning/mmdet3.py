@@ -12,7 +12,7 @@ from mmengine.registry import DefaultScope
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from gkd.engine.commands import load_config
+from gkd.engine.commands import load_config, replace_epochs
 from gkd.engine.distill import describe_images, distillation_config
 from gkd.engine.image_size import image_size
 from gkd.errors import ConfigError, GKDError, naming
@@ -23,7 +23,8 @@ from gkd.progress import without_warnings
 
 __all__ = ['ANNOTATIONS', 'annotation_files', 'build_model', 'build_optimizer', 'describe_images',
            'distillation_config', 'image_size', 'load_config', 'prototype_configs',
-           'prototype_datasets', 'schedule_of', 'total_loss', 'untrained_model']
+           'prototype_datasets', 'replace_epochs', 'schedule_of', 'total_loss',
+           'untrained_model']
 
 ANNOTATIONS = 'train_dataloader.dataset.ann_file'  # where training annotations are named
 # What of `optim_wrapper` the optimiser itself is built from; the rest is how its steps are made.

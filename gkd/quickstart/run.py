@@ -106,7 +106,7 @@ def draw_pictures(teacher: Training, plain: Training, distilled: Training, work_
     draw_detections([(title, training.settings, training.checkpoint) for title, training in (
         (teachers, teacher), (continued, plain), (taught, distilled))],
                     osp.join(work_dir, 'detections.png'))
-    bank = latest_bank(osp.join(distilled.work_dir, PROTOTYPES), int(distilled.last_epoch))
+    bank = latest_bank(osp.join(distilled.work_dir, PROTOTYPES), int(distilled.end))
     data = prototype_datasets(distilled.settings)[0]
     draw_prototypes(PrototypeBank.load(bank), image_info(data, 0)['folder'], classes_of(data), 0,
                     osp.join(work_dir, 'prototypes.png'))

@@ -65,6 +65,18 @@ def load_config(path: str, options: Optional[dict] = None) -> Config:
         raise ConfigError(f'config {path}: {error}') from None
 
 
+def replace_epochs(config: Config, epochs: int) -> None:
+    """Replace a config's number of epochs.
+
+    Raises:
+        ConfigError: It counts iterations.
+    """
+    if 'max_iters' in config.runner:
+        raise ConfigError(f'--epochs: {config.filename} counts iterations, not epochs. Set their '
+                          f'number instead: runner.max_iters.')
+    config.runner.max_epochs = epochs
+
+
 def student_config(config: Config) -> Config:
     """The config to test with: a distillation config's own student, any other config as it is."""
     if config.model.type != Distiller.__name__:

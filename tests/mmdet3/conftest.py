@@ -71,12 +71,14 @@ def commands(monkeypatch):
             prefix = read_config(command[1]).test_evaluator.outfile_prefix
             Path(f'{prefix}.bbox.json').write_text(json.dumps(run.detections.get(folder.name, [])))
             return 0, 500.0
-        epoch = int(command[command.index('--epochs') + 1])
+        config = read_config(command[1])
+        loop = config.train_cfg
+        unit, end = ('iter', loop.max_iters) if 'max_iters' in loop else ('epoch', loop.max_epochs)
         (data / 'scalars.json').write_text(
-            json.dumps(dict(loss=1.0, epoch=epoch, iter=3, time=0.5, data_time=0.25, step=3))
-            + '\n' + json.dumps(dict(metrics, step=epoch)) + '\n')
-        (data / 'config.py').write_text(read_config(command[1]).pretty_text)
-        (folder / f'epoch_{epoch}.pth').touch()
+            json.dumps(dict(loss=1.0, epoch=end, iter=3, time=0.5, data_time=0.25, step=3))
+            + '\n' + json.dumps(dict(metrics, step=end)) + '\n')
+        (data / 'config.py').write_text(config.pretty_text)
+        (folder / f'{unit}_{end}.pth').touch()
         return 0, 500.0
 
     run.whole, run.commands, run.aps, run.detections = [], [], {}, {}

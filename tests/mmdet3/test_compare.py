@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from mmengine.config import Config
-from small_experiments import TOOLS, detector, experiment
+from small_experiments import TOOLS, counting_iterations, detector, experiment
 
 from gkd.commands.processes import StageFailed
 from gkd.comparison import compare
@@ -112,11 +112,22 @@ def test_a_config_that_cannot_be_compared_is_refused(config, tmp_path):
     whole.dump(tmp_path / 'blind.py')
     with pytest.raises(ConfigError, match='val_dataloader'):
         compare.compare(str(tmp_path / 'blind.py'))
-    whole = Config.fromfile(config)
-    whole.train_cfg = dict(type='IterBasedTrainLoop', max_iters=5)
-    whole.dump(tmp_path / 'steps.py')
-    with pytest.raises(ConfigError, match='steps.py has no `train_cfg.max_epochs`; use Epoch'):
-        compare.compare(str(tmp_path / 'steps.py'), ['gkd'], work_dir=str(tmp_path / 'work'))
+
+
+def test_trainings_that_count_iterations_are_compared(commands, config, tmp_path):
+    whole = counting_iterations(Config.fromfile(config), max_iters=5)
+    whole.dump(config)
+    work = tmp_path / 'work'
+    compare.compare(config, ['gkd'], 1, work_dir=str(work))
+    assert commands.commands[-2:] == ['train plain_seed0', 'train gkd_seed0']
+    assert (work / 'gkd_seed0' / 'iter_5.pth').exists()
+    assert (work / 'teacher' / 'epoch_2.pth').exists()  # its own config counts epochs
+    assert float(rows_of(work / 'comparison.csv')['gkd']['AP mean']) == 25
+    before = len(commands.commands)
+    compare.compare(config, ['gkd'], 1, work_dir=str(work))
+    assert len(commands.commands) == before
+    with pytest.raises(ConfigError, match='counts iterations, not epochs.*train_cfg.max_iters'):
+        compare.compare(config, ['gkd'], 1, epochs=3, work_dir=str(work))
 
 
 def test_every_student_is_tested_by_degree_if_the_data_carry_degrees(

@@ -115,12 +115,13 @@ def test_the_method_is_drawn_with_a_pair_of_ones_own(pair, tmp_path, monkeypatch
 def test_quickstart_draws_what_detectors_find_and_the_last_prototypes(pair, tmp_path):
     config = load_config(pair[0])
     config.train_cfg.max_epochs = 1
+    config.dump(pair[0])
     train(config)
     teacher = Config.fromfile(pair[0])
     teacher.model = detector('one_stage', 24)
     teacher.dump(tmp_path / 'teacher.py')
     teacher = Training(str(tmp_path / 'teacher.py'), str(tmp_path / 'teacher.pth'))
-    distilled = Training(pair[0], str(tmp_path / 'work' / 'epoch_1.pth'), epochs=1)
+    distilled = Training(pair[0], str(tmp_path / 'work' / 'epoch_1.pth'))
     draw_pictures(teacher, distilled, distilled, str(tmp_path))
     for name in ('detections', 'prototypes'):
         assert np.asarray(Image.open(tmp_path / f'{name}.png').convert('L')).std() > 5

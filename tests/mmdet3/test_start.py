@@ -59,7 +59,7 @@ def test_a_setting_below_one_that_has_no_keys(tmp_path):
 
 def test_iterations_are_not_counted_in_epochs():
     config = Config(dict(train_cfg=dict(type='IterBasedTrainLoop', max_iters=9)))
-    with pytest.raises(ConfigError, match='--epochs: train_cfg counts iterations.*max_iters='):
+    with pytest.raises(ConfigError, match='--epochs: .*counts iterations.*train_cfg.max_iters'):
         replace_epochs(config, 3)
     config.train_cfg = dict(by_epoch=True, max_epochs=9)
     replace_epochs(config, 3)
