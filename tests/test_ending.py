@@ -136,6 +136,7 @@ def test_a_command_speaks_for_those_that_it_runs(tmp_path, number, status):
     until = time.time() + 60
     while not started.exists() and time.time() < until:
         time.sleep(0.05)
+    os.kill(first, number)  # twice, as `timeout` does
     os.killpg(first, number)
     assert os.waitstatus_to_exitcode(os.waitpid(first, 0)[1]) == status
     said = (tmp_path / 'output').read_text()

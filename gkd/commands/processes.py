@@ -83,6 +83,7 @@ def how_it_ended(status: int) -> str:
 def children_end_too() -> Iterator[None]:
     """End the processes of all tools when this one is interrupted, or ended by SIGTERM."""
     def stop(number, frame):
+        signal.signal(number, signal.SIG_IGN)  # `timeout` sends it twice
         sys.exit(128 + number)
 
     in_charge = threading.current_thread() is threading.main_thread()
