@@ -134,7 +134,9 @@ def test_no_such_image_folder(folder, part):
 
 def test_image_missing(folder):
     (folder / 'images' / 'image_2.png').unlink()
-    refuse_training(folder, says=['data.train', '1 of 4 images', 'image_2.png', 'img_prefix'])
+    refuse_training(folder, says=['data.train', '1 of 4 images', 'image_2.png', 'remove them'])
+    append('distiller.py', 'data["train"]["img_prefix"] = "."')
+    refuse_training(folder, says=['4 of 4 images', 'Set `img_prefix` to their folder'])
     tiny_data.write_weights('student.pth', small.retinanet())
     refuse(folder, 'test', 'student.py', 'student.pth', says=['data.test', 'image_2.png'])
 

@@ -78,10 +78,12 @@ def _mend_mmdet3() -> None:
     engine.accept_newer_mmcv()
     engine.find_packages_without_setuptools()
 
-    from gkd.compat import coco, heads  # they import mmdet, which is possible from here on only
+    # These import mmdet, which is possible from here on only.
+    from gkd.compat import coco, heads, images
 
     coco.look_at_annotations_with_mmdet3()
     heads.let_ssd_detect()
+    images.name_unreadable_images_with_mmdet3()
     engine.init_without_gpus()
     engine.read_checkpoints_safely()
     engine.load_checkpoints_strictly()

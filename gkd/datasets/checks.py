@@ -105,8 +105,10 @@ def check_images_exist(paths: Sequence[str], source: str, key: str) -> None:
     """
     missing = absent(list(map(Path, paths)))
     if missing:
+        advice = f'Set `{IMAGES_SETTING}` to their folder.' if len(missing) == len(paths) else (
+            'Get them, or remove them from the annotations.')
         raise DataError(f'{key}: {len(missing)} of {len(paths)} images of {source} are missing, '
-                        f'first {missing[0]}. Set `{IMAGES_SETTING}` to their folder.')
+                        f'first {missing[0]}. {advice}')
 
 
 def check_masks(annotations: Iterable[dict], source: str, key: str) -> None:

@@ -6,8 +6,10 @@ from helpers.running import run_tool, succeed
 
 
 def files(folder):
-    """When every file below a folder was written."""
-    return {path.relative_to(folder): path.stat().st_mtime_ns for path in folder.rglob('*')}
+    """When every file below a folder was written, and which folders there are."""
+    # A lock in a work dir comes and goes.
+    return {path.relative_to(folder): path.is_file() and path.stat().st_mtime_ns
+            for path in folder.rglob('*')}
 
 
 def refuse(folder, tool, *args, says, logged=False, status=2):

@@ -9,6 +9,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from mmengine.registry import DefaultScope
 from small_experiments import CLASSES, IMAGES, PREPROCESSOR, TOOLS, detector, experiment
 
 from gkd.commands import run
+from gkd.compat import images
 from gkd.datasets import coco_json
 from gkd.detectors import replacement
 from gkd.engine.commands import load_config
@@ -30,7 +32,7 @@ from gkd.engine.data import (
     look_at_test_data,
 )
 from gkd.engine.runner import Runner
-from gkd.errors import CheckpointError, ConfigError, DataError
+from gkd.errors import CheckpointError, ConfigError, DataError, RunError
 from gkd.frameworks import build_detector
 from gkd.watching import watched
 
@@ -98,7 +100,11 @@ def test_files_that_are_not_there(config, data, part):
 
 def test_image_missing(config, data):
     (data.parent / '2.png').unlink()
-    refuse(config, 'train_dataloader.dataset: 1 of 6 images', '2.png', 'Set `data_prefix.img`')
+    refuse(config, 'train_dataloader.dataset: 1 of 6 images', '2.png', 'or remove them')
+    prefix = dict(dataset_of(config).data_prefix)
+    dataset_of(config).data_prefix = dict(img='.')
+    refuse(config, 'train_dataloader.dataset: 6 of 6 images', 'Set `data_prefix.img`')
+    dataset_of(config).data_prefix = prefix
     # Only files on a disk are looked for, and those that the pipeline reads from files.
     dataset_of(config).pipeline[0].backend_args = dict(backend='petrel')
     assert len(build_part(config, 'train').dataset) == IMAGES
@@ -427,6 +433,39 @@ def test_commands_end_with_the_message_alone(config, tmp_path, monkeypatch, caps
     assert capsys.readouterr().err == (f'\nerror: {tool}_dataloader.dataset.ann_file: no such '
                                        f'file: gone.json\n')
     assert set(tmp_path.rglob('*')) == before
+
+
+@pytest.mark.parametrize('content', [b'', b'no image'])
+def test_a_damaged_image_is_named(config, data, content):
+    (data.parent / '2.png').write_bytes(content)
+    built = build_part(config, 'train').dataset
+    with pytest.raises(DataError, match=r'2.png: the image file is empty, damaged.*datasets.py c'):
+        built[2]
+    config.train_dataloader.update(num_workers=1, persistent_workers=True)
+    runner = Runner.with_checked_data(config, 'train')
+    with pytest.raises(DataError, match='2.png: the image file is empty') as caught:
+        next(iter(runner.build_dataloader(dict(
+            config.train_dataloader, batch_size=1, dataset=torch.utils.data.Subset(built, [2]),
+            batch_sampler=None))))
+    assert 'Caught' not in str(caught.value)
+
+
+def test_a_disk_that_fails_is_none_of_the_users_errors(config, monkeypatch):
+    built = build_part(config, 'train').dataset
+    monkeypatch.setattr('mmengine.fileio.get', mock.Mock(side_effect=OSError(5, 'I/O error')))
+    with pytest.raises(RunError, match='0.png: the image file cannot be read .*I/O error'):
+        built[0]
+
+
+def test_an_image_of_another_size_is_told_once(config, data, monkeypatch):
+    told = []
+    monkeypatch.setattr(images, '_warned', False)
+    monkeypatch.setattr(images, 'logger', lambda: SimpleNamespace(warning=told.append))
+    edit(data, lambda content: content['images'][0].update(width=96, height=128))
+    built = build_part(config, 'train').dataset
+    for index in (1, 0, 0):
+        built[index]
+    assert len(told) == 1 and '0.png is 128 x 96 pixels, the annotations say 96 x 128' in told[0]
 
 
 def test_a_work_dir_in_which_another_training_writes(config, tmp_path, monkeypatch, capsys):
