@@ -15,6 +15,7 @@ from helpers import tiny_data
 from helpers.running import REPOSITORY, run_tool
 from helpers.small_plans import COSTS, HEIGHT, IMAGES, PROBES, WIDTH
 from mmcv.runner import save_checkpoint
+from mmdet.datasets import build_dataset
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -240,6 +241,18 @@ def test_command(tmp_path):
     status, _, stderr = run_tool('plan', tmp_path / 'distiller.py', '--cfg-options',
                                  'optimizer.type=Nothing')
     assert status == 2 and 'optimizer' in stderr and 'Traceback' not in stderr
+
+
+def test_passes_of_a_training_that_counts_iterations_are_those_of_its_wrappers(tmp_path):
+    tiny_data.write_data(tmp_path)
+    _, path = tiny_data.write_pair(tmp_path, 'one_stage', batch_size=1)
+    config = load_config(path)
+    single = len(build_dataset(config.data.train))
+    config.runner = dict(type='IterBasedRunner', max_iters=6 * single)
+    config.data.train = dict(type='RepeatDataset', times=3, dataset=config.data.train)
+    config.dump(str(tmp_path / 'repeated.py'))
+    _, printed, _ = run_tool('plan', tmp_path / 'repeated.py', '--only-prototypes')
+    assert re.search(r'generations: +2, so', printed)
 
 
 def test_the_class_space_can_be_planned(config):

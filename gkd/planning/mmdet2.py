@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from gkd.detectors.images import pipeline_of, steps_of
 from gkd.errors import ConfigError, naming
-from gkd.frameworks import Dataset
+from gkd.frameworks import Dataset, build_dataset
 from gkd.planning.schedule import Schedule, base_batch, kept_checkpoints
 from gkd.prototypes.hook import PrototypeHook
 from gkd.running.config import build_model, load_config, replace_epochs, untrained_model
@@ -21,9 +21,9 @@ from gkd.running.data import prototype_datasets as prototype_configs
 from gkd.running.distill import describe_images, distillation_config
 
 __all__ = ['ANNOTATIONS', 'annotation_files', 'build_model', 'build_optimizer', 'describe_images',
-           'distillation_config', 'image_size', 'load_config', 'prototype_configs',
-           'prototype_datasets', 'replace_epochs', 'schedule_of', 'total_loss',
-           'untrained_model']
+           'distillation_config', 'image_size', 'images_a_pass', 'load_config',
+           'prototype_configs', 'prototype_datasets', 'replace_epochs', 'schedule_of',
+           'total_loss', 'untrained_model']
 
 ANNOTATIONS = 'data.train.ann_file'  # where a config names its training annotations
 
@@ -59,6 +59,16 @@ def schedule_of(config: Config) -> Schedule:
             or data.get('samples_per_gpu', 1),
             learning_rate=config.optimizer.get('lr'), base_batch=base_batch(config),
             checkpoints=kept_checkpoints(length, config.get('checkpoint_config')))
+
+
+def images_a_pass(config: Config) -> int:
+    """Images of a pass through the training data; wrappers may repeat some or leave some out.
+
+    Raises:
+        ConfigError: The data set cannot be built.
+    """
+    with naming('data.train'):
+        return len(build_dataset(config.data.train))
 
 
 def image_size(config: Config) -> tuple[int, int]:

@@ -22,9 +22,9 @@ from gkd.planning.schedule import Schedule, base_batch, kept_checkpoints
 from gkd.progress import without_warnings
 
 __all__ = ['ANNOTATIONS', 'annotation_files', 'build_model', 'build_optimizer', 'describe_images',
-           'distillation_config', 'image_size', 'load_config', 'prototype_configs',
-           'prototype_datasets', 'replace_epochs', 'schedule_of', 'total_loss',
-           'untrained_model']
+           'distillation_config', 'image_size', 'images_a_pass', 'load_config',
+           'prototype_configs', 'prototype_datasets', 'replace_epochs', 'schedule_of',
+           'total_loss', 'untrained_model']
 
 ANNOTATIONS = 'train_dataloader.dataset.ann_file'  # where training annotations are named
 # What of `optim_wrapper` the optimiser itself is built from; the rest is how its steps are made.
@@ -94,6 +94,16 @@ def schedule_of(config: Config) -> Schedule:
             learning_rate=config.optim_wrapper.optimizer.get('lr'), base_batch=base_batch(config),
             # MMEngine's own hook, if the config does not set one up.
             checkpoints=kept_checkpoints(length, hooks.get('checkpoint', dict(interval=1))))
+
+
+def images_a_pass(config: Config) -> int:
+    """Images of a pass through the training data; wrappers may repeat some or leave some out.
+
+    Raises:
+        ConfigError: The data set cannot be built.
+    """
+    with naming('train_dataloader.dataset'):
+        return len(build_dataset(config.train_dataloader.dataset))
 
 
 def annotation_files(entry: ConfigDict) -> list[str]:

@@ -41,16 +41,18 @@ class Schedule:
             return self.learning_rate
         return self.learning_rate * self.images * gpus / self.base_batch
 
-    def generations(self, interval: int, images: int, gpus: int) -> int:
+    def generations(self, interval: int, images: Optional[int], gpus: int) -> int:
         """How often prototypes are generated every ``interval`` epochs.
 
         Args:
             interval: Epochs between two generations.
-            images: Of the data set; an epoch of a training that counts steps is a pass through it.
+            images: Of a pass through the training data, which is an epoch of a training that
+                counts steps; others do not need it.
             gpus: Processes that train.
         """
-        passes = self.length * self.images * gpus / images
-        return ceil((self.length if self.unit == 'epoch' else passes) / interval)
+        epochs = (self.length if self.unit == 'epoch' else
+                  self.length * self.images * gpus / images)
+        return ceil(epochs / interval)
 
     def describe(self, gpus: int) -> str:
         """The schedule in words, for a number of processes."""

@@ -202,6 +202,17 @@ def test_mixed_precision_is_planned_without_a_gpu(config):
     assert make_plan(config, image=(128, 128)) == usual
 
 
+def test_passes_of_a_training_that_counts_iterations_are_those_of_its_wrappers(
+        config, tmp_path, monkeypatch, capsys):
+    dataset = config.train_dataloader.pop('dataset')  # of 6 images
+    config.train_cfg = dict(type='IterBasedTrainLoop', max_iters=36)
+    config.train_dataloader.update(batch_size=1, dataset=dict(
+        type='RepeatDataset', times=3, dataset=dataset))
+    config.dump(tmp_path / 'repeated.py')
+    printed = run(monkeypatch, capsys, tmp_path / 'repeated.py', '--only-prototypes')
+    assert re.search(r'generations: +2, so', printed)
+
+
 def test_command(config, tmp_path, monkeypatch, capsys):
     path = tmp_path / 'distil.py'
     config.dump(path)
