@@ -2,12 +2,14 @@
 
 import json
 import sys
+from types import SimpleNamespace
 
 import pytest
 from helpers import tiny_data
 from helpers.refusals import append, edit, refuse_training, train
 from helpers.running import run_tool
 
+from gkd.datasets import checks
 from gkd.datasets.coco_json import inspect_coco
 from gkd.datasets.inspection import Inspection
 from gkd.errors import DataError
@@ -249,7 +251,7 @@ def test_test_data_that_are_not_there_yet_are_named(folder):
     assert 'data.test.ann_file: no such file: later.json' in train('--epochs', '1')
 
 
-def test_annotations_of_voc_are_looked_at(tmp_path):
+def test_annotations_of_voc_are_looked_at(tmp_path, monkeypatch):
     from mmcv import ConfigDict
 
     from gkd.running.data import build_checked_dataset
@@ -262,8 +264,6 @@ def test_annotations_of_voc_are_looked_at(tmp_path):
     (tmp_path / 'JPEGImages/1.jpg').touch()
     config = ConfigDict(type='VOCDataset', ann_file=str(tmp_path / 'ImageSets/Main/train.txt'),
                         img_prefix=str(tmp_path), pipeline=tiny_data.pipelines()[0])
-    # MMDetection tells VOC 2007 by the name of the folder.
-    config.img_prefix = str(tmp_path)
     config.type = 'XMLDataset'
     config.classes = ['cat']
     for content, sound in ((box.format(30), True), (box.format('wide'), False), ('', False)):
@@ -273,3 +273,15 @@ def test_annotations_of_voc_are_looked_at(tmp_path):
         else:
             with pytest.raises(DataError, match='data.train: the annotations of .*1.jpg'):
                 build_checked_dataset(config, 'data.train')
+    # One pixel wide: MMDetection takes the last pixel for the border of the box.
+    (tmp_path / 'Annotations/1.xml').write_text(xml.format(box.format(2)).replace(
+        '</object>', '</object><object><name>cat</name>' + box.format(30) + '</object>'))
+    told = []
+    monkeypatch.setattr(checks, 'logger', lambda: SimpleNamespace(warning=told.append))
+    for settings in (dict(), dict(min_size=1), dict(test_mode=True)):
+        build_checked_dataset(config, 'data.train', settings)
+    assert len(told) == 1 and '1 boxes without area in their image, first [1.0, 2.0' in told[0]
+    # It wants a folder whose name holds the year.
+    config.type = 'VOCDataset'
+    with pytest.raises(DataError, match='Cannot infer dataset year.* take XMLDataset'):
+        build_checked_dataset(config, 'data.train')

@@ -15,7 +15,7 @@ import numpy as np
 from gkd.datasets.inspection import Finding, mask_faults
 from gkd.datasets.official import absent
 from gkd.errors import DataError, shorten
-from gkd.frameworks import CLASSES_SETTING, IMAGES_SETTING
+from gkd.frameworks import CLASSES_SETTING, IMAGES_SETTING, logger
 
 
 def check_class_names(classes: Any, key: str) -> None:
@@ -148,6 +148,25 @@ def check_instances(boxes: Sequence, labels: Sequence[int], num_classes: int, im
         sound = False
     if not sound:
         raise unusable(image, source, f'bboxes {shorten(boxes, 2)}, labels {shorten(labels)}', key)
+
+
+def tell_flat(boxes: Sequence[tuple[dict, str, Sequence[float]]], source: str) -> None:
+    """Warn of boxes without area that are trained on: a loss of boxes may be infinite for them.
+
+    For formats whose files were not inspected whole. Boxes are cut at the border of the image.
+
+    Args:
+        boxes: What is known of an image, such as its ``width``; its file; and a box ``(x1, y1, x2,
+            y2)`` in pixels that is trained on.
+        source: The annotation file.
+    """
+    flat = [(image, box) for info, image, box in boxes
+            if min(box[2], info.get('width', np.inf)) <= max(box[0], 0)
+            or min(box[3], info.get('height', np.inf)) <= max(box[1], 0)]
+    if flat:
+        image, box = flat[0]
+        logger().warning(f'{source}: {len(flat)} boxes without area in their image, first '
+                         f'{list(box)} of {image}: losses may be infinite. Mend or remove them.')
 
 
 def unusable(image: str, source: str, problem: str, key: str) -> DataError:

@@ -21,6 +21,7 @@ from gkd.datasets.checks import (
     check_instances,
     check_masks,
     no_image,
+    tell_flat,
     unusable,
 )
 from gkd.datasets.inspection import Finding
@@ -165,12 +166,16 @@ class Leaf:
 
     def check_boxes(self, infos: list[dict], classes: Optional[Sequence[str]]) -> None:
         """Raise DataError if a box or label cannot be used; COCO files were inspected whole."""
+        trained = []
         for info in infos:
             instances = info.get('instances') or ()
             labels = [instance.get('bbox_label') for instance in instances]
             check_instances([instance.get('bbox') for instance in instances], labels,
                             len(classes or labels), info.get('img_path'), self.dataset.ann_file,
                             self.key)
+            trained += [(info, info.get('img_path'), instance['bbox']) for instance in instances
+                        if not self.dataset.test_mode and not instance.get('ignore_flag')]
+        tell_flat(trained, self.dataset.ann_file)
 
 
 def on_disk(path: str, backend: Optional[dict]) -> bool:

@@ -32,6 +32,7 @@ from gkd.datasets.checks import (
     check_masks,
     no_box,
     no_image,
+    tell_flat,
     unusable,
 )
 from gkd.datasets.coco_json import load_coco
@@ -87,8 +88,9 @@ def build_checked_dataset(config: ConfigDict, key: str,
     except Exception as error:
         raise DataError(
             f'{key}: cannot read {shorten([leaf.get("ann_file") for leaf in leaves])} as '
-            f'{leaves[0].get("type")}: {type(error).__name__}: {error}. COCO data sets need a '
-            f'JSON file with "images", "annotations" and "categories".') from error
+            f'{leaves[0].get("type")}: {type(error).__name__}: {error}. CocoDataset needs a JSON '
+            f'file with "images", "annotations" and "categories"; for data of your own in PASCAL '
+            f'VOC\'s format, take XMLDataset.') from error
     for leaf in leaf_datasets(dataset):
         check_classes(leaf, key)
         check_images(leaf, key)
@@ -297,6 +299,7 @@ def check_annotations(dataset: CustomDataset, key: str) -> None:
                          for annotation in dataset.coco.imgToAnns[info['id']]
                          if not annotation.get('ignore')), dataset.ann_file, key)
     elif isinstance(dataset, XMLDataset) or type(dataset) is CustomDataset:
+        trained = []
         for index, info in enumerate(dataset.data_infos):
             image = info['filename']
             try:
@@ -307,6 +310,8 @@ def check_annotations(dataset: CustomDataset, key: str) -> None:
                                key) from None
             check_instances(boxes, labels, len(dataset.CLASSES or labels), image,
                             dataset.ann_file, key)
+            trained += [] if dataset.test_mode else [(info, image, box) for box in boxes]
+        tell_flat(trained, dataset.ann_file)
 
 
 def check_ground_truth(model: nn.Module, config: ConfigDict, key: str) -> None:

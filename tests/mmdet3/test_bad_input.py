@@ -22,7 +22,7 @@ from small_experiments import CLASSES, IMAGES, PREPROCESSOR, TOOLS, detector, ex
 
 from gkd.commands import run
 from gkd.compat import images
-from gkd.datasets import coco_json
+from gkd.datasets import checks, coco_json
 from gkd.detectors import replacement
 from gkd.engine.commands import load_config
 from gkd.engine.data import (
@@ -384,7 +384,7 @@ def test_settings_of_a_loader(config):
     assert not Path(config.work_dir).exists()
 
 
-def test_annotations_of_voc(tmp_path):
+def test_annotations_of_voc(tmp_path, monkeypatch):
     xml = ('<annotation><size><width>64</width><height>48</height></size><object><name>cat</name>'
            '{}</object></annotation>')
     box = '<bndbox><xmin>2</xmin><ymin>3</ymin><xmax>{}</xmax><ymax>20</ymax></bndbox>'
@@ -410,6 +410,21 @@ def test_annotations_of_voc(tmp_path):
             build()
     (tmp_path / 'JPEGImages' / '1.jpg').touch()
     assert len(build()) == 1
+    # One pixel wide: MMDetection takes the last pixel for the border of the box.
+    (tmp_path / 'Annotations' / '1.xml').write_text(xml.format(box.format(2)).replace(
+        '</object>', '</object><object><name>cat</name>' + box.format(30) + '</object>'))
+    told = []
+    monkeypatch.setattr(checks, 'logger', lambda: SimpleNamespace(warning=told.append))
+    build()
+    config.test_mode = True
+    build()
+    del config.test_mode
+    assert len(told) == 1 and '1 boxes without area in their image, first [1, 2, 1, 19' in told[0]
+    (tmp_path / 'Annotations' / '1.xml').write_text(xml.format(box.format(30)).replace(
+        '<ymin>3', '<ymin>60').replace('<ymax>20', '<ymax>70'))
+    build()
+    assert len(told) == 2 and 'first [1, 59, 29, 69] of' in told[1]  # below the image
+    (tmp_path / 'Annotations' / '1.xml').write_text(xml.format(box.format(30)))
     config.metainfo.classes = ['dog']
     with pytest.raises(DataError, match='no box of'):
         build()
