@@ -106,7 +106,8 @@ def section(query, page, results):
     if not methods:
         return NOT_YET
     against = query.get('against', PLAIN)
-    runs = [row for row in rows if row.method in methods and row.options == options]
+    runs = paired([row for row in rows if row.method in methods and row.options == options],
+                  rows, against)
     gains = {name: grouped_gains([row for row in runs if row.method == name], rows, against)
              for name in methods}
     text = f'{table(methods, gains, runs, rows, options)}\n{legend(runs, against)}\n'
@@ -133,10 +134,23 @@ def partner(row: Result, against):
             shared_options(row.options), None if against == PLAIN else row.teacher_seed)
 
 
+def partners(rows, against):
+    """The runs that others are compared with, by what the two have in common."""
+    return {partner(row, against): row for row in rows
+            if row.method == against and 'model.' not in row.options}
+
+
+def paired(runs, rows, against):
+    """The runs that can be compared; all runs of a method of which none can be."""
+    others = partners(rows, against)
+    compared = {row.method for row in runs if partner(row, against) in others}
+    return [row for row in runs
+            if row.method not in compared or partner(row, against) in others]
+
+
 def grouped_gains(runs, rows, against):
     """Gains over a method, by column and by teacher (its seed, strip and machine)."""
-    others = {partner(row, against): row for row in rows
-              if row.method == against and 'model.' not in row.options}
+    others = partners(rows, against)
     gains = {column: defaultdict(list) for column in GAINS}
     for row in runs:
         other = others.get(partner(row, against))
@@ -152,8 +166,10 @@ def baselines(name, rows, taught, options):
     wanted = shared_options(options) if name == PLAIN else ''
     teachers, students = ({'', *(getattr(row, seed) for row in taught)}
                           for seed in ('teacher_seed', 'student_seed'))
+    places = {(row.strip, row.machine) for row in taught}
     return [row for row in rows if row.method == name and row.options == wanted
-            and row.teacher_seed in teachers and row.student_seed in students]
+            and row.teacher_seed in teachers and row.student_seed in students
+            and (row.strip, row.machine) in places]
 
 
 def table(methods, gains, taught, rows, options):

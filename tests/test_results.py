@@ -39,6 +39,7 @@ def rows():
                       AP=str(10 + seed + 3 * teacher + seed + 1))
               for teacher in range(2) for seed in range(3)]
     found += [replace(ROW, method='teacher', student_seed='', AP='50'),
+              replace(ROW, method='teacher', student_seed='', AP='99', machine='gpu'),
               replace(ROW, student_seed='9', AP='90'),  # no partner
               replace(ROW, machine='gpu', student_seed='1', AP='80'),  # nor here
               replace(ROW, options='model.knowledge.0.robust=False', AP='15'),
@@ -84,7 +85,9 @@ def test_a_page_is_filled_from_the_rows(results, tmp_path):
              for line in text.splitlines() if line.startswith('|')}
     assert list(lines) == ['taught', '-' * 13, 'teacher', 'student alone', 'gkd', 'fgd']
     runs, *_, gain, _, pairs, higher = lines['gkd']
-    assert (runs, pairs, higher) == ('8', '6', '6')
+    assert (runs, pairs, higher) == ('6', '6', '6')
+    # Beside runs of one machine, the teacher of that machine.
+    assert lines['teacher'][:2] == ['1', '50.0']
     expected = confidence_interval([[1, 2, 3], [4, 5, 6]])
     assert gain == str(expected) and expected.mean == 3.5
     assert lines['fgd'][-4:] == ['+0.5', '+0.0', '1', '1']
