@@ -32,13 +32,17 @@ def test_attributes_are_found_by_the_names_of_classes_and_of_their_bases():
                                  'gone': dict(_input_size=(1, 1))})
     assert model[1][0]._input_size == (64, 96) and model[1][0]._interval == 10
     assert model[1][1]._input_size is None
+    model[1][0]._input_size = np.int64(32), 96
+    assert all(type(side) is int for side in module_state(model)['1.0']['_input_size'])
 
 
 def test_state_is_a_copy_of_plain_numbers_all_of_which_come_back():
     one, other = build(small.dynamic_rcnn()), build(small.dynamic_rcnn())
     head = one.roi_head
     head.iou_history.append(np.float64(0.25))
-    head.bbox_assigner.pos_iou_thr = np.mean([0.25, 0.5])
+    thresholds = 'pos_iou_thr', 'neg_iou_thr', 'min_pos_iou'
+    for threshold, value in zip(thresholds, (np.mean([0.25, 0.5]), 0.25, 0.125)):
+        setattr(head.bbox_assigner, threshold, value)
     head.bbox_head.loss_bbox.beta = 0.125
     state = module_state(one)
     head.iou_history.append(0.75)
@@ -47,7 +51,8 @@ def test_state_is_a_copy_of_plain_numbers_all_of_which_come_back():
     restore_module_state(other, state)
     other.roi_head.iou_history.append(0.5)
     assert state['roi_head']['iou_history'] == [0.25]
-    assert other.roi_head.bbox_assigner.pos_iou_thr == 0.375
+    assert [getattr(other.roi_head.bbox_assigner, threshold) for threshold in thresholds] == [
+        0.375, 0.25, 0.125]
     assert other.roi_head.bbox_head.loss_bbox.beta == 0.125
 
 

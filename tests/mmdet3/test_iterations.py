@@ -2,6 +2,7 @@
 
 import json
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from small_experiments import counting_iterations, detector, experiment, train
+from torch.utils.data import DataLoader
 
 from gkd.compat.checkpoint import load_checkpoint_file
 from gkd.engine import loop
@@ -141,3 +143,32 @@ def test_the_report_and_the_student(annotations, tmp_path, monkeypatch):
     export_student(config, f'{run.work_dir}/iter_8.pth', student)
     plain = build_detector(Config(detector('one_stage')))
     plain.load_state_dict(load_checkpoint_file(student)['state_dict'], strict=True)
+
+
+def evaluations(stops=None, **settings):
+    """After which of seven iterations it is evaluated, and the loop; three are a pass."""
+    runner, found = Mock(), []
+
+    def evaluate():
+        found.append(training.iter)
+        training.stop_training = training.iter == stops  # as an EarlyStoppingHook does
+
+    runner.val_loop.run = evaluate
+    training = loop.IterationTrainLoop(runner, DataLoader(range(3)), max_iters=7, **settings)
+    training.run()
+    return found, training
+
+
+@pytest.mark.parametrize('settings, expected', [
+    (dict(val_interval=2), [2, 4, 6, 7]), (dict(val_interval=2, val_begin=4), [4, 6, 7]),
+    (dict(val_interval=3, dynamic_intervals=[(6, 1)]), [3, 5, 6, 7])])
+def test_evaluations_are_where_mmengine_has_them(settings, expected):
+    assert evaluations(**settings)[0] == expected
+
+
+@pytest.mark.parametrize('stops', [2, 3, 4])
+def test_a_training_that_learns_no_more_ends_with_its_evaluation(stops):
+    found, training = evaluations(stops, val_interval=1)
+    assert found == [*range(1, stops + 1)] and training.iter == stops
+    assert [call.args[0] for call in training.runner.call_hook.call_args_list][-2:] == [
+        'after_train_epoch', 'after_train']
