@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import zip_longest
 
 from gkd.errors import PairError
 
@@ -152,9 +153,9 @@ class DetectorPair:
         """Raise PairError unless the dense heads have the same anchors; arguments as above."""
         teacher, student = self.teacher.anchors, self.student.anchors
         if teacher != student:
-            raise PairError(f'{key}: teacher and student have different anchors (of the first '
-                            f'level: {teacher[:1]} and {student[:1]}); use one '
-                            f'`anchor_generator` for both, or {advice}')
+            raise PairError(f'{key}: teacher and student have different anchors '
+                            f'({difference(teacher, student)}); use one `anchor_generator` for '
+                            f'both, or {advice}')
 
     def require_same_places(self, key: str, advice: str) -> None:
         """Raise PairError unless the dense heads predict at the same places.
@@ -208,3 +209,38 @@ class DetectorPair:
     def channels(self, info: DetectorInfo) -> tuple[int, ...]:
         """Channels of ``info`` on every paired level."""
         return tuple(info.channels[level] for level in self.levels(info))
+
+
+def difference(teacher: tuple, student: tuple) -> str:
+    """In what the anchors of two heads differ, in words.
+
+    Args:
+        teacher: As :attr:`DetectorInfo.anchors`.
+        student: Likewise.
+
+    Example:
+        >>> difference((((-4, -4, 4, 4), (-8, -4, 8, 4)),), ())
+        'on level 0 the teacher has 2 a cell, 8x8, 16x8 pixels; the student has none'
+        >>> difference((((-4, -4, 4, 4),),), (((0, 0, 8, 8),),))
+        'on level 0 both have 1 a cell, 8x8 pixels, but around other centres'
+    """
+    level, pair = next((level, pair) for level, pair in enumerate(zip_longest(teacher, student))
+                       if pair[0] != pair[1])
+    first, second = (sizes(anchors or ()) for anchors in pair)
+    if first == second:
+        return f'on level {level} both have {in_words(first)}, but around other centres'
+    return (f'on level {level} the teacher has {in_words(first)}; the student has '
+            f'{in_words(second)}')
+
+
+def sizes(anchors: tuple) -> list[tuple[float, float]]:
+    """Width and height of the anchors of a cell, in pixels."""
+    return [(right - left, bottom - top) for left, top, right, bottom in anchors]
+
+
+def in_words(anchors: list[tuple[float, float]]) -> str:
+    """How many anchors a cell has, and how large they are."""
+    if not anchors:
+        return 'none'
+    listed = ', '.join(f'{width:.0f}x{height:.0f}' for width, height in anchors)
+    return f'{len(anchors)} a cell, {listed} pixels'
