@@ -93,6 +93,7 @@ def test_a_class_that_cannot_teach_is_refused_when_it_is_built(teach, method, me
     (lambda x: {3: x}, '3 is no name'),
     (lambda x: dict(loss_mine=1.0), 'loss_mine is a float'),
     (lambda x: dict(loss_mine=[x, 2]), 'loss_mine is a int'),
+    (lambda x: dict(loss_mine=(x, x)), 'loss_mine is a tuple'),
     (lambda x: dict(loss_mine=torch.tensor(3)), 'loss_mine is torch.int64'),
     (lambda x: dict(mine=x), 'mine would not be added to the losses'),
     (lambda x: dict(loss_mine=x.detach()), 'loss_mine has no gradient'),
@@ -110,7 +111,8 @@ def test_what_is_taught_is_a_list_of_dicts(knowledge):
 
 
 def test_lists_and_numbers_for_the_log_are_taken(teach):
-    losses = teach(returning(lambda x: dict(loss_mine=[x, x], mean=x.detach())), dict(type='PKD'))
+    losses = teach(returning(lambda x: dict(loss_mine=[x, x.detach()], mean=x.detach())),
+                   dict(type='PKD'))
     assert {'loss_mine', 'mean', 'loss_pkd'} <= losses.keys()
 
 

@@ -66,7 +66,7 @@ def check_losses(kind: Knowledge, losses: Any) -> None:
             if not isinstance(term, Tensor) or not term.is_floating_point():
                 given = term.dtype if isinstance(term, Tensor) else f'a {type(term).__name__}'
                 raise ConfigError(f'{where}: {name} is {given}; it must be a tensor of '
-                                  f'floating-point numbers.')
+                                  f'floating-point numbers, or a list of such.')
         if 'loss' not in name and any(term.requires_grad for term in terms(loss)):
             raise ConfigError(f'{where}: {name} would not be added to the losses, as its name '
                               f'does not begin with `loss`. Rename it; if it is only to be '
@@ -92,5 +92,5 @@ def check_gradients(kind: Knowledge, losses: dict, step: Step) -> None:
 
 
 def terms(loss: Any) -> Sequence:
-    """The tensors of a loss, which may be a list of them."""
-    return loss if isinstance(loss, (list, tuple)) else [loss]
+    """The tensors of a loss, which may be a list of them; MMDetection takes no tuple."""
+    return loss if isinstance(loss, list) else [loss]
