@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 
 import gkd.bank as bank_module
 from gkd.errors import CheckpointError, StorageError
+from gkd.files import CHECKSUM
 from gkd.prototypes import PrototypeBank
 
 
@@ -82,6 +83,7 @@ def test_moves_with_everything_it_holds():
         ({'offsets': [torch.tensor([0, 2, 2, 3]), torch.zeros(3).long()]}, r'offsets\[1\] has 2'),
         ({'offsets': [torch.tensor([0.0, 3.0]), torch.zeros(2)]}, r'offsets\[0\].*float32'),
         ({'metadata': {'format': 'other'}}, "'format' is reserved"),
+        ({'metadata': {CHECKSUM: 'other'}}, f"'{CHECKSUM}' is reserved"),
     ],
 )
 def test_refuses_parts_that_do_not_fit(changes, message):

@@ -127,6 +127,18 @@ def test_places_are_those_that_the_head_trains_as_objects(name):
     torch.testing.assert_close(halved, kind.soft_label(
         logits, step.teacher.dense.logits[objects], weights))
 
+    # A head may train a place as an object that no box is around: that one counts in full.
+    around = torch.stack([torch.stack([
+        ((box[:2] <= points) & (points <= box[2:])).all(dim=1) for box in boxes]).any(dim=0)
+        for boxes in step.gt_boxes])
+    step.place_labels = torch.where(around, model.pair.num_classes, step.place_labels)
+    alone = tuple((~around).nonzero()[0])
+    step.place_labels[alone] = 0
+    objects = step.place_labels < model.pair.num_classes
+    torch.testing.assert_close(kind.teach_places(step, *given, 0 * ones), kind.soft_label(
+        step.student.dense.logits[objects], step.teacher.dense.logits[objects],
+        torch.ones(int(objects.sum()))))
+
 
 def test_each_stage_of_a_cascade_is_taught_by_the_same_stage():
     config = coverage.small_config('cascade_rcnn/cascade_rcnn_r50_fpn_1x_coco')

@@ -84,10 +84,11 @@ def test_options_end_in_messages(folder, options, says):
     refuse_training(folder, '--cfg-options', *options, says=says)
 
 
-@pytest.mark.parametrize('option', ['lr', '=3', 'a=[1,(2]'])
-def test_what_is_no_option_is_named(folder, option):
+@pytest.mark.parametrize('option, says', [
+    ('lr', "'lr' is not KEY=VALUE"), ('=3', "'=3' is not KEY=VALUE"), ('a=[1,(2]', 'a=[1,(2]: ')])
+def test_what_is_no_option_is_named(folder, option, says):
     status, _, stderr = run_tool('train', 'distiller.py', '--cfg-options', option)
-    assert status == 2 and 'Traceback' not in stderr and 'cfg-options' in stderr
+    assert status == 2 and 'Traceback' not in stderr and f'--options: {says}' in stderr
 
 
 def test_no_seed_is_seed_0(folder):

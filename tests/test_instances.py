@@ -81,6 +81,11 @@ class TestPoolInstances:
         torch.testing.assert_close(pool_instances(feature, boxes, 1 / 8),
                                    pool_by_loop(feature, boxes, 1 / 8, 1 / 8))
 
+    def test_a_box_of_negative_size_is_the_cell_of_its_corner(self):
+        feature = torch.arange(16.0).reshape(1, 1, 4, 4)
+        pooled = pool_instances(feature, [torch.tensor([[20.0, 9.0, 4.0, 1.0]])], scale=1 / 8)
+        assert pooled.tolist() == [[6.0]]
+
     def test_no_boxes_give_no_rows_but_a_gradient(self):
         feature = torch.randn(2, 3, 4, 4, requires_grad=True)
         pooled = pool_instances(feature, [torch.zeros(0, 4)] * 2, 0.25)

@@ -18,6 +18,7 @@ from gkd.knowledge import (
     robust_weights,
     soft_label_loss,
 )
+from gkd.knowledge.losses import similarity_loss
 
 DATA = Path(__file__).parent / 'data'
 
@@ -197,6 +198,19 @@ class TestGlobalKnowledge:
         )
         close(loss, torch.stack(terms).mean())
         assert max(terms) > 1
+
+    def test_levels_are_summed(self):
+        levels = [(*instances()[:4], torch.rand(6)) for _ in range(3)]
+        student, teacher = (
+            torch.stack([
+                F.normalize(level[role], dim=1) @ F.normalize(level[role + 2], dim=1).T
+                for level in levels
+            ])
+            for role in (0, 1)
+        )
+        weights = torch.stack([level[4] for level in levels])
+        loss = similarity_loss(student, teacher, weights, factor=2.0)
+        close(loss, 2 * sum(global_knowledge_loss(*level) for level in levels))
 
     def test_only_the_student_learns(self):
         arguments = [x.requires_grad_() for x in (*instances()[:4], torch.rand(6))]

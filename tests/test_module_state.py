@@ -36,6 +36,14 @@ def test_attributes_are_found_by_the_names_of_classes_and_of_their_bases():
     assert all(type(side) is int for side in module_state(model)['1.0']['_input_size'])
 
 
+def test_an_attribute_that_a_class_lacks_is_left_out():
+    """As MMDetection 3's YOLOX, whose name and sizes are those of MMDetection 2."""
+    model = type('YOLOX', (Sizes,), {})()
+    assert module_state(model) == {'': dict(_input_size=None)}
+    restore_module_state(model, {'': dict(_input_size=(64, 96), _progress_in_iter=3)})
+    assert model._input_size == (64, 96) and not hasattr(model, '_progress_in_iter')
+
+
 def test_state_is_a_copy_of_plain_numbers_all_of_which_come_back():
     one, other = build(small.dynamic_rcnn()), build(small.dynamic_rcnn())
     head = one.roi_head

@@ -223,6 +223,27 @@ def test_a_resumed_run_keeps_the_record_of_epochs_that_are_done(tmp_path):
     assert recorder.earlier_record(str(path), 2, 9) == {}
 
 
+def test_a_resumed_run_goes_on_with_its_time_and_adds_to_its_epoch(tmp_path):
+    class Model(torch.nn.Linear):
+        def forward_train(self):
+            return {}
+
+    path = tmp_path / 'record.json'
+    path.write_text(json.dumps(dict(seconds=100.0, epochs={'1': dict(steps=5)})))
+    model = Model(1, 1)
+    kept = recorder.Recorder(model, str(tmp_path), 1, 5, '', 0, 1)
+    for _ in range(2):
+        model.forward_train()
+        kept.update(1, 5)
+    kept.close()
+    record = json.loads(path.read_text())
+    assert 100 <= record['seconds'] < 200 and record['epochs']['1'] == dict(steps=5)
+    assert record['epochs']['2']['time']['student'][0] == 2
+    recorder.Recorder(model, str(tmp_path), 0, 0, '', 0, 1).close()  # begins anew
+    record = json.loads(path.read_text())
+    assert record['seconds'] < 100 and record['epochs'] == {}
+
+
 def test_weights_of_a_step_are_counted_once():
     class Knowledge:
         def forward(self, *calls):

@@ -3,16 +3,27 @@
 import logging
 import os
 from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 import torch
+from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from gkd.bank import PrototypeBank
 from gkd.commands.resume import intact_checkpoint
-from gkd.errors import CheckpointError
-from gkd.resume import is_same_setup, remove_inside, with_seeds
+from gkd.errors import CheckpointError, DataError, StorageError
+from gkd.resume import (
+    evaluations,
+    forget_evaluations,
+    is_same_setup,
+    keep_evaluation,
+    remove_inside,
+    restore_model,
+    with_seeds,
+)
 from gkd.running.resume import ImageOrder, ResumeHook
-from gkd.work_dir import checkpoints, last_whole_checkpoint
+from gkd.work_dir import EVALUATION, checkpoints, last_whole_checkpoint
 
 
 def write(folder, *names):
@@ -51,6 +62,53 @@ def test_another_setup_is_warned_of(caplog, processes, length, same):
     warning = f'is of 2 process(es) with 10 iterations an epoch, this run has {processes} with ' \
               f'{length}: it goes on from there'
     assert (warning in caplog.text) != same
+
+
+def test_each_process_gets_back_what_its_own_model_counted():
+    """With more processes than before, the others begin with what one of them counted."""
+    head = type('DDODHead', (nn.Linear,), {})
+    state = dict(bank=None, modules=[{'0': dict(cls_num_pos_samples_per_level=[rank])}
+                                     for rank in (7, 8)])
+    for rank, counted in ((0, [7]), (1, [8]), (2, [7])):
+        model = nn.Sequential(head(1, 1))
+        model[0].cls_num_pos_samples_per_level = [0]
+        restore_model(model, state, rank)
+        assert model[0].cls_num_pos_samples_per_level == counted
+
+
+def test_prototypes_come_back_with_the_model():
+    bank = PrototypeBank([torch.rand(2, 3)], [torch.rand(2, 4)], [torch.tensor([0, 2])],
+                         dict(epoch='3'))
+    model = nn.Linear(1, 1)
+    restore_model(model, dict(bank=bank.state_dict()), 0)
+    assert torch.equal(model.bank.student[0], bank.student[0])
+    assert model.bank.metadata == dict(epoch='3')
+
+
+def test_metrics_are_kept_of_the_epochs_that_a_run_has_done(tmp_path):
+    """Those of later epochs, and of an evaluation that is repeated, are replaced."""
+    folder = str(tmp_path)
+    assert evaluations(folder, 9) == {}
+    forget_evaluations(folder, 0)
+    assert not os.listdir(tmp_path)  # nothing is there to forget
+    for epoch in (1, 2, 3):
+        keep_evaluation(folder, epoch, dict(AP=epoch / 10))
+    assert evaluations(folder, 2) == {'1': dict(AP=0.1), '2': dict(AP=0.2)}
+    forget_evaluations(folder, 2)
+    assert [*evaluations(folder, 9)] == ['1', '2']
+    keep_evaluation(folder, 1, dict(AR=0.5))
+    assert evaluations(folder, 9) == {'1': dict(AR=0.5)}
+    with mock.patch('os.fsync', side_effect=OSError('the disk is full')), \
+            pytest.raises((OSError, StorageError)):
+        keep_evaluation(folder, 2, dict(AR=0.6))
+    assert evaluations(folder, 9) == {'1': dict(AR=0.5)}
+
+
+@pytest.mark.parametrize('content', ['{"1"', '[1]', '{"one": {}}', '{"1": 0.5}'])
+def test_metrics_that_cannot_be_read_are_named(tmp_path, content):
+    (tmp_path / EVALUATION).write_text(content)
+    with pytest.raises(DataError, match=f'{EVALUATION} does not hold metrics by epoch'):
+        evaluations(str(tmp_path), 9)
 
 
 def names(paths):
