@@ -11,6 +11,7 @@ bit.
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import json
 import os
 import random
@@ -55,6 +56,7 @@ PLACES = {
     'evaluation': (TwoStageDetector, 'simple_test'),
     'evaluated': (CocoDataset, 'evaluate'),
 }
+HANGS = 1200  # seconds
 
 
 @dataclass
@@ -174,6 +176,8 @@ def child_main(config, work_dir, fault, rank, processes, store, counts):
         output = open(work_dir / f'output_{rank}.txt', 'a')
         for descriptor in (1, 2):
             os.dup2(output.fileno(), descriptor)
+        # One that hangs, longer than processes wait for each other, says where and fails.
+        faulthandler.dump_traceback_later(HANGS, exit=True, file=output)
         torch.set_num_threads(1)  # thread pools do not survive a fork
         cv2.setNumThreads(0)
         reached = Counter()
