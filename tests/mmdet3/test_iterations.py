@@ -9,6 +9,7 @@ import torch
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
+from mmengine.runner import IterBasedTrainLoop
 from small_experiments import counting_iterations, detector, experiment, train
 from torch.utils.data import DataLoader
 
@@ -111,6 +112,45 @@ def test_the_commands_count_passes_of_all_processes(annotations, tmp_path, monke
         built = Runner.with_checked_data(config, 'train').train_loop
         assert (type(built), len(built.dataloader)) == (loop.IterationTrainLoop, 2)
         assert (built.max_epochs, built.max_iters) == (3, 5)
+
+
+class FewSteps:
+    """As much of a runner as a loop needs; it notes evaluations, and may stop the loop."""
+
+    def __init__(self, stop_after=None):
+        self.stop_after = stop_after
+        self.done, self.evaluated, self.epochs = 0, [], 0
+        self.model, self.val_loop, self.optim_wrapper = self, self, None
+
+    def call_hook(self, name, **settings):
+        self.epochs += name == 'after_train_epoch'
+
+    def train(self):
+        pass
+
+    def train_step(self, batch, optim_wrapper):
+        self.done += 1
+        self.loop.stop_training = self.done == self.stop_after
+
+    def run(self):
+        self.evaluated.append(self.done)
+
+
+@pytest.mark.parametrize('stop_after, settings, evaluated, epochs', [
+    (None, dict(max_iters=7, val_interval=3), [3, 6, 7], 3),
+    (None, dict(max_iters=6, val_interval=4), [4, 6], 2),
+    (None, dict(max_iters=8, val_interval=2, val_begin=4), [4, 6, 8], 3),
+    (None, dict(max_iters=8, val_interval=2, dynamic_intervals=[(4, 3)]), [2, 3, 6, 8], 3),
+    (4, dict(max_iters=8, val_interval=2), [2, 4], 2)])
+def test_evaluates_and_stops_as_mmengines_loop_does(stop_after, settings, evaluated, epochs):
+    """Passes have three steps."""
+    for kind in (loop.IterationTrainLoop, IterBasedTrainLoop):
+        runner = FewSteps(stop_after)
+        runner.loop = kind(runner, DataLoader(range(3)), **settings)
+        runner.loop.run()
+        assert runner.evaluated == evaluated
+        assert runner.loop.iter == runner.done == (stop_after or settings['max_iters'])
+        assert runner.epochs == (epochs if kind is loop.IterationTrainLoop else 1)
 
 
 @pytest.mark.slow
