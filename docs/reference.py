@@ -38,7 +38,7 @@ FILLED_IN = {'self', 'pair', 'key'}
 # They are the parser's, not the constructor's.
 SOURCE_DEFAULTS = {'config': 'required', 'checkpoint': '`None`; required for the teacher',
                    'overrides': '`{}`', 'precision': '`None`', 'graphs': '`0`',
-                   'img_norm_cfg': '`None`', 'inherit': '`()`'}
+                   'img_norm_cfg': '`None`', 'inherit': '`()`', 'classes': '`None`'}
 # Which class takes the settings of which part of a config.
 PLACES = {
     '`model`': Distiller,

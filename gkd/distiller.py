@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import reduce
 from typing import Any, Optional
 
@@ -151,22 +151,36 @@ class Distiller(DetectorShell):
             key: Place of the data set in the config, for messages.
 
         Raises:
-            ConfigError: The teacher does not know one of them.
+            ConfigError: The teacher does not know one of them, or nothing names its classes.
         """
-        teacher = self.pair.teacher
-        if teacher.num_classes == self.pair.num_classes:
+        count, taught = self.pair.teacher.num_classes, getattr(self.teacher, 'CLASSES', None) or ()
+        if count == self.pair.num_classes or not self.knowledge:
             return
-        taught = list(self.teacher.CLASSES)
+        if len(taught) != count:
+            raise ConfigError(
+                f'model.teacher.checkpoint: the teacher has {count} classes, {key} has '
+                f'{len(names)}, and the checkpoint does not name the teacher\'s: name them, in '
+                f'their order, in model.teacher.classes.')
         missing = [name for name in names if name not in taught]
         if missing:
             raise ConfigError(
                 f'model.teacher.checkpoint: the teacher knows {len(taught)} classes, but not '
                 f'{", ".join(missing)}, which {key} has; take a teacher that knows all '
                 f'classes, or set `num_classes` of its head to them and train it on them.')
-        columns = [taught.index(name) for name in names]
-        if not teacher.sigmoid:
-            columns.append(teacher.num_classes)  # background
-        self.teacher_columns = torch.tensor(columns, device=next(self.parameters()).device)
+        self.choose_columns([taught.index(name) for name in names])
+
+    def choose_columns(self, classes: Iterable[int]) -> None:
+        """Take the student's classes from a teacher that has more.
+
+        Args:
+            classes: The teacher's numbers of the student's classes.
+        """
+        teacher = self.pair.teacher
+        if teacher.num_classes == self.pair.num_classes:
+            return
+        background = [] if teacher.sigmoid else [teacher.num_classes]
+        self.teacher_columns = torch.tensor([*classes, *background],
+                                            device=next(self.parameters()).device)
 
     def __getattr__(self, name: str) -> Any:
         """Look up on the student what the distiller lacks, so that hooks see that detector."""

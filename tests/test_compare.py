@@ -299,6 +299,22 @@ def test_checkpoints_that_are_there_are_used(processes, tmp_path):
         'train gkd_teacher1_seed0', 'train plain_seed1', 'train gkd_teacher1_seed1']
 
 
+def test_a_teacher_with_more_classes_is_not_tested(processes, tmp_path):
+    path = write_experiment(tmp_path)
+    config = load_config(path)
+    config.model.teacher.checkpoint = str(tmp_path / 'teacher.pth')  # of three classes
+    for part in ('train', 'val', 'test'):
+        config.data[part].classes = ['red', 'blue']
+    config.model.student.overrides = {'bbox_head.num_classes': 2}
+    Path(path).write_text(config.pretty_text)
+    status, printed = run_compare(path, '--methods', 'gkd', '--seeds', 1, '--work-dir',
+                                  tmp_path / 'work')
+    assert status == 0, printed
+    assert [name for name, *_ in processes.commands] == [
+        'train student_seed0', 'train plain_seed0', 'train gkd_seed0']
+    assert '- teacher: not tested: it detects 3 classes, of which the data have 2' in printed
+
+
 def test_method_that_cannot_serve_is_refused_and_the_others_go_on(processes, tmp_path):
     config = write_experiment(tmp_path, dict(odd=[dict(type='CWD', levels=[9])]))
     status, printed = run_compare(config, '--methods', 'odd', 'gkd', 'gkd+odd', '--seeds', 1,

@@ -238,7 +238,7 @@ def test_detections_are_the_students():
 
 
 REFUSALS = [
-    (small.retinanet(num_classes=4), small.retinanet(), {}, '4 classes, student RetinaNet has 3'),
+    (small.retinanet(num_classes=2), small.retinanet(), {}, '2 classes, student RetinaNet has 3'),
     (small.faster_rcnn(), small.retinanet(), dict(soft_label={}),
      'soft_label: a two-stage teacher'),
     (small.retinanet(octave_base_scale=2), small.retinanet(), dict(soft_label={}),
@@ -424,6 +424,29 @@ def test_teacher_with_more_classes_teaches_those_that_the_student_has(family, tm
     torch.testing.assert_close(step.teacher.logits, whole[:, [3, 4, 1, *background]])
     assert saved_weights(model).keys() == model.state_dict().keys()
     assert model.to('meta').teacher_columns.device.type == 'meta'
+
+
+def test_a_teacher_with_more_classes_needs_their_names(tmp_path):
+    config = small.distiller(small.retinanet(24, num_classes=4), small.retinanet())
+    with pytest.raises(ConfigError, match='has 4 classes, data.train has 3, .*teacher.classes'):
+        build(config).choose_classes(('red', 'green', 'blue'), 'data.train')
+    named = copy.deepcopy(config)
+    named['teacher']['classes'] = ['blue', 'grey', 'red', 'green']
+    model = build(named)
+    model.choose_classes(('red', 'green', 'blue'), 'data.train')
+    assert model.teacher_columns.tolist() == [2, 3, 0]
+    # The student that trains alone needs no names, as it is taught nothing.
+    build(dict(config, knowledge=[])).choose_classes(('red', 'green', 'blue'), 'data.train')
+    path = tmp_path / 'teacher.pth'
+    torch.save(dict(meta=dict(CLASSES=('red', 'green', 'blue', 'grey')),
+                    state_dict=model.teacher.state_dict()), path)
+    named['teacher']['checkpoint'] = str(path)
+    with pytest.raises(ConfigError, match='classes are blue, grey, red, green, and .* was trained '
+                                          'on red, green, blue, grey'):
+        build(named).init_weights()
+    named['teacher']['classes'] = 'red'
+    with pytest.raises(ConfigError, match="model.teacher.classes = 'red': must be a list"):
+        build(named)
 
 
 def test_detectors_of_grey_images_pair_with_each_other_only():

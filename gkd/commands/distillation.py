@@ -201,6 +201,8 @@ def describe(model: nn.Module, role: str) -> str:
 def classes(model: nn.Module) -> str:
     """The number of classes and whether the teacher's checkpoint names them."""
     names: Sequence[str] = getattr(model.teacher, 'CLASSES', None) or ()
+    if len(names) > model.pair.num_classes:
+        return f'{model.pair.num_classes} of the teacher\'s {len(names)}, chosen by their names'
     if not names:
         return (f'{model.pair.num_classes}; the teacher\'s checkpoint does not name them, so see '
                 f'that they are in the same order')

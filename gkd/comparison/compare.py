@@ -17,6 +17,7 @@ from gkd.errors import ConfigError
 from gkd.files import made_folder
 from gkd.frameworks import Config
 from gkd.planning.door import load_config, untrained_model
+from gkd.report.names import TEACHER
 
 
 def compare(config_path: str, methods: Optional[Sequence[str]] = None,
@@ -100,7 +101,7 @@ def plan(config: Config, title: str, recipes: dict[str, dict], seeds: Sequence[i
         for path in annotation_files(config):  # now: stages that run at once would all make them
             prepare_embedded(path)
         # What is wrong with the detectors is wrong for all methods.
-        family = family_of(untrained_model(variant(config, NOTHING)))
+        distiller = untrained_model(variant(config, NOTHING))
         taught, refused = check_methods(config, recipes, untrained_model)
         if recipes and not taught:
             raise ConfigError('nothing is left to compare. ' + ' '.join(
@@ -111,7 +112,12 @@ def plan(config: Config, title: str, recipes: dict[str, dict], seeds: Sequence[i
         runs = planner.runs({method: recipes[method] for method in taught}, seeds, teacher_seed)
         testable = detect and not (planner.tests_coco_only and dataset is None)
         tests = planner.tests(runs if columns else {}) if testable else {}
+        known, wanted = distiller.pair.teacher.num_classes, distiller.pair.num_classes
+        if known > wanted:
+            tests.pop(planner.teacher_checkpoint, None)
+            refused[TEACHER] = (f'not tested: it detects {known} classes, of which the data have '
+                                f'{wanted}')
         planner.write()
     return Comparison(title, work_dir, planner.preparation, runs, tests, refused,
-                      planner.teacher_checkpoint, dataset, columns, data, family, teacher_seed,
-                      strip_of(config), taught)
+                      planner.teacher_checkpoint, dataset, columns, data, family_of(distiller),
+                      teacher_seed, strip_of(config), taught)

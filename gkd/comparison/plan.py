@@ -39,7 +39,7 @@ class Comparison:
         runs: Trainings by method and seed; the first method is the plain student.
         detections: Tests of the teacher and, if the data carry degrees, of every run; by the
             checkpoint.
-        refused: Why methods cannot serve this pair of detectors.
+        refused: Why methods cannot serve this pair of detectors, or the teacher cannot be tested.
         teacher: Checkpoint of the teacher.
         dataset: Validation data in COCO's format, for stages to evaluate on; None if in another.
         columns: Names of the ranges of degrees that are evaluated.

@@ -20,18 +20,16 @@ def inspect_pair(teacher: BaseDetector, student: BaseDetector) -> DetectorPair:
     """Inspect both detectors and pair their levels by stride.
 
     Raises:
-        ConfigError: A detector cannot be distilled, class counts differ, or no stride is shared.
+        ConfigError: A detector cannot be distilled, the teacher lacks classes, or no stride is
+            shared.
     """
     teacher_info = inspect_detector(teacher, 'teacher')
     student_info = inspect_detector(student, 'student')
-    named = len(getattr(teacher, 'CLASSES', None) or ()) == teacher_info.num_classes
-    if teacher_info.num_classes < student_info.num_classes or (
-            teacher_info.num_classes > student_info.num_classes and not named):
+    if teacher_info.num_classes < student_info.num_classes:
         raise ConfigError(
             f'teacher {teacher_info.name} has {teacher_info.num_classes} classes, student '
             f'{student_info.name} has {student_info.num_classes}; set `num_classes` of both '
-            f'heads to the classes of the data set. A teacher may have more classes if its '
-            f'checkpoint names them.')
+            f'heads to the classes of the data set. The teacher may have more of them.')
     if teacher_info.image_channels != student_info.image_channels:
         raise ConfigError(
             f'teacher {teacher_info.name} reads images of {teacher_info.image_channels} channels, '

@@ -15,7 +15,7 @@ from gkd.detectors.config_files import find_file, read_config
 from gkd.detectors.entries import nested
 from gkd.detectors.images import ImageFormat, format_of
 from gkd.detectors.replacement import replace_settings
-from gkd.errors import CheckpointError, ConfigError
+from gkd.errors import CheckpointError, ConfigError, shorten
 from gkd.finite.weights import not_finite
 from gkd.frameworks import MMDET_SCOPE, Config, ConfigDict, logger, mmdet_configs
 from gkd.work_dir import named_folder, no_checkpoint
@@ -40,6 +40,8 @@ class DetectorSource:
             ``Normalize`` takes it; by default it is read from the test pipeline of its config.
         inherit: Parts that a student takes over from the teacher; see
             :func:`gkd.detectors.inherit.inherit`.
+        classes: Names of a teacher's classes, in their order, where its checkpoint does not hold
+            them.
     """
 
     config: Union[str, dict]
@@ -50,6 +52,7 @@ class DetectorSource:
     graphs: int = 0
     img_norm_cfg: Optional[dict] = None
     inherit: tuple[str, ...] = ()
+    classes: Optional[tuple[str, ...]] = None
 
     @classmethod
     def parse(cls, value: dict, key: str, checkpoint_required: bool = False) -> DetectorSource:
@@ -57,7 +60,8 @@ class DetectorSource:
 
         Args:
             value: ``dict(config=..., checkpoint=..., overrides=..., img_norm_cfg=...)``; a
-                teacher's may hold ``precision``, a student's ``inherit``.
+                teacher's may hold ``precision``, ``graphs`` and ``classes``, a student's
+                ``inherit``.
             key: Place in the distillation config, for messages.
             checkpoint_required: Whether leaving ``checkpoint`` out is an error. An explicit
                 ``checkpoint=None`` asks for untrained weights and is let through.
@@ -83,20 +87,24 @@ class DetectorSource:
         teaches = key.endswith('teacher')
         precision = value.pop('precision', None) if teaches else None
         graphs = value.pop('graphs', 0) if teaches else 0
+        classes = value.pop('classes', None) if teaches else None
         inherit = () if teaches else value.pop('inherit', None) or ()
         if value:
             raise ConfigError(f'{key} has unknown keys {sorted(value)}; it takes `config`, '
                               f'`checkpoint`, `overrides`, `img_norm_cfg` and '
-                              + ('`precision`, `graphs`.' if teaches else '`inherit`.'))
-        if isinstance(inherit, str) or not all(isinstance(part, str) for part in inherit):
+                              + ('`precision`, `graphs`, `classes`.' if teaches else '`inherit`.'))
+        if not is_names(inherit):
             raise ConfigError(f'{key}.inherit = {inherit!r}: must be a list of names, such as '
                               f'["neck", "bbox_head"].')
+        if classes is not None and not is_names(classes):
+            raise ConfigError(f'{key}.classes = {classes!r}: must be a list of names, in the '
+                              f'order in which the teacher learned them.')
         if checkpoint is NOT_GIVEN:
             if checkpoint_required:
                 raise ConfigError(f'{key} needs `checkpoint`: an untrained teacher teaches noise.')
             checkpoint = None
         return cls(config, checkpoint, key, overrides, precision, graphs, img_norm_cfg,
-                   tuple(inherit))
+                   tuple(inherit), classes and tuple(classes))
 
     def whole_config(self) -> Optional[str]:
         """File that describes the detector as it is; None if there is none, or with overrides."""
@@ -169,12 +177,15 @@ class DetectorSource:
         """Fill ``model`` with the checkpoint's weights, all of them or none.
 
         Its attribute ``CLASSES`` becomes the names of the classes that the checkpoint was trained
-        on, if it holds them.
+        on, if it or the config holds them.
 
         Raises:
             CheckpointError: The file is missing, unreadable, not the published file of that name,
                 does not fit the model, or holds weights that are not finite.
+            ConfigError: It names other classes than the config.
         """
+        if self.classes is not None:
+            model.CLASSES = self.classes
         if self.checkpoint is None:
             logger().warning(
                 f'{self.key}.checkpoint is None: {type(model).__name__} has untrained weights.')
@@ -189,8 +200,13 @@ class DetectorSource:
                 f'{self.key}.checkpoint: {len(broken)} weights of {self.checkpoint} are NaN or '
                 f'infinite, first {broken[0]}: its training has diverged. Take an earlier one.')
         names = class_names(checkpoint)
-        if names is not None:
-            model.CLASSES = names
+        if names is None:
+            return
+        if self.classes not in (None, names):
+            raise ConfigError(f'{self.key}.classes are {shorten(self.classes)}, and '
+                              f'{self.checkpoint} was trained on {shorten(names)}: leave '
+                              f'`classes` out.')
+        model.CLASSES = names
 
     def check_checkpoint(self) -> None:
         """Check that the checkpoint, if one is named, is there and not damaged.
@@ -207,6 +223,11 @@ class DetectorSource:
             raise CheckpointError(
                 f'{self.key}.checkpoint: {named_folder(self.checkpoint) or missing}')
         check_file(path)
+
+
+def is_names(value: object) -> bool:
+    """Whether a setting is a list of names."""
+    return isinstance(value, (list, tuple)) and all(isinstance(name, str) for name in value)
 
 
 def sources_of(model: dict) -> list[DetectorSource]:

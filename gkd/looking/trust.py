@@ -15,7 +15,7 @@ from gkd.datasets.images import read_image
 from gkd.detectors.modes import steps_without_traces
 from gkd.detectors.trial_step import further_ground_truth
 from gkd.errors import ConfigError
-from gkd.frameworks import classes_of, network_input, synthetic_batch, test_view
+from gkd.frameworks import classes_of, network_input, source_of, synthetic_batch, test_view
 from gkd.knowledge.instances import Instances, map_levels
 from gkd.knowledge.robust import RobustDistillingModule
 from gkd.knowledge.similarities import robust_weights
@@ -57,6 +57,7 @@ def judge(trained: TrainedPair, bank: PrototypeBank, images: Sequence[CandidateI
         bank: Their prototypes.
         images: Images with their boxes.
     """
+    trained.distiller.choose_classes(classes_of(images[0].dataset), source_of(images[0].dataset))
     found = []
     for number, (image, boxes, size) in enumerate(CandidateImages(images)):
         labels = torch.from_numpy(images[number].labels)

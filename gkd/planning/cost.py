@@ -124,6 +124,8 @@ class MeasuredStep:
             group['lr'] = 0  # all runs are to have the same weights
         self.distils = isinstance(self.model, Distiller)
         self.student = self.model.student if self.distils else self.model
+        if self.distils:  # which of more classes the teacher teaches changes no cost
+            self.model.choose_columns(range(self.model.pair.num_classes))
         if self.distils and self.model.needs.bank:
             self.model.bank = random_bank(
                 self.model.pair, self.model.prototypes.pursuit['num_prototypes'],
