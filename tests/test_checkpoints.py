@@ -117,6 +117,15 @@ def test_a_broken_download_goes_on(zoo, tmp_path, ranges):
     assert not (tmp_path / f'{checkpoint.name}.part').exists()
 
 
+def test_what_came_is_kept_however_often_a_download_breaks_off(zoo, tmp_path):
+    zoo, checkpoint = zoo
+    for sent in 300_000, len(zoo.content) - 400_000:
+        zoo.stops_after = sent
+        with pytest.raises(CheckpointError, match='ended after .* bytes'):
+            download(checkpoint, str(tmp_path))
+    assert (tmp_path / f'{checkpoint.name}.part').stat().st_size == len(zoo.content) - 100_000
+
+
 def test_a_part_that_is_whole_is_only_verified(zoo, tmp_path):
     zoo, checkpoint = zoo
     (tmp_path / f'{checkpoint.name}.part').write_bytes(zoo.content)
@@ -134,6 +143,13 @@ def test_what_is_there_stays_when_the_server_fails(zoo, tmp_path, answer, says):
     with pytest.raises(CheckpointError, match=f'cannot download .*{says}'):
         download(checkpoint, str(tmp_path))
     assert part.read_bytes() == zoo.content[:9]
+
+
+def test_a_server_without_the_file_is_named_where_nothing_was_there(zoo, tmp_path):
+    zoo, checkpoint = zoo
+    zoo.content = b''  # which the server answers by 416, as it does where nothing is left to send
+    with pytest.raises(CheckpointError, match='cannot download .*the server answers 416'):
+        download(checkpoint, str(tmp_path))
 
 
 def test_another_file_is_not_kept(zoo, tmp_path):
@@ -252,6 +268,7 @@ def test_every_checkpoint_of_the_model_zoo_is_known_by_its_config():
         assert unquote(checkpoint.url).endswith(f'/{checkpoint.name}')
     # Those that only the list of recipes has.
     assert len(list(of_configs('mmdet::pascal_voc/'))) == 2
+    assert not list(of_configs('pascal_voc/'))
     assert find('mine.pth') is None and find('mine-01234567.pth') is None
 
 

@@ -23,7 +23,7 @@ from mmcv import Config
 
 from gkd.commands import processes as tool_processes
 from gkd.commands import run as run_command
-from gkd.commands.settings import DictAction
+from gkd.commands.settings import DictAction, add_settings_option
 from gkd.comparison import compare, mmdet2, stages
 from gkd.comparison.data import data_name, move_to_strip, strip_of
 from gkd.comparison.degrees import degree_column
@@ -581,6 +581,17 @@ def test_settings_arrive_as_they_were(value, read):
     if read == [1, 2]:
         args = parser.parse_args(['--cfg-options', 'key="[1,2]"'])
         assert args.cfg_options == {'key': [1, 2]}
+
+
+@pytest.mark.parametrize('option, says', [
+    ('key', "'key' is not KEY=VALUE"), (' =3', "' =3' is not KEY=VALUE"),
+    ('key=[1,2', 'a=1 key=[1,2: Imbalanced brackets')])
+def test_settings_that_cannot_be_read_are_named(option, says, capsys):
+    parser = argparse.ArgumentParser()
+    add_settings_option(parser)
+    with pytest.raises(SystemExit):
+        parser.parse_args(['--cfg-options', 'a=1', option])
+    assert f'argument --cfg-options: {says}' in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ import shutil
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from mmdet.datasets import build_dataset
 
 from gkd import recorder
 from gkd.errors import DataError
+from gkd.frameworks import LOSSES_METHOD
 from gkd.recorder import Stopwatch, WeightHistogram
 from gkd.report import page
 from gkd.report.runs import Run, read_logs, read_run, read_runs, read_teacher
@@ -242,6 +244,13 @@ def test_a_resumed_run_goes_on_with_its_time_and_adds_to_its_epoch(tmp_path):
     recorder.Recorder(model, str(tmp_path), 0, 0, '', 0, 1).close()  # begins anew
     record = json.loads(path.read_text())
     assert record['seconds'] < 100 and record['epochs'] == {}
+
+
+@pytest.mark.parametrize('iteration, first', [(4, 2), (5, 3)])
+def test_nothing_is_forgotten_where_nothing_is_left_to_train(iteration, first):
+    """The last pass is not whole, so that it is not among those that are done."""
+    assert recorder.first_epoch(SimpleNamespace(
+        epoch=2, iter=iteration, max_epochs=3, max_iters=5)) == first
 
 
 def test_weights_of_a_step_are_counted_once():

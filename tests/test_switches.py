@@ -7,6 +7,8 @@ from helpers.synthetic_steps import info, pair, pair_of, synthetic_step
 
 from gkd.errors import ConfigError
 from gkd.knowledge import RobustDistillingModule, map_levels
+from gkd.knowledge.global_knowledge import GlobalKnowledge
+from gkd.knowledge.local_knowledge import LocalKnowledge
 from gkd.knowledge.soft_label import SoftLabel
 
 DECAYING = {'loss_global', 'loss_local_fg', 'loss_local_bg'}
@@ -125,6 +127,32 @@ def test_the_sum_over_levels_is_that_of_each_alone():
     torch.testing.assert_close(local(None, 'mean'), alone / count)
 
 
+@pytest.mark.parametrize('student, reduction', [('one-stage', 'sum'), ('two-stage', 'mean')])
+@pytest.mark.parametrize('teacher', ['one-stage', 'two-stage'])
+def test_the_students_family_says_how_levels_are_reduced(teacher, student, reduction):
+    detectors = pair_of(info(teacher), info(student))
+    usual, named = LocalKnowledge(detectors), LocalKnowledge(detectors, level_reduction=reduction)
+    assert usual.weights == named.weights
+    with pytest.raises(ConfigError, match="level_reduction = 'max': must be"):
+        LocalKnowledge(detectors, level_reduction='max')
+
+
+def test_global_knowledge_is_the_sum_over_levels_of_the_instances_alone():
+    """Levels lie in one tensor or in several; what follows the instances is only weighted."""
+    student, teacher = torch.rand(2, 3, 4, 5)  # of three levels, two instances and two more
+    weights, own = torch.rand(3, 2), torch.tensor([0, 1])
+    knowledge = GlobalKnowledge()
+
+    def taught(compared, weights):
+        return knowledge(compared, weights, own, 1.0)['loss_global']
+
+    alone = sum(taught([(student[level:level + 1, :2], teacher[level:level + 1, :2])],
+                       weights[level:level + 1]) for level in range(3))
+    torch.testing.assert_close(taught([(student, teacher)], weights), alone)
+    torch.testing.assert_close(
+        taught([(student[:2], teacher[:2]), (student[2:], teacher[2:])], weights), alone)
+
+
 def test_local_knowledge_of_a_level_that_does_not_exist_is_refused():
     with pytest.raises(ConfigError, match=r'local_knowledge.levels = \[7\]: must name some of'):
         RobustDistillingModule(pair(), local_knowledge=dict(levels=[7]))
@@ -137,3 +165,15 @@ def test_soft_labels_of_a_single_class_teach():
     assert SoftLabel(pair_of(one, one))(*logits, torch.ones(1))['loss_soft'] > 0
     assert SoftLabel(pair_of(one, one), activation='softmax')(
         *logits, torch.ones(1))['loss_soft'] == 0
+
+
+@pytest.mark.parametrize('classes, sigmoid, activation', [
+    (1, True, 'sigmoid'), (1, False, 'softmax'), (3, True, 'softmax'), (3, False, 'softmax')])
+def test_soft_labels_are_softened_by_2_and_over_all_classes_that_there_are(
+        classes, sigmoid, activation):
+    """A softmax head has a logit of the background, so that one class is not alone."""
+    detectors = pair_of(*[info(num_classes=classes, sigmoid=sigmoid)] * 2)
+    logits = torch.randn(2, 4, classes if sigmoid else classes + 1)
+    usual, named = (SoftLabel(detectors, **settings)(*logits, torch.ones(4)) for settings in (
+        {}, dict(temperature=2.0, activation=activation)))
+    assert usual == named and usual['loss_soft'] > 0
