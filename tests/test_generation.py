@@ -197,6 +197,12 @@ def test_prototypes_are_chosen_in_both_spaces(detectors, datasets, tmp_path):
             assert torch.equal(made.rows[level][owned], mine.nonzero().flatten()[chosen])
 
 
+def test_levels_are_drawn_apart_where_chance_chooses(detectors, datasets, tmp_path):
+    made = generation(selection='random').generate(*detectors, LEVELS, LEVELS, datasets,
+                                                   str(tmp_path))
+    assert len({tuple(level.tolist()) for level in made.rows}) == len(LEVELS)
+
+
 def test_every_image_is_seen_once_and_by_the_teacher_once_in_all(detectors, datasets, tmp_path):
     module = generation()
     with counted_images(*detectors) as counts:
@@ -475,6 +481,14 @@ def runner_of(distiller, work_dir, epoch):
     return SimpleNamespace(model=distiller, work_dir=str(work_dir), epoch=epoch, max_iters=5,
                            rank=0, logger=logging.getLogger('mmdet'),
                            data_loader=DataLoader([0]))
+
+
+def test_a_bank_tells_by_which_weights_it_was_chosen(distiller, datasets, tmp_path):
+    first, again = (distiller.generate_bank(datasets, str(tmp_path)).bank.metadata['student']
+                    for _ in range(2))
+    distiller.student.bbox_head.retina_cls.bias.data += 1
+    later = distiller.generate_bank(datasets, str(tmp_path)).bank.metadata['student']
+    assert first == again != later
 
 
 def test_hook_generates_at_its_interval(distiller, annotations, tmp_path):
