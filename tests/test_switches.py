@@ -51,13 +51,27 @@ def test_ground_truth_is_taught_as_positives_are():
     assert module(step) == as_positives
 
 
-def test_soft_labels_are_of_the_positives_whatever_boxes_are_taught():
-    detectors = pair('two-stage')
-    step = synthetic_step('two-stage', bank=small.random_bank(detectors))
+@pytest.mark.parametrize('family', ['one-stage', 'two-stage'])
+def test_soft_labels_are_of_the_positives_whatever_boxes_are_taught(family):
+    detectors = pair(family)
+    step = synthetic_step(family, bank=small.random_bank(detectors))
     ours, usual = (RobustDistillingModule(detectors, instances=instances)(step)
                    for instances in ('gt', 'positives'))
     assert torch.equal(ours['loss_soft'], usual['loss_soft'])
     assert not torch.equal(ours['loss_global'], usual['loss_global'])
+
+
+def test_new_prototypes_take_the_place_of_the_old_ones():
+    detectors = pair()
+    old, new = (synthetic_step(bank=small.random_bank(detectors, seed=seed)) for seed in (0, 1))
+    module = RobustDistillingModule(detectors, local_knowledge=None)
+    before = module(old)
+    assert module(new) == RobustDistillingModule(detectors, local_knowledge=None)(new) != before
+
+
+def test_global_knowledge_asks_for_prototypes_with_equal_weights_too():
+    assert RobustDistillingModule(pair(), robust=False).needs.bank
+    assert not RobustDistillingModule(pair(), robust=False, global_knowledge=None).needs.bank
 
 
 def test_nothing_is_taught_before_the_start():
