@@ -19,7 +19,6 @@ from mmdet.datasets import build_dataset
 
 from gkd import recorder
 from gkd.errors import DataError
-from gkd.frameworks import LOSSES_METHOD
 from gkd.recorder import Stopwatch, WeightHistogram
 from gkd.report import page
 from gkd.report.runs import Run, read_logs, read_run, read_runs, read_teacher
