@@ -162,12 +162,14 @@ def test_annotations_without_any_box_of_the_classes(folder):
     refuse_training(folder, says=['data.train', 'annotations.json', 'without boxes'])
 
 
-def test_teacher_and_student_count_classes_differently(folder):
-    teacher = small.retinanet(num_classes=5)
-    weights = tiny_data.write_weights('five.pth', teacher)
+@pytest.mark.parametrize('count, says', [
+    (2, ['teacher RetinaNet has 2 classes', 'student RetinaNet has 3', 'num_classes']),
+    (5, ['the teacher has 5 classes, data.train has 3', 'model.teacher.classes'])])
+def test_teacher_and_student_count_classes_differently(folder, count, says):
+    teacher = small.retinanet(num_classes=count)
+    weights = tiny_data.write_weights('other.pth', teacher)  # without names of classes
     append('distiller.py', f'model["teacher"] = dict(config={teacher!r}, checkpoint={weights!r})')
-    refuse_training(folder, says=['teacher RetinaNet has 5 classes', 'student RetinaNet has 3',
-                                  'num_classes'])
+    refuse_training(folder, says=says)
 
 
 @pytest.mark.parametrize('part', ['train', 'val'])
