@@ -67,17 +67,20 @@ def of_mmdet() -> dict[str, PublishedCheckpoint]:
     for path in sorted(glob(osp.join(mmdet_configs(), '*', 'metafile.yml'))):
         with open(path, encoding='utf-8') as file:
             listed = yaml.load(file, Loader=getattr(yaml, 'CSafeLoader', yaml.SafeLoader))
-        models = listed.get('Models') or () if isinstance(listed, dict) else listed
-        found.update((entry.name, entry) for entry in map(entry_of, models) if entry is not None)
+        models = listed.get('Models') if isinstance(listed, dict) else listed
+        found.update((entry.name, entry) for entry in map(entry_of, models or ())
+                     if entry is not None)
     return found
 
 
 def entry_of(model: dict[str, Any]) -> Optional[PublishedCheckpoint]:
     """An entry of a metafile; None if it names no detector's config and weights that are there."""
-    config, url = unquote(model.get('Config') or ''), model.get('Weights')
+    config, url = model.get('Config'), model.get('Weights')
     digest = DIGEST.search(url) if isinstance(url, str) else None  # trackers have several
-    path = osp.relpath(config, 'configs')
-    if digest is None or not osp.isfile(osp.join(mmdet_configs(), path)):
+    if not config or digest is None:
+        return None
+    path = osp.relpath(unquote(config), 'configs')
+    if not osp.isfile(osp.join(mmdet_configs(), path)):
         return None
     name = unquote(osp.basename(url))
     return PublishedCheckpoint(name, url, digest[1], MMDET_SCOPE + path.replace(osp.sep, '/'),
