@@ -55,8 +55,13 @@ class PrototypeHook(Hook):
             self.datasets += getattr(dataset, 'datasets', [dataset])
 
     def before_train(self, runner) -> None:
-        """Refuse another model before anything is written, which only MMEngine asks for."""
-        distiller_of(runner)
+        """Refuse another model before anything is written, which only MMEngine asks for.
+
+        A teacher that knows more classes gets the data's, as MMEngine's own runner tells no model.
+        """
+        information = getattr(runner.train_dataloader.dataset, 'metainfo', {})
+        distiller_of(runner).choose_classes(information.get('classes') or (),
+                                            'train_dataloader.dataset')
 
     def before_train_epoch(self, runner) -> None:
         """Set the progress; generate or reload the bank."""

@@ -25,6 +25,7 @@ from gkd.engine.evaluation import is_evaluation_missing
 from gkd.errors import ConfigError, NumericalError
 from gkd.frameworks import build_dataset, build_detector
 from gkd.frameworks.mmdet3 import prototype_configs
+from gkd.planning.plan import make_plan
 from gkd.report.runs import read_run
 from gkd.resume import KEY, forget_evaluations, keep_evaluation
 
@@ -360,3 +361,15 @@ def test_a_config_of_mmdetection_2_is_named(tmp_path):
     path.write_text('model = dict(type="RetinaNet")\ndata = dict(samples_per_gpu=2)\n')
     with pytest.raises(ConfigError, match='is one of MMDetection 2'):
         load_config(str(path))
+
+
+def test_a_teacher_that_knows_more_classes_teaches_those_of_the_data(annotations, tmp_path):
+    config = experiment(annotations, tmp_path / 'work')
+    config.train_cfg.max_epochs = 1
+    config.model.teacher.config.bbox_head.num_classes = 5
+    with pytest.raises(ConfigError, match='teacher has 5 classes, .* has 3, .*teacher.classes'):
+        train(config)
+    config.model.teacher.classes = ['grey', 'blue', 'red', 'pink', 'green']
+    model = train(config).model
+    assert model.teacher_columns.tolist() == [2, 4, 1]
+    assert make_plan(config, image=(128, 128)).cost.teacher > 0
