@@ -116,7 +116,7 @@ def saying_so_when_ended() -> Iterator[None]:
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        forget()
 
 
 def end_by(number: int) -> None:

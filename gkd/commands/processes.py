@@ -83,7 +83,7 @@ def how_it_ended(status: int) -> str:
 def children_end_too() -> Iterator[None]:
     """End the processes of all tools when this one is interrupted, or ended by SIGTERM."""
     def stop(number, frame):
-        signal.signal(number, signal.SIG_IGN)  # `timeout` sends it twice
+        signal.signal(number, signal.SIG_IGN)  # until the end: `timeout` sends it twice
         sys.exit(128 + number)
 
     in_charge = threading.current_thread() is threading.main_thread()
@@ -100,7 +100,7 @@ def children_end_too() -> Iterator[None]:
             say(STOPPED)
         raise
     finally:
-        if in_charge:
+        if in_charge and signal.getsignal(signal.SIGTERM) is stop:
             signal.signal(signal.SIGTERM, before)
 
 
