@@ -159,8 +159,8 @@ class Distiller(DetectorShell):
         if len(taught) != count:
             raise ConfigError(
                 f'model.teacher.checkpoint: the teacher has {count} classes, {key} has '
-                f'{len(names)}, and the checkpoint does not name the teacher\'s: name them, in '
-                f'their order, in model.teacher.classes.')
+                f'{len(names)}, and {len(taught) or "none"} of the teacher\'s are named: name '
+                f'all, in their order, in model.teacher.classes.')
         missing = [name for name in names if name not in taught]
         if missing:
             raise ConfigError(

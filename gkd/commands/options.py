@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import argparse
 import os
+from typing import Any
+
+from gkd.errors import ConfigError
 
 
 def positive(text: str) -> int:
@@ -44,6 +47,23 @@ def add_launcher_options(parser: argparse.ArgumentParser, script: str) -> None:
                         help=f'who started this process; tools/{script} sets it')
     parser.add_argument('--local-rank', '--local_rank', type=int, default=0,
                         help=argparse.SUPPRESS)
+
+
+def set_epochs(config: Any, key: str, epochs: int) -> None:
+    """Replace the number of epochs where a config has it.
+
+    Args:
+        config: A config of either MMDetection.
+        key: Where its schedule is.
+        epochs: The number.
+
+    Raises:
+        ConfigError: It counts iterations.
+    """
+    if 'max_iters' in config[key]:
+        raise ConfigError(f'--epochs: {config.filename} counts iterations, not epochs. Set their '
+                          f'number instead: {key}.max_iters.')
+    config[key].max_epochs = epochs
 
 
 def rank_of(launcher: str) -> int:

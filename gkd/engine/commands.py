@@ -8,6 +8,7 @@ from typing import Optional
 from mmengine.config import Config, ConfigDict
 
 from gkd.commands.export import write_student
+from gkd.commands.options import set_epochs
 from gkd.detectors.config_files import find_file, read_config
 from gkd.detectors.replacement import apply_options
 from gkd.detectors.source import DetectorSource
@@ -80,10 +81,7 @@ def replace_epochs(config: Config, epochs: int) -> None:
     Raises:
         ConfigError: It counts iterations.
     """
-    if 'max_iters' in config.train_cfg:
-        raise ConfigError(f'--epochs: {config.filename} counts iterations, not epochs. Set their '
-                          f'number instead: train_cfg.max_iters.')
-    config.train_cfg.max_epochs = epochs
+    set_epochs(config, 'train_cfg', epochs)
 
 
 def detector_config(config: Config) -> ConfigDict:

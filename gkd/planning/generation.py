@@ -34,7 +34,6 @@ class GenerationPlan:
     """Counts of a prototype generation.
 
     Attributes:
-        available: Images of the data, from which those are chosen.
         images: Images to run.
         batches: Batches they make, each of images of one size; None if the sizes are not known.
         instances: For every class its instances among them.
@@ -47,14 +46,13 @@ class GenerationPlan:
 
     Example:
         >>> plan = GenerationPlan(
-        ...     available=80, images=20, batches=3, instances=(100, 0, 50),
+        ...     images=20, batches=3, instances=(100, 0, 50),
         ...     teacher_channels=(256,), student_channels=(256,), num_prototypes=10,
         ...     max_pairs=2**24, exact=True)
         >>> plan.feature_bytes == 150 * (256 + 256) * 4
         True
     """
 
-    available: int
     images: int
     batches: Optional[int]
     instances: tuple[int, ...]
@@ -96,7 +94,7 @@ class GenerationPlan:
             max_images: Images a class at most.
             **settings: The other attributes.
         """
-        return cls(available=images, images=min(images, num_classes * max_images), batches=None,
+        return cls(images=min(images, num_classes * max_images), batches=None,
                    instances=tuple(np.bincount(np.arange(boxes) % num_classes).tolist()),
                    exact=False, **settings)
 
@@ -225,10 +223,9 @@ def plan_generation(config: Config, images: Optional[int] = None,
                     class_channels=model.frozen.class_channels)
     if images is not None:
         return GenerationPlan.bound(images, boxes, pair.num_classes, module.max_images, **settings)
-    datasets = annotated_datasets(config)
-    candidates = choose_candidates(datasets, module.max_images, module.min_size, module.seed)
-    return GenerationPlan.of(candidates, pair.num_classes, module.batch_size,
-                             available=sum(map(len, datasets)), **settings)
+    candidates = choose_candidates(annotated_datasets(config), module.max_images,
+                                   module.min_size, module.seed)
+    return GenerationPlan.of(candidates, pair.num_classes, module.batch_size, **settings)
 
 
 def annotated_datasets(config: Config) -> list[Dataset]:

@@ -9,6 +9,7 @@ from mmdet.models import build_detector
 from mmdet.models.detectors import BaseDetector
 from mmdet.utils import compat_cfg, replace_cfg_vals, update_data_root
 
+from gkd.commands.options import set_epochs
 from gkd.detectors.config_files import find_file, read_config
 from gkd.detectors.replacement import apply_options
 from gkd.detectors.source import DetectorSource
@@ -71,10 +72,7 @@ def replace_epochs(config: Config, epochs: int) -> None:
     Raises:
         ConfigError: It counts iterations.
     """
-    if 'max_iters' in config.runner:
-        raise ConfigError(f'--epochs: {config.filename} counts iterations, not epochs. Set their '
-                          f'number instead: runner.max_iters.')
-    config.runner.max_epochs = epochs
+    set_epochs(config, 'runner', epochs)
 
 
 def student_config(config: Config) -> Config:
