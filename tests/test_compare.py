@@ -459,6 +459,21 @@ def test_config_that_cannot_be_compared_is_explained(tmp_path):
         assert not (tmp_path / 'work').exists()
 
 
+@pytest.mark.parametrize('settings, says', [
+    (None, ' = None: no checkpoint would be written'),
+    (dict(interval=2, save_last=False), '.save_last = False.*Set save_last to True'),
+    (dict(out_dir='elsewhere'), ".out_dir = 'elsewhere'.*Set out_dir to None"),
+    (dict(create_symlink=False), '.create_symlink = False.*Set create_symlink to True')])
+def test_a_training_without_its_last_checkpoint_is_refused_before_any(tmp_path, settings, says):
+    config = write_experiment(tmp_path)
+    own = load_config(str(tmp_path / 'student.py'))
+    own.checkpoint_config = settings
+    (tmp_path / 'student.py').write_text(own.pretty_text)
+    with pytest.raises(ConfigError, match=f'student.py: checkpoint_config{says}'):
+        compare.compare(str(config), ['gkd'], work_dir=str(tmp_path / 'work'))
+    assert not (tmp_path / 'work').exists()
+
+
 def test_trainings_that_count_iterations_are_compared(processes, tmp_path):
     config = load_config(write_experiment(tmp_path))
     for name in ('teacher', 'student', 'distiller'):

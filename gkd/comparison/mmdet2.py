@@ -13,6 +13,7 @@ from mmdet.datasets import CocoDataset
 from gkd.commands.processes import StageFailed, how_it_ended, run_tool, setting
 from gkd.comparison import stages
 from gkd.comparison.degrees import aps_by_degree, degree_columns
+from gkd.comparison.last import check_last_checkpoint
 from gkd.comparison.methods import without_methods
 from gkd.comparison.plan import Comparison, Planner
 from gkd.comparison.stages import Testing, percent, read
@@ -85,9 +86,13 @@ class StagePlanner(Planner):
         """The link to the last checkpoint, where its end is evaluated.
 
         Raises:
-            ConfigError: It would not be, or nothing says how long the training is.
+            ConfigError: It would not be, there would be none, or nothing says how long the
+                training is.
         """
         check_last_evaluation(settings)
+        needed = dict(save_last=True, out_dir=None, create_symlink=True)
+        check_last_checkpoint(settings.get('checkpoint_config'),
+                              f'{settings.filename}: checkpoint_config', needed, defaults=needed)
         return LATEST
 
     def test(self, role: str, checkpoint: str, folder: str) -> Detection:

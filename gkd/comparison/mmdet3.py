@@ -10,11 +10,12 @@ from typing import Optional
 from gkd.commands.processes import StageFailed, how_it_ended, run_tool
 from gkd.comparison import stages
 from gkd.comparison.degrees import aps_by_degree, degree_columns
+from gkd.comparison.last import check_last_checkpoint
 from gkd.comparison.methods import without_methods
 from gkd.comparison.plan import Comparison, Planner
 from gkd.comparison.stages import Testing, percent, read
 from gkd.compat.coco import InspectedCOCO
-from gkd.errors import DataError
+from gkd.errors import ConfigError, DataError
 from gkd.files import write_atomically
 from gkd.frameworks import Config, ConfigDict
 from gkd.planning.door import schedule_of
@@ -95,10 +96,23 @@ class StagePlanner(Planner):
         """Name of the last checkpoint; MMEngine evaluates the end whatever the interval.
 
         Raises:
-            ConfigError: The config does not say how long it trains.
+            ConfigError: The config does not say how long it trains, or its end would not be
+                evaluated, or not kept under this name.
         """
         schedule = schedule_of(settings)
-        return f'{"epoch" if schedule.unit == "epoch" else "iter"}_{schedule.length}.pth'
+        begin = settings.train_cfg.get('val_begin', 1)
+        if begin > schedule.length:
+            raise ConfigError(
+                f'{settings.filename}: train_cfg.val_begin = {begin}, and {schedule.unit} '
+                f'{schedule.length} is the last: it would not be evaluated, and a comparison '
+                f'compares what is measured there.')
+        by_epoch = schedule.unit == 'epoch'
+        needed = dict(by_epoch=by_epoch, save_last=True, out_dir=None, filename_tmpl=None)
+        check_last_checkpoint(
+            settings.get('default_hooks', {}).get('checkpoint', {}),
+            f'{settings.filename}: default_hooks.checkpoint', needed,
+            defaults=dict(needed, by_epoch=True))
+        return f'{"epoch" if by_epoch else "iter"}_{schedule.length}.pth'
 
     def test(self, role: str, checkpoint: str, folder: str) -> Evaluation:
         """The test of a checkpoint on the validation data."""

@@ -114,6 +114,35 @@ def test_a_config_that_cannot_be_compared_is_refused(config, tmp_path):
         compare.compare(str(tmp_path / 'blind.py'))
 
 
+@pytest.mark.parametrize('settings, says', [
+    (dict(default_hooks=dict(checkpoint=dict(by_epoch=False))),
+     'default_hooks.checkpoint.by_epoch = False.*Set by_epoch to True'),
+    (dict(default_hooks=dict(checkpoint=dict(out_dir='elsewhere'))),
+     "default_hooks.checkpoint.out_dir = 'elsewhere'"),
+    (dict(default_hooks=dict(checkpoint=dict(filename_tmpl='{}.pth'))),
+     "default_hooks.checkpoint.filename_tmpl = '{}.pth'"),
+    (dict(default_hooks=dict(checkpoint=dict(save_last=False))),
+     'default_hooks.checkpoint.save_last = False'),
+    (dict(train_cfg=dict(val_begin=3)),
+     'train_cfg.val_begin = 3, and epoch 2 is the last')])
+def test_a_training_without_its_last_checkpoint_is_refused_before_any(
+        config, tmp_path, settings, says):
+    own = Config.fromfile(tmp_path / 'student.py')
+    own.merge_from_dict(settings)
+    own.dump(tmp_path / 'student.py')
+    with pytest.raises(ConfigError, match=f'student.py: {says}'):
+        compare.compare(config, ['gkd'], work_dir=str(tmp_path / 'work'))
+    assert not (tmp_path / 'work').exists()
+
+
+def test_a_training_by_iterations_with_checkpoints_by_epoch_is_refused(config, tmp_path):
+    own = counting_iterations(Config.fromfile(tmp_path / 'student.py'), max_iters=5)
+    del own.default_hooks.checkpoint['by_epoch']  # True unless given
+    own.dump(tmp_path / 'student.py')
+    with pytest.raises(ConfigError, match='checkpoint.by_epoch = True.*Set by_epoch to False'):
+        compare.compare(config, ['gkd'], work_dir=str(tmp_path / 'work'))
+
+
 def test_trainings_that_count_iterations_are_compared(commands, config, tmp_path):
     whole = counting_iterations(Config.fromfile(config), max_iters=5)
     whole.dump(config)
