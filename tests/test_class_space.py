@@ -6,6 +6,7 @@ from helpers import small_detectors as small
 from helpers.devices import StayOnDevice, fake_gpu, half_on_cpu, to_fake
 from helpers.distillers import build_distiller, losses_of
 from helpers.synthetic_steps import info, pair_of, synthetic_step
+from operations import Operations
 from torch import nn
 from torch._subclasses import FakeTensorMode
 
@@ -97,6 +98,15 @@ def test_a_cell_is_as_sure_as_its_surest_anchor_and_class():
     torch.testing.assert_close(found, torch.tensor([[2.0, -9.0, 1.0]]).sigmoid())
 
 
+def test_levels_read_in_one_go_are_as_sure_as_levels_alone():
+    logits = random(2, 3 * (6 + 4) + 5, 4)  # three anchors a cell, and a level that is not paired
+    found = sureness(DensePredictions(logits, (18, 12, 5)), info(num_classes=4), [6, 4])
+    alone = [sureness(DensePredictions(part, (part.shape[1],)), info(num_classes=4), [size])
+             for part, size in ((logits[:, :18], 6), (logits[:, 18:30], 4))]
+    assert torch.equal(found, torch.cat(alone, dim=1))
+    assert torch.equal(found[0, 5], logits[0, 15:18].float().sigmoid().max())
+
+
 def test_background_is_no_class_to_be_sure_of():
     logits = torch.tensor([[[0.0, 9.0]]])
     found = sureness(DensePredictions(logits, (1,)), info(num_classes=1, sigmoid=False), [1])
@@ -130,6 +140,30 @@ def test_cells_are_those_of_which_either_detector_is_surest():
         step, adapted, decay=1.0)['loss_global'].backward()
     taught = torch.cat([feature.grad.any(dim=1).flatten(1) for feature in adapted], dim=1)
     assert taught.nonzero().tolist() == [[0, 5], [1, 9]]
+
+
+def test_autocast_casts_the_frozen_layers_once():
+    step, adapted = readable_step()
+    step.class_layers = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.GroupNorm(2, 8), nn.ReLU(),
+                                      nn.Conv2d(8, 8, 3, padding=1)).requires_grad_(False)
+    adapted = [feature.detach().bfloat16().requires_grad_() for feature in adapted]
+    part = ClassSpaceKnowledge(class_space_pair())
+    expected = ClassSpaceKnowledge(class_space_pair())
+    expected.class_layers = lambda step, adapted: step.class_layers
+    casts = []
+    for knowledge in (expected, part, part):
+        with torch.autocast('cpu', dtype=torch.bfloat16), Operations() as forward:
+            loss = knowledge(step, adapted, decay=1.0)['loss_global']
+        gradients = torch.autograd.grad(loss, adapted)
+        casts.append(forward.counts['aten::_to_copy'])
+        if knowledge is expected:
+            right = loss, gradients
+        assert torch.equal(loss, right[0])
+        assert all(map(torch.equal, gradients, right[1]))
+    # Two weights and biases on each level; the first step of the others makes the copy.
+    assert casts[0] - casts[2] == 4 * len(adapted) and casts[1] - casts[2] == 4
+    assert step.class_layers[0].weight.dtype == torch.float32
+    assert not part.state_dict()
 
 
 def test_weight_and_decay_are_factors_of_the_loss():

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers import synthetic_steps as synthetic
-from operations import METHODS, STRIDES, Operations, count_operations, records
+from operations import IN_CLASS_SPACE, METHODS, STRIDES, Operations, count_operations, records
 
 from gkd.detectors import DetectorInfo, DetectorPair
 from gkd.knowledge import (
@@ -139,6 +139,16 @@ def test_no_method_starts_more_than_400_operations(method, family):
     forward, backward = count_operations(module, step)
     both = forward + backward
     assert sum(both.values()) <= 400, both.most_common()
+
+
+@pytest.mark.parametrize('family', STRIDES)
+def test_the_class_space_starts_few_operations_more(family):
+    """Of them, four layers on each of five levels are 40 forward, and 40 backward."""
+    for dtype, limits in ((torch.float, (216, 82)), (torch.bfloat16, (238, 93))):
+        pair, step = records(family, images=3, dtype=dtype)
+        module = KNOWLEDGE.build(dict(METHODS[IN_CLASS_SPACE], pair=pair))
+        for counts, limit in zip(count_operations(module, step), limits):
+            assert sum(counts.values()) <= limit, counts.most_common()
 
 
 def test_a_unit_vector_has_the_gradient_of_a_quotient():

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from gkd.detectors.step import Needs
 from gkd.errors import ConfigError
 from gkd.frameworks import bbox2roi
-from gkd.knowledge.precision import full_precision
+from gkd.knowledge.precision import HALF, cast_weights, full_precision
 from gkd.knowledge.similarities import Unit
 
 if TYPE_CHECKING:
@@ -72,7 +72,8 @@ def class_space_loss(student: Tensor, teacher: Tensor, directions: Tensor, weigh
         >>> class_space_loss(cells.flip(0), cells, cells, torch.ones(2), temperature=1.0)
         tensor(0.4621)
     """
-    logits = [cells @ directions / temperature for cells in (student, teacher.detach())]
+    directions = directions / temperature
+    logits = [cells @ directions for cells in (student, teacher.detach())]
     divergence = F.kl_div(*(F.log_softmax(role, dim=-1) for role in logits), reduction='none',
                           log_target=True).sum(dim=-1)
     return (divergence * weights).sum() / weights.sum().clamp(min=TINY)
@@ -124,6 +125,9 @@ class ClassSpaceKnowledge(nn.Module):
         self.num_cells = num_cells
         self.places = 'proposals' if self.at_proposals else 'cells'
         self.arranged: tuple[Optional[PrototypeBank], Tensor] = (None, torch.empty(0))
+        # In a tuple, so that the layers are no part of this module.
+        self.cast: tuple[Optional[tuple[nn.Module, torch.dtype]], Optional[nn.Module]] = (None,
+                                                                                          None)
 
     def forward(self, step: Step, adapted: list[Tensor], decay: float) -> dict[str, Tensor]:
         """Compare the surest cells or proposals of a step.
@@ -151,9 +155,11 @@ class ClassSpaceKnowledge(nn.Module):
         weights, cells = self.surest(
             torch.maximum(sureness(step.student.dense, self.pair.student, sizes),
                           sureness(step.teacher.dense, self.pair.teacher, sizes)).flatten(), step)
+        read = map(self.class_layers(step, adapted), adapted)
         student, teacher = (
-            torch.cat([level.flatten(2) for level in read], dim=2).mT.flatten(0, 1)[cells]
-            for read in (map(step.class_layers, adapted), step.teacher.class_maps))
+            torch.cat([level.flatten(2).mT for level in maps], dim=1).flatten(0, 1)
+            .index_select(0, cells)  # whose gradient, unlike that of [cells], sorts nothing
+            for maps in (read, step.teacher.class_maps))
         return student, teacher, weights
 
     def surest_proposals(self, step: Step,
@@ -164,8 +170,17 @@ class ClassSpaceKnowledge(nn.Module):
                           best_score(step.teacher.proposal_logits, self.pair.teacher)), step)
         # Under autocast the maps are in half precision, but RoIAlign needs the RoIs' precision.
         maps = [adapted[level].float() for level in self.levels]
-        student = step.class_layers(maps, bbox2roi(step.proposals)[chosen])
+        student = self.class_layers(step, adapted)(maps, bbox2roi(step.proposals)[chosen])
         return student, step.teacher.class_features[chosen], weights
+
+    def class_layers(self, step: Step, adapted: list[Tensor]) -> nn.Module:
+        """The step's class layers; under autocast those whose weights need no further cast."""
+        dtype = adapted[0].dtype
+        if dtype not in HALF:
+            return step.class_layers
+        if self.cast[0] != (step.class_layers, dtype):
+            self.cast = (step.class_layers, dtype), cast_weights(step.class_layers, dtype)
+        return self.cast[1]
 
     def surest(self, scores: Tensor, step: Step) -> tuple[Tensor, Tensor]:
         """The largest of scores ``(m,)`` of all places of a step, and where they are."""
@@ -188,14 +203,24 @@ def sureness(dense: DensePredictions, info: DetectorInfo, sizes: list[int]) -> T
         info: Traits of its detector.
         sizes: Cells of every level.
     """
-    best = best_score(dense.logits, info).split(dense.counts, dim=1)
-    return torch.cat([level.unflatten(1, (size, -1)).amax(dim=-1)
-                      for level, size in zip(best, sizes)], dim=1)
+    counts = dense.counts[:len(sizes)]
+    logits = dense.logits[:, :sum(counts)]
+    if len({count // size for count, size in zip(counts, sizes)}) == 1:
+        # As many predictions a cell on all levels, which are read in one go.
+        counts, sizes = [sum(counts)], [sum(sizes)]
+    return torch.cat([best_score(level.unflatten(1, (size, -1)), info, dim=(-2, -1))
+                      for level, size in zip(logits.split(counts, dim=1), sizes)], dim=1)
 
 
 @torch.no_grad()
-def best_score(logits: Tensor, info: DetectorInfo) -> Tensor:
-    """The largest score of any class ``(...)``, in [0, 1], of logits ``(..., num_logits)``."""
-    logits = logits.float()
-    scores = logits.sigmoid() if info.sigmoid else logits.softmax(dim=-1)[..., :info.num_classes]
-    return scores.amax(dim=-1)
+def best_score(logits: Tensor, info: DetectorInfo, dim: tuple[int, ...] = (-1,)) -> Tensor:
+    """The largest score of any class, in [0, 1], of logits ``(..., num_logits)``.
+
+    Args:
+        logits: Of a detector.
+        info: Traits of the detector.
+        dim: Dimensions over which the largest is taken: that of the classes, the last, at least.
+    """
+    if info.sigmoid:  # grows with the logit: only the largest needs it
+        return logits.amax(dim).float().sigmoid()
+    return logits.float().softmax(dim=-1)[..., :info.num_classes].amax(dim)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
+HALF = (torch.float16, torch.bfloat16)
 Function = TypeVar('Function', bound=Callable)
 
 
@@ -45,6 +48,28 @@ def full_precision(function: Function) -> Function:
     return wrapped
 
 
+def cast_weights(layers: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """A copy of frozen layers with the weights that autocast would cast to ``dtype``.
+
+    Autocast remembers its casts of weights that are trained, and casts others anew at every use.
+    The copy computes the same under autocast.
+
+    Args:
+        layers: Layers whose weights are not trained.
+        dtype: Autocast's.
+
+    Example:
+        >>> layers = nn.Sequential(nn.Conv2d(3, 8, 1), nn.GroupNorm(2, 8))
+        >>> [layer.weight.dtype for layer in cast_weights(layers, torch.bfloat16)]
+        [torch.bfloat16, torch.float32]
+    """
+    layers = copy.deepcopy(layers)
+    for layer in layers.modules():
+        if isinstance(layer, (_ConvNd, nn.Linear)):
+            layer.to(dtype)
+    return layers
+
+
 def _devices(values: Iterable) -> Iterator[torch.device]:
     for value in values:
         if isinstance(value, Tensor):
@@ -56,5 +81,5 @@ def _devices(values: Iterable) -> Iterator[torch.device]:
 def _widen(value: Any) -> Any:
     if type(value) in (list, tuple):
         return type(value)(map(_widen, value))
-    half = isinstance(value, Tensor) and value.dtype in (torch.float16, torch.bfloat16)
+    half = isinstance(value, Tensor) and value.dtype in HALF
     return value.float() if half else value
