@@ -20,7 +20,7 @@ from mmdet.datasets import build_dataset
 from gkd import recorder
 from gkd.errors import DataError
 from gkd.recorder import Stopwatch, WeightHistogram
-from gkd.report import page
+from gkd.report import drawing, page
 from gkd.report.runs import Run, read_logs, read_run, read_runs, read_teacher
 from gkd.report.validation import Validation, read_detections
 from gkd.watching import watched
@@ -290,6 +290,15 @@ def test_several_kinds_of_knowledge_share_a_step():
     run = Run('run', 'detector', None, Config(), '', None, '', record=record)
     assert run.step_seconds() == dict(data=1.0, student=1.0, teacher=0.0, knowledge=2.0,
                                       backward=0.0, other=1.0)
+
+
+def test_letters_that_the_font_lacks_are_taken_from_an_installed_one(monkeypatch):
+    monkeypatch.setitem(drawing.plt.rcParams, 'font.family', ['sans-serif'])
+    monkeypatch.setattr(drawing.font_manager.fontManager, 'ttflist', [
+        SimpleNamespace(name=name) for name in ('DejaVu Sans', 'SimHei', 'Comic Sans')])
+    for _ in range(2):
+        drawing.use_fonts_for_all_letters()
+        assert drawing.plt.rcParams['font.family'] == ['sans-serif', 'SimHei']
 
 
 def test_stopwatch_sums_spans(monkeypatch):

@@ -12,12 +12,35 @@ from gkd.datasets.images import read_image
 from gkd.files import written_whole
 
 matplotlib.use('Agg')
+from matplotlib import font_manager  # noqa: E402
 from matplotlib import pyplot as plt  # noqa: E402
 from matplotlib.patches import Rectangle  # noqa: E402
 
 __all__ = ['crop', 'pixels_of', 'plt', 'rectangle', 'save']
 
 MARGIN = 0.25  # of the box's size, around a crop
+# Fonts of systems and distributions for letters that matplotlib's own font does not have.
+FONTS = (
+    'Noto Sans CJK SC', 'Noto Sans CJK JP', 'Noto Sans CJK KR', 'Noto Sans SC', 'Noto Sans JP',
+    'Noto Sans KR', 'Source Han Sans SC', 'Source Han Sans CN', 'WenQuanYi Micro Hei',
+    'WenQuanYi Zen Hei', 'Droid Sans Fallback', 'IPAexGothic', 'IPAGothic', 'TakaoPGothic',
+    'NanumGothic', 'Microsoft YaHei', 'SimHei', 'Yu Gothic', 'Meiryo', 'Malgun Gothic',
+    'PingFang SC', 'PingFang HK', 'Hiragino Sans', 'Apple SD Gothic Neo', 'Arial Unicode MS',
+    'Noto Sans Devanagari', 'Noto Sans Thai', 'Noto Sans Bengali', 'Noto Sans Tamil')
+
+
+def use_fonts_for_all_letters() -> None:
+    """Let matplotlib take a letter that its font lacks from another installed font, if any has it.
+
+    Names of classes are written as the data have them, in any language.
+    """
+    installed = {font.name for font in font_manager.fontManager.ttflist}
+    families = plt.rcParams['font.family']
+    plt.rcParams['font.family'] = [*families, *(
+        name for name in FONTS if name in installed and name not in families)]
+
+
+use_fonts_for_all_letters()
 
 
 def save(figure: plt.Figure, path: str, dpi: int = 110) -> None:
