@@ -9,7 +9,8 @@ from helpers.distillers import build_distiller, losses_of
 from mmdet.core import bbox2roi
 from mmdet.models import build_head
 
-from gkd.detectors.dense import scores_apart
+from gkd.detectors.dense import per_place, scores_apart
+from gkd.detectors.one_stage import logits_at
 from gkd.detectors.step import Needs, recorded
 from gkd.frameworks import to_batch
 from gkd.knowledge import Knowledge
@@ -239,3 +240,26 @@ def test_no_field_of_one_detector_is_the_others(family):
     for field in dataclasses.fields(step.student):
         own, other = (getattr(part, field.name) for part in (step.student, step.teacher))
         assert own is not other or not own, field.name
+
+
+@pytest.mark.parametrize('memory', [torch.contiguous_format, torch.channels_last])
+def test_logits_at_positives_are_those_of_all_places(memory):
+    """Also where levels have unlike numbers of anchors, and maps have channels last."""
+    generator = torch.Generator().manual_seed(0)
+    maps = [torch.randn(2, 3 * anchors, *size, generator=generator).contiguous(
+        memory_format=memory).requires_grad_()
+        for anchors, size in ((3, (4, 5)), (2, (2, 3)), (1, (1, 1)))]
+    places = torch.cat([per_place(level, 3) for level in maps], dim=1)
+    count = places.shape[1]
+    for number in (0, 1, 40):
+        positions = torch.stack([torch.randint(2, (number,), generator=generator),
+                                 torch.randint(count, (number,), generator=generator)], dim=1)
+        if number == 40:
+            positions[:4, 1] = torch.tensor([0, count - 1, 59, 60])  # ends of levels
+        found, expected = logits_at(maps, positions, 3), places[tuple(positions.unbind(1))]
+        assert torch.equal(found, expected)
+        factor = torch.randn(found.shape, generator=generator)
+        for ours, theirs in zip(torch.autograd.grad((found * factor).sum(), maps),
+                                torch.autograd.grad((expected * factor).sum(), maps,
+                                                    retain_graph=True)):
+            torch.testing.assert_close(ours, theirs)

@@ -7,10 +7,13 @@ is the same on any machine.
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import small_detectors as small
 from helpers import synthetic_steps as synthetic
+from helpers.distillers import build_distiller
 from operations import IN_CLASS_SPACE, METHODS, STRIDES, Operations, count_operations, records
 
 from gkd.detectors import DetectorInfo, DetectorPair
+from gkd.frameworks import student_losses, to_batch
 from gkd.knowledge import (
     RobustDistillingModule,
     global_knowledge_loss,
@@ -129,6 +132,28 @@ def test_pooling_in_float32_is_as_exact_as_a_mean():
     plain = feature[0, :, y1:y2 + 1, x1:min(x2, 167) + 1].mean(dim=(1, 2))
     assert error < 1e-6
     torch.testing.assert_close(plain.double(), exact[0], rtol=1e-6, atol=0)
+
+
+def test_reading_a_one_stage_step_starts_few_operations():
+    """Besides what the detectors themselves compute; per image of the batch, less than ten."""
+    model = build_distiller(small.retinanet(), small.retinanet())
+    batch = to_batch(**small.batch())
+    counts = {}
+
+    def count(name, function):
+        with Operations() as operations:
+            result = function()
+        counts[name] = sum(operations.counts.values())
+        return result
+
+    count('student', lambda: student_losses(model.student, batch))
+    _, step = count('student step', lambda: model.student_step(batch))
+    with torch.no_grad():
+        maps = count('maps', lambda: model.teacher.extract_feat(step.images))
+        count('scores', lambda: model.teacher.bbox_head(maps))
+    count('teacher step', lambda: model.teacher_step(step.images, step))
+    assert counts['student step'] - counts['student'] <= 45
+    assert counts['teacher step'] - counts['maps'] - counts['scores'] <= 20
 
 
 @pytest.mark.parametrize('method, family', [

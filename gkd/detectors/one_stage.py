@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from contextlib import ExitStack
 from typing import Union
 
@@ -18,6 +19,7 @@ from gkd.detectors.dense import (
 from gkd.detectors.pair import DetectorInfo, DetectorPair
 from gkd.detectors.places import place_labels, recorded_targets
 from gkd.detectors.step import Call, DetectorOutputs, Needs, Step, recorded
+from gkd.device import on_device
 from gkd.frameworks import BaseDetector, Batch, anchor_inside_flags, positive_boxes, student_losses
 
 
@@ -186,6 +188,8 @@ def logits_at(class_scores: list[Tensor], positions: Tensor, num_logits: int) ->
     """Read a dense head's class logits at given anchors.
 
     Only the ``n`` rows asked for are gathered from each level, so no map is permuted or copied.
+    Where they lie is computed for all levels together, and the gradient of what is gathered by a
+    single index needs no sort.
 
     Args:
         class_scores: Logits of every level, ``(B, A_l * C, H_l, W_l)``.
@@ -196,18 +200,32 @@ def logits_at(class_scores: list[Tensor], positions: Tensor, num_logits: int) ->
     Returns:
         ``(n, C)`` logits.
     """
-    image, anchor = positions.unbind(dim=1)
-    logits = class_scores[0].new_zeros(len(positions), num_logits)
-    for scores in class_scores:
-        height, width = scores.shape[-2:]
-        anchors = scores.shape[1] // num_logits
-        count = height * width * anchors
-        cell = anchor.clamp(0, count - 1)
-        row = cell // (width * anchors)
-        column = cell // anchors % width
-        scores = scores.unflatten(1, (anchors, -1))
-        here = scores[image, cell % anchors, :, row, column]
-        on_level = ((anchor >= 0) & (anchor < count)).unsqueeze(1)
-        logits = torch.where(on_level, here, logits)
-        anchor = anchor - count
-    return logits
+    image, anchor = positions.mT.contiguous()
+    flat, steps = zip(*map(in_memory, class_scores))
+    counts = [scores.shape[1:].numel() // num_logits for scores in class_scores]
+    starts = [0, *itertools.accumulate(counts[:-1])]
+    numbers = on_device(
+        [starts, [count - 1 for count in counts],
+         [scores.shape[1] // num_logits for scores in class_scores], *zip(*steps)],
+        anchor.device)
+    start, last, anchors, per_image, per_channel, per_cell = numbers.unsqueeze(2)
+    inside = (anchor - start).clamp(min=0).minimum(last)  # any anchor, where it is not the level's
+    offset = (image * per_image).addcmul(inside // anchors, per_cell).addcmul(
+        inside % anchors, per_channel * num_logits)
+    channels = torch.arange(num_logits, device=anchor.device) * per_channel
+    offset = offset.unsqueeze(2) + channels.unsqueeze(1)
+    read = torch.stack([level.gather(0, here.flatten()) for level, here in zip(flat, offset)])
+    level = torch.bucketize(anchor, numbers[0, 1:], right=True)
+    return read.view_as(offset).gather(0, level[None, :, None].expand(1, -1, num_logits))[0]
+
+
+def in_memory(scores: Tensor) -> tuple[Tensor, tuple[int, int, int]]:
+    """The values of a map ``(B, N, H, W)`` as they lie in memory, and the steps between them.
+
+    Returns:
+        ``(B * N * H * W,)``, and how far the next image, channel and cell are there.
+    """
+    channels, cells = scores.shape[1], scores.shape[2:].numel()
+    if scores.is_contiguous():
+        return scores.flatten(), (channels * cells, cells, 1)
+    return scores.permute(0, 2, 3, 1).flatten(), (channels * cells, 1, channels)  # channels last

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from gkd.knowledge.instances import on_device
+from gkd.device import on_device
 from gkd.knowledge.precision import full_precision
 
 

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from gkd.device import on_device
 from gkd.knowledge.precision import full_precision
 
 # GPUs multiply matrices faster if the length of their rows is a multiple of this.
@@ -72,11 +73,6 @@ class Instances:
 def rounded_up(count: int) -> int:
     """The next multiple of :data:`MULTIPLE`."""
     return -(-count // MULTIPLE) * MULTIPLE
-
-
-def on_device(values: list, device: torch.device, dtype: torch.dtype = torch.long) -> Tensor:
-    """A tensor of numbers known to the host, without waiting for the device."""
-    return torch.tensor(values, dtype=dtype).to(device, non_blocking=True)
 
 
 @full_precision

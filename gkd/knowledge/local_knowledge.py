@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Optional
 
 from torch import Tensor, nn
 
+from gkd.device import on_device
 from gkd.errors import ConfigError
 from gkd.knowledge.adaptation import adaptation, quiet_adaptation
 from gkd.knowledge.channels import taught_levels
-from gkd.knowledge.instances import on_device
 from gkd.knowledge.losses import local_knowledge_losses
 
 if TYPE_CHECKING:

@@ -14,12 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gkd.device import on_device
 from gkd.errors import ConfigError
 from gkd.frameworks import ContextBlock
 from gkd.knowledge.attention import attention, attention_masks, masked_squares, stack_padded
 from gkd.knowledge.base import Knowledge
 from gkd.knowledge.channels import channels_of, match_channels, taught_levels
-from gkd.knowledge.instances import Instances, on_device
+from gkd.knowledge.instances import Instances
 from gkd.knowledge.precision import full_precision
 from gkd.knowledge.settings import value_or
 from gkd.registry import KNOWLEDGE

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from torchvision.ops import roi_align
 
 from gkd.detectors.step import Needs
+from gkd.device import on_device
 from gkd.errors import ConfigError, PairError
 from gkd.knowledge.base import Knowledge
-from gkd.knowledge.instances import map_levels, on_device
+from gkd.knowledge.instances import map_levels
 from gkd.knowledge.precision import full_precision
 from gkd.registry import KNOWLEDGE
 
