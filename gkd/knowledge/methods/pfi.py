@@ -100,7 +100,7 @@ def rank_loss(student: Tensor, teacher: Tensor, objects: Tensor,
     def log_distribution(scores: Tensor) -> Tensor:
         # Scores lie in [0, 1]: their exponentials need no shift to be safe.
         sums = scores.new_zeros(sum(counts)).index_add(0, objects, scores.exp())
-        return scores - sums[objects].log()
+        return scores - sums.index_select(0, objects).log()  # no sort for the gradient
 
     divergence = F.kl_div(log_distribution(student), log_distribution(teacher.detach()),
                           reduction='none', log_target=True)
