@@ -164,6 +164,8 @@ def test_no_method_starts_more_than_400_operations(method, family):
     forward, backward = count_operations(module, step)
     both = forward + backward
     assert sum(both.values()) <= 400, both.most_common()
+    # The gradient of `x[rows]`: on a GPU it sorts the rows, in many launches; index_select's adds.
+    assert not backward['aten::index_put']
 
 
 @pytest.mark.parametrize('family', STRIDES)
