@@ -56,6 +56,7 @@ def _mend_mmdet2() -> None:
     defaults.default_to_existing_device()
     coco.look_at_annotations()
     coco.evaluate_any_thresholds()
+    coco.count_proposals()
     images.name_unreadable_images()
     parallel.run_steps_through_torch_ddp()
     parallel.copy_on_cuda_streams()

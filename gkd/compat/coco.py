@@ -1,4 +1,4 @@
-"""Mends of how annotations are read, and detections evaluated."""
+"""Mends of how annotations and proposals are read, and detections evaluated."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from mmdet.datasets.api_wrappers import COCO, COCOeval
 
 from gkd.datasets.coco_json import load_coco
 from gkd.datasets.inspection import Finding
+from gkd.errors import DataError
 from gkd.watching import watched
 
 
@@ -51,6 +52,27 @@ def evaluate_any_thresholds() -> None:
     For: mmdet 2.x with numpy 2.
     """
     mmdet.datasets.coco.COCOeval = ArrayCOCOeval
+
+
+def count_proposals() -> None:
+    """Refuse proposals of another number of images than a data set has.
+
+    Reason: they are matched by their position. If there are too many, images get those of others
+    without a word; if there are too few, reading them fails with a bare ``IndexError``.
+    For: mmdet 2.x.
+    """
+    load = mmdet.datasets.CustomDataset.load_proposals
+
+    @functools.wraps(load)
+    def load_and_count(self, proposal_file):
+        proposals = load(self, proposal_file)
+        if len(proposals) != len(self.data_infos):
+            raise DataError(f'proposal_file = {proposal_file!r} holds proposals of '
+                            f'{len(proposals)} images, {self.ann_file} has '
+                            f'{len(self.data_infos)}.')
+        return proposals
+
+    mmdet.datasets.CustomDataset.load_proposals = load_and_count
 
 
 class ArrayCOCOeval(COCOeval):

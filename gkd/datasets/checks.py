@@ -17,6 +17,8 @@ from gkd.datasets.official import absent
 from gkd.errors import DataError, shorten
 from gkd.frameworks import CLASSES_SETTING, IMAGES_SETTING, logger
 
+UNNEEDED = 'A detector that is not trained on them needs a pipeline that does not load them.'
+
 
 def check_class_names(classes: Any, key: str) -> None:
     """Raise DataError unless the classes that a config names are a list of different names.
@@ -95,35 +97,73 @@ def left_out(findings: Iterable[Finding]) -> str:
     return ''.join(f'; {finding}' for finding in findings if not finding.completed)
 
 
-def check_images_exist(paths: Sequence[str], source: str, key: str) -> None:
-    """Raise DataError if an image is missing.
+def check_files_exist(paths: Sequence[str], source: str, key: str, what: str = 'images',
+                      setting: str = IMAGES_SETTING) -> None:
+    """Raise DataError if a file is missing that belongs to an image.
 
     Args:
-        paths: All images of a data set that are on a disk.
+        paths: All such files of a data set that are on a disk.
         source: Its annotation file.
         key: Place of the data set in the config, for messages.
+        what: What the files are.
+        setting: Setting of the data set that names their folder.
     """
     missing = absent(list(map(Path, paths)))
     if missing:
-        advice = f'Set `{IMAGES_SETTING}` to their folder.' if len(missing) == len(paths) else (
+        advice = f'Set `{setting}` to their folder.' if len(missing) == len(paths) else (
             'Get them, or remove them from the annotations.')
-        raise DataError(f'{key}: {len(missing)} of {len(paths)} images of {source} are missing, '
+        raise DataError(f'{key}: {len(missing)} of {len(paths)} {what} of {source} are missing, '
                         f'first {missing[0]}. {advice}')
 
 
-def check_masks(annotations: Iterable[dict], source: str, key: str) -> None:
+def check_masks(annotations: Iterable[dict], source: str, key: str,
+                only_polygons: bool = False) -> None:
     """Raise DataError if annotations have no masks, and a pipeline loads masks.
 
     Args:
         annotations: Those of a COCO file that are trained on.
         source: The file.
         key: Place of the data set in the config, for messages.
+        only_polygons: Whether the pipeline keeps polygons as they are and takes nothing else.
     """
+    annotations = list(annotations)
     faults = mask_faults(annotations)
     if faults:
         raise DataError(f'{key}: {source}: the pipeline loads masks, but {faults[0]}; so have '
                         f'{len(faults) - 1} more. A mask is a list of polygons [x1, y1, x2, y2, '
-                        f'x3, y3, ...] or a run-length code.')
+                        f'x3, y3, ...] or a run-length code. {UNNEEDED}')
+    codes = [entry['id'] for entry in annotations if only_polygons
+             and isinstance(entry['segmentation'], dict) and not entry.get('iscrowd')]
+    if codes:
+        raise DataError(f'{key}: {source}: the pipeline loads masks with poly2mask=False, which '
+                        f'takes polygons only, but annotation {codes[0]} has a run-length code; '
+                        f'so have {len(codes) - 1} more. Set poly2mask=True in LoadAnnotations.')
+
+
+def without(what: str, dataset: Any, key: str) -> DataError:
+    """The error of a pipeline that loads what annotations of a format do not hold.
+
+    Args:
+        what: What is loaded.
+        dataset: The data set.
+        key: Its place in the config.
+    """
+    kind = 'CocoPanopticDataset' if 'panoptic' in what else 'CocoDataset'
+    return DataError(f'{key}: the pipeline loads {what}, but a {type(dataset).__name__} gives '
+                     f'none of {shorten([dataset.ann_file])}. {kind} does, of a file in its '
+                     f'format. {UNNEEDED}')
+
+
+def not_named(what: str, setting: str, holds: str) -> DataError:
+    """The error of a pipeline that loads what no setting of the data set names.
+
+    Args:
+        what: What is loaded.
+        setting: The setting, with its place in the config.
+        holds: What the setting names.
+    """
+    return DataError(f'{setting} is not set, and the pipeline loads {what}: set it to {holds}. '
+                     f'{UNNEEDED}')
 
 
 def check_instances(boxes: Sequence, labels: Sequence[int], num_classes: int, image: str,

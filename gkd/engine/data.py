@@ -21,7 +21,8 @@ from gkd.datasets.coco_json import load_coco
 from gkd.detectors.entries import name_of
 from gkd.distiller import Distiller
 from gkd.engine.evaluators import build_evaluator
-from gkd.engine.leaf import Leaf, on_disk
+from gkd.engine.leaf import Leaf
+from gkd.engine.loading import on_disk
 from gkd.errors import ConfigError, DataError, naming
 from gkd.frameworks import logger
 from gkd.frameworks.mmdet3 import leaf_configs

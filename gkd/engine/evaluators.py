@@ -13,7 +13,8 @@ from mmengine.registry import EVALUATOR
 
 from gkd.datasets import prepare_embedded
 from gkd.datasets.checks import check_categories
-from gkd.engine.leaf import category_names, on_disk
+from gkd.engine.leaf import category_names
+from gkd.engine.loading import on_disk
 from gkd.errors import ConfigError, DataError, naming
 from gkd.frameworks import logger
 

@@ -17,14 +17,14 @@ from mmdet.datasets.xml_style import XMLDataset
 from gkd.datasets import prepare_embedded
 from gkd.datasets.checks import (
     check_categories,
-    check_images_exist,
+    check_files_exist,
     check_instances,
-    check_masks,
     no_image,
     tell_flat,
     unusable,
 )
 from gkd.datasets.inspection import Finding
+from gkd.engine.loading import check_loaded, on_disk
 from gkd.errors import DataError, GKDError
 from gkd.watching import watched
 
@@ -97,6 +97,10 @@ class Leaf:
             folder = dataset.data_prefix.get(name)
             if folder and self.loads_from_disk(folder) and not osp.isdir(folder):
                 raise DataError(self.absent(f'data_prefix.{name}', 'folder', folder))
+        if dataset.proposal_file:
+            path = osp.join(dataset.data_root or '', dataset.proposal_file)
+            if on_disk(path, dataset.backend_args) and not osp.exists(path):
+                raise DataError(self.absent('proposal_file', 'file', path))
 
     def absent(self, setting: str, what: str, path: str) -> str:
         """The message that what a setting names is not there."""
@@ -145,11 +149,7 @@ class Leaf:
         self.check_images(infos)
         if self.coco is None:
             self.check_boxes(infos, classes)
-        elif any(getattr(step, 'with_mask', False)
-                 for step in getattr(dataset.pipeline, 'transforms', ())):
-            check_masks((annotation for info in infos
-                         for annotation in self.coco.imgToAnns[info['img_id']]
-                         if not annotation.get('ignore')), source, key)
+        check_loaded(dataset, self.coco, infos, key)
         self.has_boxes = dataset.test_mode or any(
             not instance.get('ignore_flag') for info in infos
             for instance in info.get('instances') or ())
@@ -162,7 +162,7 @@ class Leaf:
         paths = [path for name in names for path in (name if isinstance(name, list) else [name])
                  if path]
         if paths and self.loads_from_disk(paths[0]):
-            check_images_exist(paths, self.dataset.ann_file, self.key)
+            check_files_exist(paths, self.dataset.ann_file, self.key)
 
     def check_boxes(self, infos: list[dict], classes: Optional[Sequence[str]]) -> None:
         """Raise DataError if a box or label cannot be used; COCO files were inspected whole."""
@@ -176,22 +176,6 @@ class Leaf:
             trained += [(info, info.get('img_path'), instance['bbox']) for instance in instances
                         if not self.dataset.test_mode and not instance.get('ignore_flag')]
         tell_flat(trained, self.dataset.ann_file)
-
-
-def on_disk(path: str, backend: Optional[dict]) -> bool:
-    """Whether MMEngine reads a path from a disk.
-
-    Args:
-        path: The path.
-        backend: Settings of the storage, ``backend_args`` or the former ``file_client_args``.
-
-    Example:
-        >>> on_disk('data/a.png', None), on_disk('s3://data/a.png', None)
-        (True, False)
-        >>> on_disk('data/a.png', dict(backend='petrel'))
-        False
-    """
-    return '://' not in path and (backend or {}).get('backend', 'local') in ('local', 'disk')
 
 
 def category_names(coco: COCO) -> list[str]:

@@ -18,7 +18,6 @@ from mmdet.datasets import (
     replace_ImageToTensor,
 )
 from mmdet.datasets.pipelines import LoadImageFromFile, LoadMultiChannelImageFromFiles
-from pycocotools.coco import COCO
 from torch import nn
 from torch.utils.data import Dataset
 
@@ -27,9 +26,8 @@ from gkd.datasets import prepare_embedded
 from gkd.datasets.checks import (
     check_categories,
     check_class_names,
-    check_images_exist,
+    check_files_exist,
     check_instances,
-    check_masks,
     no_box,
     no_image,
     tell_flat,
@@ -41,6 +39,7 @@ from gkd.detectors.images import pipeline_of
 from gkd.distiller import Distiller
 from gkd.errors import ConfigError, DataError, naming, shorten
 from gkd.matching import LOADED_BY
+from gkd.running.loading import check_loaded
 
 
 def prototype_datasets(config: Config) -> list[ConfigDict]:
@@ -95,6 +94,7 @@ def build_checked_dataset(config: ConfigDict, key: str,
         check_classes(leaf, key)
         check_images(leaf, key)
         check_annotations(leaf, key)
+        check_loaded(leaf, key)
     check_boxes(leaf_datasets(dataset), key)
     return dataset
 
@@ -165,6 +165,10 @@ def check_settings(entry: ConfigDict, key: str) -> None:
                 osp.join(entry.get('data_root') or '', path)):
             raise DataError(f'{key}.ann_file: no such file: {path}')
     check_class_names(entry.get('classes'), f'{key}.classes')
+    proposals = entry.get('proposal_file')
+    if proposals and on_disk(entry.get('file_client_args')) and not osp.exists(
+            osp.join(entry.get('data_root') or '', proposals)):
+        raise DataError(f'{key}.proposal_file: no such file: {proposals}')
 
 
 def look_at_test_data(config: Config) -> None:
@@ -262,7 +266,7 @@ def check_images(dataset: CustomDataset, key: str) -> None:
     if dataset.img_prefix and not osp.isdir(dataset.img_prefix):
         raise DataError(f'{key}.img_prefix: no such folder: {dataset.img_prefix}')
     names = [info['filename'] for info in dataset.data_infos]
-    check_images_exist([osp.join(dataset.img_prefix or '', path) for name in names
+    check_files_exist([osp.join(dataset.img_prefix or '', path) for name in names
                         for path in (name if isinstance(name, list) else [name])],
                        dataset.ann_file, key)
 
@@ -288,17 +292,11 @@ def image_loader(dataset: CustomDataset) -> Optional[object]:
 
 
 def check_annotations(dataset: CustomDataset, key: str) -> None:
-    """Raise DataError if annotations lack what the pipeline or MMDetection's formats need.
+    """Raise DataError if annotations lack what MMDetection's formats need.
 
     Boxes of COCO files were checked when the file was read.
     """
-    if isinstance(getattr(dataset, 'coco', None), COCO):
-        if any(getattr(step, 'with_mask', False)
-               for step in getattr(dataset.pipeline, 'transforms', ())):
-            check_masks((annotation for info in dataset.data_infos
-                         for annotation in dataset.coco.imgToAnns[info['id']]
-                         if not annotation.get('ignore')), dataset.ann_file, key)
-    elif isinstance(dataset, XMLDataset) or type(dataset) is CustomDataset:
+    if isinstance(dataset, XMLDataset) or type(dataset) is CustomDataset:
         trained = []
         for index, info in enumerate(dataset.data_infos):
             image = info['filename']

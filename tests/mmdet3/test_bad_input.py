@@ -293,6 +293,52 @@ def test_masks_that_are_asked_for(config):
     refuse(config, 'loads masks', 'annotation 1 of image 1', 'segmentation none', '11 more')
 
 
+def test_masks_that_only_polygons_can_be(config, data):
+    def give_masks(content):
+        for entry in content['annotations']:
+            entry['segmentation'] = [[0, 0, 4, 0, 4, 4]]
+        content['annotations'][0].update(segmentation=dict(counts=[3, 5], size=[2, 4]))
+
+    edit(data, give_masks)
+    dataset_of(config).pipeline[1].with_mask = True
+    assert len(build_part(config, 'train').dataset) == IMAGES
+    dataset_of(config).pipeline[1].poly2mask = False
+    refuse(config, 'polygons only, but annotation 1 has a run-length code', 'poly2mask=True')
+    edit(data, lambda content: content['annotations'][0].update(iscrowd=1))
+    assert len(build_part(config, 'train').dataset) == IMAGES
+
+
+def test_segmentation_maps_that_are_asked_for(config, data):
+    """A test does without them."""
+    dataset_of(config).pipeline[1].with_seg = True
+    refuse(config, 'train_dataloader.dataset.data_prefix.seg is not set',
+           'loads segmentation maps')
+    dataset_of(config).test_mode = True
+    assert len(build_part(config, 'train').dataset) == IMAGES
+    dataset_of(config).update(test_mode=False)
+    folder = data.parent / 'maps'
+    folder.mkdir()
+    dataset_of(config).data_prefix.seg = f'{folder}/'
+    refuse(config, f'{IMAGES} of {IMAGES} segmentation maps', 'Set `data_prefix.seg`')
+    for number in range(IMAGES):
+        (folder / f'{number}.png').touch()
+    assert len(build_part(config, 'train').dataset) == IMAGES
+
+
+def test_proposals_that_are_asked_for(config, data):
+    dataset_of(config).pipeline.insert(1, dict(type='LoadProposals'))
+    refuse(config, 'train_dataloader.dataset.proposal_file is not set', 'loads proposals')
+    dataset_of(config).proposal_file = str(data.parent / 'gone.pkl')
+    refuse(config, 'train_dataloader.dataset.proposal_file: no such file')
+
+
+def test_panoptic_segments_that_are_asked_for(config, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'panopticapi', SimpleNamespace(utils=SimpleNamespace(
+        rgb2id=abs)))
+    dataset_of(config).pipeline[1] = dict(type='LoadPanopticAnnotations')
+    refuse(config, 'loads panoptic segments, but a CocoDataset gives none', 'CocoPanopticDataset')
+
+
 def test_test_data_are_looked_at_before_a_training(config, data, tmp_path):
     dataset_of(config, 'test').ann_file = 'later.json'
     said = []
