@@ -7,6 +7,7 @@ from typing import Optional
 
 from torch import nn
 
+from gkd.detectors.dense import main_head
 from gkd.distiller import Distiller
 from gkd.errors import ConfigError, shorten
 from gkd.frameworks import CLASSES_SETTING
@@ -27,17 +28,25 @@ def check_num_classes(model: nn.Module, classes: Sequence[str], key: str) -> Non
     """
     detector = model.student if isinstance(model, Distiller) else model
     count = num_classes_of(detector)
-    if count is not None and count != len(classes):
+    if count is None:
+        return
+    # Panoptic data also name the classes of regions, which have no boxes.
+    regions = sum(getattr(getattr(detector, name, None), 'num_stuff_classes', 0)
+                  for name in ('panoptic_head', 'semantic_head'))
+    if count + regions != len(classes):
+        found = f'{count} classes and {regions} of regions' if regions else f'{count} classes'
         raise ConfigError(
-            f'{type(detector).__name__} detects {count} classes, {key} has {len(classes)} '
+            f'{type(detector).__name__} detects {found}, {key} has {len(classes)} '
             f'({shorten(classes)}); set `num_classes` of the heads or `{CLASSES_SETTING}` of the '
             f'data sets so that they agree.')
 
 
 def num_classes_of(detector: nn.Module) -> Optional[int]:
-    """Classes that a detector tells apart; None if its head does not say."""
-    head = getattr(getattr(detector, 'roi_head', None) or detector, 'bbox_head', None)
-    return getattr(head[0] if isinstance(head, nn.ModuleList) else head, 'num_classes', None)
+    """Classes whose boxes a detector tells apart; None if its head does not say."""
+    head = getattr(getattr(detector, 'roi_head', None), 'bbox_head', None) or main_head(detector)
+    head = head[0] if isinstance(head, nn.ModuleList) else head
+    # Panoptic heads also have classes of regions, which have no boxes.
+    return getattr(head, 'num_things_classes', getattr(head, 'num_classes', None))
 
 
 def check_teacher_classes(model: nn.Module, classes: Sequence[str], key: str) -> None:

@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,6 +18,8 @@ from helpers import tiny_data
 from helpers.other_training import other_training
 from helpers.refusals import append, edit, files, refuse, refuse_training, train
 from helpers.running import REPOSITORY, run_tool
+
+from gkd.running.config import load_config, replace_epochs
 
 
 @pytest.mark.parametrize('tool, args', [
@@ -269,6 +272,17 @@ def test_channels_that_do_not_fit(folder, part, channels):
 def test_no_runner(folder):
     append('distiller.py', 'del runner')
     refuse_training(folder, says=['has no `runner`', 'max_epochs'])
+
+
+def test_two_numbers_of_epochs(folder):
+    """The first is the former name of the second."""
+    append('distiller.py', 'total_epochs = 3')
+    refuse_training(folder, says=['total_epochs = 3', 'runner.max_epochs = 2', 'differ'])
+    append('distiller.py', 'total_epochs = 2')
+    config = load_config('distiller.py')
+    replace_epochs(config, 5)
+    Path('kept.py').write_text(config.pretty_text)
+    assert load_config('kept.py').runner.max_epochs == 5
 
 
 @pytest.mark.parametrize('option, says', [

@@ -8,8 +8,9 @@ from gkd.detectors.places import centres
 from gkd.detectors.roi_heads import classify
 from gkd.detectors.step import recorded
 from gkd.errors import ConfigError
-from gkd.frameworks import bbox2roi
+from gkd.frameworks import bbox2roi, build_detector
 from gkd.knowledge.instances import Instances
+from gkd.matching import check_num_classes, num_classes_of
 from gkd.running.data import check_ground_truth
 from studies import coverage
 from studies.zoo import PAIRS, SELF_PAIRS
@@ -247,6 +248,20 @@ def test_masks_that_the_pipeline_does_not_collect_are_named():
         check_ground_truth(model, [data, data], 'data.train')
     keys.append('gt_masks')
     check_ground_truth(model, data, 'data.train')
+
+
+@pytest.mark.parametrize('name, regions', [
+    ('mask2former/mask2former_r50_lsj_8x2_50e_coco', 0), ('solo/solo_r50_fpn_1x_coco', 0),
+    ('maskformer/maskformer_r50_mstrain_16x1_75e_coco', 53),
+    ('panoptic_fpn/panoptic_fpn_r50_fpn_1x_coco', 53), ('yolact/yolact_r50_1x8_coco', 0),
+    ('cascade_rcnn/cascade_rcnn_r50_fpn_1x_coco', 0)])
+def test_classes_are_counted_by_whichever_head_tells_them(name, regions):
+    detector = build_detector(coverage.small_config(name))
+    assert num_classes_of(detector) == 80
+    check_num_classes(detector, ['red'] * (80 + regions), 'data.train')
+    said = f'detects 80 classes{" and 53 of regions" * bool(regions)}, data.train has 1 '
+    with pytest.raises(ConfigError, match=said):
+        check_num_classes(detector, ['red'], 'data.train')
 
 
 def test_necks_of_several_parts_are_made_narrow():

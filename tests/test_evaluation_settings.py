@@ -135,6 +135,15 @@ def test_data_sets_with_metrics_of_their_own(folder):
         check_metrics(model, data, ['own'], '--eval')
 
 
+def test_detectors_with_a_panoptic_head_have_masks(folder):
+    data = CocoDataset(str(folder / 'annotations.json'), [], classes=list(tiny_data.CLASSES))
+    model = build_detector(Config(dict(model=small.retinanet())).model)
+    with pytest.raises(ConfigError, match='--eval segm: RetinaNet'):
+        check_metrics(model, data, ['segm'], '--eval')
+    model.panoptic_head = torch.nn.Identity()
+    check_metrics(model, data, ['bbox', 'segm'], '--eval')
+
+
 def test_the_trial_leaves_the_training_as_it_is(folder):
     train('--epochs', '1', '--no-validate')
     expected = torch.load('work/latest.pth')['state_dict']

@@ -23,6 +23,7 @@ from gkd.frameworks import (
     student_losses,
     synthetic_batch,
 )
+from gkd.progress import without_details
 from gkd.randomness import isolated_random_numbers
 
 # Boxes of every image, as fractions of its side.
@@ -51,6 +52,7 @@ def observe_training(student: BaseDetector, info: DetectorInfo, view: View) -> D
         # SyncBN, which normalises over several processes, computes only on GPUs.
         trained = revert_sync_batchnorm(copy.deepcopy(student))
         trained.train()
+        start_proposals(trained)
         if info.samples_positives:
             try:
                 if positives_are_true(trained, info, batch()):
@@ -83,6 +85,17 @@ def observe_training(student: BaseDetector, info: DetectorInfo, view: View) -> D
     labels = place_labels(targets, forwards[-1].result[0], info.num_classes)
     return replace(info, trains_places=labels is not None
                    and places_are_true(labels, probed))
+
+
+def start_proposals(detector: BaseDetector) -> None:
+    """Give a detector that learns its proposals those that a training starts with: whole images.
+
+    As they are built, they have random sizes, below 0 too, of which nothing can be pooled.
+    """
+    head = getattr(detector, 'rpn_head', None)
+    if hasattr(head, 'init_proposal_bboxes'):
+        with without_details():
+            head.init_weights()
 
 
 def places_are_true(labels: Tensor, batch: Batch) -> bool:

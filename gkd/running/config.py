@@ -56,11 +56,17 @@ def load_config(path: str, options: Optional[dict] = None) -> Config:
     if 'runner' not in config and 'total_epochs' not in config:
         raise ConfigError(f'config {path} has no `runner`, which tells how long to train: '
                           f'runner = dict(type="EpochBasedRunner", max_epochs=12).')
+    former, epochs = config.get('total_epochs'), config.get('runner', {}).get('max_epochs')
+    if None not in (former, epochs) and former != epochs:
+        raise ConfigError(f'config {path}: total_epochs = {former} and runner.max_epochs = '
+                          f'{epochs} differ. The first is the former name of the second: give '
+                          f'both the same number.')
     update_data_root(config)
     try:
         config = compat_cfg(config)
-        # Its value now has another name. With both names, a saved config could not be read again.
+        # Their values now have other names. With both, a saved config could not be read again.
         config.data.pop('imgs_per_gpu', None)
+        config.pop('total_epochs', None)
         return config
     except (AttributeError, KeyError, AssertionError) as error:
         raise ConfigError(f'config {path}: {error}') from None

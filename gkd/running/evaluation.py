@@ -186,8 +186,9 @@ def check_metrics(model: BaseDetector, dataset: CustomDataset, metrics: Sequence
         return
     detector = model.student if isinstance(model, Distiller) else model
     # Proposals alone are arrays, which proposal_fast takes, without classes.
+    has_masks = detector.with_mask or hasattr(detector, 'panoptic_head')
     known = ['proposal', 'proposal_fast'] if isinstance(detector, RPN) else \
-        ['bbox', 'proposal'] + ['segm'] * detector.with_mask
+        ['bbox', 'proposal'] + ['segm'] * has_masks
     unknown = [metric for metric in metrics if metric not in known]
     if unknown:
         raise ConfigError(f'{key} {" ".join(unknown)}: {type(detector).__name__} on '
