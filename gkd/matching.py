@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Optional
 
+import torch
 from torch import nn
 
 from gkd.detectors.dense import main_head
+from gkd.detectors.trial_step import further_ground_truth
 from gkd.distiller import Distiller
 from gkd.errors import ConfigError, shorten
 from gkd.frameworks import CLASSES_SETTING
@@ -47,6 +49,20 @@ def num_classes_of(detector: nn.Module) -> Optional[int]:
     head = head[0] if isinstance(head, nn.ModuleList) else head
     # Panoptic heads also have classes of regions, which have no boxes.
     return getattr(head, 'num_things_classes', getattr(head, 'num_classes', None))
+
+
+def trained_on(model: nn.Module) -> tuple[str, tuple[str, ...]]:
+    """Name of the detector that is trained, and what its training needs besides boxes and labels.
+
+    Args:
+        model: A detector; for a distiller, its student is told of.
+
+    Returns:
+        The name for messages, and some of the keys of ``LOADED_BY``.
+    """
+    if isinstance(model, Distiller):
+        return f'student {model.pair.student.name}', model.pair.student.ground_truth
+    return type(model).__name__, tuple(further_ground_truth(model, torch.zeros(1, 4), 1, 1))
 
 
 def check_teacher_classes(model: nn.Module, classes: Sequence[str], key: str) -> None:

@@ -246,8 +246,11 @@ def test_masks_that_the_pipeline_does_not_collect_are_named():
         check_ground_truth(model, data, 'data.train')
     with pytest.raises(ConfigError, match='`gt_masks`'):
         check_ground_truth(model, [data, data], 'data.train')
+    with pytest.raises(ConfigError, match='pipeline: MaskRCNN trains on `gt_masks`'):
+        check_ground_truth(build_detector(config), data, 'data.train')
     keys.append('gt_masks')
     check_ground_truth(model, data, 'data.train')
+    check_ground_truth(build_detector(config), data, 'data.train')
 
 
 @pytest.mark.parametrize('name, regions', [

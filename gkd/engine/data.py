@@ -19,14 +19,13 @@ from torch import nn
 from gkd.datasets.checks import check_class_names, no_box
 from gkd.datasets.coco_json import load_coco
 from gkd.detectors.entries import name_of
-from gkd.distiller import Distiller
 from gkd.engine.evaluators import build_evaluator
 from gkd.engine.leaf import Leaf
 from gkd.engine.loading import on_disk
 from gkd.errors import ConfigError, DataError, naming
 from gkd.frameworks import logger
 from gkd.frameworks.mmdet3 import leaf_configs
-from gkd.matching import LOADED_BY
+from gkd.matching import LOADED_BY, trained_on
 
 
 @dataclass
@@ -184,15 +183,14 @@ def is_coco(config: ConfigDict) -> bool:
 
 
 def check_ground_truth(model: nn.Module, config: ConfigDict, key: str) -> None:
-    """Raise ConfigError if no pipeline loads what a distiller's student trains on.
+    """Raise ConfigError if no pipeline loads what a detector trains on.
 
     Args:
-        model: A detector; only a distiller's student is looked at.
+        model: A detector; for a distiller, its student is looked at.
         config: Config of the data set, possibly of a wrapper around others.
         key: Its place in the config, for messages.
     """
-    if not isinstance(model, Distiller):
-        return
+    name, needed = trained_on(model)
     steps = [step for leaf in leaf_configs(config).values()
              for step in leaf.get('pipeline') or ()]
     # That of BoxInst makes masks of the boxes.
@@ -200,8 +198,7 @@ def check_ground_truth(model: nn.Module, config: ConfigDict, key: str) -> None:
     loaded = {'gt_masks': makes_masks or any(step.get('with_mask') for step in steps),
               'gt_semantic_seg': any(step.get('with_seg') for step in steps),
               'proposals': any(name_of(step.get('type')) == 'LoadProposals' for step in steps)}
-    for name in model.pair.student.ground_truth:
-        if not loaded[name]:
-            raise ConfigError(
-                f'{key}.pipeline: student {model.pair.student.name} trains on `{name}`, which is '
-                f'not loaded: load it by {LOADED_BY[name]}.')
+    for part in needed:
+        if not loaded[part]:
+            raise ConfigError(f'{key}.pipeline: {name} trains on `{part}`, which is not loaded: '
+                              f'load it by {LOADED_BY[part]}.')

@@ -36,9 +36,8 @@ from gkd.datasets.checks import (
 from gkd.datasets.coco_json import load_coco
 from gkd.datasets.inspection import Finding
 from gkd.detectors.images import pipeline_of
-from gkd.distiller import Distiller
 from gkd.errors import ConfigError, DataError, naming, shorten
-from gkd.matching import LOADED_BY
+from gkd.matching import LOADED_BY, trained_on
 from gkd.running.loading import check_loaded
 
 
@@ -313,21 +312,20 @@ def check_annotations(dataset: CustomDataset, key: str) -> None:
 
 
 def check_ground_truth(model: nn.Module, config: ConfigDict, key: str) -> None:
-    """Raise ConfigError if a pipeline does not collect what a distiller's student trains on.
+    """Raise ConfigError if a pipeline does not collect what a detector trains on.
 
     Args:
-        model: A detector; only a distiller's student is looked at.
+        model: A detector; for a distiller, its student is looked at.
         config: Config of the data set, possibly a list or a wrapper around others.
         key: Its place in the config, for messages.
     """
-    if not isinstance(model, Distiller):
-        return
+    name, needed = trained_on(model)
     collected = [step.get('keys', ()) for step in pipeline_of(config)
                  if step.get('type') == 'Collect']
     if not collected:
         return
-    for name in model.pair.student.ground_truth:
-        if name not in collected[-1]:
+    for part in needed:
+        if part not in collected[-1]:
             raise ConfigError(
-                f'{key}.pipeline: student {model.pair.student.name} trains on `{name}`, which is '
-                f'not collected: load it by {LOADED_BY[name]}, and list it in `keys` of Collect.')
+                f'{key}.pipeline: {name} trains on `{part}`, which is not collected: load it by '
+                f'{LOADED_BY[part]}, and list it in `keys` of Collect.')

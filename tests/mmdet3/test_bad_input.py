@@ -13,6 +13,7 @@ from unittest import mock
 
 import pytest
 import torch
+from helpers import small_detectors as small
 from helpers.other_training import other_training
 from helpers.small_detectors import FAMILIES
 from mmdet.evaluation import CocoMetric
@@ -407,8 +408,12 @@ def test_ground_truth_that_no_pipeline_loads(config):
     with pytest.raises(ConfigError, match=r'key.pipeline: student RetinaNet trains on `gt_masks`.*'
                                           r'LoadAnnotations\(with_mask=True\)'):
         check_ground_truth(model, dataset_of(config), 'key')
+    plain = build_detector(ConfigDict(small.mask_rcnn(), data_preprocessor=PREPROCESSOR))
+    with pytest.raises(ConfigError, match='key.pipeline: MaskRCNN trains on `gt_masks`'):
+        check_ground_truth(plain, dataset_of(config), 'key')
     dataset_of(config).dataset.pipeline[1].with_mask = True
     check_ground_truth(model, dataset_of(config), 'key')
+    check_ground_truth(plain, dataset_of(config), 'key')
 
 
 def test_masks_that_the_preprocessor_makes_need_not_be_loaded(config):
