@@ -51,12 +51,22 @@ def apply() -> None:
 
 def _mend_mmdet2() -> None:
     # These import mmcv and mmdet, which is possible from here on only.
-    from gkd.compat import coco, defaults, distributed, images, parallel, progress, runner
+    from gkd.compat import (
+        coco,
+        config_text,
+        defaults,
+        distributed,
+        images,
+        parallel,
+        progress,
+        runner,
+    )
 
     defaults.default_to_existing_device()
     coco.look_at_annotations()
     coco.evaluate_any_thresholds()
     coco.count_proposals()
+    config_text.write_readable_configs()
     images.name_unreadable_images()
     parallel.run_steps_through_torch_ddp()
     parallel.copy_on_cuda_streams()
@@ -78,11 +88,13 @@ def _mend_mmdet3() -> None:
 
     engine.accept_newer_mmcv()
     engine.find_packages_without_setuptools()
+    engine.know_the_standard_library()
 
     # These import mmdet, which is possible from here on only.
-    from gkd.compat import coco, heads, images
+    from gkd.compat import coco, config_text, heads, images
 
     coco.look_at_annotations_with_mmdet3()
+    config_text.write_readable_configs()
     heads.let_ssd_detect()
     images.name_unreadable_images_with_mmdet3()
     engine.init_without_gpus()

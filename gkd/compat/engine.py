@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import os
 import os.path as osp
+import sysconfig
 from importlib import metadata
 
 import mmcv
 import mmengine.config.config
+import mmengine.config.utils
 import mmengine.device
 import mmengine.hub.hub
 import mmengine.utils.package_utils
@@ -56,6 +59,35 @@ def find_packages_without_setuptools() -> None:
         for function in (is_installed, get_installed_path):
             if hasattr(module, function.__name__):
                 setattr(module, function.__name__, function)
+
+
+def know_the_standard_library() -> None:
+    """Let configs import modules of Python's standard library, as MMEngine documents it.
+
+    Reason: MMEngine looks for them below the folder of a virtual environment, where they are not,
+    and takes a config with ``import os.path`` for one in its new style, where it replaces imports.
+    For: mmengine 0.10.
+    """
+    for module in (mmengine.config.utils, mmengine.config.config):
+        module._is_builtin_module = is_of_python
+
+
+def is_of_python(module: str) -> bool:
+    """Whether a module, given by its dotted name, needs no package; MMEngine's parts count, too.
+
+    Example:
+        >>> [is_of_python(name) for name in ('os.path', 'math', 'sys', 'numpy', 'mmengine.config')]
+        [True, True, True, False, True]
+    """
+    if module.startswith('mmengine.config'):
+        return True
+    top = module.partition('.')[0]
+    spec = importlib.util.find_spec(top) if top else None
+    origin = spec.origin if spec and spec.origin else ''
+    folders = {sysconfig.get_path('stdlib'), sysconfig.get_path('platstdlib')}
+    return origin in ('built-in', 'frozen') or (
+        any(origin.startswith(folder + os.sep) for folder in folders)
+        and not {'site-packages', 'dist-packages'} & {*origin.split(os.sep)})
 
 
 def is_installed(package: str) -> bool:

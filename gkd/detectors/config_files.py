@@ -86,11 +86,14 @@ def other_mmdetection(error: Exception) -> str:
     """What to do if only the other MMDetection can read a config.
 
     mmcv 1.x looks for an MMDetection 3 ``_base_`` as a file. MMEngine takes any config that
-    imports a package for one in its new format, which has no ``_base_`` lists.
+    imports a package, and has no ``_base_``, for one in its new style, where imports are replaced.
     """
-    if mmdet_major() == 3 and isinstance(error, RuntimeError) and 'lazy_import' in str(error):
-        return (' (a config for MMDetection 2 may import packages; MMDetection 3 is installed: '
-                'take one from configs/mmdet3/, or bash tools/setup.sh --mmdet 2)')
+    if mmdet_major() == 3 and isinstance(error, RuntimeError) and (
+            'lazy_import' in str(error) or not str(error)):
+        return (' (MMEngine takes a file that imports a package for a config in its new style, '
+                'where what is imported cannot be called, and `_base_` is not known. Write '
+                '`_base_ = []` above the import. If the config is for MMDetection 2: bash '
+                'tools/setup.sh --mmdet 2)')
     if not isinstance(error, FileNotFoundError) or MMDET_SCOPE not in str(error):
         return ''
     return (f' (`_base_` of `{MMDET_SCOPE}...` is for MMDetection 3, and MMDetection 2 is '

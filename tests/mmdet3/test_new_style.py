@@ -85,3 +85,21 @@ def test_data_of_classes_are_checked(annotations, tmp_path):
 def test_a_class_is_described_by_its_name():
     model = dict(type='mmdet.models.RetinaNet', backbone=dict(type=CocoDataset, depth=18))
     assert describe(model) == 'RetinaNet on CocoDataset-18'
+
+
+def test_a_config_of_the_old_style_may_import_modules_of_python(tmp_path):
+    (tmp_path / 'base.py').write_text('import os.path as osp\nfolder = osp.join("data", "x")\n')
+    (tmp_path / 'own.py').write_text('_base_ = ["base.py"]\n')
+    assert read_config(str(tmp_path / 'base.py')).folder == 'data/x'
+    assert read_config(str(tmp_path / 'own.py')).folder == 'data/x'
+
+
+def test_other_imports_are_explained(tmp_path):
+    path = tmp_path / 'own.py'
+    path.write_text('import numpy as np\nlr = float(np.sqrt(4))\n')
+    (tmp_path / 'child.py').write_text('_base_ = ["own.py"]\n')
+    for file in (path, tmp_path / 'child.py'):
+        with pytest.raises(ConfigError, match='_base_ = .. *` above the import'):
+            read_config(str(file))
+    path.write_text(f'_base_ = []\n{path.read_text()}')
+    assert read_config(str(path)).lr == 2
