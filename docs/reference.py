@@ -28,8 +28,9 @@ from gkd.running.resume import ResumableCheckpointHook
 
 ROOT = Path(__file__).parents[1]
 # These import MMDetection 3; the site is made with 2.
-ELSEWHERE = ('gkd.comparison.mmdet3', 'gkd.compat.engine', 'gkd.engine', 'gkd.frameworks.mmdet3',
-             'gkd.looking.mmdet3', 'gkd.planning.mmdet3', 'gkd.recipes.mmdet3')
+ELSEWHERE = ('gkd.comparison.mmdet3', 'gkd.compat.coco_metric', 'gkd.compat.engine',
+             'gkd.engine', 'gkd.frameworks.mmdet3', 'gkd.looking.mmdet3',
+             'gkd.planning.mmdet3', 'gkd.recipes.mmdet3')
 for found in pkgutil.walk_packages(gkd.__path__, 'gkd.'):
     if not found.name.endswith('__main__') and found.name not in ELSEWHERE:
         importlib.import_module(found.name)  # registers what it has

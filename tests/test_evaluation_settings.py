@@ -3,6 +3,7 @@
 import json
 from unittest import mock
 
+import numpy as np
 import pytest
 import torch
 from helpers import small_detectors as small
@@ -174,3 +175,23 @@ def test_metrics_of_a_test_are_tried_first(folder):
     weights = tiny_data.write_weights('student.pth', small.retinanet())
     refuse(folder, 'test', 'student.py', weights, '--eval-options', 'metric_items=mAp',
            says=['data.test', 'mAp', '--eval-options'])
+
+
+def test_each_class_has_its_own_ap_in_whatever_order_the_ids_of_the_file_are(tmp_path, capsys):
+    path = tiny_data.write_data(tmp_path)
+    content = json.loads(path.read_text())
+    ids = {1: 907, 2: 3, 3: 44}
+    for entry in content['annotations']:
+        entry['category_id'] = ids[entry['category_id']]
+    for entry in content['categories']:
+        entry['id'] = ids[entry['id']]
+    path.write_text(json.dumps(content))
+    data = CocoDataset(ann_file=str(path), pipeline=[], classes=tiny_data.CLASSES, test_mode=True)
+    found = [[np.zeros((0, 5))] * 3 for _ in data.img_ids]
+    for results, number in zip(found, range(len(data))):  # all of the first class, and no other
+        truth = data.get_ann_info(number)
+        boxes = truth['bboxes'][truth['labels'] == 0]
+        results[0] = np.hstack([boxes, np.ones((len(boxes), 1))])
+    data.evaluate(found, classwise=True)
+    table = capsys.readouterr().out
+    assert '| red      | 1.000 | green    | 0.000 | blue     | 0.000 |' in table

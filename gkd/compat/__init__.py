@@ -64,7 +64,7 @@ def _mend_mmdet2() -> None:
 
     defaults.default_to_existing_device()
     coco.look_at_annotations()
-    coco.evaluate_any_thresholds()
+    coco.evaluate_classes_in_their_order()
     coco.count_proposals()
     config_text.write_readable_configs()
     images.name_unreadable_images()
@@ -91,9 +91,10 @@ def _mend_mmdet3() -> None:
     engine.know_the_standard_library()
 
     # These import mmdet, which is possible from here on only.
-    from gkd.compat import coco, config_text, heads, images
+    from gkd.compat import coco_metric, config_text, heads, images
 
-    coco.look_at_annotations_with_mmdet3()
+    coco_metric.look_at_annotations()
+    coco_metric.evaluate_classes_in_their_order()
     config_text.write_readable_configs()
     heads.let_ssd_detect()
     images.name_unreadable_images_with_mmdet3()

@@ -1,9 +1,10 @@
-"""Mends of how annotations and proposals are read, and detections evaluated."""
+"""Mends of how annotations are read, and detections evaluated."""
 
 from __future__ import annotations
 
 import functools
 
+import mmdet.datasets.api_wrappers
 import mmdet.datasets.coco
 import numpy as np
 from mmdet.datasets.api_wrappers import COCO, COCOeval
@@ -11,7 +12,6 @@ from mmdet.datasets.api_wrappers import COCO, COCOeval
 from gkd.datasets.coco_json import load_coco
 from gkd.datasets.inspection import Finding
 from gkd.errors import DataError
-from gkd.watching import watched
 
 
 def look_at_annotations() -> None:
@@ -24,34 +24,15 @@ def look_at_annotations() -> None:
     mmdet.datasets.coco.COCO = InspectedCOCO
 
 
-def look_at_annotations_with_mmdet3() -> None:
-    """The same, for data sets and for the metric, which reads the file once more.
+def evaluate_classes_in_their_order() -> None:
+    """Give each class its own AP, and take ``iou_thrs`` as a list, as MMDetection documents it.
 
-    What the metric writes itself, from a data set whose images have no names, is not looked at.
-    For: mmdet 3.x and pycocotools 2.x.
+    Reason: pycocotools sorts the ids of categories, MMDetection reads its results in the order of
+    the file: with ``classwise``, AP stood beside the wrong class where a file's ids do not
+    ascend. pycocotools also searches the thresholds as an array; numpy 2 refuses that for a list.
+    For: mmdet 2.x and pycocotools 2.x.
     """
-    from mmdet.evaluation.metrics import coco_metric
-
-    for kind in vars(mmdet.datasets).values():
-        if getattr(kind, 'COCOAPI', None) is COCO:
-            kind.COCOAPI = InspectedCOCO
-    initialise = coco_metric.CocoMetric.__init__
-
-    @functools.wraps(initialise)
-    def initialise_inspected(self, *args, **kwargs):
-        with watched(coco_metric, 'COCO', lambda read, path: InspectedCOCO(path)):
-            initialise(self, *args, **kwargs)
-
-    coco_metric.CocoMetric.__init__ = initialise_inspected
-
-
-def evaluate_any_thresholds() -> None:
-    """Let ``evaluation.iou_thrs`` be a list, as MMDetection documents it.
-
-    Reason: pycocotools searches the thresholds as an array; numpy 2 refuses that for a list.
-    For: mmdet 2.x with numpy 2.
-    """
-    mmdet.datasets.coco.COCOeval = ArrayCOCOeval
+    mmdet.datasets.coco.COCOeval = OrderedCOCOeval
 
 
 def count_proposals() -> None:
@@ -75,13 +56,27 @@ def count_proposals() -> None:
     mmdet.datasets.CustomDataset.load_proposals = load_and_count
 
 
-class ArrayCOCOeval(COCOeval):
-    """pycocotools' evaluation, with the thresholds as an array."""
+class InOrderOfClasses:
+    """What makes results of pycocotools' evaluation be in the order of ``params.catIds``."""
 
     def evaluate(self):
         """Match detections and ground truth."""
+        self.given = self.params.catIds
         self.params.iouThrs = np.asarray(self.params.iouThrs)
         super().evaluate()
+
+    def accumulate(self, p=None):
+        """Compute precision and recall."""
+        super().accumulate(p)
+        if self.params.useCats:
+            order = np.searchsorted(self.params.catIds, self.given)
+            # (threshold, recall, class, area, detections), recall without the second.
+            for name, axis in (('precision', 2), ('scores', 2), ('recall', 1)):
+                self.eval[name] = self.eval[name].take(order, axis)
+
+
+class OrderedCOCOeval(InOrderOfClasses, COCOeval):
+    """pycocotools' evaluation."""
 
 
 class InspectedCOCO(COCO):

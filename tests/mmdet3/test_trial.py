@@ -1,10 +1,12 @@
 """Before the first step the evaluation is tried with two images, and changes nothing."""
 
+import json
 from glob import glob
 from types import SimpleNamespace
 
 import pytest
 import torch
+from mmdet.evaluation import CocoMetric
 from mmengine.evaluator import BaseMetric, Evaluator
 from mmengine.hooks import CheckpointHook
 from mmengine.registry import HOOKS, METRICS, DefaultScope
@@ -140,3 +142,28 @@ def tried(config):
     runner._val_loop = runner.build_val_loop(runner._val_loop)
     TrialHook().before_train(runner)
     return try_evaluation(runner)
+
+
+@pytest.mark.parametrize('processes', [False, True])
+def test_each_class_has_its_own_ap_in_whatever_order_the_ids_of_the_file_are(
+        annotations, tmp_path, processes):
+    content = json.loads(annotations.read_text())
+    ids = {1: 907, 2: 3, 3: 44}
+    for entry in content['annotations']:
+        entry['category_id'] = ids[entry['category_id']]
+    for entry in content['categories']:
+        entry['id'] = ids[entry['id']]
+    (tmp_path / 'own.json').write_text(json.dumps(content))
+    metric = CocoMetric(str(tmp_path / 'own.json'), classwise=True, use_mp_eval=processes,
+                        iou_thrs=[0.5 + 0.05 * step for step in range(10)])
+    metric.dataset_meta = dict(classes=CLASSES)
+    for image in content['images']:  # all of the first class, and no other
+        boxes = torch.tensor([entry['bbox'] for entry in content['annotations'] if
+                              (entry['image_id'], entry['category_id']) == (image['id'], 907)],
+                             dtype=torch.float).reshape(-1, 4)
+        boxes[:, 2:] += boxes[:, :2]
+        metric.process({}, [dict(img_id=image['id'], ori_shape=(96, 128), pred_instances=dict(
+            bboxes=boxes, scores=torch.ones(len(boxes)),
+            labels=torch.zeros(len(boxes), dtype=torch.long)))])
+    found = metric.evaluate(len(content['images']))
+    assert [found[f'coco/{name}_precision'] for name in CLASSES] == [1, 0, 0]
