@@ -598,9 +598,23 @@ def test_settings_arrive_as_they_were(value, read):
         assert args.cfg_options == {'key': [1, 2]}
 
 
+@pytest.mark.parametrize('text, value', [
+    ('my data/a (1).json', 'my data/a (1).json'), (' 3 ', 3), ('1e-3', 0.001), ('true', True),
+    ('None', None), ('', ''), ('8,', [8]), ('[]', []), ('(1,)', (1,)), ('1, a b', [1, 'a b']),
+    ('[(1333, 800), [a b, 0.5]]', [(1333, 800), ['a b', 0.5]]), ('"[1,2]"', [1, 2]),
+    ('"a,b"', 'a,b'), ("'it'", 'it'), ('key=value', 'key=value'), ("Jo's data", "Jo's data"),
+    ('(1,2),(3,4)', [(1, 2), (3, 4)])])
+def test_values_are_read_as_in_mmdetection_with_their_blanks(text, value):
+    parser = argparse.ArgumentParser()
+    add_settings_option(parser)
+    args = parser.parse_args(['--cfg-options', f'a={text}', '--cfg-options', 'b=2'])
+    assert args.cfg_options == {'a': value, 'b': 2}
+
+
 @pytest.mark.parametrize('option, says', [
     ('key', "'key' is not KEY=VALUE"), (' =3', "' =3' is not KEY=VALUE"),
-    ('key=[1,2', 'a=1 key=[1,2: Imbalanced brackets')])
+    ('key=[1,2', 'a=1 key=[1,2: imbalanced brackets'),
+    ('key=1)', 'a=1 key=1): imbalanced brackets')])
 def test_settings_that_cannot_be_read_are_named(option, says, capsys):
     parser = argparse.ArgumentParser()
     add_settings_option(parser)
