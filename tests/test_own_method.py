@@ -96,6 +96,7 @@ def test_a_class_that_cannot_teach_is_refused_when_it_is_built(teach, method, me
     (lambda x: dict(loss_mine=(x, x)), 'loss_mine is a tuple'),
     (lambda x: dict(loss_mine=torch.tensor(3)), 'loss_mine is torch.int64'),
     (lambda x: dict(mine=x), 'mine would not be added to the losses'),
+    (lambda x: dict(mine=[x.detach(), x]), 'mine would not be added to the losses'),
     (lambda x: dict(loss_mine=x.detach()), 'loss_mine has no gradient'),
     (lambda x: dict(loss_cls=x), 'returned loss_cls, as the student'),
 ])
@@ -127,6 +128,22 @@ def test_a_loss_may_be_constant_in_a_later_step(teach):
     model = build_distiller(small.retinanet(), small.retinanet(), knowledge=[dict(type='Mine')])
     for connected in True, False:
         assert losses_of(model, small.batch())['loss_mine'].requires_grad == connected
+
+
+def test_a_step_without_objects_does_not_tell_whether_a_method_teaches(teach):
+    KNOWLEDGE.register_module(module=returning(lambda x: dict(loss_mine=x.detach())), force=True)
+    model = build_distiller(small.retinanet(), small.retinanet(), knowledge=[dict(type='Mine')])
+    assert not losses_of(model, small.batch(boxes=()))['loss_mine'].requires_grad
+    with pytest.raises(ConfigError, match='loss_mine has no gradient'):
+        losses_of(model, small.batch())
+
+
+def test_maps_that_are_frozen_do_not_tell_whether_a_method_teaches(teach):
+    KNOWLEDGE.register_module(module=returning(lambda x: dict(loss_mine=x)), force=True)
+    model = build_distiller(small.retinanet(), small.retinanet(), knowledge=[dict(type='Mine')])
+    for part in model.student.backbone, model.student.neck:
+        part.requires_grad_(False)
+    assert not losses_of(model, small.batch())['loss_mine'].requires_grad
 
 
 def test_an_error_inside_a_library_names_the_line_that_called_it():
