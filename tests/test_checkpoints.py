@@ -255,6 +255,10 @@ def test_manifest_holds_together():
         assert name.startswith(checkpoint.config.split('/')[-1][:-len('.py')])
 
 
+def test_without_the_list_of_recipes_there_is_mmdetections_own(tmp_path):
+    assert of_recipes(str(tmp_path / 'manifest.json')) == {}
+
+
 def test_every_checkpoint_of_the_model_zoo_is_known_by_its_config():
     name = 'faster_rcnn_x101_32x4d_fpn_1x_coco_20200203-cff10310.pth'  # of no recipe
     config = 'mmdet::faster_rcnn/faster_rcnn_x101_32x4d_fpn_1x_coco.py'

@@ -139,6 +139,13 @@ def test_candidates_are_limited_class_by_class():
     assert chosen(annotated(*images), max_images=9)[0][1] == [3, 8, 9]
 
 
+def test_classes_that_share_their_images_are_drawn_apart():
+    found = choose_candidates([annotated(*[[(0, 40, 40), (1, 40, 40)]] * 20)], 2, 30, seed=0)
+    first, second = ({image.index for image in found if label in image.labels}
+                     for label in (0, 1))
+    assert len(first) == len(second) == 2 and first != second
+
+
 def test_features_are_means_over_the_cells_of_boxes(detectors, datasets, tmp_path):
     module = generation(batch_size=2)
     bank = generate(module, detectors, datasets, tmp_path)

@@ -19,6 +19,7 @@ from gkd.knowledge import (
     soft_label_loss,
 )
 from gkd.knowledge.losses import similarity_loss
+from gkd.knowledge.similarities import Basis
 
 DATA = Path(__file__).parent / 'data'
 
@@ -153,6 +154,11 @@ class TestRobustWeights:
         nothing = robust_weights(student, teacher, *no_prototypes, labels, offsets * 0)
         assert nothing.tolist() == [1.0] * 6
 
+    def test_every_level_has_classes_of_its_own(self):
+        prototypes = [random(3, 4), random(3, 4, seed=1)]
+        [basis] = Basis.of(prototypes, prototypes, torch.tensor([[0, 1, 3], [0, 2, 3]]))
+        assert basis.classes.tolist() == [[[0, 1, 1]], [[0, 0, 1]]]
+
     def test_takes_no_instances(self):
         student, teacher, *rest, labels, offsets = instances()
         assert robust_weights(student[:0], teacher[:0], *rest, labels[:0], offsets).shape == (0,)
@@ -217,6 +223,11 @@ class TestGlobalKnowledge:
         global_knowledge_loss(*arguments).backward()
         assert arguments[0].grad.abs().sum() > 0
         assert [argument.grad for argument in arguments[1:]] == [None] * 4
+
+    def test_a_teacher_that_asks_for_gradients_learns_nothing(self):
+        student, teacher = random(3, 4, 5).requires_grad_(), random(3, 4, 5).requires_grad_()
+        (similarity_loss(student, 2 * teacher, torch.ones(3, 4))).backward()
+        assert student.grad.any() and teacher.grad is None
 
     def test_gradient(self):
         student, *rest = instances(dtype=torch.float64)[:4]

@@ -61,6 +61,14 @@ def test_soft_labels_are_of_the_positives_whatever_boxes_are_taught(family):
     assert not torch.equal(ours['loss_global'], usual['loss_global'])
 
 
+def test_pooled_features_of_positives_are_weighed_and_not_taught():
+    """A gradient of 0 would be sent back through the student's RoI pooling all the same."""
+    detectors = pair('two-stage')
+    step = synthetic_step('two-stage', bank=small.random_bank(detectors))
+    sum(RobustDistillingModule(detectors)(step).values()).backward()
+    assert step.student.roi_features.grad is None
+
+
 def test_new_prototypes_take_the_place_of_the_old_ones():
     detectors = pair()
     old, new = (synthetic_step(bank=small.random_bank(detectors, seed=seed)) for seed in (0, 1))
