@@ -39,6 +39,10 @@ class NoModule:
         pass
 
 
+def function(pair):
+    return PlainModule(pair)
+
+
 class PlainModule(nn.Module):
     def __init__(self, pair):
         super().__init__()
@@ -77,6 +81,7 @@ class Fails(Knowledge):
 @pytest.mark.parametrize('method, message', [
     (NoModule, 'NoModule is no subclass of gkd.knowledge.Knowledge'),
     (PlainModule, 'PlainModule is no subclass'),
+    (function, 'function is no subclass'),
     (Silent, r'Silent has no method `forward\(self, step\)`'),
     (Forgot, r'Forgot.__init__ does not call `super\(\).__init__\(pair\)`'),
     (Wishes, "Wishes.needs is 'logits'"),
