@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import os.path as osp
 from collections.abc import Sequence
@@ -85,9 +86,13 @@ def logger() -> logging.Logger:
 
 
 def build_detector(config: dict) -> BaseDetector:
-    """Build a detector; its parts are looked up in MMDetection, inside of a runner or not."""
+    """Build a detector; its parts are looked up in MMDetection, inside of a runner or not.
+
+    The config stays as it is. Some parts write into theirs: DETR's head a tensor, which no second
+    head is built from and no config file can hold.
+    """
     with DefaultScope.overwrite_default_scope('mmdet'):
-        return MODELS.build(config)
+        return MODELS.build(copy.deepcopy(config))
 
 
 def build_dataset(config: dict) -> Dataset:

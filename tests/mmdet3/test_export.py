@@ -10,9 +10,11 @@ from mmdet.models import DetTTAModel
 from mmengine.config import Config
 from small_experiments import CLASSES, IMAGES, TOOLS, detector, experiment
 
+from gkd.compat.checkpoint import load_checkpoint_file
 from gkd.engine.commands import export_student
 from gkd.errors import ConfigError
 from gkd.frameworks import build_detector
+from studies import coverage
 
 
 def write_checkpoint(config, path):
@@ -40,6 +42,18 @@ def test_a_config_is_written_where_the_student_has_none_of_its_own(
     plain = init_detector('student.py', 'student.pth', device='cpu')
     assert all(map(torch.equal, weights.values(), plain.state_dict().values()))
     assert plain.dataset_meta['classes'] == CLASSES
+
+
+@pytest.mark.usefixtures('short_backbones')
+def test_the_config_of_a_detr_is_read_again(tmp_path):
+    """Its head writes a tensor into the config that it is built from."""
+    student = coverage.small_config('detr/detr_r50_8xb2-150e_coco')
+    config = Config(dict(model=coverage.distiller(student, student), train_dataloader=dict()))
+    trained, output = str(tmp_path / 'trained.pth'), str(tmp_path / 'student.pth')
+    weights = write_checkpoint(config, trained)
+    plain = build_detector(Config.fromfile(export_student(config, trained, output)).model)
+    exported = load_checkpoint_file(output)['state_dict']
+    assert plain.load_state_dict(exported) and exported.keys() == weights.keys()
 
 
 def test_its_own_config_is_named_unless_settings_replace_some_of_it(annotations, tmp_path):
