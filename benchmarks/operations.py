@@ -111,7 +111,8 @@ def records(family: str, images: int, channels: int = 16, positives: int = 5,
             roi_features=None if one_stage else torch.randn(count, channels, 7, 7),
             proposal_logits=(None if one_stage
                              else torch.randn(2 * count, CLASSES + 1, requires_grad=True)),
-            dense=dense_predictions(family, images, sides))
+            dense=dense_predictions(family, images, sides),
+            score_maps=tuple(torch.randn(images, CLASSES, size, size) for size in sides))
 
     prototypes = [[torch.rand(10 * CLASSES, channels) for _ in strides] for _ in range(3)]
     bank = PrototypeBank(*prototypes[:2], offsets=[torch.arange(0, 10 * CLASSES + 1, 10)] * 5,

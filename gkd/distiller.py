@@ -314,7 +314,8 @@ class Distiller(DetectorShell):
         Raises:
             ConfigError: The names of the student's classes are not known.
         """
-        wanted = self.needs.logits or self.needs.proposals or self.needs.dense
+        needs = self.needs
+        wanted = needs.logits or needs.proposals or needs.dense or needs.score_maps
         if wanted and self.teacher_columns is None:
             raise ConfigError(f'the teacher has {self.pair.teacher.num_classes} classes, the '
                               f'student {self.pair.num_classes}, and it is not known which they '
@@ -326,6 +327,10 @@ class Distiller(DetectorShell):
         # The logits of an RPN only tell objects from background.
         if part.dense is not None and not self.pair.teacher.is_two_stage:
             part.dense.logits = part.dense.logits[..., self.teacher_columns]
+        num_logits = self.pair.teacher.num_classes + (not self.pair.teacher.sigmoid)
+        part.score_maps = tuple(
+            level.unflatten(1, (-1, num_logits))[:, :, self.teacher_columns].flatten(1, 2)
+            for level in part.score_maps)
 
 
 def preprocessing_map(student: BaseDetector, teacher: BaseDetector) -> Optional[ChannelMap]:

@@ -12,12 +12,13 @@ from torch._subclasses import FakeTensorMode
 
 from gkd.bank import PrototypeBank
 from gkd.detectors.dense import class_layers
-from gkd.detectors.step import DensePredictions, recorded
+from gkd.detectors.step import recorded
 from gkd.errors import ConfigError
 from gkd.frameworks import to_batch
 from gkd.knowledge import RobustDistillingModule
 from gkd.knowledge.class_space import (
     ClassSpaceKnowledge,
+    best_score,
     class_directions,
     class_space_loss,
     sureness,
@@ -92,25 +93,18 @@ def test_nothing_to_compare_is_no_loss(cells, prototypes, weight):
 # --- The cells -----------------------------------------------------------------------------------
 
 def test_a_cell_is_as_sure_as_its_surest_anchor_and_class():
-    logits = torch.full((1, 5, 2), -9.0)  # a level of two cells with two anchors, and one with one
-    logits[0, 1, 1], logits[0, 4, 0] = 2.0, 1.0
-    found = sureness(DensePredictions(logits, (4, 1)), info(num_classes=2), [2, 1])
+    fine, coarse = torch.full((1, 4, 1, 2), -9.0), torch.full((1, 2, 1, 1), -9.0)
+    fine[0, 3, 0, 0], coarse[0, 0] = 2.0, 1.0  # the second anchor's second class; one anchor
+    found = sureness((fine, coarse), num_logits=2, sigmoid=True)
     torch.testing.assert_close(found, torch.tensor([[2.0, -9.0, 1.0]]).sigmoid())
 
 
-def test_levels_read_in_one_go_are_as_sure_as_levels_alone():
-    logits = random(2, 3 * (6 + 4) + 5, 4)  # three anchors a cell, and a level that is not paired
-    found = sureness(DensePredictions(logits, (18, 12, 5)), info(num_classes=4), [6, 4])
-    alone = [sureness(DensePredictions(part, (part.shape[1],)), info(num_classes=4), [size])
-             for part, size in ((logits[:, :18], 6), (logits[:, 18:30], 4))]
-    assert torch.equal(found, torch.cat(alone, dim=1))
-    assert torch.equal(found[0, 5], logits[0, 15:18].float().sigmoid().max())
-
-
 def test_background_is_no_class_to_be_sure_of():
-    logits = torch.tensor([[[0.0, 9.0]]])
-    found = sureness(DensePredictions(logits, (1,)), info(num_classes=1, sigmoid=False), [1])
-    torch.testing.assert_close(found, logits.softmax(dim=-1)[..., 0])
+    logits = torch.tensor([[0.5, 9.0], [0.0, 1.0]])  # two anchors of one class and the background
+    scores = logits.softmax(dim=-1)[:, 0]
+    assert torch.equal(best_score(logits, sigmoid=False), scores)
+    found = sureness((logits.reshape(1, 4, 1, 1),), num_logits=2, sigmoid=False)
+    torch.testing.assert_close(found, scores.max()[None, None])
 
 
 def readable_step():
@@ -134,8 +128,8 @@ def test_only_the_surest_cells_are_compared():
 def test_cells_are_those_of_which_either_detector_is_surest():
     step, adapted = readable_step()
     for part, image, cell in ((step.student, 0, 5), (step.teacher, 1, 9)):
-        part.dense.logits = torch.full_like(part.dense.logits, -9.0)
-        part.dense.logits[image, 3 * cell, 0] = 9  # a cell has three anchors
+        part.score_maps = tuple(torch.full_like(level, -9.0) for level in part.score_maps)
+        part.score_maps[0][image, 3].view(-1)[cell] = 9
     ClassSpaceKnowledge(class_space_pair(), num_cells=1)(
         step, adapted, decay=1.0)['loss_global'].backward()
     taught = torch.cat([feature.grad.any(dim=1).flatten(1) for feature in adapted], dim=1)
@@ -164,6 +158,18 @@ def test_autocast_casts_the_frozen_layers_once():
     assert casts[0] - casts[2] == 4 * len(adapted) and casts[1] - casts[2] == 4
     assert step.class_layers[0].weight.dtype == torch.float32
     assert not part.state_dict()
+
+
+def test_scores_are_the_heads_own_maps():
+    """No copy of them in another order is made, which is large for many classes."""
+    model = build_distiller(small.retinanet(24), small.retinanet(), knowledge=[IN_CLASS_SPACE])
+    with recorded(model.student.bbox_head, 'forward') as student, \
+            recorded(model.teacher.bbox_head, 'forward') as teacher:
+        _, step = model.observe(to_batch(**small.batch()))
+    for part, calls in ((step.student, student), (step.teacher, teacher)):
+        assert part.dense is None
+        assert all(one is other for one, other in zip(part.score_maps, calls[-1].result[0]))
+        assert len(part.score_maps) == len(part.maps)
 
 
 def test_weight_and_decay_are_factors_of_the_loss():

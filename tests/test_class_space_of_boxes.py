@@ -99,8 +99,12 @@ def numbered(step, chosen):
     return step
 
 
-def test_only_the_surest_proposals_are_compared():
-    """Those of which either detector is surest, of a class and not of background."""
+@pytest.mark.parametrize('classes', [3, 80])
+def test_only_the_surest_proposals_are_compared(classes):
+    """Those of which either detector is surest, of a class and not of background.
+
+    A teacher that knows more classes is asked about the student's, and background.
+    """
     chosen = []
     step = numbered(synthetic_step('two-stage'), chosen)
     for part in (step.student, step.teacher):
@@ -109,7 +113,7 @@ def test_only_the_surest_proposals_are_compared():
     step.student.proposal_logits[2, 0] = 20
     step.teacher.proposal_logits[5, 1] = 21
     step.teacher.proposal_logits[7, -1] = 50
-    part = ClassSpaceKnowledge(pair_of(able(), info('two-stage')), num_cells=1)
+    part = ClassSpaceKnowledge(pair_of(able(num_classes=classes), info('two-stage')), num_cells=1)
     part(step, [feature.detach() for feature in step.student.maps], decay=1.0)
     assert sorted(chosen) == sorted(bbox2roi(step.proposals)[[2, 5]].tolist())
 

@@ -418,6 +418,10 @@ def test_teacher_with_more_classes_teaches_those_that_the_student_has(family, tm
     stages = DetectorOutputs((), stage_logits=[torch.arange(6.0).expand(2, 6)])
     model.keep_students_classes(stages)
     assert stages.stage_logits[0][1].tolist()[:3] == [3, 4, 1]
+    if family == 'one_stage':  # a map of one cell with two anchors
+        part = DetectorOutputs((), score_maps=(torch.arange(10.0).reshape(1, 10, 1, 1),))
+        model.keep_students_classes(part)
+        assert part.score_maps[0].flatten().tolist() == [3, 4, 1, 8, 9, 6]
     model.teacher_columns = torch.arange(5 if family == 'one_stage' else 6)
     whole = model.teacher_step(step.images, step).logits
     background = [] if family == 'one_stage' else [5]

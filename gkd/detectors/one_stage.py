@@ -55,6 +55,8 @@ def student_step(student: BaseDetector, pair: DetectorPair, needs: Needs,
     if needs.dense or needs.anchors:
         step.student.dense = dense_predictions(head, outputs, features[-1].result, pair, info,
                                                needs)
+    if needs.score_maps:
+        step.student.score_maps = score_maps(outputs[0], pair, info)
     if needs.dense and info.trains_places:
         step.place_labels = place_labels(targets, outputs[0], head.num_classes)
     if info.samples_positives:
@@ -101,7 +103,7 @@ def teacher_step(teacher: BaseDetector, pair: DetectorPair, needs: Needs, img: T
     features = teacher.extract_feat(img)
     part = DetectorOutputs(paired_maps(features, pair, pair.teacher))
     dense = needs.dense and pair.teacher.predicts_densely
-    if needs.logits or dense:
+    if needs.logits or needs.score_maps or dense:
         with ExitStack() as stack:
             if needs.class_layers:
                 read = stack.enter_context(recorded(class_layers(head)[-1], 'forward'))
@@ -113,6 +115,8 @@ def teacher_step(teacher: BaseDetector, pair: DetectorPair, needs: Needs, img: T
     if needs.logits:
         part.logits = logits_at(class_logits(outputs[0], pair.teacher), step.positions,
                                 head.cls_out_channels)
+    if needs.score_maps:
+        part.score_maps = score_maps(outputs[0], pair, pair.teacher)
     if dense:
         part.dense = dense_predictions(head, outputs, features, pair, pair.teacher, needs)
     return part
@@ -141,6 +145,12 @@ def paired_maps(features: tuple[Tensor, ...], pair: DetectorPair,
                 info: DetectorInfo) -> tuple[Tensor, ...]:
     """The maps of a pyramid whose strides both detectors have."""
     return tuple(features[level] for level in pair.levels(info))
+
+
+def score_maps(scores: list[Tensor], pair: DetectorPair, info: DetectorInfo) -> tuple[Tensor, ...]:
+    """A dense head's class logits on the levels whose strides both detectors have."""
+    scores = class_logits(scores, info)
+    return tuple(scores[level] for level in pair.levels(info))
 
 
 def assigned_objects(sampled: list, gt_labels: list[Tensor]) -> Tensor:

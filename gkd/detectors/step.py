@@ -25,14 +25,15 @@ class Needs:
         dense: Class logits of the dense heads of both at all places.
         boxes: Also the boxes that these heads predict there, with their anchors; together with
             ``dense``.
+        score_maps: Class logits of the dense heads of both one-stage detectors, as their maps.
         bank: A prototype bank, which must have been generated.
         class_layers: The layers with which the teacher's head reads classes from maps; of a
             two-stage teacher together with ``proposals``.
 
     Example:
         >>> Needs(dense=True) | Needs(bank=True)
-        Needs(logits=False, proposals=False, anchors=False, dense=True, boxes=False, bank=True,
-              class_layers=False)
+        Needs(logits=False, proposals=False, anchors=False, dense=True, boxes=False,
+              score_maps=False, bank=True, class_layers=False)
     """
 
     logits: bool = False
@@ -40,6 +41,7 @@ class Needs:
     anchors: bool = False
     dense: bool = False
     boxes: bool = False
+    score_maps: bool = False
     bank: bool = False
     class_layers: bool = False
 
@@ -90,6 +92,8 @@ class DetectorOutputs:
             only, the teacher's only if a kind of knowledge needs ``proposals``.
         dense: Predictions at all places; only if a kind of knowledge needs ``dense`` or, the
             student's, ``anchors``.
+        score_maps: Class logits of the dense head of a one-stage detector,
+            ``(B, A_l * num_logits, H_l, W_l)``; only if a kind of knowledge needs ``score_maps``.
         class_maps: What the teacher's dense head reads from its maps by its class layers,
             ``(B, D, H_l, W_l)``; the teacher's only, and only if a kind of knowledge needs
             ``class_layers``.
@@ -104,6 +108,7 @@ class DetectorOutputs:
     roi_features: Optional[Tensor] = None
     proposal_logits: Optional[Tensor] = None
     dense: Optional[DensePredictions] = None
+    score_maps: tuple[Tensor, ...] = ()
     class_maps: tuple[Tensor, ...] = ()
     class_features: Optional[Tensor] = None
     stage_logits: list[Tensor] = field(default_factory=list)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from gkd.bank import PrototypeBank
     from gkd.detectors import DetectorPair
     from gkd.detectors.pair import DetectorInfo
-    from gkd.detectors.step import DensePredictions, Step
+    from gkd.detectors.step import DetectorOutputs, Step
 
 KEY = 'global_knowledge.space = "classes"'
 ADVICE = 'set global_knowledge.space="maps", or global_knowledge=None.'
@@ -116,7 +116,7 @@ class ClassSpaceKnowledge(nn.Module):
         else:
             pair.require_dense_predictions(KEY, ADVICE)
         self.needs = Needs(bank=True, class_layers=True, proposals=self.at_proposals,
-                           dense=not self.at_proposals)
+                           score_maps=not self.at_proposals)
         self.levels = [pair.strides.index(stride) for stride in pair.teacher.roi_strides] \
             if self.at_proposals else list(range(pair.num_levels))
         self.pair = pair
@@ -151,10 +151,9 @@ class ClassSpaceKnowledge(nn.Module):
 
     def surest_cells(self, step: Step, adapted: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Features ``(n, D)`` of cells, the student's and the teacher's, and their weights."""
-        sizes = [feature.shape[-2:].numel() for feature in adapted]
-        weights, cells = self.surest(
-            torch.maximum(sureness(step.student.dense, self.pair.student, sizes),
-                          sureness(step.teacher.dense, self.pair.teacher, sizes)).flatten(), step)
+        weights, cells = self.surest(torch.maximum(*(
+            sureness(part.score_maps, self.pair.num_classes + (not info.sigmoid), info.sigmoid)
+            for part, info in self.roles(step))).flatten(), step)
         read = map(self.class_layers(step, adapted), adapted)
         student, teacher = (
             torch.cat([level.flatten(2).mT for level in maps], dim=1).flatten(0, 1)
@@ -165,13 +164,17 @@ class ClassSpaceKnowledge(nn.Module):
     def surest_proposals(self, step: Step,
                          adapted: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Features ``(n, D)`` of proposals, the student's and the teacher's, and their weights."""
-        weights, chosen = self.surest(
-            torch.maximum(best_score(step.student.proposal_logits, self.pair.student),
-                          best_score(step.teacher.proposal_logits, self.pair.teacher)), step)
+        weights, chosen = self.surest(torch.maximum(*(
+            best_score(part.proposal_logits, info.sigmoid)
+            for part, info in self.roles(step))), step)
         # Under autocast the maps are in half precision, but RoIAlign needs the RoIs' precision.
         maps = [adapted[level].float() for level in self.levels]
         student = self.class_layers(step, adapted)(maps, bbox2roi(step.proposals)[chosen])
         return student, step.teacher.class_features[chosen], weights
+
+    def roles(self, step: Step) -> tuple[tuple[DetectorOutputs, DetectorInfo], ...]:
+        """What each detector computed in a step, and its traits."""
+        return (step.student, self.pair.student), (step.teacher, self.pair.teacher)
 
     def class_layers(self, step: Step, adapted: list[Tensor]) -> nn.Module:
         """The step's class layers; under autocast those whose weights need no further cast."""
@@ -195,32 +198,31 @@ class ClassSpaceKnowledge(nn.Module):
 
 
 @torch.no_grad()
-def sureness(dense: DensePredictions, info: DetectorInfo, sizes: list[int]) -> Tensor:
-    """The largest class score at every cell of the paired levels, ``(B, N)`` in [0, 1].
+def sureness(score_maps: tuple[Tensor, ...], num_logits: int, sigmoid: bool) -> Tensor:
+    """The largest class score at every cell of all levels, ``(B, N)`` in [0, 1].
 
     Args:
-        dense: What a dense head predicted.
-        info: Traits of its detector.
-        sizes: Cells of every level.
+        score_maps: Class logits of every level, ``(B, A_l * num_logits, H_l, W_l)``.
+        num_logits: Logits of an anchor.
+        sigmoid: As for :func:`best_score`.
     """
-    counts = dense.counts[:len(sizes)]
-    logits = dense.logits[:, :sum(counts)]
-    if len({count // size for count, size in zip(counts, sizes)}) == 1:
-        # As many predictions a cell on all levels, which are read in one go.
-        counts, sizes = [sum(counts)], [sum(sizes)]
-    return torch.cat([best_score(level.unflatten(1, (size, -1)), info, dim=(-2, -1))
-                      for level, size in zip(logits.split(counts, dim=1), sizes)], dim=1)
+    if sigmoid:  # the score grows with the logit: no other is needed than the largest
+        return torch.cat([level.amax(dim=1).flatten(1) for level in score_maps],
+                         dim=1).float().sigmoid()
+    return torch.cat([
+        best_score(level.unflatten(1, (-1, num_logits)).movedim(2, -1), sigmoid).amax(1).flatten(1)
+        for level in score_maps], dim=1)
 
 
 @torch.no_grad()
-def best_score(logits: Tensor, info: DetectorInfo, dim: tuple[int, ...] = (-1,)) -> Tensor:
-    """The largest score of any class, in [0, 1], of logits ``(..., num_logits)``.
+def best_score(logits: Tensor, sigmoid: bool) -> Tensor:
+    """The largest score of any class ``(...)``, in [0, 1].
 
     Args:
-        logits: Of a detector.
-        info: Traits of the detector.
-        dim: Dimensions over which the largest is taken: that of the classes, the last, at least.
+        logits: Logits of classes ``(..., num_logits)``.
+        sigmoid: Whether each class has a score of its own; otherwise the last logit is that of
+            the background, and the scores sum to 1.
     """
-    if info.sigmoid:  # grows with the logit: only the largest needs it
-        return logits.amax(dim).float().sigmoid()
-    return logits.float().softmax(dim=-1)[..., :info.num_classes].amax(dim)
+    if sigmoid:
+        return logits.amax(dim=-1).float().sigmoid()
+    return logits.float().softmax(dim=-1)[..., :-1].amax(dim=-1)

@@ -90,6 +90,12 @@ def synthetic_step(family='one-stage', teacher_channels=8, student_channels=8, s
                 logits=random(images, len(grid), NUM_CLASSES if one_stage else 1), counts=places,
                 anchors=grid, deltas=deltas, boxes=grid + deltas * size))
 
+    def score_maps(part):
+        return tuple(
+            level.detach().unflatten(1, (size, size, -1)).permute(0, 3, 4, 1, 2).flatten(1, 2)
+            for level, size in zip(part.dense.logits.split(places, dim=1),
+                                   (IMAGE_SIZE // stride for stride in STRIDES)))
+
     step = Step(
         images=torch.zeros(images, 3, IMAGE_SIZE, IMAGE_SIZE),
         image_sizes=[(IMAGE_SIZE, IMAGE_SIZE)] * images, strides=STRIDES, gt_boxes=list(boxes),
@@ -101,6 +107,9 @@ def synthetic_step(family='one-stage', teacher_channels=8, student_channels=8, s
                             torch.arange(sum(counts) + negatives) < sum(counts)))
     for leaf in leaves(step.student):
         leaf.requires_grad_()
+    if one_stage:
+        for part in (step.student, step.teacher):
+            part.score_maps = score_maps(part)
     return step
 
 

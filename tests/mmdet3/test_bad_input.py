@@ -277,7 +277,7 @@ def test_settings_of_a_dataset(config):
            error=ConfigError)
     del dataset_of(config)['img_prefix']
     dataset_of(config).pipeline[1].with_boxes = True
-    refuse(config, 'train_dataloader.dataset: TypeError: LoadAnnotations', 'with_boxes',
+    refuse(config, 'train_dataloader.dataset: TypeError: ', 'with_boxes',
            error=ConfigError)
     del dataset_of(config).pipeline[1]['with_boxes']
     folder = dataset_of(config).pop('data_prefix')
