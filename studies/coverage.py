@@ -258,11 +258,10 @@ def small_config(name: str) -> dict:
 def made_small(model: ConfigDict) -> dict:
     """A detector's `model` config with nothing to download, narrower if it can be."""
     drop_pretrained(model)
-    if 'teacher_ckpt' in model:  # distils by itself, from a config beside this one
+    if 'teacher_ckpt' in model:  # distils by itself
         model.teacher_ckpt = None
     if 'teacher_config' in model:
-        path = osp.join(osp.dirname(mmdet_configs()), model.teacher_config)
-        model.teacher_config = Config.fromfile(path)
+        model.teacher_config = Config.fromfile(model.teacher_config)
         drop_pretrained(model.teacher_config.model)
     with_small_batches(model)
     without_other_processes(model)

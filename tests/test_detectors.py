@@ -4,8 +4,10 @@ import pytest
 import torch
 from helpers.resized import assert_teacher_sees_the_resized
 
+from gkd.detectors.config_files import find_file
 from gkd.detectors.places import centres
 from gkd.detectors.roi_heads import classify
+from gkd.detectors.source import DetectorSource
 from gkd.detectors.step import recorded
 from gkd.errors import ConfigError
 from gkd.frameworks import bbox2roi, build_detector
@@ -273,8 +275,20 @@ def test_necks_of_several_parts_are_made_narrow():
         add_extra_convs='on_input')
 
 
+def test_the_teacher_of_a_detector_that_distils_by_itself_is_found(tmp_path, monkeypatch):
+    """Its config is named from the folder of MMDetection's source."""
+    monkeypatch.chdir(tmp_path)
+    source = dict(config='mmdet::ld/ld_r18_gflv1_r101_fpn_coco_1x.py')
+    named = DetectorSource.parse(source, 'config').model_config().teacher_config
+    assert named == find_file('mmdet::gfl/gfl_r101_fpn_mstrain_2x_coco.py')
+    own = tmp_path / 'configs/gfl/gfl_r101_fpn_mstrain_2x_coco.py'
+    own.parent.mkdir(parents=True)
+    own.touch()
+    named = DetectorSource.parse(source, 'config').model_config().teacher_config
+    assert named == 'configs/gfl/gfl_r101_fpn_mstrain_2x_coco.py'
+
+
 def test_lists_are_of_configs_that_there_are():
-    from gkd.detectors.config_files import find_file
     names = {*SELF_PAIRS, *(name for pair in PAIRS for name in pair)}
     assert len(SELF_PAIRS) == 131 and len(PAIRS) == 57
     assert [name for name in names if not find_file(f'mmdet::{name}.py')] == []

@@ -38,7 +38,7 @@ def read_config(path: str, where: str = '') -> Config:
     """
     try:
         with reading:
-            return with_registered_names(Config.fromfile(path))
+            return with_found_teacher(with_registered_names(Config.fromfile(path)))
     except Exception as error:
         message = (f'{where}cannot read config {path}: {type(error).__name__}: '
                    f'{missing_package(path, error) or error}'
@@ -51,6 +51,20 @@ def read_config(path: str, where: str = '') -> Config:
         finally:
             sys.unraisablehook = hook
         raise ConfigError(message) from error
+
+
+def with_found_teacher(config: Config) -> Config:
+    """A config in which the config of a teacher of MMDetection's own (LD) is a file that is there.
+
+    MMDetection names it from the folder where its source lies, which need not be the current one.
+    """
+    model = config.get('model')
+    named = model.get('teacher_config') if isinstance(model, dict) else None
+    if isinstance(named, str):
+        folder, _, rest = named.partition('/')
+        own = f'{MMDET_SCOPE}{rest}' if folder == 'configs' else named
+        model['teacher_config'] = find_file(named) or find_file(own) or named
+    return config
 
 
 def with_registered_names(config: Config) -> Config:
