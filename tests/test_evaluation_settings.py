@@ -12,10 +12,12 @@ from helpers.refusals import append, refuse, refuse_training, train
 from helpers.running import run_tool, succeed
 from mmcv import Config
 from mmdet.datasets import CocoDataset
-from mmdet.models import build_detector
+from mmdet.models import RetinaNet, build_detector
 
 from gkd.errors import ConfigError
+from gkd.running import load_config
 from gkd.running.evaluation import check_metrics
+from gkd.running.export import load_detector
 
 TWO = '[data["{0}"], data["{0}"]]'
 CONCATENATED = 'dict(type="ConcatDataset", datasets=[data["{0}"], data["{0}"]])'
@@ -143,6 +145,13 @@ def test_detectors_with_a_panoptic_head_have_masks(folder):
         check_metrics(model, data, ['segm'], '--eval')
     model.panoptic_head = torch.nn.Identity()
     check_metrics(model, data, ['bbox', 'segm'], '--eval')
+
+
+def test_a_detector_whose_eval_returns_nothing(folder, monkeypatch):
+    """Such as LD and LAD."""
+    monkeypatch.setattr(RetinaNet, 'eval', lambda model: torch.nn.Module.eval(model) and None)
+    model = load_detector(load_config('teacher.py'), 'teacher.pth')
+    assert isinstance(model, RetinaNet) and not model.training
 
 
 def test_the_trial_leaves_the_training_as_it_is(folder):

@@ -38,7 +38,8 @@ def load_detector(config: Config, checkpoint: str) -> BaseDetector:
     """
     model = build_detector(detector_config(config))
     load_student(model, checkpoint)
-    return model.eval()
+    model.eval()  # a statement of its own: that of some detectors returns nothing
+    return model
 
 
 def prototype_datasets(config: Config) -> list[Dataset]:

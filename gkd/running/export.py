@@ -27,7 +27,8 @@ def load_detector(config: Config, checkpoint: str) -> BaseDetector:
     """
     model = build_model(student_config(config))
     load_student(model, checkpoint)
-    return model.eval()
+    model.eval()  # a statement of its own: that of some detectors returns nothing
+    return model
 
 
 def export_student(config: Config, checkpoint: str, output: str) -> str:
