@@ -7,6 +7,7 @@ import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -15,16 +16,19 @@ from helpers import tiny_data
 from helpers.running import run_tool, succeed
 from mmcv import Config
 from mmcv.runner import Hook
-from mmdet.datasets import build_dataset
+from mmdet.datasets import CocoDataset, CocoPanopticDataset, build_dataset
 
 from gkd import recorder
 from gkd.errors import DataError
 from gkd.recorder import Stopwatch, WeightHistogram
 from gkd.report import drawing, page
 from gkd.report.runs import Run, read_logs, read_run, read_runs, read_teacher
+from gkd.report.summary import metrics_table
 from gkd.report.validation import Validation, read_detections
+from gkd.running.evaluation import EvaluationRecorder
+from gkd.running.recorder import UNFINISHED, TrainingRecorder, keep_results
 from gkd.watching import watched
-from gkd.work_dir import BINS
+from gkd.work_dir import BINS, DETECTIONS
 
 
 class Page(HTMLParser):
@@ -98,6 +102,39 @@ def test_training_saves_what_it_detected(runs):
     detections = read_detections(main.detections)
     assert {entry['image_id'] for entry in detections} == {1, 2, 3, 4}
     assert {entry['category_id'] for entry in detections} <= {1, 2, 3}
+
+
+def test_files_beside_the_saved_detections_are_removed(tmp_path):
+    """A data set writes masks, too, which may be large, and panoptic data a folder of images."""
+    hook = TrainingRecorder()
+    data = mock.Mock(evaluate=CocoDataset.evaluate)
+    hook.evaluation = SimpleNamespace(eval_kwargs={}, dataloader=SimpleNamespace(dataset=data))
+    keep_results(hook.evaluation, str(tmp_path / UNFINISHED))
+    for kind in ('bbox', 'segm'):
+        (tmp_path / f'{UNFINISHED}.{kind}.json').write_text('[]')
+    hook.collect_detections(SimpleNamespace(work_dir=str(tmp_path)))
+    assert [path.name for path in tmp_path.iterdir()] == [DETECTIONS]
+    panoptic = SimpleNamespace(eval_kwargs={}, dataloader=SimpleNamespace(
+        dataset=CocoPanopticDataset.__new__(CocoPanopticDataset)))
+    keep_results(panoptic, str(tmp_path / UNFINISHED))
+    assert panoptic.eval_kwargs == {}
+
+
+def test_panoptic_data_are_measured_by_their_own_metrics(tmp_path):
+    """They have no file of boxes, and no AP."""
+    hook = EvaluationRecorder(SimpleNamespace(
+        _should_evaluate=lambda runner: True, dataloader=SimpleNamespace(
+            dataset=CocoPanopticDataset.__new__(CocoPanopticDataset))))
+    hook.record(SimpleNamespace(
+        rank=0, work_dir=str(tmp_path), epoch=0, iter=3, _max_epochs=1, log_buffer=SimpleNamespace(
+            output=dict(PQ=40.5, SQ_th=60.0, RQ=50.0, PQ_copypaste='40.5 60.0', loss=1.0))))
+    assert hook.metrics == dict(PQ=40.5, SQ_th=60.0, RQ=50.0)
+    table = metrics_table(SimpleNamespace(evaluations={1: hook.metrics}, unit='epoch'))
+    assert '40.5' in table and 'AP' not in table
+    for kind, problem in (('CocoDataset', 'not in reach'),
+                          ('CocoPanopticDataset', 'not a single COCO file')):
+        config = Config(dict(data=dict(val=dict(type=kind, ann_file='a.json'))))
+        assert problem in Validation(config).problem
 
 
 def test_saved_detections_give_the_metrics_of_mmdetection(tmp_path):

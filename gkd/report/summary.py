@@ -76,9 +76,19 @@ def metrics_table(run: Run) -> str:
     for title, epoch in {'best': best, 'last': last}.items():
         if title == 'last' or best != last:
             cells.append([f'{title}, {run.unit} {epoch}',
-                          *(f'{100 * value:5.1f}' if value >= 0 else NOTHING.rjust(5)
-                            for value in values[epoch])])
+                          *(f'{percent(name, value):5.1f}' if value >= 0 else NOTHING.rjust(5)
+                            for name, value in zip(names, values[epoch]))])
     return markdown(cells)
+
+
+def percent(name: str, value: float) -> float:
+    """A metric in percent; those of panoptic data are already.
+
+    Example:
+        >>> percent('bbox_mAP', 0.25), percent('PQ_th', 40.5)
+        (25.0, 40.5)
+    """
+    return value if name.rpartition('/')[2][:2] in ('PQ', 'SQ', 'RQ') else 100 * value
 
 
 def describe(run: Run) -> str:

@@ -21,6 +21,7 @@ from pycocotools.coco import COCO
 from gkd.compat.coco import InspectedCOCO
 from gkd.datasets.coco_eval import evaluate, metrics_of
 from gkd.detectors.config_files import find_file
+from gkd.detectors.entries import name_of
 from gkd.frameworks import Config
 from gkd.progress import silence
 from gkd.report.detections import match
@@ -85,7 +86,8 @@ class Validation:
         files = annotation_files(self.config)
         named = files[0] if len(files) == 1 else None
         is_coco = isinstance(self.config, dict) and isinstance(named, str) and \
-            named.endswith('.json') and 'dataset' not in self.config
+            named.endswith('.json') and 'dataset' not in self.config and \
+            name_of(self.config.get('type')) != 'CocoPanopticDataset'  # which has no file of boxes
         root = (self.config.get('data_root') or '') if is_coco else ''
         self.folder = osp.join(root, self.config.get('img_prefix') or '') if is_coco else ''
         self.path = find_file(osp.join(root, named)) if is_coco else None

@@ -26,8 +26,8 @@ from gkd.resume import evaluations, forget_evaluations, keep_evaluation
 from gkd.running.data import leaf_datasets, loader_settings
 from gkd.running.runner import IterationRunner, runner_type, trained
 
-# In the names of metrics of COCO, VOC and proposals.
-METRIC_PARTS = ('AP', 'AR@', 'AR_', 'recall@')
+# In the names of metrics of COCO, VOC, proposals and panoptic data.
+METRIC_PARTS = ('AP', 'AR@', 'AR_', 'recall@', 'PQ', 'SQ', 'RQ')
 
 
 def evaluation_hook(config: Config, model: nn.Module, dataset: Dataset) -> EvalHook:

@@ -6,9 +6,11 @@ import inspect
 import os
 import os.path as osp
 import shutil
+from glob import escape, glob
 from typing import Optional
 
 from mmcv.runner import HOOKS, EvalHook, Hook, LoggerHook
+from mmdet.datasets import CocoPanopticDataset
 
 from gkd.compat.wrapper import unwrap
 from gkd.files import written_whole
@@ -93,17 +95,21 @@ class TrainingRecorder(Hook):
         """Put in place what an evaluation has written since the last time."""
         prefix = getattr(self.evaluation, 'eval_kwargs', {}).get('jsonfile_prefix')
         source = f'{prefix}.bbox.json'
-        own = prefix == osp.join(runner.work_dir, UNFINISHED)
         kept = osp.join(runner.work_dir, DETECTIONS)
-        if prefix is None or not osp.isfile(source) or osp.abspath(source) == kept:
-            return
-        with open(source, 'rb') as file, written_whole(kept) as copy:
-            shutil.copyfileobj(file, copy)
-        if own:
-            os.remove(source)
+        if prefix is not None and osp.isfile(source) and osp.abspath(source) != kept:
+            with open(source, 'rb') as file, written_whole(kept) as copy:
+                shutil.copyfileobj(file, copy)
+        if prefix == osp.join(runner.work_dir, UNFINISHED):
+            for path in glob(f'{escape(prefix)}.*'):  # masks and proposals have their own
+                os.remove(path)
 
 
 def keep_results(evaluation: EvalHook, prefix: str) -> None:
-    """Have an evaluation write what was detected as COCO results, if its data set can."""
-    if 'jsonfile_prefix' in inspect.signature(evaluation.dataloader.dataset.evaluate).parameters:
+    """Have an evaluation write what was detected as COCO results, if its data set can.
+
+    That of panoptic data would write a folder of images beside them.
+    """
+    dataset = evaluation.dataloader.dataset
+    if not isinstance(dataset, CocoPanopticDataset) and \
+            'jsonfile_prefix' in inspect.signature(dataset.evaluate).parameters:
         evaluation.eval_kwargs.setdefault('jsonfile_prefix', prefix)
