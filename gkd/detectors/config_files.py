@@ -14,7 +14,7 @@ from glob import glob
 from typing import Any, Optional
 
 from gkd.detectors.entries import name_of, place_of
-from gkd.errors import ConfigError
+from gkd.errors import ConfigError, own_place
 from gkd.frameworks import MMDET_SCOPE, Config, logger, mmdet_configs
 from gkd.installed import mmdet_major
 from gkd.repository import REPOSITORY
@@ -41,7 +41,7 @@ def read_config(path: str, where: str = '') -> Config:
             return with_found_teacher(with_registered_names(Config.fromfile(path)))
     except Exception as error:
         message = (f'{where}cannot read config {path}: {type(error).__name__}: '
-                   f'{missing_package(path, error) or error}'
+                   f'{failed_import(path, error) or error}{place_of_error(error)}'
                    f'{moved_base(error)}{other_mmdetection(error)}')
         # mmcv deletes the temporary copy of the config while it is open. The frames of this error
         # hold that copy; freeing it would print another error in the terminal.
@@ -114,12 +114,13 @@ def other_mmdetection(error: Exception) -> str:
             f'installed: bash tools/setup.sh --mmdet 3)')
 
 
-def missing_package(path: str, error: Exception) -> str:
-    """What to install if a config's ``custom_imports`` are not there.
+def failed_import(path: str, error: Exception) -> str:
+    """Why a config's ``custom_imports`` cannot be imported, and what to do; '' for other errors.
 
     mmcv says nothing, MMEngine lists where Python looked.
     """
-    if not isinstance(error, ImportError):
+    cause = first_cause(error)
+    if not isinstance(error, ImportError) or cause is error:  # of an import in the file
         return ''
     with reading:
         config = Config.fromfile(path, import_custom_modules=False)
@@ -127,12 +128,29 @@ def missing_package(path: str, error: Exception) -> str:
     names = [modules] if isinstance(modules, str) else modules
     packages = dict.fromkeys(name.partition('.')[0] for name in names)
     missing = [name for name in packages if importlib.util.find_spec(name) is None]
-    if not missing:
-        return ''
-    wanted = [FOR_MMCV_1.get(name, name) for name in missing]
-    return (f'Its `custom_imports` ({", ".join(names)}) need {", ".join(missing)}, which is not '
-            f'installed: pip install {" ".join(wanted)}, or, if it is a module of yours, add its '
-            f'folder to PYTHONPATH')
+    begins = f'Its `custom_imports` ({", ".join(names)})'
+    if missing:
+        wanted = [FOR_MMCV_1.get(name, name) for name in missing]
+        return (f'{begins} need {", ".join(missing)}, which is not installed: pip install '
+                f'{" ".join(wanted)}, or, if it is a module of yours, add its folder to '
+                f'PYTHONPATH')
+    return f'{begins} fail: {type(cause).__name__}: {cause}' * bool(names)
+
+
+def first_cause(error: BaseException) -> BaseException:
+    """What an error of importing began with: those that mmcv and MMEngine raise name no module."""
+    while isinstance(error, ImportError) and error.name is None and error.__context__ is not None:
+        error = error.__context__
+    return error
+
+
+def place_of_error(error: Exception) -> str:
+    """Where in a config, or in a module that it imports, an error began; empty elsewhere."""
+    file, _, line = own_place(first_cause(error)).rpartition(':')
+    if osp.isfile(file):
+        return f' (in {file}:{line})'
+    # mmcv runs a copy that is gone.
+    return f' (in line {line.partition(",")[0]} of it, or of a `_base_`)' if file else ''
 
 
 def moved_base(error: Exception) -> str:
