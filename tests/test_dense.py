@@ -1,6 +1,7 @@
 """What a step says of all anchors and all proposals is what the heads computed."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,9 +11,9 @@ from mmdet.core import bbox2roi
 from mmdet.models import build_head
 
 from gkd.detectors.dense import per_place, scores_apart
-from gkd.detectors.one_stage import logits_at
+from gkd.detectors.one_stage import logits_at, positive_positions
 from gkd.detectors.step import Needs, recorded
-from gkd.frameworks import to_batch
+from gkd.frameworks import anchor_inside_flags, to_batch
 from gkd.knowledge import Knowledge
 from gkd.registry import KNOWLEDGE
 
@@ -263,3 +264,22 @@ def test_logits_at_positives_are_those_of_all_places(memory):
                                 torch.autograd.grad((expected * factor).sum(), maps,
                                                     retain_graph=True)):
             torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize('allowed_border', [-1, 0, 5])
+@pytest.mark.parametrize('numbers', [(None,), (None, 0, None), (0, 0)])
+def test_positives_are_found_among_all_anchors(numbers, allowed_border):
+    """A head numbers them among the anchors inside the image; images may have none."""
+    torch.manual_seed(0)
+    boxes, valid = ([[draw(count) for count in (30, 7)] for _ in numbers] for draw in (
+        lambda count: torch.rand(count, 4) * 60, lambda count: torch.rand(count) > 0.2))
+    metas = [dict(img_shape=(40 + image, 50, 3)) for image in range(len(numbers))]
+    sampled, expected = [], []
+    for image, number in enumerate(numbers):
+        inside = anchor_inside_flags(torch.cat(boxes[image]), torch.cat(valid[image]),
+                                     metas[image]['img_shape'][:2], allowed_border)
+        sampled.append(SimpleNamespace(pos_inds=torch.arange(int(inside.sum()))[:number:2]))
+        expected += [[image, int(anchor)] for anchor in inside.nonzero()[:number:2]]
+    found = positive_positions(sampled, SimpleNamespace(result=(boxes, valid)), metas,
+                               allowed_border)
+    assert found.tolist() == expected

@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from typing import Union
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from gkd.detectors.dense import (
@@ -168,7 +169,7 @@ def positive_positions(sampled: list, anchors: Call, img_metas: list[dict],
     """Find the sampled positives among all anchors of the batch, without a host sync.
 
     A head samples among the anchors inside the image only, so the k-th of those is the anchor at
-    which the running count of inside anchors reaches k + 1.
+    which the running count of inside anchors reaches k + 1. All images are counted in one go.
 
     Args:
         sampled: MMDetection's ``SamplingResult`` of every image.
@@ -179,14 +180,18 @@ def positive_positions(sampled: list, anchors: Call, img_metas: list[dict],
     Returns:
         ``(n, 2)`` int64: image and anchor index of every positive.
     """
-    positions = []
-    for image, (result, boxes, valid, meta) in enumerate(
-            zip(sampled, *anchors.result, img_metas)):
-        inside = anchor_inside_flags(joined(boxes), joined(valid), meta['img_shape'][:2],
-                                     allowed_border)
-        anchor = torch.searchsorted(inside.cumsum(0), result.pos_inds + 1)
-        positions.append(torch.stack([torch.full_like(anchor, image), anchor], dim=1))
-    return torch.cat(positions)
+    inside = torch.stack([
+        joined(valid) if allowed_border < 0 else anchor_inside_flags(
+            joined(boxes), joined(valid), meta['img_shape'][:2], allowed_border)
+        for boxes, valid, meta in zip(*anchors.result, img_metas)])
+    counted = inside.flatten().cumsum(0)  # over all images
+    before = F.pad(counted.view_as(inside)[:-1, -1], (1, 0))
+    counts = [len(result.pos_inds) for result in sampled]
+    image = torch.arange(len(sampled)).repeat_interleave(
+        torch.tensor(counts), output_size=sum(counts)).to(counted.device, non_blocking=True)
+    wanted = torch.cat([result.pos_inds for result in sampled]) + before.index_select(0, image) + 1
+    place = torch.searchsorted(counted, wanted)
+    return torch.stack([image, place - image * inside.shape[1]], dim=1)
 
 
 def joined(levels: Union[list[Tensor], Tensor]) -> Tensor:
