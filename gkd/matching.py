@@ -8,7 +8,8 @@ from typing import Optional
 import torch
 from torch import nn
 
-from gkd.detectors.dense import main_head
+from gkd.detectors.dense import main_head, object_classes
+from gkd.detectors.roi_heads import first
 from gkd.detectors.trial_step import further_ground_truth
 from gkd.distiller import Distiller
 from gkd.errors import ConfigError, shorten
@@ -45,10 +46,9 @@ def check_num_classes(model: nn.Module, classes: Sequence[str], key: str) -> Non
 
 def num_classes_of(detector: nn.Module) -> Optional[int]:
     """Classes whose boxes a detector tells apart; None if its head does not say."""
-    head = getattr(getattr(detector, 'roi_head', None), 'bbox_head', None) or main_head(detector)
-    head = head[0] if isinstance(head, nn.ModuleList) else head
-    # Panoptic heads also have classes of regions, which have no boxes.
-    return getattr(head, 'num_things_classes', getattr(head, 'num_classes', None))
+    head = getattr(getattr(detector, 'roi_head', None), 'bbox_head', None)
+    head = main_head(detector) if head is None else first(head)
+    return object_classes(head) if hasattr(head, 'num_classes') else None
 
 
 def trained_on(model: nn.Module) -> tuple[str, tuple[str, ...]]:

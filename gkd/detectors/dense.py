@@ -26,6 +26,11 @@ def main_head(detector: nn.Module) -> Optional[nn.Module]:
     return next((head for head in heads if head is not None), None)
 
 
+def object_classes(head: nn.Module) -> int:
+    """Classes of objects, which have boxes; a panoptic head also has classes of regions."""
+    return getattr(head, 'num_things_classes', head.num_classes)
+
+
 def class_layers(head: Optional[nn.Module]) -> Optional[nn.Sequential]:
     """The layers of a dense head between a map and the layer that scores classes.
 

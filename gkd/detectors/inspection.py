@@ -7,7 +7,7 @@ from typing import Optional
 import torch
 from torch import nn
 
-from gkd.detectors.dense import main_head
+from gkd.detectors.dense import main_head, object_classes
 from gkd.detectors.pair import ONE_STAGE, TWO_STAGE, DetectorInfo, DetectorPair
 from gkd.detectors.roi_heads import RoIClassLayers, first
 from gkd.detectors.trial_step import observe_training
@@ -124,8 +124,7 @@ def one_stage_traits(detector: BaseDetector, view: View) -> dict:
     """Traits of a dense head."""
     head = main_head(detector)
     traits = dense_traits(head, view)
-    # Panoptic heads also have classes of regions; only the other classes have boxes.
-    return dict(num_classes=getattr(head, 'num_things_classes', head.num_classes),
+    return dict(num_classes=object_classes(head),
                 has_class_layers=view.reads_classes, scores_apart=view.scores_apart,
                 sigmoid=bool(getattr(head, 'use_sigmoid_cls', True)),
                 # For a student, its training step confirms or corrects this.

@@ -258,12 +258,13 @@ def noise(width: int, height: int, images: int, student: BaseDetector) -> Batch:
     """
     generator = np.random.default_rng(0)
     pixels = torch.randn(images, 3, height, width, generator=torch.Generator().manual_seed(0))
+    classes = num_classes_of(student)
     boxes, labels = [], []
     for _ in range(images):
         corner = generator.uniform(0, 0.7, (BOXES, 2))
         size = generator.uniform(0.1, 0.3, (BOXES, 2))
         corners = np.concatenate([corner, corner + size], axis=1) * np.tile([width, height], 2)
         boxes.append(torch.from_numpy(corners.astype(np.float32)))
-        labels.append(torch.from_numpy(generator.integers(0, num_classes_of(student), BOXES)))
+        labels.append(torch.from_numpy(generator.integers(0, classes, BOXES)))
     return synthetic_batch(pixels, boxes, labels,
                            **further_ground_truth(student, boxes[0], height, width))

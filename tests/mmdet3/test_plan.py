@@ -8,17 +8,21 @@ import sys
 from dataclasses import astuple
 
 import pytest
+import torch
 from helpers import small_detectors as small
 from helpers.small_plans import COSTS, HEIGHT, IMAGES, PROBES, WIDTH
 from mmengine.config import ConfigDict
-from small_experiments import PREPROCESSOR, TOOLS, detector, experiment, train
+from small_experiments import CLASSES, PREPROCESSOR, TOOLS, detector, experiment, train
 
 from gkd.engine.commands import load_config
 from gkd.engine.image_size import image_size, size_after
 from gkd.errors import ConfigError, DataError
-from gkd.frameworks import build_dataset, logger
+from gkd.frameworks import build_dataset, build_detector, logger
+from gkd.matching import check_num_classes
+from gkd.planning.cost import noise
 from gkd.planning.door import schedule_of
 from gkd.planning.plan import make_plan
+from studies import coverage
 
 CONFIGS = TOOLS.parents[1] / 'configs' / 'mmdet3'
 
@@ -46,6 +50,18 @@ def test_costs_are_those_of_mmdetection_2(annotations, tmp_path, family):
     # The preprocessor pads to a multiple of 32.
     assert (plan.width, plan.height, plan.schedule.images) == (WIDTH, HEIGHT, IMAGES)
     assert astuple(plan.cost) == pytest.approx(COSTS[family], rel=0.02)
+
+
+@pytest.mark.usefixtures('short_backbones')
+@pytest.mark.parametrize('name', ['solo/solo_r50_fpn_1x_coco',
+                                  'mask2former/mask2former_r50_8xb2-lsj-50e_coco'])
+def test_classes_of_a_segmenter_are_counted(name):
+    """Its head is no `bbox_head`."""
+    model = build_detector(coverage.small_config(name))
+    labels = torch.cat(noise(128, 128, 2, model).gt_labels)
+    assert 0 < labels.max() < 80
+    with pytest.raises(ConfigError, match='detects 80 classes, data.train has 3'):
+        check_num_classes(model, CLASSES, 'data.train')
 
 
 def test_a_student_that_trains_on_masks_gets_them(annotations, tmp_path):
