@@ -7,10 +7,10 @@ from helpers.resized import assert_teacher_sees_the_resized
 from gkd.detectors.config_files import find_file
 from gkd.detectors.places import centres
 from gkd.detectors.roi_heads import classify
-from gkd.detectors.source import DetectorSource
+from gkd.detectors.source import DetectorSource, without_checkpoints
 from gkd.detectors.step import recorded
 from gkd.errors import ConfigError
-from gkd.frameworks import bbox2roi, build_detector
+from gkd.frameworks import ConfigDict, bbox2roi, build_detector
 from gkd.knowledge.instances import Instances
 from gkd.matching import check_num_classes, num_classes_of
 from gkd.running.data import check_ground_truth
@@ -286,6 +286,20 @@ def test_the_teacher_of_a_detector_that_distils_by_itself_is_found(tmp_path, mon
     own.touch()
     named = DetectorSource.parse(source, 'config').model_config().teacher_config
     assert named == 'configs/gfl/gfl_r101_fpn_mstrain_2x_coco.py'
+
+
+def test_nothing_is_downloaded_for_a_detector_without_checkpoints():
+    """LD and LAD name one of a teacher of their own."""
+    student = dict(config='mmdet::lad/lad_r50_paa_r101_fpn_coco_1x.py')
+    assert DetectorSource.parse(student, 'config').model_config().teacher_ckpt
+    small = dict(config=dict(type='RetinaNet'), checkpoint='retinanet.pth')
+    model = ConfigDict(type='Distiller', teacher=small, student=student)
+    changed = without_checkpoints(model)
+    own = DetectorSource.parse(changed.student, 'model.student').model_config()
+    assert own.teacher_ckpt is None and own.type == 'LAD'
+    assert changed.teacher == dict(small, checkpoint=None) and model.teacher == small
+    plain = DetectorSource.parse(student, 'config').model_config()
+    assert without_checkpoints(plain).teacher_ckpt is None and plain.teacher_ckpt
 
 
 def test_lists_are_of_configs_that_there_are():

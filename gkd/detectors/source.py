@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os.path as osp
 from dataclasses import dataclass
 from typing import Optional, Union
@@ -267,6 +268,28 @@ def check_start(config: dict) -> None:
     weights = config.get('load_from')
     if weights and '://' not in weights and not osp.isfile(weights):
         raise CheckpointError(f'load_from: {no_checkpoint(weights)}')
+
+
+def without_checkpoints(model: ConfigDict) -> ConfigDict:
+    """A ``model`` config that is built without reading any checkpoint.
+
+    Detectors that distil by themselves, such as LD, name one of a teacher of their own.
+
+    Args:
+        model: A distiller's or a detector's; left as it is.
+
+    Raises:
+        ConfigError: A detector's config cannot be read.
+    """
+    model = copy.deepcopy(model)
+    for role in {'teacher', 'student'} & model.keys():
+        model[role].checkpoint = None
+        detector = DetectorSource.parse(model[role], f'model.{role}').model_config()
+        if detector.get('teacher_ckpt') is not None:
+            model[role].overrides = {**(model[role].get('overrides') or {}), 'teacher_ckpt': None}
+    if model.get('teacher_ckpt') is not None:
+        model.teacher_ckpt = None
+    return model
 
 
 def drop_pretrained(config: Union[dict, list]) -> None:

@@ -12,6 +12,7 @@ from mmengine.registry import DefaultScope
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from gkd.detectors.source import without_checkpoints
 from gkd.engine.commands import load_config, replace_epochs
 from gkd.engine.distill import describe_images, distillation_config
 from gkd.engine.image_size import image_size
@@ -47,14 +48,13 @@ def build_model(config: Config) -> BaseDetector:
 
 
 def untrained_model(config: Config) -> BaseDetector:
-    """Build ``config.model`` without reading the checkpoints of teacher and student.
+    """Build ``config.model`` without reading checkpoints.
 
     Raises:
         ConfigError: MMDetection cannot build it.
     """
     config = copy.deepcopy(config)
-    for role in {'teacher', 'student'} & config.model.keys():
-        config.model[role].checkpoint = None
+    config.model = without_checkpoints(config.model)
     with without_warnings():
         return build_model(config)
 

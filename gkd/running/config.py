@@ -12,7 +12,7 @@ from mmdet.utils import compat_cfg, replace_cfg_vals, update_data_root
 from gkd.commands.options import set_epochs
 from gkd.detectors.config_files import find_file, read_config
 from gkd.detectors.replacement import apply_options
-from gkd.detectors.source import DetectorSource
+from gkd.detectors.source import DetectorSource, without_checkpoints
 from gkd.distiller import Distiller
 from gkd.errors import ConfigError, GKDError, naming
 from gkd.progress import without_warnings
@@ -111,13 +111,12 @@ def build_model(config: Config) -> BaseDetector:
 
 
 def untrained_model(config: Config) -> BaseDetector:
-    """Build ``config.model`` without reading the checkpoints of teacher and student.
+    """Build ``config.model`` without reading checkpoints.
 
     Raises:
         ConfigError: MMDetection cannot build it.
     """
     config = Config(config._cfg_dict.to_dict(), filename=config.filename)
-    for role in {'teacher', 'student'} & config.model.keys():
-        config.model[role].checkpoint = None
+    config.model = without_checkpoints(config.model)
     with without_warnings():
         return build_model(config)
