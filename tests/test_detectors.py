@@ -1,10 +1,14 @@
 """Detectors of MMDetection's zoo as teachers and students of themselves and of others."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from helpers.resized import assert_teacher_sees_the_resized
 
+from gkd.detectors import trial_step
 from gkd.detectors.config_files import find_file
+from gkd.detectors.inspection import inspect_detector
 from gkd.detectors.places import centres
 from gkd.detectors.roi_heads import classify
 from gkd.detectors.source import DetectorSource, without_checkpoints
@@ -213,6 +217,17 @@ def test_paa_records_what_it_trains():
     step = coverage.observed(model, coverage.batch_of(model))
     trained = [int((labels < head.num_classes).sum()) for labels, *_ in counts]
     assert [len(boxes) for boxes in step.boxes] == trained and sum(trained) > 0
+
+
+def test_a_trial_begins_with_the_learned_proposals_of_a_training(monkeypatch):
+    """As they are built, some have a width below 0, of which no mask can be pooled."""
+    student = build_detector(coverage.small_config('queryinst/queryinst_r50_fpn_1x_coco'))
+    boxes = student.rpn_head.init_proposal_bboxes.weight.data
+    boxes[:] = built = torch.tensor([0.5, 0.5, -1, 1])
+    said = []
+    monkeypatch.setattr(trial_step, 'logger', lambda: SimpleNamespace(warning=said.append))
+    inspect_detector(student, 'student')
+    assert not said and torch.equal(boxes, built.expand_as(boxes))
 
 
 def test_ddod_records_the_positives_of_its_classes():
