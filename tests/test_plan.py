@@ -188,6 +188,12 @@ def test_memory_of_tensors_is_counted_once_and_until_they_are_freed():
     assert memory.peak > memory.now
 
 
+def test_memory_of_sparse_tensors_is_that_of_what_they_hold():
+    with TensorMemory() as memory:
+        sparse = torch.sparse_coo_tensor(torch.tensor([[0, 2]]), torch.ones(2), (4000,))
+        assert memory.now >= 2 * 8 + 2 * 4 and memory.peak < 4000 and sparse.is_sparse
+
+
 def test_several_gpus(planned):
     _, one = planned
     eight = replace(one, gpus=8)

@@ -65,6 +65,9 @@ class TensorMemory(TorchDispatchMode):
 
     def add(self, tensor: Tensor) -> None:
         """Count a tensor, if its memory is not counted yet, until it is freed."""
+        if tensor.is_sparse:  # FreeAnchor makes one; it holds two others
+            self.add(tensor._indices())
+            tensor = tensor._values()
         storage, size = StorageWeakRef(tensor.untyped_storage()), tensor.untyped_storage().nbytes()
         if storage not in self._sizes:
             self._sizes[storage] = size
