@@ -29,6 +29,7 @@ from gkd.comparison.data import data_name, move_to_strip, strip_of
 from gkd.comparison.degrees import degree_column
 from gkd.comparison.methods import choose_methods
 from gkd.comparison.mmdet2 import Detection, Training
+from gkd.comparison.plan import check_methods
 from gkd.comparison.run import run_stage
 from gkd.datasets.coco_eval import evaluate, metrics_of
 from gkd.datasets.degrees import DIGIT_SCENES_DEGREES
@@ -896,3 +897,12 @@ def test_quickstart_pairs_the_students_of_every_seed(processes, tmp_path, monkey
     processes.outcome = lambda name: None if 'gkd' in name else dict.fromkeys(METRICS, 0.1)
     with pytest.raises(tool_processes.StageFailed, match='goes on from there'):
         quickstart.quickstart('tiny', 'retinanet', [2], work_dir=tmp_path / 'work')
+
+
+@pytest.mark.parametrize('prototypes, told', [
+    (None, {'knowledge', 'student'}), ('some', {'knowledge', 'prototypes', 'student'})])
+def test_all_that_a_method_changes_is_told_but_prototypes_that_it_does_not_use(prototypes, told):
+    recipes = dict(mine=dict(knowledge=[], prototypes=dict(alpha=3), student=dict(inherit=[])))
+    taught, _ = check_methods(Config(dict(model={})), recipes,
+                              lambda config: SimpleNamespace(prototypes=prototypes))
+    assert taught['mine'].keys() == told

@@ -126,7 +126,8 @@ def check_methods(config: Config, recipes: dict[str, dict], build: Callable[[Con
             raise ConfigError(f'method {method!r}: {error}\nMend it, or name the others with '
                               f'--methods.') from error
         else:
-            taught[method] = settings if uses_prototypes else dict(knowledge=settings['knowledge'])
+            taught[method] = {key: value for key, value in settings.items()
+                              if key != 'prototypes' or uses_prototypes}
     return taught, refused
 
 
