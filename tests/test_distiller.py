@@ -415,9 +415,11 @@ def test_teacher_with_more_classes_teaches_those_that_the_student_has(family, tm
     model.choose_classes(('red', 'green', 'blue'), 'data.train')
     assert RDM_TERMS < losses_of(model, small.batch()).keys()
     _, step = model.observe(to_batch(**small.batch()))
-    stages = DetectorOutputs((), stage_logits=[torch.arange(6.0).expand(2, 6)])
-    model.keep_students_classes(stages)
-    assert stages.stage_logits[0][1].tolist()[:3] == [3, 4, 1]
+    logits = torch.arange(6.0).expand(2, 6)
+    others = DetectorOutputs((), stage_logits=[logits], proposal_logits=logits)
+    model.keep_students_classes(others)
+    for found in (*others.stage_logits, others.proposal_logits):
+        assert found[1].tolist()[:3] == [3, 4, 1]
     if family == 'one_stage':  # a map of one cell with two anchors
         part = DetectorOutputs((), score_maps=(torch.arange(10.0).reshape(1, 10, 1, 1),))
         model.keep_students_classes(part)
