@@ -233,6 +233,8 @@ def test_state_dict_is_found():
                            ('module.submodule.bias', torch.ones(1))])
     for checkpoint in (dict(state_dict=weights, meta={}), dict(model=weights), weights):
         assert list(get_state_dict(checkpoint, 'file')) == ['conv.weight', 'submodule.bias']
+    # Some modules keep plain numbers beside their tensors.
+    assert get_state_dict(dict(state_dict=dict(weights, version=1)), 'file')['version'] == 1
     with pytest.raises(CheckpointError, match=r"file holds no weights.*\['meta', 'optimizer'\]"):
         get_state_dict(dict(meta={}, optimizer={}), 'file')
 

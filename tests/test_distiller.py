@@ -432,6 +432,12 @@ def test_teacher_with_more_classes_teaches_those_that_the_student_has(family, tm
     assert model.to('meta').teacher_columns.device.type == 'meta'
 
 
+def test_a_teacher_with_more_classes_needs_no_names_where_none_are_compared():
+    config = small.distiller(small.retinanet(24, num_classes=5), small.retinanet(),
+                             knowledge=[dict(type='PKD')])
+    assert losses_of(build(config), small.batch())['loss_pkd'] > 0
+
+
 def test_a_teacher_with_more_classes_needs_their_names(tmp_path):
     config = small.distiller(small.retinanet(24, num_classes=4), small.retinanet())
     with pytest.raises(ConfigError, match='has 4 classes, data.train has 3, .*teacher.classes'):

@@ -355,10 +355,11 @@ def test_features_that_tell_no_classes_are_computed_again_where_classes_are_read
         detectors, datasets, tmp_path):
     generate(generation(), detectors, datasets, tmp_path)
     layers = class_layers(detectors[0].bbox_head)
-    classes, fresh = (generation().generate(*detectors, LEVELS, LEVELS, datasets, str(folder),
-                                            layers).bank.class_features
-                      for folder in (tmp_path, tmp_path / 'fresh'))
+    made = [generation().generate(*detectors, LEVELS, LEVELS, datasets, str(folder), layers)
+            for folder in (tmp_path, tmp_path / 'fresh')]
+    classes, fresh = (each.bank.class_features for each in made)
     assert all(map(torch.equal, classes, fresh)) and len(classes) == len(LEVELS)
+    assert len(made[0].teacher) == len(made[0].student) == len(LEVELS)
 
 
 def test_batch_size_does_not_change_the_bank(detectors, datasets, tmp_path):
@@ -470,10 +471,12 @@ def test_no_instance_at_all_is_refused(detectors, datasets, tmp_path):
     assert not (tmp_path / 'cache').exists()
 
 
-@pytest.mark.parametrize('setting', ['num_prototypes', 'max_images', 'interval', 'batch_size'])
-def test_settings_out_of_range_are_refused(setting):
-    with pytest.raises(ConfigError, match=f'model.prototypes.{setting} = 0'):
-        generation(**{setting: 0})
+@pytest.mark.parametrize('setting, value', [
+    ('num_prototypes', 0), ('max_images', 0), ('interval', 0), ('batch_size', 0), ('alpha', -0.1),
+    ('min_size', -1)])
+def test_settings_out_of_range_are_refused(setting, value):
+    with pytest.raises(ConfigError, match=f'model.prototypes.{setting} = {value}: must be'):
+        generation(**{setting: value})
 
 
 @pytest.fixture
@@ -496,6 +499,22 @@ def test_a_bank_tells_by_which_weights_it_was_chosen(distiller, datasets, tmp_pa
     distiller.student.bbox_head.retina_cls.bias.data += 1
     later = distiller.generate_bank(datasets, str(tmp_path)).bank.metadata['student']
     assert first == again != later
+
+
+def test_prototypes_are_chosen_by_the_first_processes_statistics(distiller, tmp_path):
+    """Every process has its own of batch normalisation."""
+    bank = small.random_bank(distiller.pair)
+
+    def work(rank):
+        for buffer in distiller.student.buffers():
+            buffer.fill_(rank + 1)
+        with mock.patch.object(distiller.prototypes, 'generate', lambda *arguments: (
+                SimpleNamespace(bank=copy.deepcopy(bank)))):
+            distiller.generate_bank([], str(tmp_path))
+        return [buffer.unique().tolist() for buffer in distiller.student.buffers()]
+
+    for found in in_processes(tmp_path / 'group', work):
+        assert found and all(values == [1] for values in found)
 
 
 def test_hook_generates_at_its_interval(distiller, annotations, tmp_path):
