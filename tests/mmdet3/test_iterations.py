@@ -114,6 +114,13 @@ def test_the_commands_count_passes_of_all_processes(annotations, tmp_path, monke
         assert (built.max_epochs, built.max_iters) == (3, 5)
 
 
+def test_a_student_that_is_taught_nothing_needs_no_hook(annotations, tmp_path):
+    """As the plain student of a comparison."""
+    config = experiment(annotations, tmp_path)
+    config.model.knowledge, config.custom_hooks = [], []
+    assert Runner.with_checked_data(config, 'train').train_loop.max_epochs == 2
+
+
 class FewSteps:
     """As much of a runner as a loop needs; it notes evaluations, and may stop the loop."""
 

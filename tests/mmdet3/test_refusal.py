@@ -109,6 +109,10 @@ def half_an_iteration(config):
     config.train_cfg = dict(type='IterBasedTrainLoop', max_iters=4.5)
 
 
+def no_training_data(config):
+    config.train_dataloader = None
+
+
 def half_an_evaluation(config):
     config.val_dataloader = None
 
@@ -124,6 +128,7 @@ REFUSED = [
     (checkpoints_of_iterations, 'by_epoch = False, and train_cfg counts epochs: .*True'),
     (an_endless_epoch, 'train_dataloader.sampler is an InfiniteSampler'),
     (half_an_iteration, 'train_cfg.max_iters = 4.5: must be a whole number'),
+    (no_training_data, 'config .* has no `train_dataloader`'),
     (half_an_evaluation, 'the config: ValueError: val_dataloader, val_cfg, and val_evaluator'),
     (a_pair_that_a_method_refuses, 'GID: a two-stage teacher'),
     (another_student, 'other.pth does not fit the RetinaNet'),
