@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import socket
 import sys
 import time
 from datetime import timedelta
@@ -146,3 +147,15 @@ def test_what_the_user_must_mend_is_not_tried_again(status, starts, tmp_path):
                              '--monitor_interval', 0.1, tool)
     assert ended == status, output
     assert (tmp_path / 'starts').read_text() == '0' * starts
+
+
+def test_a_port_that_is_taken_is_named(tmp_path):
+    with socket.socket() as taken:
+        taken.bind(('127.0.0.1', 0))
+        taken.listen()
+        status, output = torchrun(
+            tmp_path, '--nnodes', 1, '--node_rank', 0, '--master_addr', '127.0.0.1',
+            '--master_port', taken.getsockname()[1], '--nproc_per_node', 1, 'train.py')
+    assert status == 2
+    assert 'error: the port at which the processes meet is taken' in output
+    assert 'set MASTER_PORT' in output and 'Traceback' not in output

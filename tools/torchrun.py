@@ -67,3 +67,10 @@ if __name__ == '__main__':
         print('\nerror: the processes on another machine have ended for good; see what is said '
               'there.', file=sys.stderr)
         sys.exit(1)
+    except RuntimeError as error:  # of a kind that torch 2.1 does not name
+        if 'address already in use' not in str(error).lower():
+            raise
+        print('\nerror: the port at which the processes meet is taken by another program, perhaps '
+              'another training: set MASTER_PORT to another one; without it, on one machine, a '
+              'free port is found.', file=sys.stderr)
+        sys.exit(TO_BE_MENDED)
