@@ -363,7 +363,7 @@ def test_training_without_a_last_evaluation_has_failed(processes, tmp_path):
     config = write_experiment(tmp_path)
     status, printed = run_compare(config, '--methods', 'gkd', '--seeds', 1, '--epochs', 2,
                                   '--work-dir', tmp_path / 'work')
-    assert status == 2 and 'epoch 2, the last, was not evaluated' in printed
+    assert status == 2 and 'epoch 2, the last, was not evaluated, or nothing was' in printed
 
 
 def test_jobs_run_at_once_and_wait_for_what_they_need(processes, tmp_path, monkeypatch):

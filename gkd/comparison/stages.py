@@ -148,12 +148,15 @@ class Training(ABC):
         """Metrics at its end.
 
         Raises:
-            StageFailed: It has not been evaluated there.
+            StageFailed: It has not been evaluated there, or detected nothing.
         """
         history = self.history()
         if self.end not in history:
             unit = schedule_of(self.settings).unit
-            raise StageFailed(f'{self.config}: {unit} {self.end}, the last, was not evaluated.')
+            raise StageFailed(f'{self.config}: {unit} {self.end}, the last, was not evaluated, or '
+                              f'nothing was detected in its evaluation: MMDetection measures '
+                              f'nothing then. Train longer, or lower `score_thr` in the '
+                              f'detector\'s test_cfg.')
         return history[self.end]
 
     def made_with(self) -> dict[str, str]:
