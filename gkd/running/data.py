@@ -266,8 +266,8 @@ def check_images(dataset: CustomDataset, key: str) -> None:
         raise DataError(f'{key}.img_prefix: no such folder: {dataset.img_prefix}')
     names = [info['filename'] for info in dataset.data_infos]
     check_files_exist([osp.join(dataset.img_prefix or '', path) for name in names
-                        for path in (name if isinstance(name, list) else [name])],
-                       dataset.ann_file, key)
+                       for path in (name if isinstance(name, list) else [name])],
+                      dataset.ann_file, key)
 
 
 def check_boxes(datasets: list[CustomDataset], key: str) -> None:
