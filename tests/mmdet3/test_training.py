@@ -106,6 +106,21 @@ def goes_on_exactly(annotations, folder, killed_at, left, **settings):
     assert all(map(torch.equal, bank.class_features, other.class_features))
 
 
+def test_a_new_training_from_a_checkpoint_inside_an_epoch_trains_on_all_images(
+        annotations, tmp_path):
+    """Only one that goes on leaves out the batches that are done."""
+    config = experiment(annotations, tmp_path / 'killed')
+    with pytest.raises(InterruptedError):
+        train(config, custom_hooks=[*config.custom_hooks, dict(type='Kill', after=5)])
+    left = find_latest_checkpoint(config.work_dir)
+    assert '_iter_' in Path(left).name
+    config = experiment(annotations, tmp_path / 'new')
+    RATES.clear()
+    begun = train(config, load_from=left,
+                  custom_hooks=[*config.custom_hooks, dict(type='KeepRates')])
+    assert len(RATES) == begun.max_epochs * len(begun.train_dataloader)
+
+
 def evaluations_and_best(runner):
     """Metrics by epoch, and what is known of the best one, of a run."""
     folder, known = Path(runner.work_dir), runner.message_hub.get_info
