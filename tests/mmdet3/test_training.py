@@ -108,21 +108,26 @@ def goes_on_exactly(annotations, folder, killed_at, left, **settings):
 
 def test_a_new_training_from_a_checkpoint_inside_an_epoch_trains_on_all_images(
         annotations, tmp_path):
-    """Only one that goes on leaves out the batches that are done, and keeps former metrics."""
+    """Only one that goes on leaves out the batches that are done."""
     config = experiment(annotations, tmp_path / 'killed')
     with pytest.raises(InterruptedError):
         train(config, custom_hooks=[*config.custom_hooks, dict(type='Kill', after=6)])
     left = find_latest_checkpoint(config.work_dir)
     assert '_iter_' in Path(left).name
     config = experiment(annotations, tmp_path / 'new')
-    evaluations = tmp_path / 'new' / 'evaluation.json'
-    evaluations.parent.mkdir()
-    evaluations.write_text('{"9": {"coco/bbox_mAP": 0.5}}')  # of a training there before
     RATES.clear()
     begun = train(config, load_from=left,
                   custom_hooks=[*config.custom_hooks, dict(type='KeepRates')])
     assert len(RATES) == begun.max_epochs * len(begun.train_dataloader)
-    assert '9' not in json.loads(evaluations.read_text())
+
+
+def test_a_new_training_forgets_the_metrics_of_the_one_before(annotations, tmp_path):
+    """Else its own evaluation, if it were interrupted, would be taken for done."""
+    config = experiment(annotations, tmp_path)
+    (tmp_path / 'evaluation.json').write_text('{"1": {"coco/bbox_mAP": 0.5}}')
+    with pytest.raises(InterruptedError):
+        train(config, custom_hooks=[*config.custom_hooks, dict(type='Kill', after=1)])
+    assert json.loads((tmp_path / 'evaluation.json').read_text()) == {}
 
 
 def evaluations_and_best(runner):
