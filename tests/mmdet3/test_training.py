@@ -121,6 +121,19 @@ def test_a_new_training_from_a_checkpoint_inside_an_epoch_trains_on_all_images(
     assert len(RATES) == begun.max_epochs * len(begun.train_dataloader)
 
 
+def test_a_run_that_goes_on_with_smaller_batches_leaves_out_the_same_part_of_the_epoch(
+        annotations, tmp_path):
+    config = experiment(annotations, tmp_path)
+    with pytest.raises(InterruptedError):
+        train(config, custom_hooks=[*config.custom_hooks, dict(type='Kill', after=6)])
+    assert Path(find_latest_checkpoint(config.work_dir)).name == 'epoch_2_iter_2.pth'
+    config.train_dataloader.batch_size //= 2
+    RATES.clear()
+    resumed = train(config, resume=True,
+                    custom_hooks=[*config.custom_hooks, dict(type='KeepRates')])
+    assert len(resumed.train_dataloader) == 6 and len(RATES) == 2  # of 3 batches 1 was left
+
+
 def test_a_new_training_forgets_the_metrics_of_the_one_before(annotations, tmp_path):
     """Else its own evaluation, if it were interrupted, would be taken for done."""
     config = experiment(annotations, tmp_path)
