@@ -8,6 +8,7 @@ import pytest
 import torch
 from helpers import small_detectors as small
 from helpers import tiny_data
+from helpers.coco_files import renumber_categories
 from helpers.refusals import append, refuse, refuse_training, train
 from helpers.running import run_tool, succeed
 from mmcv import Config
@@ -189,11 +190,7 @@ def test_metrics_of_a_test_are_tried_first(folder):
 def test_each_class_has_its_own_ap_in_whatever_order_the_ids_of_the_file_are(tmp_path, capsys):
     path = tiny_data.write_data(tmp_path)
     content = json.loads(path.read_text())
-    ids = {1: 907, 2: 3, 3: 44}
-    for entry in content['annotations']:
-        entry['category_id'] = ids[entry['category_id']]
-    for entry in content['categories']:
-        entry['id'] = ids[entry['id']]
+    renumber_categories(content, {1: 907, 2: 3, 3: 44})
     path.write_text(json.dumps(content))
     data = CocoDataset(ann_file=str(path), pipeline=[], classes=tiny_data.CLASSES, test_mode=True)
     found = [[np.zeros((0, 5))] * 3 for _ in data.img_ids]

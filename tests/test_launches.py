@@ -134,10 +134,11 @@ def test_pooling_in_float32_is_as_exact_as_a_mean():
     torch.testing.assert_close(plain.double(), exact[0], rtol=1e-6, atol=0)
 
 
-def test_reading_a_one_stage_step_starts_few_operations():
-    """Besides what the detectors themselves compute; per image of the batch, less than ten."""
+@pytest.mark.parametrize('images', [1, 2, 8])
+def test_reading_a_one_stage_step_starts_few_operations(images):
+    """Besides what the detectors themselves compute, and few more for every image."""
     model = build_distiller(small.retinanet(), small.retinanet())
-    batch = to_batch(**small.batch())
+    batch = to_batch(**small.batch(images))
     counts = {}
 
     def count(name, function):
@@ -152,7 +153,7 @@ def test_reading_a_one_stage_step_starts_few_operations():
         maps = count('maps', lambda: model.teacher.extract_feat(step.images))
         count('scores', lambda: model.teacher.bbox_head(maps))
     count('teacher step', lambda: model.teacher_step(step.images, step))
-    assert counts['student step'] - counts['student'] <= 45
+    assert counts['student step'] - counts['student'] <= 37 + 5 * images
     assert counts['teacher step'] - counts['maps'] - counts['scores'] <= 20
 
 

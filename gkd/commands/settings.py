@@ -14,7 +14,7 @@ else:
 
 
 class DictAction(argparse.Action):
-    """KEY=VALUE, read as MMDetection does, but for two things.
+    """KEY=VALUE, read as MMDetection does, but for three things.
 
     Blanks inside of text stay, as paths have them, and an option that is given twice keeps what
     the first one said of other keys. Text in double quotes is taken as it is, with its commas.

@@ -90,9 +90,9 @@ class StagePlanner(Planner):
                 training is.
         """
         check_last_evaluation(settings)
-        needed = dict(save_last=True, out_dir=None, create_symlink=True)
         check_last_checkpoint(settings.get('checkpoint_config'),
-                              f'{settings.filename}: checkpoint_config', needed, defaults=needed)
+                              f'{settings.filename}: checkpoint_config',
+                              dict(save_last=True, out_dir=None, create_symlink=True))
         return LATEST
 
     def test(self, role: str, checkpoint: str, folder: str) -> Detection:

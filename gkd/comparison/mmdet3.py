@@ -107,11 +107,11 @@ class StagePlanner(Planner):
                 f'{schedule.length} is the last: it would not be evaluated, and a comparison '
                 f'compares what is measured there.')
         by_epoch = schedule.unit == 'epoch'
-        needed = dict(by_epoch=by_epoch, save_last=True, out_dir=None, filename_tmpl=None)
+        hook = settings.get('default_hooks', {}).get('checkpoint', {})
         check_last_checkpoint(
-            settings.get('default_hooks', {}).get('checkpoint', {}),
-            f'{settings.filename}: default_hooks.checkpoint', needed,
-            defaults=dict(needed, by_epoch=True))
+            None if hook is None else {'by_epoch': True, **hook},
+            f'{settings.filename}: default_hooks.checkpoint',
+            dict(by_epoch=by_epoch, save_last=True, out_dir=None, filename_tmpl=None))
         return f'{"epoch" if by_epoch else "iter"}_{schedule.length}.pth'
 
     def test(self, role: str, checkpoint: str, folder: str) -> Evaluation:

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from helpers.coco_files import renumber_categories
 from mmdet.evaluation import CocoMetric
 from mmengine.evaluator import BaseMetric, Evaluator
 from mmengine.hooks import CheckpointHook
@@ -148,11 +149,7 @@ def tried(config):
 def test_each_class_has_its_own_ap_in_whatever_order_the_ids_of_the_file_are(
         annotations, tmp_path, processes):
     content = json.loads(annotations.read_text())
-    ids = {1: 907, 2: 3, 3: 44}
-    for entry in content['annotations']:
-        entry['category_id'] = ids[entry['category_id']]
-    for entry in content['categories']:
-        entry['id'] = ids[entry['id']]
+    renumber_categories(content, {1: 907, 2: 3, 3: 44})
     (tmp_path / 'own.json').write_text(json.dumps(content))
     metric = CocoMetric(str(tmp_path / 'own.json'), classwise=True, use_mp_eval=processes,
                         iou_thrs=[0.5 + 0.05 * step for step in range(10)])
