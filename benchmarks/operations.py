@@ -23,6 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from gkd.detectors import DetectorInfo, DetectorOutputs, DetectorPair, Step
 from gkd.detectors.roi_heads import RoIClassLayers, pool_on_all_levels
 from gkd.detectors.step import DensePredictions
+from gkd.knowledge.casting import teach
 from gkd.prototypes import PrototypeBank
 from gkd.registry import KNOWLEDGE
 
@@ -139,10 +140,10 @@ def count_operations(module: torch.nn.Module, step: Step) -> tuple[Counter, Coun
     half = step.student.maps[0].dtype == torch.bfloat16
     autocast = partial(torch.autocast, 'cpu', torch.bfloat16, enabled=half)
     with autocast():
-        module(step)
+        teach(module, step)
     # Anew, as autocast keeps its copies of weights until its end.
     with Operations() as forward, autocast():
-        losses = module(step)
+        losses = teach(module, step)
     total = sum(losses.values())
     outputs = step.student
     inputs = [*outputs.maps, outputs.logits, outputs.proposal_logits, outputs.dense.logits,

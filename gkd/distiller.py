@@ -35,6 +35,7 @@ from gkd.frameworks import (
     student_losses,
 )
 from gkd.knowledge.base import Knowledge
+from gkd.knowledge.casting import teach
 from gkd.knowledge.checks import (
     check_built,
     check_class,
@@ -262,7 +263,7 @@ class Distiller(DetectorShell):
                               'dict(type="PrototypeHook") to custom_hooks.')
         losses, step = self.observe(batch)
         for kind in self.knowledge:
-            taught = kind(step)
+            taught = teach(kind, step)
             check_losses(kind, taught)
             if not self.has_taught:
                 check_gradients(kind, taught, step)

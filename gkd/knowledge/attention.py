@@ -26,9 +26,8 @@ class Attention(NamedTuple):
     channels: list[Tensor]
 
 
-@full_precision
 def attention(maps: Sequence[Tensor]) -> Attention:
-    """Attention of every level's map ``(B, C_l, H_l, W_l)``.
+    """Attention of every level's map ``(B, C_l, H_l, W_l)``, in float32 at least.
 
     Example:
         >>> attention([torch.tensor([[[[1.0, 2.0]], [[-3.0, 0.0]]]])])
@@ -44,8 +43,9 @@ class MeanMagnitude(torch.autograd.Function):
     def forward(ctx, feature: Tensor) -> tuple[Tensor, Tensor]:
         """Reduce a map ``(B, C, H, W)`` to ``(B, H * W)`` and ``(B, C)``."""
         ctx.save_for_backward(feature)
-        magnitudes = feature.abs()
-        return magnitudes.mean(dim=1).flatten(1), magnitudes.mean(dim=(2, 3))
+        magnitudes, dtype = feature.abs(), torch.promote_types(feature.dtype, torch.float)
+        return (magnitudes.mean(dim=1, dtype=dtype).flatten(1),
+                magnitudes.mean(dim=(2, 3), dtype=dtype))
 
     @staticmethod
     @once_differentiable

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
+from torch import Tensor
 
 HALF = (torch.float16, torch.bfloat16)
 Function = TypeVar('Function', bound=Callable)
@@ -46,28 +44,6 @@ def full_precision(function: Function) -> Function:
             )
 
     return wrapped
-
-
-def cast_weights(layers: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """A copy of frozen layers with the weights that autocast would cast to ``dtype``.
-
-    Autocast remembers its casts of weights that are trained, and casts others anew at every use.
-    The copy computes the same under autocast.
-
-    Args:
-        layers: Layers whose weights are not trained.
-        dtype: Autocast's.
-
-    Example:
-        >>> layers = nn.Sequential(nn.Conv2d(3, 8, 1), nn.GroupNorm(2, 8))
-        >>> [layer.weight.dtype for layer in cast_weights(layers, torch.bfloat16)]
-        [torch.bfloat16, torch.float32]
-    """
-    layers = copy.deepcopy(layers)
-    for layer in layers.modules():
-        if isinstance(layer, (_ConvNd, nn.Linear)):
-            layer.to(dtype)
-    return layers
 
 
 def _devices(values: Iterable) -> Iterator[torch.device]:

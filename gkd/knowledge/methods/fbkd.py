@@ -143,10 +143,10 @@ class FBKD(Knowledge):
                                           teacher.projections)]))
         levels = []
         for level, (student, teacher), one, other in zip(self.levels, blocks, own, target):
-            adapted, *projected = F.conv2d(one, *next(joint)).split(
+            adapted, *projected = project(one, *next(joint)).split(
                 [level.feature_adaptation.out_channels, *student.sizes], dim=1)
             relation = level.relation_adaptation(student.relate(one, *projected))
-            projected = F.conv2d(other, *next(joint)).split(teacher.sizes, dim=1)
+            projected = project(other, *next(joint)).split(teacher.sizes, dim=1)
             levels.append((adapted, relation, teacher.relate(other, *projected)))
         return tuple(zip(*levels))
 
@@ -221,7 +221,7 @@ class NonLocal(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Relate all cells of every map ``(B, C, H, W)``; the result has the same shape."""
         [joint] = join([self.projections])
-        return self.relate(x, *F.conv2d(x, *joint).split(self.sizes, dim=1))
+        return self.relate(x, *project(x, *joint).split(self.sizes, dim=1))
 
     def relate(self, x: Tensor, queries: Tensor, others: Tensor) -> Tensor:
         """Relate the cells of maps by their queries, and by their keys and values."""
@@ -242,6 +242,11 @@ def join(groups: Sequence[Sequence[nn.Conv2d]]) -> list[tuple[Tensor, Tensor]]:
     joint = joint.split([sum(map(torch.numel, group)) for group in parts])
     return [(weight.unflatten(0, (-1, layers[0].in_channels, 1, 1)), bias)
             for layers, weight, bias in zip(groups, joint[::2], joint[1::2])]
+
+
+def project(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """A 1x1 convolution of several layers, in full precision before it is split among them."""
+    return F.conv2d(x, weight, bias).to(torch.promote_types(x.dtype, torch.float))
 
 
 @full_precision
