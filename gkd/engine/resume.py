@@ -8,10 +8,11 @@ the prototypes, and what heads and hooks count.
 from __future__ import annotations
 
 import os.path as osp
+import warnings
 from collections.abc import Iterator
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, Callable, Optional
+from typing import Any, Optional
 
 import torch
 import torch.distributed as dist
@@ -43,10 +44,6 @@ from gkd.resume import (
     with_seeds,
 )
 from gkd.work_dir import INSIDE
-
-# What a schedule makes of its length; it differs if the epochs have other lengths.
-OF_THE_LENGTH = {'begin', 'end', 'total_iters', 'T_max', 'milestones', 'step_size', 'periods',
-                 'cumulative_periods', 'total_steps', '_schedule_phases'}
 
 
 @HOOKS.register_module()
@@ -300,7 +297,8 @@ def count_anew(checkpoint: dict, state: dict, length: int) -> None:
     """Have MMEngine count on in epochs of the run's own length.
 
     It would count on from the iterations of the former setup, which had another number of images
-    in a step; so would its schedules by iterations, which would end too early or never.
+    in a step; so would its schedules, if some count iterations. :func:`step_schedules` brings the
+    run's own to where it is.
 
     Args:
         checkpoint: What was loaded; changed in place.
@@ -309,26 +307,48 @@ def count_anew(checkpoint: dict, state: dict, length: int) -> None:
     """
     meta = checkpoint['meta']
     meta['iter'] = meta['epoch'] * length + state['batches'] * length // state['length']
-    if length != state['length']:
-        for schedule in by_iterations(checkpoint.get('param_schedulers'), dict.get):
-            for name in OF_THE_LENGTH & schedule.keys():
-                del schedule[name]
+    schedules = in_one_list(checkpoint.get('param_schedulers'))
+    if length != state['length'] and not all(each['by_epoch'] for each in schedules):
+        del checkpoint['param_schedulers']
 
 
 def step_schedules(runner) -> None:
-    """Tell the schedules by iterations of a run where it is."""
-    for schedule in by_iterations(runner.param_schedulers, getattr):
-        schedule._global_step = runner.iter
-        schedule.last_step = max(-1, min(runner.iter, schedule.end - 1) - schedule.begin)
+    """Bring the schedules of a run to where it is, if some count iterations.
+
+    They go through the training once more: most of them multiply what the optimiser has, so that
+    one that was only told its step would go on from the learning rate of another one.
+
+    Raises:
+        ConfigError: A schedule waits for metrics, which are not measured once more.
+    """
+    schedules, length = in_one_list(runner.param_schedulers), len(runner.train_dataloader)
+    if all(schedule.by_epoch for schedule in schedules):
+        return
+    for schedule in schedules:
+        if getattr(schedule, 'need_val_args', False):
+            raise ConfigError(
+                f'param_scheduler has {type(schedule).__name__}, which waits for metrics, beside '
+                f'schedules that count iterations: such a training cannot go on with another '
+                f'number of iterations an epoch. Give it the batch size and the processes that '
+                f'it had.')
+        name = schedule.param_name
+        for group in schedule.optimizer.param_groups:
+            group[name] = group.setdefault(f'initial_{name}', group[name])
+        schedule.last_step = schedule._global_step = -1
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # that the optimiser has made no steps
+        for done in range(runner.iter + 1):
+            for schedule in schedules:
+                if not schedule.by_epoch or done % length == 0:
+                    schedule.step()
 
 
-def by_iterations(schedules: Any, get: Callable) -> list:
-    """Those of a run's schedules, or of their states, that count iterations.
+def in_one_list(schedules: Any) -> list:
+    """Schedules, or their states, as MMEngine keeps them.
 
     Args:
-        schedules: As MMEngine keeps them: a list, by optimiser if there are several, or None.
-        get: Reads an attribute of one.
+        schedules: A list, by optimiser if there are several, or None.
     """
     if isinstance(schedules, dict):
-        schedules = chain.from_iterable(schedules.values())
-    return [schedule for schedule in schedules or () if not get(schedule, 'by_epoch', True)]
+        return [*chain.from_iterable(schedules.values())]
+    return schedules or []

@@ -1,0 +1,88 @@
+"""What a run of MMEngine that goes on puts back, seen with a model of one weight."""
+
+import pytest
+import torch
+from mmengine.hooks import Hook
+from test_engine import Line
+from torch.utils.data import Dataset
+
+from gkd.engine.runner import Runner
+from gkd.errors import ConfigError
+
+IMAGES = 8
+
+
+class Numbers(Dataset):
+    metainfo = dict(classes=('a', 'b'))
+
+    def __len__(self):
+        return IMAGES
+
+    def __getitem__(self, index):
+        return torch.tensor([float(index)])
+
+
+class Steps(Hook):
+    """Note the learning rate and the momentum of each step, and end the run after so many."""
+
+    priority = 'LOWEST'  # after the checkpoint of the step
+
+    def __init__(self, stop=None):
+        self.stop = stop
+        self.rates = []
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        group = runner.optim_wrapper.param_groups[0]
+        self.rates.append((group['lr'], group['momentum']))
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        if runner.iter + 1 == self.stop:
+            raise InterruptedError
+
+
+def run(folder, batch_size=1, stop=None, accumulated=1, schedules=None, **checkpoints):
+    """Train for two epochs, or go on; what the steps show."""
+    steps = Steps(stop)
+    runner = Runner(
+        Line(), str(folder), resume=True, default_scope='mmengine', custom_hooks=[steps],
+        train_dataloader=dict(batch_size=batch_size, num_workers=0, dataset=Numbers(),
+                              sampler=dict(type='DefaultSampler', shuffle=True),
+                              collate_fn=dict(type='pseudo_collate')),
+        train_cfg=dict(by_epoch=True, max_epochs=2), param_scheduler=schedules,
+        optim_wrapper=dict(optimizer=dict(type='SGD', lr=1e-3, momentum=0.9),
+                           accumulative_counts=accumulated),
+        default_hooks=dict(checkpoint=dict(type='ResumableCheckpointHook', **checkpoints)),
+        randomness=dict(seed=0), log_level='ERROR')
+    try:
+        runner.train()
+    except InterruptedError:
+        pass
+    return steps
+
+
+WARM_UP = [dict(type='LinearLR', start_factor=0.1, by_epoch=False, end=6),
+           dict(type='MultiStepLR', milestones=[1], gamma=0.5, by_epoch=True),
+           dict(type='LinearMomentum', start_factor=0.5, by_epoch=False, begin=1, end=12)]
+
+
+@pytest.mark.parametrize('former, batch_size', [(1, 2), (2, 1)])
+@pytest.mark.parametrize('done', [0.5, 1.25])
+def test_rates_are_those_of_the_place_where_a_run_with_other_batches_goes_on(
+        tmp_path, former, batch_size, done):
+    """Within the warm-up, and after it, whatever it had come to."""
+    run(tmp_path / 'killed', former, stop=int(done * IMAGES // former), inside_epoch=1,
+        schedules=WARM_UP)
+    rates = run(tmp_path / 'killed', batch_size, schedules=WARM_UP, inside_epoch=1).rates
+    expected = run(tmp_path / 'anew', batch_size, schedules=WARM_UP).rates
+    assert 0 < len(rates) < len(expected) == 2 * IMAGES // batch_size
+    for found, wanted in zip(rates[::-1], expected[::-1]):
+        assert found == pytest.approx(wanted)
+
+
+def test_a_schedule_that_waits_for_metrics_cannot_go_through_the_training_once_more(tmp_path):
+    waiting = dict(type='ReduceOnPlateauLR', monitor='loss')
+    for schedules in ([waiting], [waiting, *WARM_UP]):
+        run(tmp_path / str(len(schedules)), stop=4, inside_epoch=1, schedules=schedules)
+    assert len(run(tmp_path / '1', batch_size=2, schedules=[waiting]).rates) == 6
+    with pytest.raises(ConfigError, match='has ReduceOnPlateauLR, .* beside schedules that count'):
+        run(tmp_path / '4', batch_size=2, schedules=[waiting, *WARM_UP])
