@@ -1,13 +1,19 @@
 """What a run of MMEngine that goes on puts back, seen with a model of one weight."""
 
+import logging
+from types import SimpleNamespace
+
 import pytest
 import torch
 from mmengine.hooks import Hook
+from small_experiments import detector, experiment
 from test_engine import Line
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
+from gkd.engine.resume import BatchOrder, ResumableCheckpointHook
 from gkd.engine.runner import Runner
 from gkd.errors import ConfigError
+from gkd.randomness import random_state
 
 IMAGES = 8
 
@@ -51,7 +57,8 @@ def run(folder, batch_size=1, stop=None, accumulated=1, schedules=None, **checkp
         train_cfg=dict(by_epoch=True, max_epochs=2), param_scheduler=schedules,
         optim_wrapper=dict(optimizer=dict(type='SGD', lr=1e-3, momentum=0.9),
                            accumulative_counts=accumulated),
-        default_hooks=dict(checkpoint=dict(type='ResumableCheckpointHook', **checkpoints)),
+        default_hooks=dict(checkpoint=dict(type='ResumableCheckpointHook', interval=1,
+                                           **checkpoints)),
         randomness=dict(seed=0), log_level='ERROR')
     try:
         runner.train()
@@ -86,3 +93,55 @@ def test_a_schedule_that_waits_for_metrics_cannot_go_through_the_training_once_m
     assert len(run(tmp_path / '1', batch_size=2, schedules=[waiting]).rates) == 6
     with pytest.raises(ConfigError, match='has ReduceOnPlateauLR, .* beside schedules that count'):
         run(tmp_path / '4', batch_size=2, schedules=[waiting, *WARM_UP])
+
+
+@pytest.mark.parametrize('settings, expected', [
+    (dict(inside_epoch=3), ['epoch_1_iter_3', 'epoch_1_iter_6', 'epoch_1',
+                            'epoch_2_iter_3', 'epoch_2_iter_6', 'epoch_2']),
+    # That of the epoch takes the place of one that would be due at its end, or soon after.
+    (dict(inside_epoch=8), ['epoch_1', 'epoch_2']),
+    (dict(inside_epoch=4), ['epoch_1_iter_4', 'epoch_1', 'epoch_2_iter_4', 'epoch_2']),
+    # It waits for the optimiser's step: until then it would have to hold the gradients, too.
+    (dict(inside_epoch=3, accumulated=2), ['epoch_1_iter_4', 'epoch_1_iter_6', 'epoch_1',
+                                           'epoch_2_iter_4', 'epoch_2_iter_6', 'epoch_2']),
+    (dict(inside_epoch=7, accumulated=2), ['epoch_1', 'epoch_2']),
+    (dict(inside_epoch=0), ['epoch_1', 'epoch_2'])])
+def test_checkpoints_are_written_once_and_where_the_optimiser_has_made_a_step(
+        tmp_path, monkeypatch, settings, expected):
+    written, write = [], Runner.save_checkpoint
+
+    def save(runner, folder, name, *args, **others):
+        written.append(name)
+        write(runner, folder, name, *args, **others)
+
+    monkeypatch.setattr(Runner, 'save_checkpoint', save)
+    run(tmp_path, **settings)
+    assert written == [f'{name}.pth' for name in expected]
+
+
+@pytest.mark.parametrize('done', [0, 1])
+def test_each_process_goes_on_with_its_own_random_numbers(done):
+    """In an epoch they are those of the next batch, whatever hooks have drawn before it."""
+    loader = DataLoader(range(4), batch_size=2)
+    states, expected = [], []
+    for seed in range(2):
+        torch.manual_seed(seed)
+        states.append(random_state())
+        expected.append(torch.rand(2).tolist())
+    hook = ResumableCheckpointHook()
+    hook.order = BatchOrder(loader, seed=0)
+    hook.restore(SimpleNamespace(model=Line(), hooks=[], rank=1, world_size=2,
+                                 train_dataloader=loader, logger=logging.getLogger()),
+                 dict(batches=done, length=2, bank=None, random=states))
+    drawn = [torch.rand(1).item()]
+    next(iter(loader))
+    drawn += torch.rand(2 - len(drawn) + done).tolist()
+    assert drawn[done:] == expected[1]
+
+
+def test_metrics_are_kept_of_a_training_alone(annotations, tmp_path):
+    """Else who evaluates a start would be thought to have trained from there."""
+    config = experiment(annotations, tmp_path)
+    config.model, config.custom_hooks = detector('one_stage'), []
+    assert 'coco/bbox_mAP' in Runner.from_cfg(config).val()
+    assert not (tmp_path / 'evaluation.json').exists()

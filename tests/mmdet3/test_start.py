@@ -66,16 +66,21 @@ def test_iterations_are_not_counted_in_epochs():
     assert config.train_cfg.max_epochs == 3
 
 
-def run(folder, epochs, **settings):
-    """Train a line, or go on training it; the runner."""
+def make(folder, epochs, resume=True, **settings):
+    """A runner that trains a line, or goes on training it."""
     loader = dict(batch_size=2, num_workers=0, dataset=Numbers(),
                   sampler=dict(type='DefaultSampler', shuffle=False),
                   collate_fn=dict(type='pseudo_collate'))
-    runner = Runner(Line(), str(folder), train_dataloader=loader,
-                    train_cfg=dict(by_epoch=True, max_epochs=epochs),
-                    optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.01)),
-                    log_level='INFO', resume=True,
-                    cfg=Config(dict(train_cfg=dict(max_epochs=epochs))), **settings)
+    return Runner(Line(), str(folder), train_dataloader=loader,
+                  train_cfg=dict(by_epoch=True, max_epochs=epochs),
+                  optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.01)),
+                  log_level='INFO', resume=resume,
+                  cfg=Config(dict(train_cfg=dict(max_epochs=epochs))), **settings)
+
+
+def run(folder, epochs, **settings):
+    """The runner, after the training."""
+    runner = make(folder, epochs, **settings)
     runner.train()
     return runner
 
@@ -101,3 +106,48 @@ def test_a_folder_that_was_moved_or_damaged_is_gone_on_in(tmp_path):
         (tmp_path / 'moved' / f'epoch_{number}.pth').write_bytes(b'')
     with pytest.raises(CheckpointError, match='no checkpoint in .*moved can be read'):
         run(tmp_path / 'moved', 4)
+
+
+def test_a_named_checkpoint_is_gone_on_from_whatever_the_work_dir_holds(tmp_path):
+    run(tmp_path, 3)
+    runner = run(tmp_path, 3, load_from=str(tmp_path / 'epoch_1.pth'))
+    assert 'resumed epoch: 1, iter: 2' in log_of(runner)
+
+
+def test_a_folder_whose_checkpoints_are_gone_is_begun_in_anew(tmp_path):
+    """MMEngine would look for the one that `last_checkpoint` names."""
+    run(tmp_path, 1)
+    (tmp_path / 'epoch_1.pth').unlink()
+    assert (tmp_path / 'last_checkpoint').exists()
+    assert run(tmp_path, 1).iter == 2
+
+
+def test_all_processes_go_on_from_what_the_first_one_has_found(tmp_path, monkeypatch):
+    run(tmp_path, 2)
+    monkeypatch.setattr('gkd.engine.runner.all_gather', lambda own: [
+        str(tmp_path / 'epoch_1.pth') if isinstance(own, str) else own, own])
+    assert 'resumed epoch: 1, iter: 2' in log_of(run(tmp_path, 2))
+
+
+@pytest.mark.parametrize('settings', [dict(resume=True), dict(resume=False, load_from='gone.pth')])
+def test_a_detector_that_is_tested_keeps_the_weights_that_were_loaded(tmp_path, settings):
+    """Also if the config says where a training starts, or the work dir is damaged."""
+    (tmp_path / 'work').mkdir()
+    (tmp_path / 'work' / 'epoch_1.pth').write_bytes(b'')
+    trained = Line()
+    torch.save(trained.state_dict(), tmp_path / 'mine.pth')
+    runner = make(tmp_path / 'work', 1, **settings)
+    runner.load_detector(str(tmp_path / 'mine.pth'))
+    runner.load_or_resume()
+    assert torch.equal(runner.model.layer.weight, trained.layer.weight)
+
+
+def test_folders_that_another_process_has_made_are_removed_if_the_run_is_refused(
+        tmp_path, monkeypatch):
+    work_dir = tmp_path / 'work_dirs' / 'run'
+    work_dir.mkdir(parents=True)  # by the second process, before the first one looked
+    made = [str(work_dir), str(work_dir.parent)]
+    monkeypatch.setattr('gkd.engine.runner.all_gather', lambda own: [own, made])
+    with pytest.raises(ConfigError, match='NoSuchHook'):
+        make(work_dir, 1, custom_hooks=[dict(type='NoSuchHook')])
+    assert not [*tmp_path.iterdir()]
