@@ -227,7 +227,7 @@ def test_train_in_one_process(environment, given):
     assert arguments == [f'{ROOT}/tools/train.py', *given]
 
 
-def test_mmdetection_3_has_commands_of_its_own(environment):
+def test_mmdetection_3_has_commands_of_its_own(environment, tmp_path):
     executable(environment / 'bin/python',
                'case "$*" in *"installed.py mmdet 3 4") exit 0 ;; esac; printf "%s\\n" . "$@"')
     for tool in ('train', 'test'):
@@ -235,11 +235,25 @@ def test_mmdetection_3_has_commands_of_its_own(environment):
         assert arguments == [f'{ROOT}/tools/mmdet3/{tool}.py', 'c.py', 'a.pth']
     _, arguments = started('tools/compare.sh', 'c.py', '--list', environment=environment)
     assert arguments == [f'{ROOT}/tools/compare.py', 'c.py', '--list']  # this one is of both
+    executable(tmp_path / 'bin/srun', 'echo unset; printf "%s\\n" "$@"')
+    _, arguments = started('tools/slurm_train.sh', 'gpus', 'job', 'c.py', environment=environment,
+                           PATH=f'{tmp_path}/bin:{os.environ["PATH"]}')
+    assert arguments[-4:] == [f'{ROOT}/tools/mmdet3/train.py', 'c.py', '--launcher', 'slurm']
 
 
 def test_one_gpu_is_one_process(environment):
     _, arguments = started('tools/train.sh', 'c.py', '1', '--seed', '3', environment=environment)
     assert arguments == [f'{ROOT}/tools/train.py', 'c.py', '--seed', '3']
+
+
+def test_one_gpu_with_restarts(environment):
+    """Nobody would start a bare process again."""
+    _, arguments = started('tools/train.sh', 'c.py', environment=environment,
+                           PET_MAX_RESTARTS='3')
+    assert arguments == [f'{ROOT}/tools/torchrun.py', '--standalone', '--nproc_per_node', '1',
+                         f'{ROOT}/tools/train.py', 'c.py', '--launcher', 'pytorch']
+    _, arguments = started('tools/train.sh', environment=environment, PET_MAX_RESTARTS='3')
+    assert arguments == [f'{ROOT}/tools/train.py']  # the quickstart has processes of its own
 
 
 def test_train_on_several_gpus(environment):

@@ -1,6 +1,14 @@
-# Sourced by train.sh and test.sh: run a tool in one process, or in several through torchrun.
-#
-# launch TOOL GPUS ARGUMENTS...
+# Sourced by the scripts that train and test.
+
+# path_of PYTHON TOOL: the file of a tool. MMDetection 3 has some of its own.
+path_of() {
+  local python="$1" tool="$2" installed="$root/gkd/installed.py"
+  if [ ! -f "$installed" ]; then installed="$root/../installed.py"; fi  # installed with pip
+  if "$python" "$installed" mmdet 3 4; then tool="mmdet3/$tool"; fi
+  echo "$root/tools/$tool"
+}
+
+# launch TOOL GPUS ARGUMENTS...: run a tool in one process, or in several through torchrun.
 #   GPUS: processes on this node, '' for one. NNODES, NODE_RANK, MASTER_ADDR and MASTER_PORT (or
 #   PORT) from the environment for several nodes; PET_MAX_RESTARTS is torchrun's --max_restarts.
 
@@ -8,12 +16,9 @@ launch() {
   local tool="$1" gpus="${2:-1}" python
   shift 2
   python="$(bash "$root/tools/setup.sh" --print-python)"
-  # MMDetection 3 has commands of its own.
-  local installed="$root/gkd/installed.py"
-  if [ ! -f "$installed" ]; then installed="$root/../installed.py"; fi  # installed with pip
-  if "$python" "$installed" mmdet 3 4; then tool="mmdet3/$tool"; fi
-  if [ "$gpus" -eq 1 ] && [ "${NNODES:-1}" -eq 1 ]; then
-    exec "$python" "$root/tools/$tool" "$@"
+  tool="$(path_of "$python" "$tool")"
+  if [ "$gpus" -eq 1 ] && [ "${NNODES:-1}" -eq 1 ] && [ "${PET_MAX_RESTARTS:-0}" -eq 0 ]; then
+    exec "$python" "$tool" "$@"
   fi
 
   local rendezvous=(--standalone)  # finds a free port
@@ -38,7 +43,7 @@ launch() {
   local threads=$(($(getconf _NPROCESSORS_ONLN) / gpus))
   export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$((threads > 1 ? threads : 1))}"
   exec "$python" "$root/tools/torchrun.py" "${rendezvous[@]}" --nproc_per_node "$gpus" \
-    "$root/tools/$tool" "$@" --launcher pytorch
+    "$tool" "$@" --launcher pytorch
 }
 
 is_number() { [[ "${1:-}" =~ ^[1-9][0-9]*$ ]]; }

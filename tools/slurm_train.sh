@@ -13,6 +13,7 @@ TEXT
 }
 
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+source "$root/tools/launch.sh"
 case "${1:-}" in
   -h | --help) usage; exit 0 ;;
 esac
@@ -34,4 +35,4 @@ command -v srun > /dev/null || { echo 'error: srun not found; is this a Slurm no
 exec srun --partition "$partition" --job-name "$job_name" --gres "gpu:$gpus_per_node" \
   --ntasks "$gpus" --ntasks-per-node "$gpus_per_node" --cpus-per-task "${CPUS_PER_TASK:-5}" \
   --kill-on-bad-exit=1 "${srun_args[@]+"${srun_args[@]}"}" \
-  "$python" -u "$root/tools/train.py" "$config" --launcher slurm "$@"
+  "$python" -u "$(path_of "$python" train.py)" "$config" --launcher slurm "$@"

@@ -23,7 +23,8 @@ source "$root/tools/launch.sh"
 case "${1:-}" in
   -h | --help) usage; exit 0 ;;
   --options) launch train.py '' --help ;;
-  '' | -*) launch train.py '' "$@" ;;
+  # The quickstart starts processes of its own, which the same command goes on from.
+  '' | -*) unset PET_MAX_RESTARTS; launch train.py '' "$@" ;;
 esac
 
 config="$1"
