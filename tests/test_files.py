@@ -71,8 +71,25 @@ def test_a_full_disk_is_no_defect(tmp_path):
     with pytest.raises(StorageError, match='closed/log: Permission denied. Name another place'), \
             explaining():
         raise PermissionError(13, 'Permission denied', 'closed/log')
-    with pytest.raises(RunError, match='gone.jpg'), explaining():
-        raise FileNotFoundError(2, 'No such file or directory', 'gone.jpg')
+
+
+def fail():
+    raise FileNotFoundError(2, 'No such file or directory', 'gone_\udce9.jpg')
+
+
+def test_the_traceback_of_what_no_check_foresaw_is_in_the_file_that_is_named(
+        tmp_path, monkeypatch):
+    """Nothing has opened a log yet, and processes but the first never do."""
+    monkeypatch.setattr('tempfile.tempdir', str(tmp_path))
+    with pytest.raises(RunError) as caught, explaining():
+        fail()
+    kept, = tmp_path.iterdir()
+    assert str(caught.value).endswith(f'The whole traceback is in {kept}')
+    assert 'in fail' in kept.read_text() and 'gone_' in kept.read_text()
+
+    monkeypatch.setattr('tempfile.tempdir', str(tmp_path / 'gone'))
+    with pytest.raises(RunError, match='gone_.*\n.*traceback could not be kept'), explaining():
+        fail()
 
 
 def write_until_killed(path):

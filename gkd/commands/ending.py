@@ -7,16 +7,14 @@ import contextlib
 import os
 import signal
 import sys
-import tempfile
 import threading
 import time
-import traceback
 from collections.abc import Iterator
 from typing import Callable, Optional
 
 import torch.distributed as dist
 
-from gkd.commands.explain import describe, lost_another_process
+from gkd.commands.explain import describe, keep_traceback, lost_another_process
 from gkd.errors import GKDError, RunError
 from gkd.files import naming_storage
 from gkd.progress import silence
@@ -61,7 +59,7 @@ def run(main: Callable[[], None]) -> None:
         time.sleep(LAUNCHER_REACTS if rank or lost_another_process(error) else 0)
         what = (f'another process has ended or does not answer ({error})'
                 if lost_another_process(error) else
-                f'{describe(error)} The whole traceback is in {keep_traceback()}')
+                f'{describe(error)} {keep_traceback()}')
         print(f'\n{name}: {what}', file=sys.stderr, flush=True)
         leave(1)
 
@@ -129,13 +127,6 @@ def is_interrupted(error: BaseException) -> bool:
     """Whether an error only tells that Ctrl-C was met, as where MMEngine formats a config."""
     cause = error.__cause__ or error.__context__
     return cause is not None and (isinstance(cause, KeyboardInterrupt) or is_interrupted(cause))
-
-
-def keep_traceback() -> str:
-    """Write the traceback of the exception that is being handled to a file; returns its path."""
-    with tempfile.NamedTemporaryFile('w', prefix='gkd_', suffix='.log', delete=False) as file:
-        traceback.print_exc(file=file)
-    return file.name
 
 
 def leave(status: int) -> None:

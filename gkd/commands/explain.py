@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ def explaining() -> Iterator[None]:
     """Raise everything that fails inside as an error of this package's own types.
 
     What MMDetection raises for settings and data that do not fit has many types and forms. The
-    message tells the type and the place; the log file of the run has the whole traceback.
+    message tells the type and the place, and the file that holds the whole traceback.
 
     Raises:
         StorageError: Something cannot be written.
@@ -32,8 +33,7 @@ def explaining() -> Iterator[None]:
     except Exception as error:
         if lost_another_process(error):
             raise
-        raise RunError(f'{describe(error)} The log in the work dir has the whole traceback.'
-                       ) from error
+        raise RunError(f'{describe(error)} {keep_traceback()}') from error
 
 
 def describe(error: Exception) -> str:
@@ -49,6 +49,17 @@ def describe(error: Exception) -> str:
     return (f'{type(error).__name__}: {shown(error)}\n'
             f'It happened in {place_of(error)}. Check the settings and the data that are used '
             f'there; if both are right, this is a defect.')
+
+
+def keep_traceback() -> str:
+    """Write the traceback of the exception that is being handled to a file; says to which."""
+    try:
+        with tempfile.NamedTemporaryFile('w', encoding='utf-8', errors='backslashreplace',
+                                         prefix='gkd_', suffix='.log', delete=False) as file:
+            traceback.print_exc(file=file)
+    except OSError as error:  # the disk may be full
+        return f'The traceback could not be kept ({error}).'
+    return f'The whole traceback is in {file.name}'
 
 
 def shown(error: Exception) -> str:
