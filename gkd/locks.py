@@ -35,6 +35,9 @@ def alone(path: str) -> Iterator[int]:
         except BlockingIOError:
             say(f'waiting for the process that holds {osp.relpath(path)}')
             fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:  # not every network disk has locks
+            logger().warning(f'{path} cannot be locked ({error.strerror}): see that no other '
+                             f'process does the same now.')
         yield file.fileno()
 
 

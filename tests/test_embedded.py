@@ -1,11 +1,14 @@
 """Embedded data sets and weights are made where a config asks for them, and only there."""
 
 import json
+import multiprocessing
+import time
 
 import pytest
 
 from gkd.backbones import efficientnet_lite
 from gkd.datasets import embedded
+from gkd.datasets.once import build_once
 from gkd.errors import DataError
 from gkd.running.data import build_checked_dataset
 
@@ -39,6 +42,40 @@ def test_other_data_sets_are_left_to_the_user(made):
     with pytest.raises(DataError, match='no such file: data/mine.json'):
         build_checked_dataset(dict(DATA, ann_file='data/mine.json'), 'data')
     assert not made
+
+
+def build_slowly(folder):
+    """Build a data set, so slowly that others come meanwhile."""
+    with open('builds', 'a') as file:
+        file.write('.')
+    (folder / 'train.json').write_text('{}')
+    time.sleep(0.5)
+
+
+def test_of_several_processes_one_builds(tmp_path, monkeypatch):
+    """The second would remove what the first has begun to read; none is in a group yet."""
+    monkeypatch.chdir(tmp_path)
+    build = dict(root='data/set', recipe=dict(data_set='set'), build=build_slowly)
+    processes = [multiprocessing.get_context('fork').Process(target=build_once, kwargs=build)
+                 for _ in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0
+    assert (tmp_path / 'builds').read_text() == '.'
+    assert (tmp_path / 'data' / 'set' / 'train.json').exists()
+
+
+def test_another_recipe_replaces_the_data_set_whole(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for number in range(2):
+        build_once('set', dict(data_set='set', number=number),
+                   lambda folder, number=number: (folder / f'{number}').touch())
+    assert sorted(path.name for path in (tmp_path / 'set').iterdir()) == ['1', 'recipe.json']
+    with pytest.raises(DataError, match='neither empty nor a other data'):
+        build_once('set', dict(data_set='other'), build_slowly)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['.set.lock', 'set']
 
 
 def test_imagenet_weights_are_fetched_where_the_config_names_the_projects_own(monkeypatch):

@@ -51,3 +51,10 @@ def test_a_disk_without_locks_is_told_of(tmp_path):
             mock.patch.object(locks, 'logger') as logger, only_training(str(tmp_path)):
         pass
     assert 'cannot be locked (No locks)' in logger().warning.call_args[0][0]
+
+
+def test_work_that_one_process_does_alone_goes_on_where_there_are_no_locks(tmp_path):
+    with mock.patch.object(locks.fcntl, 'flock', mock.Mock(side_effect=OSError(38, 'No locks'))), \
+            mock.patch.object(locks, 'logger') as logger, locks.alone(str(tmp_path / 'lock')):
+        pass
+    assert 'cannot be locked (No locks)' in logger().warning.call_args[0][0]

@@ -4,10 +4,6 @@ from __future__ import annotations
 
 from functools import partial
 
-import torch.distributed as dist
-
-from gkd.frameworks import get_dist_info
-
 from .digit_scenes import prepare_digit_scenes
 from .tree_crowns import STRIPS, prepare_tree_crowns, strip_folder
 
@@ -19,8 +15,6 @@ EMBEDDED = {'data/digit_scenes/': prepare_digit_scenes,
 def prepare_embedded(ann_file: str) -> None:
     """Make the embedded data set that an annotation file belongs to, if it belongs to one.
 
-    Of several processes the first one makes it; the others wait.
-
     Args:
         ann_file: Path as a config gives it, relative to the working directory.
 
@@ -29,7 +23,4 @@ def prepare_embedded(ann_file: str) -> None:
     """
     for folder, prepare in EMBEDDED.items():
         if ann_file.startswith(folder):
-            if get_dist_info()[0] == 0:
-                prepare()
-            if dist.is_initialized():
-                dist.barrier()
+            prepare()
