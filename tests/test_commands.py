@@ -12,6 +12,7 @@ import pytest
 import torch
 from helpers import small_detectors as small
 from helpers import tiny_data
+from helpers.refusals import refuse
 from helpers.running import succeed
 from mmcv import Config
 from mmdet.models import build_detector
@@ -279,6 +280,13 @@ def test_overridden_student_is_exported_with_its_own_config(pair):
     succeed('export_student', pair / 'distiller.py', pair / 'full.pth', pair / 'small.pth')
     own = Config.fromfile(str(pair / 'small.py'))
     build_detector(own.model).load_state_dict(torch.load(pair / 'small.pth')['state_dict'])
+
+    # What an earlier export has written is replaced, a file of the user's is not.
+    succeed('export_student', pair / 'distiller.py', pair / 'full.pth', pair / 'small.pth')
+    before = (pair / 'student.py').read_text()
+    refuse(pair, 'export_student', pair / 'distiller.py', pair / 'full.pth', pair / 'student.pth',
+           says=[f'{pair}/student.py is there already', 'name another file'])
+    assert (pair / 'student.py').read_text() == before
 
 
 def test_a_second_run_in_one_process_writes_its_own_log(pair):

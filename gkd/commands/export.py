@@ -1,8 +1,9 @@
-"""The student's weights of a distillation's checkpoint, and the file that they are exported to."""
+"""The student's weights of a distillation's checkpoint, and the files that it is exported to."""
 
 from __future__ import annotations
 
 import os.path as osp
+from typing import Any, Callable, Optional
 
 import torch
 from torch import Tensor, nn
@@ -10,9 +11,11 @@ from torch import Tensor, nn
 from gkd.compat.checkpoint import load_checkpoint_file
 from gkd.compat.weights import class_names, ema_copies, get_state_dict, load_strictly
 from gkd.errors import ConfigError
-from gkd.files import written_whole
+from gkd.files import write_atomically, written_whole
 
 STUDENT_PREFIX = 'student.'
+# Begins the configs that are written here; files that begin otherwise are the user's own.
+HEADER = '# Of the checkpoint beside it. Written by tools/export_student.py.\n'
 
 
 def student_weights(checkpoint: dict, source: str) -> dict[str, Tensor]:
@@ -50,25 +53,47 @@ def load_student(student: nn.Module, checkpoint: str) -> None:
     load_strictly(student, weights, checkpoint)
 
 
-def write_student(student: nn.Module, checkpoint: str, output: str) -> None:
-    """Write a checkpoint with the student's weights alone.
+def export(config: Any, build: Callable[[Any], nn.Module], file: Optional[str], checkpoint: str,
+           output: str) -> str:
+    """Write a checkpoint that plain MMDetection loads strictly into the student's own config.
 
     Args:
-        student: The detector that they must fit; it gets them.
+        config: That config, of either MMDetection.
+        build: Builds its detector.
+        file: The file that it is; None writes one beside ``output``.
         checkpoint: A checkpoint of the training.
         output: File to write; it appears whole or not at all.
 
+    Returns:
+        Path of the config's file.
+
     Raises:
         CheckpointError: The checkpoint cannot be read or holds another student.
-        ConfigError: ``output`` is the checkpoint itself.
+        ConfigError: ``output`` is the checkpoint itself, or the config's place is taken.
     """
     loaded = load_checkpoint_file(checkpoint)
     if osp.exists(output) and osp.samefile(checkpoint, output):
         raise ConfigError(f'{output} is the checkpoint to export from; name another file.')
+    beside = f'{osp.splitext(output)[0]}.py'
+    if file is None:
+        check_written_here(beside)
     weights = student_weights(loaded, checkpoint)
-    load_strictly(student, weights, checkpoint)
-    with written_whole(output) as file:
-        torch.save(dict(meta=exported_meta(loaded), state_dict=weights), file)
+    load_strictly(build(config), weights, checkpoint)
+    with written_whole(output) as whole:
+        torch.save(dict(meta=exported_meta(loaded), state_dict=weights), whole)
+    if file is None:
+        write_atomically(beside, HEADER + config.pretty_text)
+    return file or beside
+
+
+def check_written_here(path: str) -> None:
+    """Raise ConfigError if a file is there that is not one of an earlier export."""
+    if not osp.lexists(path):
+        return
+    with open(path, 'rb') as file:
+        if file.read(len(HEADER)) != HEADER.encode():
+            raise ConfigError(f'{path} is there already, where the config of the exported student '
+                              f'would go. Move it away, or name another file to export to.')
 
 
 def exported_meta(checkpoint: dict) -> dict:

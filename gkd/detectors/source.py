@@ -237,6 +237,16 @@ def sources_of(model: dict) -> list[DetectorSource]:
             if role in model]
 
 
+def own_file(config: Config) -> Optional[str]:
+    """The file that a distillation's student has for a config; for other configs their own.
+
+    None if no file describes the student as it is.
+    """
+    if 'student' not in config.model:
+        return config.filename
+    return DetectorSource.parse(config.model.student, 'model.student').whole_config()
+
+
 def check_checkpoints(model: dict) -> None:
     """Check that the checkpoints to start from are there and whole, before anything is built.
 

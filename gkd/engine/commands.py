@@ -7,13 +7,12 @@ from typing import Optional
 
 from mmengine.config import Config, ConfigDict
 
-from gkd.commands.export import write_student
+from gkd.commands.export import export
 from gkd.commands.options import set_epochs
 from gkd.detectors.config_files import find_file, read_config
 from gkd.detectors.replacement import apply_options
-from gkd.detectors.source import DetectorSource
+from gkd.detectors.source import DetectorSource, own_file
 from gkd.errors import CheckpointError, ConfigError
-from gkd.files import write_atomically
 from gkd.frameworks import build_detector
 from gkd.frameworks.mmdet3 import leaf_configs
 from gkd.work_dir import checkpoints, no_checkpoint
@@ -120,19 +119,16 @@ def export_student(config: Config, checkpoint: str, output: str) -> str:
 
     Raises:
         CheckpointError: The checkpoint cannot be read or does not hold this config's student.
-        ConfigError: ``output`` is the checkpoint itself.
+        ConfigError: ``output`` is the checkpoint itself, or a file is where the config would go.
     """
-    write_student(build_detector(detector_config(config)), checkpoint, output)
-    return own_config(config, output)
+    return export(student_config(config), lambda own: build_detector(own.model),
+                  own_file(config), checkpoint, output)
 
 
-def own_config(config: Config, output: str) -> str:
-    """Path of a config that plain MMDetection builds the student from."""
+def student_config(config: Config) -> Config:
+    """The student's own config, without what a distillation adds; any other config as it is."""
     if config.model.type != 'Distiller':
-        return config.filename
-    file = DetectorSource.parse(config.model.student, 'model.student').whole_config()
-    if file is not None:
-        return file
+        return config
     own = Config(config.to_dict())
     own.model = detector_config(config)
     # This project's are for a training.
@@ -142,6 +138,4 @@ def own_config(config: Config, output: str) -> str:
     others = [name for name in ([imports] if isinstance(imports, str) else imports)
               if name != 'gkd']
     own.custom_imports = dict(imports=others, allow_failed_imports=False) if others else None
-    path = f'{osp.splitext(output)[0]}.py'
-    write_atomically(path, own.pretty_text)
-    return path
+    return own

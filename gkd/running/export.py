@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import os.path as osp
-
 from mmcv import Config
 from mmdet.models.detectors import BaseDetector
 
-from gkd.commands.export import load_student, write_student
-from gkd.detectors.source import DetectorSource
-from gkd.distiller import Distiller
-from gkd.files import write_atomically
+from gkd.commands.export import export, load_student
+from gkd.detectors.source import own_file
 from gkd.running.config import build_model, student_config
 
 
@@ -45,19 +41,6 @@ def export_student(config: Config, checkpoint: str, output: str) -> str:
 
     Raises:
         CheckpointError: The checkpoint cannot be read or does not hold this config's student.
-        ConfigError: ``output`` is the checkpoint itself.
+        ConfigError: ``output`` is the checkpoint itself, or a file is where the config would go.
     """
-    write_student(build_model(student_config(config)), checkpoint, output)
-    return own_config(config, output)
-
-
-def own_config(config: Config, output: str) -> str:
-    """Path of a config that plain MMDetection builds the student from."""
-    if config.model.type != Distiller.__name__:
-        return config.filename
-    file = DetectorSource.parse(config.model.student, 'model.student').whole_config()
-    if file is not None:
-        return file
-    path = f'{osp.splitext(output)[0]}.py'
-    write_atomically(path, student_config(config).pretty_text)
-    return path
+    return export(student_config(config), build_model, own_file(config), checkpoint, output)

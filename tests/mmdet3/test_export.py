@@ -69,6 +69,9 @@ def test_its_own_config_is_named_unless_settings_replace_some_of_it(annotations,
     written = export_student(config, trained, output)
     assert written == str(tmp_path / 'student.py')
     assert Config.fromfile(written).model.bbox_head.stacked_convs == 2
+    with pytest.raises(ConfigError, match='own.py is there already'):
+        export_student(config, trained, str(tmp_path / 'own.pth'))
+    assert not (tmp_path / 'own.pth').exists() and file.read_text().startswith('model')
 
 
 def test_the_students_own_config_exports_too(annotations, tmp_path):
