@@ -126,6 +126,8 @@ class ResumableCheckpointHook(CheckpointHook):
         model = unwrap(runner.model)
         restore_model(model, state, runner.rank)
         restore_hooks(runner.hooks, state)
+        if state.get('order_seed') is not None:  # earlier releases did not keep it
+            self.order.sampler.seed = state['order_seed']
         length = len(runner.train_dataloader)
         alike = is_same_setup(state, runner.world_size, length, runner.logger)
         self.order.skip = state['batches'] * length // state['length']
@@ -269,7 +271,11 @@ def training_state(runner, batches: int) -> dict:
     check_weights(model, 'optim_wrapper.clip_grad')
     share_buffers(runner)
     bank = getattr(model, 'bank', None)
+    # A config without a seed gets a random one, and MMEngine makes the sampler of a run that goes
+    # on before it reads the checkpoint's.
+    sampler = runner.train_dataloader.batch_sampler.sampler
     state = dict(batches=batches, length=len(runner.train_dataloader),
+                 order_seed=getattr(sampler, 'seed', None),
                  bank=None if bank is None else bank.state_dict(),
                  hooks=hook_states(runner.hooks),
                  random=all_gather(random_state()), modules=all_gather(module_state(model)))

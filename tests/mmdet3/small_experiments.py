@@ -22,7 +22,8 @@ def detector(family, channels=16):
 
 
 def experiment(annotations, work_dir, family='one_stage', workers=0, hooks=(),
-               inside_epoch=2, launcher='none', accumulated=1, space='maps', **settings):
+               inside_epoch=2, launcher='none', accumulated=1, space='maps', randomness=None,
+               **settings):
     """A whole config."""
     def data(transforms, **others):
         return dict(type='CocoDataset', metainfo=dict(classes=CLASSES), ann_file=str(annotations),
@@ -59,7 +60,7 @@ def experiment(annotations, work_dir, family='one_stage', workers=0, hooks=(),
                             inside_epoch=inside_epoch),
             logger=dict(type='LoggerHook', interval=1)),
         custom_hooks=[dict(type='PrototypeHook'), dict(type='FiniteLossHook'), *hooks],
-        randomness=dict(seed=0), log_level='WARNING', **settings))
+        randomness=randomness or dict(seed=0), log_level='WARNING', **settings))
 
 
 def counting_iterations(config, max_iters=8, interval=2, sampler='InfiniteSampler'):

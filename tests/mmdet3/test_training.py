@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import cv2
+import numpy as np
 import pytest
 import torch
 import torch.multiprocessing
@@ -67,6 +68,17 @@ class KeepRates(Hook):
 
     def before_train_iter(self, runner, batch_idx, data_batch=None):
         RATES.append(runner.optim_wrapper.get_lr()['lr'][0])
+
+
+IMAGE_IDS = []
+
+
+@HOOKS.register_module()
+class KeepImages(Hook):
+    """Keep the ids of the images of each step in ``IMAGE_IDS``."""
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        IMAGE_IDS.append({sample.img_id for sample in data_batch['data_samples']})
 
 
 @HOOKS.register_module()
@@ -132,6 +144,24 @@ def test_a_run_that_goes_on_with_smaller_batches_leaves_out_the_same_part_of_the
     resumed = train(config, resume=True,
                     custom_hooks=[*config.custom_hooks, dict(type='KeepRates')])
     assert len(resumed.train_dataloader) == 6 and len(RATES) == 2  # of 3 batches 1 was left
+
+
+def test_without_a_seed_a_killed_run_goes_on_with_the_images_that_are_left(annotations, tmp_path):
+    config = experiment(annotations, tmp_path, inside_epoch=1,
+                        randomness=dict(seed=None))
+    config.update(val_dataloader=None, val_cfg=None, val_evaluator=None)
+    config.model = detector('one_stage')
+    config.custom_hooks = [dict(type='KeepImages')]
+    IMAGE_IDS.clear()
+    np.random.seed(0)  # of which MMEngine draws one
+    with pytest.raises(InterruptedError):
+        train(config, custom_hooks=[*config.custom_hooks, dict(type='Kill', after=5)])
+    assert Path(find_latest_checkpoint(config.work_dir)).name == 'epoch_2_iter_1.pth'
+    np.random.seed(1)
+    train(config, resume=True)
+    *_, second, killed, again, third = IMAGE_IDS
+    assert again == killed
+    assert len(second | again | third) == IMAGES
 
 
 def test_a_new_training_forgets_the_metrics_of_the_one_before(annotations, tmp_path):
