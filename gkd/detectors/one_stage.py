@@ -229,7 +229,9 @@ def logits_at(class_scores: list[Tensor], positions: Tensor, num_logits: int) ->
         inside % anchors, per_channel * num_logits)
     channels = torch.arange(num_logits, device=anchor.device) * per_channel
     offset = offset.unsqueeze(2) + channels.unsqueeze(1)
-    read = torch.stack([level.gather(0, here.flatten()) for level, here in zip(flat, offset)])
+    # Unlike gather, index_select keeps no logits for the gradient, only where they were.
+    read = torch.stack([level.index_select(0, here.flatten())
+                        for level, here in zip(flat, offset)])
     level = torch.bucketize(anchor, numbers[0, 1:], right=True)
     return read.view_as(offset).gather(0, level[None, :, None].expand(1, -1, num_logits))[0]
 
