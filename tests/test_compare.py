@@ -27,7 +27,7 @@ from gkd.commands.settings import DictAction, add_settings_option
 from gkd.comparison import compare, mmdet2, stages
 from gkd.comparison.data import data_name, move_to_strip, strip_of
 from gkd.comparison.degrees import degree_column
-from gkd.comparison.methods import choose_methods
+from gkd.comparison.methods import choose_methods, variant
 from gkd.comparison.mmdet2 import Detection, Training
 from gkd.comparison.plan import check_methods
 from gkd.comparison.run import run_stage
@@ -364,6 +364,8 @@ def test_training_without_a_last_evaluation_has_failed(processes, tmp_path):
     status, printed = run_compare(config, '--methods', 'gkd', '--seeds', 1, '--epochs', 2,
                                   '--work-dir', tmp_path / 'work')
     assert status == 2 and 'epoch 2, the last, was not evaluated, or nothing was' in printed
+    # Nothing starts from what they have left.
+    assert [name for name, *_ in processes.commands] == ['train teacher', 'train student_seed0']
 
 
 def test_jobs_run_at_once_and_wait_for_what_they_need(processes, tmp_path, monkeypatch):
@@ -430,7 +432,9 @@ def test_methods_come_from_the_config_before_the_defaults():
     taught = {name: settings['knowledge'] for name, settings in chosen.items()}
     assert taught['gkd'] == [own] and taught['mine'] == [mine] and taught['fgd'] == [other]
     assert taught['pkd'] == [dict(type='PKD')] and 'no-global' not in taught
-    assert choose_methods(config, ['fgd+gkd'])['fgd+gkd']['knowledge'] == [other, own]
+    for name, expected in {'fgd+gkd': [other, own], 'gkd+fgd': [own, other],
+                           'fgd+mine': [other, mine]}.items():
+        assert choose_methods(config, [name])[name]['knowledge'] == expected
     for name in ('plain', 'a+b', '../x'):
         config.methods = {name: [mine]}
         with pytest.raises(ConfigError, match='cannot name a method'):
@@ -826,6 +830,9 @@ def test_variants_change_the_configs_own_model():
     assert [kind['type'] for kind in chosen['fgd+global-only']['knowledge']] == ['FGD', 'Own']
     assert chosen['fgd+global-only']['knowledge'][1]['soft_label'] is None
     assert config.model.knowledge == [own]
+    varied = variant(config, chosen['k5'])
+    assert varied.model.prototypes.num_prototypes == 5 and 'variants' not in varied
+    assert config.model.prototypes == dict(alpha=3) and 'variants' in config
     with pytest.raises(ConfigError, match='variants.odd'):
         choose_methods(config, ['odd'])
 
@@ -869,6 +876,18 @@ def test_a_folder_for_a_teacher_is_no_reason_to_train_one(tmp_path, processes):
     with pytest.raises(CheckpointError, match='model.teacher.checkpoint: .* is a folder'):
         compare.plan(config, 'tiny', choose_methods(config, ['gkd']), [0], None,
                      str(tmp_path / 'work'))
+
+
+def test_the_plain_student_takes_nothing_from_the_teacher(tmp_path):
+    config = load_config(write_experiment(tmp_path))
+    config.model.teacher.config = config.model.student.config  # they are alike
+    config.model.student.inherit = ['bbox_head']
+    compare.plan(config, 'tiny', choose_methods(config, ['gkd']), [0], None,
+                 str(tmp_path / 'work'))
+    plain, taught = (load_config(str(tmp_path / 'work' / 'configs' / f'{name}.py')).model
+                     for name in ('plain', 'gkd'))
+    assert plain.teacher.checkpoint is None and 'inherit' not in plain.student
+    assert taught.student.inherit == ['bbox_head']
 
 
 def test_quickstart_pairs_the_students_of_every_seed(processes, tmp_path, monkeypatch, capsys):

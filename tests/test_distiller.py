@@ -247,6 +247,7 @@ REFUSALS = [
     (small.retinanet(), small.retinanet(), dict(soft_label='always'), 'soft_label = .always.'),
     (small.retinanet(), small.retinanet(), dict(instances='all'), 'instances = .all.'),
     (small.retinanet(), small.retinanet(), dict(soft_label=dict(heat=2)), 'heat.*temperature'),
+    (small.retinanet(), small.retinanet(), dict(soft_label=dict(pair=2)), "unknown .*'pair'"),
     (small.retinanet(), small.retinanet(), dict(soft_label=dict(activation='relu')), 'relu'),
     (small.retinanet(), small.retinanet(), dict(local_knowledge=dict(level_reduction='max')),
      'level_reduction = .max.'),

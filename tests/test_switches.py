@@ -8,6 +8,7 @@ from helpers.synthetic_steps import info, pair, pair_of, synthetic_step
 from gkd.errors import ConfigError
 from gkd.knowledge import RobustDistillingModule, map_levels
 from gkd.knowledge.global_knowledge import GlobalKnowledge
+from gkd.knowledge.instances import Instances
 from gkd.knowledge.local_knowledge import LocalKnowledge
 from gkd.knowledge.soft_label import SoftLabel
 
@@ -67,6 +68,32 @@ def test_pooled_features_of_positives_are_weighed_and_not_taught():
     step = synthetic_step('two-stage', bank=small.random_bank(detectors))
     sum(RobustDistillingModule(detectors)(step).values()).backward()
     assert step.student.roi_features.grad is None
+
+
+def test_trust_is_that_of_the_features_that_are_taught():
+    """Of the maps in global and local knowledge, of the RoI-pooled ones in soft labels."""
+    detectors = pair('two-stage')
+    step = synthetic_step('two-stage', bank=small.random_bank(detectors))
+    torch.manual_seed(0)
+    module = RobustDistillingModule(detectors)
+    before = module(step)
+    step.teacher.roi_features = -step.teacher.roi_features
+    changed = {name for name, loss in module(step).items() if loss != before[name]}
+    assert changed == {'loss_soft'}
+
+
+def test_positives_are_trusted_on_the_level_that_they_were_pooled_from():
+    detectors = pair('two-stage')
+    step = synthetic_step('two-stage', bank=small.random_bank(detectors))
+    module = RobustDistillingModule(detectors)
+    _, trusted = module.weigh(step, module.compare(step, Instances.of(step.boxes)), step.labels)
+    found = []
+    for level, weights in enumerate(trusted):
+        step.roi_levels = torch.full_like(step.roi_levels, level)
+        found.append(module(step)['loss_soft'].item())
+        taught = module.soft_label(step.student.logits, step.teacher.logits, weights)
+        assert found[-1] == pytest.approx(taught['loss_soft'].item())
+    assert len(set(found)) == len(step.strides)
 
 
 def test_new_prototypes_take_the_place_of_the_old_ones():
@@ -187,6 +214,15 @@ def test_soft_labels_of_a_single_class_teach():
     assert SoftLabel(pair_of(one, one))(*logits, torch.ones(1))['loss_soft'] > 0
     assert SoftLabel(pair_of(one, one), activation='softmax')(
         *logits, torch.ones(1))['loss_soft'] == 0
+
+
+@pytest.mark.parametrize('activation', ['softmax', 'sigmoid'])
+def test_soft_labels_are_as_soft_as_they_are_set(activation):
+    """At three times the temperature, three times the logits are as soft, and count 9 times."""
+    logits = torch.randn(2, 4, 3)
+    usual, softer = (SoftLabel(pair(), temperature=temperature, activation=activation)(
+        *(temperature * logits), torch.ones(4))['loss_soft'] for temperature in (1.0, 3.0))
+    torch.testing.assert_close(softer, 9 * usual)
 
 
 @pytest.mark.parametrize('classes, sigmoid, activation', [

@@ -1,17 +1,19 @@
 """Trainings that count iterations: their epochs are passes through the data set."""
 
 import json
+from itertools import islice
 from types import SimpleNamespace
 from unittest.mock import Mock
 
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.dataset import InfiniteSampler
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import IterBasedTrainLoop
 from small_experiments import counting_iterations, detector, experiment, train
-from torch.utils.data import DataLoader
+from torch.utils.data import BatchSampler, DataLoader
 
 from gkd.compat.checkpoint import load_checkpoint_file
 from gkd.engine import loop
@@ -100,6 +102,21 @@ def test_with_another_batch_size_iterations_go_on_and_passes_are_counted_anew(
     config.train_dataloader.batch_size = 1
     assert [step[:3] for step in watched(config, resume=True)] == [
         (number, 1, 0.5) for number in range(8, 13)]
+
+
+@pytest.mark.parametrize('done', [0, 1, 2])
+def test_passes_take_the_batches_of_an_endless_sampler_one_after_the_other(done):
+    """Those of a run that goes on, too: it leaves out as many passes as it has done."""
+    def batches(numbers):
+        loader = DataLoader(range(6), batch_sampler=BatchSampler(
+            InfiniteSampler(range(6), seed=0), 2, drop_last=False))
+        passes = loop.Passes(SimpleNamespace(dataloader=loader))
+        for passes.loop.epoch in numbers:
+            yield [*passes]
+
+    assert [*batches(range(done, 4))] == [*batches(range(4))][done:]
+    drawn = InfiniteSampler(range(6), seed=0)
+    assert sum(sum(batches(range(4)), []), []) == [*islice(drawn, 24)]
 
 
 def test_the_commands_count_passes_of_all_processes(annotations, tmp_path, monkeypatch):
@@ -211,6 +228,13 @@ def evaluations(stops=None, **settings):
     (dict(val_interval=3, dynamic_intervals=[(6, 1)]), [3, 5, 6, 7])])
 def test_evaluations_are_where_mmengine_has_them(settings, expected):
     assert evaluations(**settings)[0] == expected
+
+
+def test_nothing_is_evaluated_before_the_first_step():
+    training = loop.IterationTrainLoop(Mock(), DataLoader(range(3)), max_iters=7, val_begin=0)
+    assert not loop.is_evaluated(training)
+    training._iter = 7
+    assert loop.is_evaluated(training)
 
 
 @pytest.mark.parametrize('stops', [2, 3, 4])

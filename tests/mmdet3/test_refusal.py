@@ -201,9 +201,19 @@ def test_a_test_without_a_checkpoint_ends_before_its_data_are_read(config, tmp_p
     assert 'is a folder; name the checkpoint in it' in capsys.readouterr().err
 
 
+def test_a_checkpoint_that_is_missing_is_told_before_data_are_read(config):
+    config.model.teacher.checkpoint = 'gone.pth'
+    config.train_dataloader.dataset.ann_file = 'gone.json'
+    with pytest.raises(CheckpointError, match='model.teacher.checkpoint: .*gone.pth'):
+        Runner.with_checked_data(config, 'train')
+
+
 @HOOKS.register_module()
 class FailLater(Hook):
     def before_train_epoch(self, runner):
+        raise InterruptedError
+
+    def before_test_epoch(self, runner):
         raise InterruptedError
 
 
@@ -218,6 +228,16 @@ def test_a_training_that_has_started_keeps_its_log_and_config(config, tmp_path):
         runner.train()
     assert 'Distiller' in (work_dir / 'started.py').read_text()
     assert list(work_dir.glob('*/*.log'))
+
+
+def test_a_test_that_has_started_keeps_its_log(config, tmp_path):
+    config.update(test_dataloader=config.val_dataloader, test_cfg=dict(type='TestLoop'),
+                  test_evaluator=config.val_evaluator)
+    config.custom_hooks.append(dict(type='FailLater'))
+    runner = Runner.with_checked_data(config, 'test')
+    with pytest.raises(InterruptedError):
+        runner.test()
+    assert list(tmp_path.glob('work_dirs/run/*/*.log'))
 
 
 def test_a_work_dir_of_another_detector_is_named(config):
