@@ -12,7 +12,9 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
+from helpers import small_detectors as small
 from helpers import tiny_data
+from helpers.distillers import build_distiller
 from helpers.running import run_tool, succeed
 from mmcv import Config
 from mmcv.runner import Hook
@@ -261,22 +263,76 @@ def test_a_resumed_run_keeps_the_record_of_epochs_that_are_done(tmp_path):
     assert recorder.earlier_record(str(path), 2, 9) == {}
 
 
-def test_a_resumed_run_goes_on_with_its_time_and_adds_to_its_epoch(tmp_path):
-    class Model(torch.nn.Linear):
-        def forward_train(self):
-            return {}
+class Model(torch.nn.Linear):
+    def forward_train(self):
+        return {}
 
+
+def test_where_the_time_of_steps_goes(tmp_path, monkeypatch):
+    """What happens in a pause, such as an evaluation, is no waiting for data."""
+    clock = [0]
+    monkeypatch.setattr(recorder.time, 'perf_counter', lambda: clock[0])
+    model = Model(1, 1)
+    kept = recorder.Recorder(model, str(tmp_path), 0, 0, '', 0, 1)
+    kept.time_calls(model, 'forward_train', 'forward', then='backward')
+    for waited, pauses in ((1, False), (10, True), (100, False)):
+        kept.begin_step()
+        model.forward_train()
+        clock[0] += 1000  # backward
+        kept.end_step()
+        clock[0] += waited
+        if pauses:
+            kept.pause()
+    kept.begin_step()
+    kept.update(0, 3)
+    kept.close()
+    time = json.loads((tmp_path / 'record.json').read_text())['epochs']['1']['time']
+    assert time == dict(data=[2, 101], step=[3, 3000], backward=[3, 3000],
+                        forward=[3, 0], student=[3, 0])
+
+
+def test_most_memory_of_a_run_and_all_that_is_in_its_model(tmp_path, monkeypatch):
+    peaks = iter([500, 300])  # MMEngine counts anew now and then
+    monkeypatch.setattr(recorder, 'peak_memory', lambda device: next(peaks))
+    model = Model(1, 2)
+    model.register_buffer('mean', torch.zeros(5))
+    kept = recorder.Recorder(model, str(tmp_path), 0, 0, '', 0, 1)
+    kept.update(0, 3)
+    kept.update(0, 3)
+    kept.close()
+    whole = (tmp_path / 'record.json').read_text()
+    assert json.loads(whole)['peak'] == 500
+    assert json.loads(whole)['weights'] == dict(student=4 * (2 + 2 + 5) / 2 ** 20)
+    monkeypatch.setattr('os.fsync', mock.Mock(side_effect=KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        kept.save()
+    assert (tmp_path / 'record.json').read_text() == whole
+
+
+def test_equal_weights_are_not_counted(tmp_path):
+    for robust in (True, False):
+        model = build_distiller(small.retinanet(), small.retinanet(), knowledge=[
+            dict(type='RobustDistillingModule', robust=robust)])
+        kept = recorder.Recorder(model, str(tmp_path), 0, 0, '', 0, 1)
+        assert (kept.histogram is not None) == robust
+        kept.close()
+
+
+def test_a_resumed_run_goes_on_with_its_time_and_adds_to_its_epoch(tmp_path):
     path = tmp_path / 'record.json'
     path.write_text(json.dumps(dict(seconds=100.0, epochs={'1': dict(steps=5)})))
     model = Model(1, 1)
     kept = recorder.Recorder(model, str(tmp_path), 1, 5, '', 0, 1)
+    kept.histogram = WeightHistogram()
     for _ in range(2):
         model.forward_train()
+        kept.histogram.next_step(kept.histogram.look, lambda: (torch.ones(1, 3), None))
         kept.update(1, 5)
     kept.close()
     record = json.loads(path.read_text())
     assert 100 <= record['seconds'] < 200 and record['epochs']['1'] == dict(steps=5)
     assert record['epochs']['2']['time']['student'][0] == 2
+    assert record['epochs']['2']['robust_weights'] == [[0] * (BINS - 1) + [6]]
     recorder.Recorder(model, str(tmp_path), 0, 0, '', 0, 1).close()  # begins anew
     record = json.loads(path.read_text())
     assert record['seconds'] < 100 and record['epochs'] == {}
@@ -373,6 +429,8 @@ def test_stopwatch_waits_for_a_gpu_once_a_reading(monkeypatch):
     assert watch.read() == {'student': [2, 0.02]} and len(syncs) == 1
     # The second time freed more than it took.
     assert watch.kept == {'student': 300.0}
+    # The host waits for data, and the GPU does not.
+    assert not isinstance(watch.now('data'), Event) and isinstance(watch.now('step'), Event)
 
 
 def test_images_where_detectors_differ_come_first(tmp_path):

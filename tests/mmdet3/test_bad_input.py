@@ -416,6 +416,12 @@ def test_ground_truth_that_no_pipeline_loads(config):
     check_ground_truth(plain, dataset_of(config), 'key')
 
 
+def test_ground_truth_is_asked_for_before_the_first_step(config):
+    config.model = ConfigDict(small.mask_rcnn(), data_preprocessor=PREPROCESSOR)
+    config.custom_hooks = []
+    refuse_training(config, 'train_dataloader.dataset.pipeline: MaskRCNN trains on `gt_masks`')
+
+
 def test_masks_that_the_preprocessor_makes_need_not_be_loaded(config):
     pytest.importorskip('skimage')
     model = build_detector(config.model)
