@@ -13,6 +13,7 @@ from gkd.detectors.places import centres
 from gkd.detectors.roi_heads import classify
 from gkd.detectors.source import DetectorSource, without_checkpoints
 from gkd.detectors.step import recorded
+from gkd.detectors.teacher import Teacher
 from gkd.errors import ConfigError
 from gkd.frameworks import Config, ConfigDict, bbox2roi, build_detector
 from gkd.knowledge.instances import Instances
@@ -82,6 +83,15 @@ def test_detector_teaches_and_is_taught(name, instances, soft):
 @pytest.mark.parametrize('name, instances, soft', MORE)
 def test_more_detectors_teach_and_are_taught(name, instances, soft):
     check(name, instances, soft)
+
+
+@pytest.mark.parametrize('name', [
+    'detr/detr_r50_8x2_150e_coco',  # its head is given more than maps
+    'sparse_rcnn/sparse_rcnn_r50_fpn_1x_coco',  # its RPN has no forward
+    'ssd/ssd300_coco'])  # for images of one size
+def test_a_teacher_computes_in_another_precision(name):
+    teacher = Teacher(build_detector(coverage.small_config(name)), 'bfloat16')
+    assert teacher.dtype == torch.bfloat16
 
 
 def test_teacher_sees_the_batch_that_the_student_has_resized():

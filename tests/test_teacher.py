@@ -1,9 +1,11 @@
 """The teacher in other precisions: close to the exact one, out of the way when it overflows."""
 
+import copy
 import logging
 
 import pytest
 import torch
+from helpers import distillers
 from helpers import small_detectors as small
 from helpers.devices import half_on_cpu
 from helpers.distillers import build_distiller, losses_of
@@ -120,6 +122,20 @@ def test_a_teacher_is_no_part_of_the_model_and_moves_with_it():
     model.double()
     assert model.teacher is model.frozen.exact
     assert next(model.teacher.parameters()).dtype == torch.float64
+
+
+def test_whatever_is_done_to_a_model_leaves_its_teacher_on_its_device():
+    """While a copy computes on a GPU the exact weights lie on the CPU; 'meta' stands for the GPU."""
+    frozen = with_precision('one_stage', 'full').frozen
+    frozen.running = copy.deepcopy(frozen.exact).to('meta')
+    frozen.apply(lambda tensor: tensor)
+    assert next(frozen.running.parameters()).device.type == 'meta'
+
+
+def test_a_teacher_of_grey_images_computes_in_another_precision():
+    config = small.retinanet()
+    config['backbone']['in_channels'] = 1
+    assert Teacher(distillers.build(config), 'bfloat16').dtype == torch.bfloat16
 
 
 def test_pooling_on_all_levels_chooses_the_right_one():

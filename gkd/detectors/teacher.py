@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import math
 from collections import Counter
 from collections.abc import Callable
@@ -12,8 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from gkd.detectors.dense import class_layers, main_head
+from gkd.detectors.dense import class_layers, main_head, predicted_maps
 from gkd.detectors.roi_heads import RoIClassLayers
+from gkd.detectors.view import image_channels, image_size
 from gkd.errors import ConfigError
 from gkd.frameworks import BaseDetector, fuse_conv_bn, logger
 
@@ -83,7 +85,9 @@ class Teacher:
 
     def apply(self, fn: Callable[[Tensor], Tensor]) -> None:
         """Move or cast the detector, as ``nn.Module._apply`` does, and choose what computes."""
-        self.exact._apply(fn)
+        # While a copy computes on a GPU, the exact weights lie on the CPU.
+        device = next(self.running.parameters()).device
+        self.exact._apply(lambda tensor: fn(tensor.to(device)))
         if self.reads_classes:
             self.class_layers = copy.deepcopy(layers_of(self.exact))
         device = next(self.exact.parameters()).device
@@ -174,10 +178,13 @@ def fast_copy(detector: BaseDetector, dtype: torch.dtype,
         graphs: Number of image shapes whose launches are recorded.
 
     Raises:
-        RuntimeError: A part of the detector does not compute in this precision.
+        RuntimeError: A part of the detector that a step may run does not compute in this
+            precision.
     """
-    parameter = next(detector.parameters())
-    image = torch.randn(1, 3, 256, 256, generator=torch.Generator().manual_seed(0)).to(parameter)
+    size = image_size(detector)
+    image = torch.randn(1, image_channels(detector.backbone), size, size,
+                        generator=torch.Generator().manual_seed(0))
+    image = image.to(next(detector.parameters()))
     exact = detector.extract_feat(image)
     fused = fuse_conv_bn(copy.deepcopy(detector))
     if not all(same(*maps) for maps in zip(fused.extract_feat(image), exact)):
@@ -199,8 +206,7 @@ def fast_copy(detector: BaseDetector, dtype: torch.dtype,
         head.forward = in_precision(head.forward, dtype)
     maps = fused.extract_feat(image)
     for name in ('rpn_head', 'bbox_head'):
-        if getattr(fused, name, None) is not None:
-            getattr(fused, name)(maps)
+        predicted_maps(getattr(fused, name, None), maps)
     return fused
 
 
@@ -274,6 +280,7 @@ def heads(detector: BaseDetector) -> list[nn.Module]:
 
 def in_precision(function: Callable, dtype: torch.dtype) -> Callable:
     """The function, computed in ``dtype``; what it returns is float32."""
+    @functools.wraps(function)
     def wrapped(*args, **kwargs):
         with torch.autocast('cuda', enabled=False), torch.autocast('cpu', enabled=False):
             result = function(*converted(args, dtype), **kwargs)

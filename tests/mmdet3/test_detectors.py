@@ -7,7 +7,9 @@ from mmdet.registry import MODELS
 from mmengine.config import ConfigDict
 
 from gkd.detectors.config_files import find_file
+from gkd.detectors.teacher import Teacher
 from gkd.errors import ConfigError
+from gkd.frameworks import build_detector
 from studies import coverage, zoo
 from studies.zoo_mmdet3 import ADDED, ADDED_PAIRS, PAIRS, RENAMED, SELF_PAIRS
 
@@ -59,6 +61,11 @@ def test_detector_teaches_and_is_taught(name, instances, soft, class_space):
 @pytest.mark.parametrize('name, instances, soft, class_space', MORE)
 def test_more_detectors_teach_and_are_taught(name, instances, soft, class_space):
     check(name, instances, soft, class_space)
+
+
+def test_a_teacher_whose_head_is_given_no_maps_computes_in_another_precision():
+    detector = build_detector(coverage.small_config('detr/detr_r50_8xb2-150e_coco'))
+    assert Teacher(detector, 'bfloat16').dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize('name, verdict, reason', [
