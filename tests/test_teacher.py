@@ -125,7 +125,7 @@ def test_a_teacher_is_no_part_of_the_model_and_moves_with_it():
 
 
 def test_whatever_is_done_to_a_model_leaves_its_teacher_on_its_device():
-    """While a copy computes on a GPU the exact weights lie on the CPU; 'meta' stands for the GPU."""
+    """While a copy computes on a GPU, here 'meta', the exact weights lie on the CPU."""
     frozen = with_precision('one_stage', 'full').frozen
     frozen.running = copy.deepcopy(frozen.exact).to('meta')
     frozen.apply(lambda tensor: tensor)

@@ -99,8 +99,8 @@ class ClassSpaceKnowledge(nn.Module):
 
     Raises:
         ConfigError: A setting is out of range, or the pair cannot be served: the teacher must
-            have class layers, and both detectors must predict at every place, or both classify
-            proposals.
+            have class layers, and both detectors must be one-stage and predict at every place, or
+            both classify proposals.
     """
 
     def __init__(self, pair: DetectorPair, loss_weight: float = 3.0, temperature: float = 0.1,
@@ -115,6 +115,7 @@ class ClassSpaceKnowledge(nn.Module):
         if self.at_proposals:
             pair.require_logits_of_proposals(KEY, ADVICE)
         else:
+            pair.require_same_family(KEY, ADVICE)
             pair.require_dense_predictions(KEY, ADVICE)
         self.needs = Needs(bank=True, class_layers=True, proposals=self.at_proposals,
                            score_maps=not self.at_proposals)
