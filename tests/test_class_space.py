@@ -323,7 +323,7 @@ def test_a_teacher_that_is_moved_takes_its_class_layers_along():
     (able(), info(predicts_densely=False, classifies_boxes=False), {},
      'student RetinaNet does not predict'),
     (able(), info('two-stage'), {}, 'one-stage teacher .* and a two-stage student .* predict'),
-    (able(), info(), dict(temperature=0), 'temperature = 0: must be above 0'),
+    (able(), info(), dict(temperature=0), 'temperature = 0: must be positive'),
     (able(), info(), dict(num_cells=0), 'num_cells = 0: must be at least 1'),
     (able(), info(), dict(weight=3), r"unknown settings \['weight'\]"),
     (able(), info(), dict(space='boxes'), 'space = \'boxes\': must be "maps" or "classes"')])

@@ -249,6 +249,8 @@ REFUSALS = [
     (small.retinanet(), small.retinanet(), dict(soft_label=dict(heat=2)), 'heat.*temperature'),
     (small.retinanet(), small.retinanet(), dict(soft_label=dict(pair=2)), "unknown .*'pair'"),
     (small.retinanet(), small.retinanet(), dict(soft_label=dict(activation='relu')), 'relu'),
+    (small.retinanet(), small.retinanet(), dict(soft_label=dict(temperature=0)),
+     'soft_label.temperature = 0: must be positive'),
     (small.retinanet(), small.retinanet(), dict(local_knowledge=dict(level_reduction='max')),
      'level_reduction = .max.'),
     (small.retinanet(), small.retinanet(),

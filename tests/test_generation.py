@@ -473,7 +473,8 @@ def test_no_instance_at_all_is_refused(detectors, datasets, tmp_path):
 
 @pytest.mark.parametrize('setting, value', [
     ('num_prototypes', 0), ('max_images', 0), ('interval', 0), ('batch_size', 0), ('alpha', -0.1),
-    ('min_size', -1)])
+    ('min_size', -1), ('max_images', 1e3), ('workers', -1), ('bandwidth', 0),
+    ('density_quantile', 1.0), ('alpha', float('nan'))])
 def test_settings_out_of_range_are_refused(setting, value):
     with pytest.raises(ConfigError, match=f'model.prototypes.{setting} = {value}: must be'):
         generation(**{setting: value})

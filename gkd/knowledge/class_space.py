@@ -13,6 +13,7 @@ from gkd.errors import ConfigError
 from gkd.frameworks import bbox2roi
 from gkd.knowledge.casting import cast_frozen
 from gkd.knowledge.precision import HALF, full_precision
+from gkd.knowledge.settings import require_positive
 from gkd.knowledge.similarities import Unit
 
 if TYPE_CHECKING:
@@ -106,8 +107,7 @@ class ClassSpaceKnowledge(nn.Module):
     def __init__(self, pair: DetectorPair, loss_weight: float = 3.0, temperature: float = 0.1,
                  num_cells: int = 256):
         super().__init__()
-        if temperature <= 0:
-            raise ConfigError(f'global_knowledge.temperature = {temperature!r}: must be above 0.')
+        require_positive(temperature, 'global_knowledge.temperature')
         if num_cells < 1:
             raise ConfigError(f'global_knowledge.num_cells = {num_cells!r}: must be at least 1.')
         pair.require_class_layers(KEY, ADVICE)

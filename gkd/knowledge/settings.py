@@ -20,6 +20,22 @@ def value_or(value: Optional[float], default: float) -> float:
     return default if value is None else value
 
 
+def require_positive(value: float, key: str) -> None:
+    """Raise ConfigError unless a setting is above 0.
+
+    Args:
+        value: The setting.
+        key: Its place in the config, for the message.
+
+    Example:
+        >>> require_positive(0, 'CWD.temperature')
+        Traceback (most recent call last):
+        gkd.errors.ConfigError: CWD.temperature = 0: must be positive.
+    """
+    if not value > 0:
+        raise ConfigError(f'{key} = {value!r}: must be positive.')
+
+
 def choose_instances(instances: str, pair: DetectorPair, method: str, advice: str) -> str:
     """Choose the boxes that a method teaches at.
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from gkd.errors import ConfigError
 from gkd.frameworks import logger
 from gkd.knowledge.losses import soft_label_loss
+from gkd.knowledge.settings import require_positive
 
 if TYPE_CHECKING:
     from gkd.detectors import DetectorPair
@@ -26,8 +27,8 @@ class SoftLabel(nn.Module):
             has a single class, because a softmax over one class is constant.
 
     Raises:
-        ConfigError: Teacher and student do not classify the same boxes, or ``activation`` is
-            unknown.
+        ConfigError: Teacher and student do not classify the same boxes, ``activation`` is
+            unknown, or ``temperature`` is not positive.
     """
 
     def __init__(self, pair: DetectorPair, loss_weight: float = 1.0, temperature: float = 2.0,
@@ -43,6 +44,7 @@ class SoftLabel(nn.Module):
         if activation not in ('softmax', 'sigmoid'):
             raise ConfigError(f'soft_label.activation = {activation!r}: '
                               f'must be "softmax" or "sigmoid".')
+        require_positive(temperature, 'soft_label.temperature')
         self.loss_weight = loss_weight
         self.temperature = temperature
         self.activation = activation

@@ -27,6 +27,7 @@ from gkd.frameworks import (
     logger,
     source_of,
 )
+from gkd.knowledge.settings import require_positive
 from gkd.progress import progress
 from gkd.prototypes.features import (
     CandidateImage,
@@ -101,7 +102,8 @@ class PrototypeGenerationModule:
         16
         >>> PrototypeGenerationModule(interval=0)
         Traceback (most recent call last):
-        gkd.errors.ConfigError: model.prototypes.interval = 0: must be at least 1.
+        gkd.errors.ConfigError: model.prototypes.interval = 0: must be a whole number, at
+        least 1.
     """
 
     def __init__(self, num_prototypes: int = 10, alpha: float = 10.0, max_images: int = 800,
@@ -111,11 +113,18 @@ class PrototypeGenerationModule:
         if selection not in SELECTIONS:
             raise ConfigError(f'model.prototypes.selection = {selection!r}: must be one of '
                               f'{", ".join(SELECTIONS)}.')
-        for name, value, least in (('num_prototypes', num_prototypes, 1), ('alpha', alpha, 0),
-                                   ('max_images', max_images, 1), ('min_size', min_size, 0),
-                                   ('interval', interval, 1), ('batch_size', batch_size, 1)):
-            if value < least:
-                raise ConfigError(f'model.prototypes.{name} = {value}: must be at least {least}.')
+        for name, value in (('num_prototypes', num_prototypes), ('max_images', max_images),
+                            ('interval', interval), ('batch_size', batch_size)):
+            if not isinstance(value, int) or value < 1:
+                raise ConfigError(f'model.prototypes.{name} = {value!r}: must be a whole number, '
+                                  f'at least 1.')
+        for name, value in (('alpha', alpha), ('min_size', min_size), ('workers', workers or 0)):
+            if not value >= 0:
+                raise ConfigError(f'model.prototypes.{name} = {value!r}: must be at least 0.')
+        require_positive(bandwidth, 'model.prototypes.bandwidth')
+        if not 0 <= density_quantile < 1:
+            raise ConfigError(f'model.prototypes.density_quantile = {density_quantile!r}: must be '
+                              f'at least 0 and below 1.')
         self.pursuit = dict(num_prototypes=num_prototypes, alpha=alpha, bandwidth=bandwidth,
                             density_quantile=density_quantile)
         self.selection = selection

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Optional
 import torch.nn.functional as F
 from torch import Tensor
 
-from gkd.errors import ConfigError
 from gkd.knowledge.base import Knowledge
 from gkd.knowledge.channels import channels_of, match_channels, taught_levels
 from gkd.knowledge.precision import full_precision
+from gkd.knowledge.settings import require_positive
 from gkd.registry import KNOWLEDGE
 
 if TYPE_CHECKING:
@@ -77,8 +77,7 @@ class CWD(Knowledge):
     def __init__(self, pair: DetectorPair, loss_weight: float = 5.0, temperature: float = 1.0,
                  levels: Optional[Sequence[int]] = None):
         super().__init__(pair)
-        if temperature <= 0:
-            raise ConfigError(f'CWD.temperature = {temperature}: must be positive.')
+        require_positive(temperature, 'CWD.temperature')
         self.loss_weight = loss_weight
         self.temperature = temperature
         self.levels = taught_levels(pair, levels, 'CWD', default=4)

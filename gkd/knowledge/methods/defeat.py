@@ -12,12 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gkd.detectors.step import Needs
-from gkd.errors import ConfigError, PairError
+from gkd.errors import PairError
 from gkd.knowledge.adaptation import quiet_adaptation
 from gkd.knowledge.base import Knowledge
 from gkd.knowledge.instances import Instances, draw_masks, map_levels
 from gkd.knowledge.losses import local_knowledge_losses
 from gkd.knowledge.precision import full_precision
+from gkd.knowledge.settings import require_positive
 from gkd.registry import KNOWLEDGE
 
 if TYPE_CHECKING:
@@ -96,7 +97,8 @@ class DeFeat(Knowledge):
 
     Raises:
         PairError: The classification is to be taught, and teacher and student cannot classify
-            the same proposals by softmax; or a temperature is not above 0.
+            the same proposals by softmax.
+        ConfigError: A temperature is not positive.
     """
 
     def __init__(self, pair: DetectorPair, object_weight: float = 3.0,
@@ -110,8 +112,7 @@ class DeFeat(Knowledge):
             refuse_classification(pair)
         for name, temperature in (('positive_temperature', positive_temperature),
                                   ('negative_temperature', negative_temperature)):
-            if not temperature > 0:
-                raise ConfigError(f'DeFeat.{name} = {temperature!r}: must be above 0.')
+            require_positive(temperature, f'DeFeat.{name}')
         self.object_weight = object_weight
         self.background_weight = background_weight
         self.positive_weight = positive_weight
