@@ -14,6 +14,7 @@ import pytest
 import torch
 from helpers import small_detectors as small
 from helpers import tiny_data
+from helpers.centred import CENTRED, assert_boxes_lie_on_their_rectangles
 from helpers.running import in_processes
 from mmcv import Config
 from mmdet.datasets import build_dataset
@@ -185,6 +186,17 @@ def test_features_are_means_over_the_cells_of_boxes(detectors, datasets, tmp_pat
                                        rtol=1e-4, atol=1e-4)
         assert [origin[2] for origin in origins[position]] == [0, 0, 1, 1, 2, 2]
         assert bank.offsets[position].tolist() == [0, 2, 4, 6]
+
+
+def test_boxes_move_with_images_that_are_put_in_the_middle_of_larger_ones(annotations):
+    load, views = tiny_data.pipelines()[1]
+    load['to_float32'] = True
+    views['transforms'] = [CENTRED, dict(type='ImageToTensor', keys=['img']),
+                           dict(type='Collect', keys=['img'], meta_keys=(
+                               'img_shape', 'scale_factor', 'border'))]
+    views['img_scale'] = None
+    config = dict(data=tiny_data.dataset(annotations, [load, dict(views, scale_factor=1.0)]))
+    assert_boxes_lie_on_their_rectangles(build_dataset(Config(config).data))
 
 
 def test_prototypes_are_chosen_in_both_spaces(detectors, datasets, tmp_path):

@@ -6,6 +6,7 @@ import os.path as osp
 from typing import Any
 
 import mmdet
+import numpy as np
 
 # What begins the path of a config that the installed MMDetection ships.
 MMDET_SCOPE = 'mmdet::'
@@ -17,6 +18,28 @@ def mmdet_configs() -> str:
     shipped = osp.join(package, '.mim', 'configs')
     # A development install keeps them beside the package.
     return shipped if osp.isdir(shipped) else osp.join(osp.dirname(package), 'configs')
+
+
+def placement(meta: dict) -> tuple[np.ndarray, tuple[int, int]]:
+    """Where the image lies in what a pipeline makes of it.
+
+    CornerNet's and CenterNet's put it into the middle of a larger one. Others pad it at the bottom
+    and at the right alone.
+
+    Args:
+        meta: MMDetection's description of the image.
+
+    Returns:
+        How far boxes are moved, ``(4,)`` in pixels, and the height and width within which the
+        image ends.
+
+    Example:
+        >>> placement(dict(border=[10, 90, 5, 45]))  # its top, bottom, left and right
+        (array([ 5., 10.,  5., 10.], dtype=float32), (90, 45))
+    """
+    top, bottom, left, right = meta['border'] if 'border' in meta else (
+        0, meta['img_shape'][0], 0, meta['img_shape'][1])
+    return np.array([left, top, left, top], np.float32), (int(bottom), int(right))
 
 
 def source_of(dataset: Any) -> str:

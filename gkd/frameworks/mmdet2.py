@@ -22,7 +22,13 @@ from mmdet.models.detectors import RPN, BaseDetector
 from torch import Tensor
 
 from gkd.errors import ConfigError
-from gkd.frameworks.alike import MMDET_SCOPE, description, mmdet_configs, source_of
+from gkd.frameworks.alike import (
+    MMDET_SCOPE,
+    description,
+    mmdet_configs,
+    placement,
+    source_of,
+)
 from gkd.frameworks.batch import Batch, filled_boxes, mask_parts, of_each_image
 
 __all__ = [
@@ -191,18 +197,18 @@ def annotation(dataset: Dataset, index: int) -> tuple[np.ndarray, np.ndarray]:
     return found['bboxes'], found['labels']
 
 
-def test_view(dataset: Dataset, index: int) -> tuple[Tensor, np.ndarray, tuple[int, int]]:
+def test_view(dataset: Dataset, index: int
+              ) -> tuple[Tensor, np.ndarray, np.ndarray, tuple[int, int]]:
     """An image ``(3, H, W)`` as the test pipeline makes it.
 
     Returns:
-        The image, the factors of its boxes, and its height and width without padding.
+        The image, the factors of its boxes ``(4,)``, and its :func:`placement`.
     """
     views = dataset.prepare_test_img(index)
     image, meta = views['img'][0], views['img_metas'][0].data
     if isinstance(image, DataContainer):
         image = image.data
-    return (image, np.asarray(meta['scale_factor'], dtype=np.float32),
-            tuple(meta['img_shape'][:2]))
+    return image, np.asarray(meta['scale_factor'], dtype=np.float32), *placement(meta)
 
 
 def epochs_in_all(runner: Any) -> float:

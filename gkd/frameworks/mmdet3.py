@@ -32,7 +32,13 @@ from mmengine.structures import BaseDataElement, InstanceData, PixelData
 from torch import Tensor
 
 from gkd.errors import ConfigError
-from gkd.frameworks.alike import MMDET_SCOPE, description, mmdet_configs, source_of
+from gkd.frameworks.alike import (
+    MMDET_SCOPE,
+    description,
+    mmdet_configs,
+    placement,
+    source_of,
+)
 from gkd.frameworks.batch import Batch, filled_boxes, mask_parts, of_each_image
 
 __all__ = [
@@ -253,16 +259,17 @@ def annotation(dataset: Dataset, index: int) -> tuple[np.ndarray, np.ndarray]:
     return boxes, np.array([instance['bbox_label'] for instance in instances], np.int64)
 
 
-def test_view(dataset: Dataset, index: int) -> tuple[Tensor, np.ndarray, tuple[int, int]]:
+def test_view(dataset: Dataset, index: int
+              ) -> tuple[Tensor, np.ndarray, np.ndarray, tuple[int, int]]:
     """An image ``(3, H, W)`` as the test pipeline makes it.
 
     Returns:
-        The image, the factors of its boxes, and its height and width without padding.
+        The image, the factors of its boxes ``(4,)``, and its :func:`placement`.
     """
     data = dataset.prepare_data(index)
     known = data['data_samples'].metainfo
     factors = np.asarray(known.get('scale_factor', (1.0, 1.0)), np.float32)
-    return data['inputs'], np.tile(factors, 2), tuple(known['img_shape'][:2])
+    return data['inputs'], np.tile(factors, 2), *placement(known)
 
 
 def epochs_in_all(runner: Any) -> float:

@@ -107,10 +107,10 @@ def local_masks(trained: TrainedPair, bank: PrototypeBank,
     if module is None:
         raise ConfigError(f'{trained.config.filename} has no RobustDistillingModule in '
                           f'`model.knowledge`, which draws the mask of local knowledge.')
-    pixels, scale, size = test_view(image.dataset, image.index)
+    pixels, scale, offset, size = test_view(image.dataset, image.index)
     pixels = network_input(distiller.student, pixels[None].to(trained.device), [size])
     boxes, labels = (torch.from_numpy(part).to(trained.device)
-                     for part in (image.boxes * scale, image.labels))
+                     for part in (image.boxes * scale + offset, image.labels))
     further = further_ground_truth(distiller.student, boxes, *pixels.shape[-2:])
     batch = synthetic_batch(pixels, boxes, labels, size=size, **further)
     with steps_without_traces(distiller.student):

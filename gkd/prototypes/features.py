@@ -144,8 +144,8 @@ class CandidateImages(data.Dataset):
     def __getitem__(self, position: int) -> tuple[Tensor, Tensor, tuple[int, int]]:
         """Image, boxes ``(n, 4)`` in its pixels, and its height and width without padding."""
         candidate = self.candidates[position]
-        image, factors, size = test_view(candidate.dataset, candidate.index)
-        return image, torch.from_numpy(candidate.boxes * factors), size
+        image, factors, offset, size = test_view(candidate.dataset, candidate.index)
+        return image, torch.from_numpy(candidate.boxes * factors + offset), size
 
 
 def load_batches(candidates: Sequence[CandidateImage], batches: list[list[int]],

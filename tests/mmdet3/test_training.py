@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.multiprocessing
+from helpers.centred import CENTRED, assert_boxes_lie_on_their_rectangles
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS, DefaultScope
@@ -320,6 +321,13 @@ def test_prototypes_are_seen_by_the_pipeline_of_tests_on_several_data_sets(
     entry, = prototype_configs(config)
     assert entry.pipeline == tested.pipeline
     assert entry.pipeline != config.train_dataloader.dataset.pipeline
+
+
+def test_boxes_move_with_images_that_are_put_in_the_middle_of_larger_ones(annotations, tmp_path):
+    entry = experiment(annotations, tmp_path).val_dataloader.dataset
+    entry.pipeline = [dict(type='LoadImageFromFile', to_float32=True), CENTRED,
+                      dict(type='PackDetInputs', meta_keys=('img_shape', 'border'))]
+    assert_boxes_lie_on_their_rectangles(build_dataset(entry))
 
 
 def test_prototypes_follow_the_images_that_the_teacher_was_trained_on(annotations, tmp_path):
