@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import mmcv.parallel._functions
 import mmcv.runner
+import mmdet.apis.test
 import numpy as np
 import pytest
 import torch
@@ -85,6 +86,21 @@ def test_two_processes_have_the_gradients_of_one(tmp_path):
         assert result['loss'] == result['validation'] == pytest.approx(expected, abs=1e-6)
         assert result['unused'] is None
         assert result['keys'] == ['log_vars', 'loss', 'num_samples']
+
+
+def collect_in_an_empty_folder(rank):
+    """Results of images 0, 2 and 1, 3, of which the second process has but the first."""
+    results = [['image 0', None], ['image 1']][rank]
+    return mmdet.apis.test.collect_results_cpu(results, 3, tmpdir='results')
+
+
+def test_the_first_process_gets_the_results_of_all_without_files(tmp_path, monkeypatch):
+    """Other machines need not see its work dir."""
+    (tmp_path / 'empty').mkdir()
+    monkeypatch.chdir(tmp_path / 'empty')
+    assert in_processes(tmp_path / 'group', collect_in_an_empty_folder) == [
+        ['image 0', 'image 1', None], None]
+    assert not list((tmp_path / 'empty').iterdir())
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Training in several processes, with or without GPUs."""
+"""Training and testing in several processes, with or without GPUs."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import os
 import re
 import subprocess
 from datetime import timedelta
+from itertools import chain, zip_longest
 from types import ModuleType
-from typing import Callable
+from typing import Callable, Optional
 
 import torch
 import torch.distributed as dist
 
+from gkd.collectives import gather
 from gkd.errors import ConfigError, EnvironmentMismatchError
 
 LAUNCHERS = ('none', 'pytorch', 'slurm')
@@ -123,3 +125,31 @@ def init_over_gloo(dist_utils: ModuleType, unless: Callable[[], bool]) -> None:
 
     dist_utils._init_dist_pytorch = mended('pytorch', dist_utils._init_dist_pytorch)
     dist_utils._init_dist_slurm = mended('slurm', dist_utils._init_dist_slurm)
+
+
+def collect_results_without_files() -> None:
+    """Let the first process get the results of a test from the others themselves.
+
+    Reason: by default they go through files in the work dir, which a machine may not see, and the
+    test of all images is lost then; a run that is killed meanwhile leaves them there.
+    For: mmdet 2.x.
+    """
+    import mmdet.apis.test
+
+    mmdet.apis.test.collect_results_cpu = collect
+
+
+def collect(part: list, size: int, tmpdir: Optional[str] = None) -> Optional[list]:
+    """Results of all images, in their order, in the first process; None in the others.
+
+    Args:
+        part: Those of this process: of every n-th image if there are n processes.
+        size: Number of images; processes may repeat the first ones to have equally many.
+        tmpdir: Not used; the functions that this one stands for write into it.
+    """
+    parts = gather(part)
+    if parts is None:
+        return None
+    nothing = object()  # of a process that has fewer
+    return [result for result in chain(*zip_longest(*parts, fillvalue=nothing))
+            if result is not nothing][:size]

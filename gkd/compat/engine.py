@@ -15,6 +15,7 @@ import mmengine.config.utils
 import mmengine.device
 import mmengine.hub.hub
 import mmengine.utils.package_utils
+from mmengine.dist import dist
 from mmengine.dist import utils as dist_utils
 from mmengine.fileio.backends import LocalBackend
 from mmengine.hooks import CheckpointHook
@@ -24,7 +25,7 @@ from mmengine.runner import Runner, checkpoint
 
 from gkd.compat.checkpoint import load_url
 from gkd.compat.checkpoint_hook import refuse_unknown_settings
-from gkd.compat.distributed import init_over_gloo
+from gkd.compat.distributed import collect, init_over_gloo
 from gkd.compat.local_files import load_from_local, put
 from gkd.compat.weights import load_strictly
 from gkd.errors import CheckpointError, ConfigError
@@ -203,6 +204,15 @@ def init_without_gpus() -> None:
         initialise(self, module, *args, **kwargs)
 
     MMDistributedDataParallel.__init__ = initialise_on_its_device
+
+
+def collect_results_without_files() -> None:
+    """Let the first process get the results of an evaluation from the others themselves.
+
+    Reason: as under mmdet 2.x (:func:`gkd.compat.distributed.collect_results_without_files`).
+    For: mmengine 0.x.
+    """
+    dist.collect_results_cpu = collect
 
 
 def refuse_mixed_precision_without_gpu() -> None:

@@ -23,6 +23,7 @@ from mmengine.registry import HOOKS
 from mmengine.runner import EpochBasedTrainLoop
 from torch.utils.data import DataLoader
 
+from gkd.collectives import all_gather
 from gkd.compat.wrapper import unwrap
 from gkd.engine.evaluation import is_evaluation_missing, keep_metrics
 from gkd.engine.loop import IterationTrainLoop, trained
@@ -30,7 +31,6 @@ from gkd.errors import ConfigError
 from gkd.finite.weights import check_weights
 from gkd.frameworks.mmdet3 import require_epochs
 from gkd.module_state import module_state
-from gkd.prototypes.generation import all_gather
 from gkd.randomness import SeededItems, random_state, set_random_state
 from gkd.resume import (
     KEPT_INSIDE,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os.path as osp
 from collections.abc import Sequence
 from typing import Any, Optional
 
@@ -78,7 +77,7 @@ def try_evaluation(runner) -> dict[str, float]:
                 found = detect(runner, batches)
             with trying('val_evaluator', 'measuring what was detected in those of val_dataloader',
                         f'Look at val_evaluator. {WITHOUT}'):
-                return measure(runner.val_loop.evaluator, found, runner.log_dir)
+                return measure(runner.val_loop.evaluator, found)
     finally:
         set_random_state(before)
 
@@ -114,14 +113,13 @@ def is_usual(metric: Optional[BaseMetric]) -> bool:
     return type(metric) in USUAL_METRICS
 
 
-def measure(evaluator: Evaluator, found: Sequence[tuple[Any, Sequence]],
-            folder: str) -> dict[str, float]:
+def measure(evaluator: Evaluator,
+            found: Sequence[tuple[Any, Sequence]]) -> dict[str, float]:
     """Measure detections in a few images by the metrics of an evaluator, which stay as they are.
 
     Args:
         evaluator: The evaluator.
         found: Batches, each with the detections in it.
-        folder: Where processes may meet; what they leave there is removed.
 
     Returns:
         The metrics, without those that may need all images.
@@ -131,9 +129,6 @@ def measure(evaluator: Evaluator, found: Sequence[tuple[Any, Sequence]],
     images = [sample.img_id for _, samples in found for sample in samples]
     for metric in few.metrics:
         metric.results = []
-        if metric.collect_device == 'cpu' and metric.collect_dir is None:
-            # By default MMEngine leaves a folder in the current one.
-            metric.collect_dir = osp.join(folder, 'trial')
         if isinstance(metric, CocoMetric):
             metric.img_ids, metric.outfile_prefix = images, None
     for batch, samples in found:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from gkd.bank import PrototypeBank
+from gkd.collectives import all_gather
 from gkd.detectors.modes import eval_mode
 from gkd.errors import ConfigError, DataError
 from gkd.frameworks import (
@@ -41,7 +42,6 @@ from gkd.prototypes.selection import SELECTIONS, choose_instances
 from gkd.prototypes.shares import (
     Features,
     Share,
-    all_gather,
     is_cached,
     join_shares,
     remove_shares,

@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from gkd.collectives import all_gather, cpu_group
 from gkd.errors import CheckpointError, StorageError
 from gkd.files import CHECKSUM, load_tensors, map_tensors, save_tensors
 from gkd.frameworks import get_dist_info, logger
@@ -183,24 +184,3 @@ def remove_shares(folder: str, role: str) -> None:
     for rank in range(world_size):
         with suppress(OSError):  # another process was first, or Windows keeps what is mapped
             os.unlink(share_path(folder, role, rank))
-
-
-def all_gather(value: object) -> list:
-    """What every process has, in order of rank.
-
-    Features are on the CPU and are exchanged there: NCCL would move them through GPU memory.
-    """
-    if not dist.is_initialized():
-        return [value]
-    gathered = [None] * dist.get_world_size()
-    dist.all_gather_object(gathered, value, group=cpu_group())
-    return gathered
-
-
-def cpu_group() -> dist.ProcessGroup:
-    """A process group for CPU tensors, made once."""
-    if dist.get_backend() == 'gloo':
-        return dist.group.WORLD
-    if not hasattr(cpu_group, 'group'):
-        cpu_group.group = dist.new_group(backend='gloo')
-    return cpu_group.group

@@ -16,11 +16,11 @@ from mmdet.models.detectors import RPN, BaseDetector
 from torch import nn
 from torch.utils.data import Dataset
 
+from gkd.collectives import all_gather
 from gkd.datasets.coco_eval import METRICS
 from gkd.distiller import Distiller
 from gkd.errors import ConfigError, naming
 from gkd.matching import check_num_classes
-from gkd.prototypes.generation import all_gather
 from gkd.report.loggers import ImageLoggerHook
 from gkd.resume import evaluations, forget_evaluations, keep_evaluation
 from gkd.running.data import leaf_datasets, loader_settings
@@ -53,10 +53,7 @@ def evaluation_hook(config: Config, model: nn.Module, dataset: Dataset) -> EvalH
                 **config.get('evaluation', {})}
     if settings.get('gpu_collect') and not torch.cuda.is_available():
         raise ConfigError('evaluation.gpu_collect = True needs a GPU, and none is found. Leave it '
-                          'out: results are then collected in files.')
-    if distributed:
-        # Collecting through files works without a GPU too.
-        settings['tmpdir'] = osp.join(config.work_dir, '.eval_hook')
+                          'out.')
     with naming('evaluation'):
         hook = (DistEvalHook if distributed else EvalHook)(loader, **settings)
     options = dict(hook.eval_kwargs)

@@ -20,13 +20,13 @@ from mmdet.core.hook import YOLOXModeSwitchHook
 from mmdet.core.hook.ema import BaseEMAHook
 from torch.utils.data import DataLoader, Sampler
 
+from gkd.collectives import all_gather
 from gkd.commands.resume import intact_checkpoint
 from gkd.compat.runner import EMA
 from gkd.compat.wrapper import unwrap
 from gkd.errors import CheckpointError
 from gkd.finite.weights import check_weights
 from gkd.module_state import module_state
-from gkd.prototypes.generation import all_gather
 from gkd.randomness import SeededItems, random_state, set_random_state
 from gkd.resume import (
     KEPT_INSIDE,

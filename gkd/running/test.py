@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os.path as osp
-import tempfile
 from collections.abc import Sequence
 from typing import Any, Optional
 
@@ -77,8 +76,7 @@ def test(config: Config, checkpoint: str, metrics: Sequence[str] = (), out: Opti
                        dict(metric=list(metrics), **options), 'data.test',
                        '--eval or --eval-options')
     wrapped = wrap(place(model, device, config), device)
-    results = detect(wrapped, dataset, loader_config, osp.dirname(checkpoint), show_dir,
-                     show_score_thr)
+    results = detect(wrapped, dataset, loader_config, show_dir, show_score_thr)
     if get_dist_info()[0] > 0:
         return {}
     if out is not None:
@@ -133,15 +131,14 @@ def evaluation_options(dataset: Dataset, options: dict, checkpoint: str,
     return dict(jsonfile_prefix=osp.join(osp.dirname(checkpoint), 'results')) | options
 
 
-def detect(model: nn.Module, dataset: Dataset, loader_config: dict, folder: str,
-           show_dir: Optional[str], show_score_thr: float) -> Optional[list]:
+def detect(model: nn.Module, dataset: Dataset, loader_config: dict, show_dir: Optional[str],
+           show_score_thr: float) -> Optional[list]:
     """MMDetection's raw results, in the first process those of all.
 
     Args:
         model: The detector, wrapped for its device.
         dataset: That of ``data.test``.
         loader_config: Settings of its loader.
-        folder: Where several processes collect their results.
         show_dir: As in :func:`test`.
         show_score_thr: Likewise.
     """
@@ -149,13 +146,5 @@ def detect(model: nn.Module, dataset: Dataset, loader_config: dict, folder: str,
     with naming('data.test_dataloader'):
         loader = build_dataloader(dataset, dist=distributed, **loader_config)
     if distributed:
-        return multi_gpu_test(model, loader, tmpdir=shared_folder(folder))
+        return multi_gpu_test(model, loader)
     return single_gpu_test(model, loader, out_dir=show_dir, show_score_thr=show_score_thr)
-
-
-def shared_folder(parent: str) -> str:
-    """A new folder that all processes know, to collect results in: works without a GPU too."""
-    name = [tempfile.mkdtemp(prefix='.results_', dir=parent or '.')
-            if get_dist_info()[0] == 0 else None]
-    torch.distributed.broadcast_object_list(name)
-    return name[0]

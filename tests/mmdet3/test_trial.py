@@ -104,7 +104,7 @@ class OfAllImages(BaseMetric):
 def test_metrics_that_may_need_all_images_are_not_tried():
     evaluator = Evaluator([OfAllImages()])
     evaluator.dataset_meta = dict(classes=CLASSES)
-    assert measure(evaluator, [({}, [SimpleNamespace(img_id=1)])], '') == {}
+    assert measure(evaluator, [({}, [SimpleNamespace(img_id=1)])]) == {}
 
 
 def test_two_images_of_every_data_set_are_tried():
