@@ -14,7 +14,8 @@ from helpers.running import REPOSITORY
 
 from gkd.commands import run
 from gkd.commands.processes import children_end_too, run_tool
-from gkd.errors import DataError, RunError
+from gkd.commands.trial import trying
+from gkd.errors import ConfigError, DataError, RunError
 
 
 def where_it_is_misread():
@@ -43,6 +44,18 @@ def of_the_users():
 
 def of_no_known_kind():
     raise RunError('something')
+
+
+def test_the_loss_of_another_process_is_no_fault_of_the_config(monkeypatch):
+    """A launcher that starts processes again would not, if a trial called it one."""
+    lost = RuntimeError('Connection closed by peer')
+    with pytest.raises(ConfigError, match='model: a trial .*RuntimeError'), \
+            trying('model', 'detecting', 'Look at it.'):
+        raise lost
+    monkeypatch.setattr('torch.distributed.is_initialized', lambda: True)
+    with pytest.raises(RuntimeError, match='^Connection closed'), \
+            trying('model', 'detecting', 'Look at it.'):
+        raise lost
 
 
 LINE = '\nstopped; the same command goes on from the last checkpoint, if there is one.\n'

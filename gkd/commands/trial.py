@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from gkd.commands.explain import place_of, shown
+from gkd.commands.explain import lost_another_process, place_of, shown
 from gkd.errors import ConfigError, GKDError
 
 
 @contextmanager
 def trying(key: str, part: str, advice: str) -> Iterator[None]:
     """Turn what fails in a part of the trial into a ConfigError that names the part.
+
+    That another process has ended is no fault of the config.
 
     Args:
         key: The place in the config that the part depends on.
@@ -31,6 +33,8 @@ def trying(key: str, part: str, advice: str) -> Iterator[None]:
     except GKDError:
         raise
     except Exception as error:
+        if lost_another_process(error):
+            raise
         raise ConfigError(
             f'{key}: a trial with two images fails, so that the evaluation would, in {part}: '
             f'{type(error).__name__}: {shown(error)}\nIt happened in {place_of(error)}. {advice}'
