@@ -6,8 +6,8 @@ import os.path as osp
 from numbers import Real
 from typing import Any
 
+from gkd.collectives import all_gather
 from gkd.engine.loop import is_evaluated, trained
-from gkd.prototypes.generation import all_gather
 from gkd.resume import evaluations, keep_evaluation
 
 
@@ -27,9 +27,9 @@ def is_evaluation_missing(runner, folder: str) -> bool:
         folder: Where its checkpoints are; one from elsewhere was evaluated there.
     """
     start = runner._load_from
-    if start is not None and osp.dirname(osp.abspath(start)) != osp.abspath(folder):
-        return False
-    # The first process decides: others may see the folder a little later.
+    elsewhere = start is not None and osp.dirname(osp.abspath(start)) != osp.abspath(folder)
     done = trained(runner.train_loop)[0]
-    known = all_gather(str(done) in evaluations(runner.work_dir, done))[0]
-    return not known and runner.val_loop is not None and is_evaluated(runner.train_loop)
+    known = elsewhere or str(done) in evaluations(runner.work_dir, done)
+    # The first process decides: others may see the folder a little later.
+    return not all_gather(known)[0] and runner.val_loop is not None and (
+        is_evaluated(runner.train_loop))

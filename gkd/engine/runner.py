@@ -15,6 +15,7 @@ from mmengine.device import get_device
 from mmengine.model import BaseTTAModel
 from torch import nn
 
+from gkd.collectives import all_gather
 from gkd.commands.export import load_student
 from gkd.commands.layout import place
 from gkd.commands.resume import intact_checkpoint, nothing_left
@@ -29,7 +30,6 @@ from gkd.errors import ConfigError, naming
 from gkd.files import absent_folders, make_folder
 from gkd.frameworks.mmdet3 import DECAY, require_epochs
 from gkd.matching import check_num_classes, check_teacher_classes
-from gkd.prototypes.generation import all_gather
 from gkd.prototypes.hook import PrototypeHook
 from gkd.resume import going_on
 
@@ -167,11 +167,11 @@ class Runner(runner.Runner):
         """
         if self._has_loaded:
             return
-        if self._resume and self._load_from is None:
-            # The first process decides: others may see the folder a little later.
-            latest = intact_checkpoint(self.work_dir) if self.rank == 0 else None
-            self._load_from = all_gather(latest)[0]
+        if self.rank == 0 and self._resume and self._load_from is None:
+            self._load_from = intact_checkpoint(self.work_dir)
             self._resume = self._load_from is not None
+        # The first process decides: others may see the folder a little later, or not at all.
+        self._resume, self._load_from = all_gather((self._resume, self._load_from))[0]
         super().load_or_resume()
         if self._resume and self.iter >= self.max_iters:
             done = f'{self.epoch} epochs' if 'max_epochs' in self.cfg.train_cfg else (

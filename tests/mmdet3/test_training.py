@@ -214,7 +214,7 @@ def test_an_interrupted_evaluation_is_made_up_for_before_the_run_goes_on(annotat
     assert ''.join(logs).count('coco/bbox_mAP"') == 2
 
 
-def test_what_is_evaluated(annotations, tmp_path):
+def test_what_is_evaluated(annotations, tmp_path, monkeypatch):
     """By the loop's settings, and not where a checkpoint from elsewhere was the start."""
     config = experiment(annotations, tmp_path)
     config.train_cfg.update(max_epochs=7, val_begin=2, val_interval=3, dynamic_intervals=[(6, 1)])
@@ -234,6 +234,9 @@ def test_what_is_evaluated(annotations, tmp_path):
     for start, is_missing in ((tmp_path / 'epoch_7.pth', True), (Path('epoch_7.pth'), False)):
         runner._load_from = str(start)
         assert is_evaluation_missing(runner, str(tmp_path)) == is_missing
+    # The first process decides, whatever the others see.
+    monkeypatch.setattr('gkd.engine.evaluation.all_gather', lambda own: [False, own])
+    assert is_evaluation_missing(runner, str(tmp_path))
 
 
 AVERAGE = dict(type='EMAHook', ema_type='ExpMomentumEMA', momentum=0.1, update_buffers=True,
