@@ -74,8 +74,10 @@ def last_named(work_dir: str) -> Optional[str]:
 
 def last_whole_checkpoint(work_dir: str) -> Optional[str]:
     """The newest checkpoint that was written between two epochs, None if there is none."""
-    names = [osp.basename(osp.realpath(path)) for path in checkpoints(work_dir)]
-    return next((osp.join(work_dir, name) for name in names if WHOLE.fullmatch(name)), None)
+    # The first may be a link to one of the others.
+    paths = [osp.join(osp.dirname(path), osp.basename(osp.realpath(path)))
+             for path in checkpoints(work_dir)]
+    return next((path for path in paths if WHOLE.fullmatch(osp.basename(path))), None)
 
 
 def progress_of(path: str | os.PathLike) -> Optional[tuple[int, int]]:

@@ -138,6 +138,7 @@ def test_checkpoints_that_lie_elsewhere_are_found(tmp_path):
     (tmp_path / 'work' / 'last_checkpoint').write_text(str(tmp_path / 'store' / 'epoch_2.pth'))
     assert checkpoints(str(tmp_path / 'work')) == [
         str(tmp_path / 'store' / f'epoch_{number}.pth') for number in (2, 1)]
+    assert last_whole_checkpoint(str(tmp_path / 'work')) == str(tmp_path / 'store' / 'epoch_2.pth')
 
 
 def test_the_newest_checkpoint_that_can_be_read(tmp_path):
