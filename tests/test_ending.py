@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from helpers.running import REPOSITORY
 
-from gkd.commands import run
+from gkd.commands import processes, run
 from gkd.commands.processes import children_end_too, run_tool
 from gkd.commands.trial import trying
 from gkd.errors import ConfigError, DataError, RunError
@@ -185,3 +185,17 @@ def test_a_terminal_without_all_letters_ends_no_command(monkeypatch, capsys):
     monkeypatch.setattr(sys, 'getfilesystemencoding', lambda: 'ANSI_X3.4-1968')
     run(lambda: None)
     assert 'their names for ascii' in capsys.readouterr().err
+
+
+def test_a_stage_that_has_just_ended_does_not_keep_the_others_running(monkeypatch):
+    ended = subprocess.Popen(['true'])
+    ended.wait()
+    other = subprocess.Popen(['sleep', '100'])
+    monkeypatch.setattr(processes, 'children', [ended.pid, other.pid])  # in this order
+    try:
+        with pytest.raises(KeyboardInterrupt), children_end_too():
+            raise KeyboardInterrupt
+        assert other.wait(10) == -signal.SIGTERM
+    finally:
+        other.kill()
+        processes.ending.clear()

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any, Optional
 
 import torch
@@ -94,8 +94,9 @@ def children_end_too() -> Iterator[None]:
     except BaseException as error:
         with starting:
             ending.set()
-            for child in children:
-                os.kill(child, signal.SIGTERM)
+            for child in [*children]:  # those that end meanwhile take themselves out
+                with suppress(ProcessLookupError):
+                    os.kill(child, signal.SIGTERM)
         if isinstance(error, SystemExit):
             say(STOPPED)
         raise
