@@ -51,6 +51,32 @@ def test_config_that_lacks_what_training_needs(folder, key):
     refuse_training(folder, says=['distiller.py', key])
 
 
+@pytest.mark.parametrize('option, says', [
+    # At the end of the first epoch, mmcv would end in a TypeError, or train two epochs for 1.5.
+    ('checkpoint_config.interval=often', "checkpoint_config.interval = 'often': must be a whole"),
+    ('checkpoint_config.max_keep_ckpts=1.5', 'checkpoint_config.max_keep_ckpts = 1.5: must be a'),
+    ('runner.max_epochs=1.5', 'runner.max_epochs = 1.5: must be a whole number from 1 on'),
+    ('runner.max_epochs=None', 'runner.max_epochs = None: must be at least 1'),
+    ('log_config.interval=5s', "log_config.interval = '5s': must be a whole number"),
+    ('data.workers_per_gpu=-1', 'data.train_dataloader.workers_per_gpu = -1: must be a whole'),
+    ('optimizer_config.grad_clip=35', 'optimizer_config.grad_clip = 35: must be a dict'),
+    ('runner=12', 'runner = 12: must be a dict'),
+    ('evaluation=None', 'evaluation = None: must be a dict. Without any evaluation: --no-val'),
+    ('evaluation.metric=None', 'evaluation.metric None: RetinaNet'),
+    ('auto_scale_lr.enable=True', 'Add auto_scale_lr = dict(enable=True, base_batch_size=16)'),
+    ('workflow=train', 'workflow = train: '),
+    ('log_level=loud', "log_level: ValueError: Unknown level: 'loud'"),
+    ('data.val=None', 'data.val = None; leave it out, or give'),
+    ('data.train=[]', 'data.train = [] names no data set'),
+    ('data.train.times=2', 'data.train.times: CocoDataset has no such setting'),
+    ('model.student=student.py', "model.student = 'student.py': must be a dict with `config`")])
+def test_values_that_would_be_met_late_or_never(folder, option, says):
+    status, _, stderr = run_tool('train', 'distiller.py', '--work-dir', 'work', '--cfg-options',
+                                 option)
+    assert status == 2 and says in stderr, stderr
+    assert not (folder / 'work').exists()
+
+
 def test_a_misspelt_setting_of_checkpoints(folder):
     """mmcv meets it at the end of the first epoch."""
     refuse_training(folder, '--cfg-options', 'checkpoint_config.intervall=3',

@@ -13,7 +13,6 @@ from gkd.commands import (
 )
 from gkd.commands.settings import add_settings_option
 from gkd.compat.distributed import init_distributed
-from gkd.errors import ConfigError
 from gkd.quickstart import add_arguments
 from gkd.quickstart.run import quickstart
 from gkd.running import load_config, train
@@ -65,11 +64,7 @@ def main():
     if args.deterministic:
         config.deterministic = True
     if args.auto_scale_lr:
-        if not config.get('auto_scale_lr', {}).get('base_batch_size'):
-            raise ConfigError('--auto-scale-lr: the config does not say for how many images a '
-                              'step its learning rate is. Add auto_scale_lr = '
-                              'dict(enable=True, base_batch_size=16).')
-        config.auto_scale_lr.enable = True
+        config.merge_from_dict({'auto_scale_lr.enable': True})
     train(config, resume=args.resume, validate=not args.no_validate,
           new_optimizer=args.new_optimizer)
 

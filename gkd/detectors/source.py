@@ -77,6 +77,8 @@ class DetectorSource:
             >>> source.model_config().bbox_head.num_classes
             3
         """
+        if not isinstance(value, dict):
+            raise ConfigError(f'{key} = {value!r}: must be a dict with `config`.')
         value = dict(value)
         if 'config' not in value:
             raise ConfigError(f'{key} needs `config`: a config file, mmdet::FILE, or a model '

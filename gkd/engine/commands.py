@@ -9,6 +9,7 @@ from mmengine.config import Config, ConfigDict
 
 from gkd.commands.export import export
 from gkd.commands.options import set_epochs
+from gkd.commands.values import check_dicts
 from gkd.detectors.config_files import find_file, read_config
 from gkd.detectors.replacement import apply_options
 from gkd.detectors.source import DetectorSource, own_file
@@ -16,6 +17,15 @@ from gkd.errors import CheckpointError, ConfigError
 from gkd.frameworks import build_detector
 from gkd.frameworks.mmdet3 import leaf_configs
 from gkd.work_dir import checkpoints, no_checkpoint
+
+# Settings that are dicts, where a config has them.
+DICTS = ('model', 'train_dataloader', 'val_dataloader', 'test_dataloader', 'train_cfg', 'val_cfg',
+         'optim_wrapper', 'optim_wrapper.clip_grad', 'default_hooks', 'default_hooks.checkpoint',
+         'randomness', 'auto_scale_lr')
+# Settings that count something, and the smallest value of each.
+COUNTS = {'train_cfg.val_interval': 1, 'train_cfg.val_begin': 0,
+          'default_hooks.checkpoint.interval': -1, 'default_hooks.checkpoint.max_keep_ckpts': -1,
+          'default_hooks.checkpoint.inside_epoch': 0}
 
 
 def load_config(path: str, options: Optional[dict] = None) -> Config:
@@ -40,8 +50,9 @@ def load_config(path: str, options: Optional[dict] = None) -> Config:
             f'config {path} is one of MMDetection 2 (it has `data`), and MMDetection 3 is '
             f'installed. Take one from configs/mmdet3/, or use the other MMDetection: '
             f'bash tools/setup.sh --mmdet 2.')
+    check_dicts(config, DICTS)
     for key in ('model', 'train_dataloader'):
-        if key not in config:
+        if key not in config or config.model is None:
             raise ConfigError(f'config {path} has no `{key}`; it must describe a detector '
                               f'(`model`) and its data (`train_dataloader`).')
     if config.get('work_dir') is None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os.path as osp
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Optional
@@ -16,6 +15,7 @@ from mmengine.evaluator import Evaluator
 from mmengine.registry import DefaultScope
 from torch import nn
 
+from gkd.commands.values import unknown_setting
 from gkd.datasets.checks import check_class_names, no_box
 from gkd.datasets.coco_json import load_coco
 from gkd.detectors.entries import name_of
@@ -125,10 +125,10 @@ def build_named(entry: dict, key: str) -> Any:
             return DATASETS.build(entry)
         except TypeError as error:
             # Python names the class that takes no such argument, which may be a base class.
-            unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
-            if unknown is None or unknown[1] not in entry:
+            unknown = unknown_setting(error)
+            if unknown not in entry:
                 raise
-            raise ConfigError(f'{key}.{unknown[1]}: {name_of(entry["type"])} has no such '
+            raise ConfigError(f'{key}.{unknown}: {name_of(entry["type"])} has no such '
                               f'setting.') from error
 
 

@@ -19,9 +19,11 @@ from gkd.collectives import all_gather
 from gkd.commands.export import load_student
 from gkd.commands.layout import place
 from gkd.commands.resume import intact_checkpoint, nothing_left
+from gkd.commands.values import check_counts, check_scaling
 from gkd.compat.wrapper import unwrap
 from gkd.detectors.source import check_checkpoints, check_start
 from gkd.distiller import Distiller
+from gkd.engine.commands import COUNTS
 from gkd.engine.data import Part, build_part, built, check_ground_truth, look_at_test_data
 from gkd.engine.loop import in_epochs
 from gkd.engine.refusal import remove_traces
@@ -86,6 +88,9 @@ class Runner(runner.Runner):
         Raises:
             GKDError: A checkpoint, a setting, annotations or images are missing or do not fit.
         """
+        if 'train' in parts:
+            check_counts(config, COUNTS)
+            check_scaling(config)
         check_checkpoints(config.model)
         check_start(config)
         for part in parts:

@@ -10,6 +10,7 @@ from mmdet.models.detectors import BaseDetector
 from mmdet.utils import compat_cfg, replace_cfg_vals, update_data_root
 
 from gkd.commands.options import set_epochs
+from gkd.commands.values import check_dicts
 from gkd.detectors.config_files import find_file, read_config
 from gkd.detectors.replacement import apply_options
 from gkd.detectors.source import DetectorSource, without_checkpoints
@@ -17,6 +18,11 @@ from gkd.distiller import Distiller
 from gkd.errors import ConfigError, GKDError, naming
 from gkd.progress import without_warnings
 from gkd.running.images import adapt_images
+
+# Settings that are dicts, where a config has them.
+DICTS = ('model', 'data', 'data.train_dataloader', 'data.val_dataloader', 'data.test_dataloader',
+         'runner', 'optimizer', 'optimizer_config', 'optimizer_config.grad_clip', 'lr_config',
+         'fp16', 'evaluation', 'checkpoint_config', 'log_config', 'auto_scale_lr')
 
 
 def load_config(path: str, options: Optional[dict] = None) -> Config:
@@ -48,15 +54,18 @@ def load_config(path: str, options: Optional[dict] = None) -> Config:
             f'2 is installed. Take one of the other folders in configs/, or use the other '
             f'MMDetection: bash tools/setup.sh --mmdet 3.')
     for key in ('model', 'data'):
-        if key not in config:
+        if config.get(key) is None:
             raise ConfigError(f'config {path} has no `{key}`; it must describe a detector '
                               f'(`model`) and its data sets (`data`).')
-        if not isinstance(config[key], dict):
-            raise ConfigError(f'config {path}: `{key}` = {config[key]!r} must be a dict.')
-    if 'runner' not in config and 'total_epochs' not in config:
+    check_dicts(config, DICTS)
+    for key, value in config.data.items():
+        if value is None:
+            raise ConfigError(f'config {path}: data.{key} = None; leave it out, or give its '
+                              f'settings.')
+    if config.get('runner') is None and 'total_epochs' not in config:
         raise ConfigError(f'config {path} has no `runner`, which tells how long to train: '
                           f'runner = dict(type="EpochBasedRunner", max_epochs=12).')
-    former, epochs = config.get('total_epochs'), config.get('runner', {}).get('max_epochs')
+    former, epochs = config.get('total_epochs'), (config.get('runner') or {}).get('max_epochs')
     if None not in (former, epochs) and former != epochs:
         raise ConfigError(f'config {path}: total_epochs = {former} and runner.max_epochs = '
                           f'{epochs} differ. The first is the former name of the second: give '
@@ -68,7 +77,7 @@ def load_config(path: str, options: Optional[dict] = None) -> Config:
         config.data.pop('imgs_per_gpu', None)
         config.pop('total_epochs', None)
         return config
-    except (AttributeError, KeyError, AssertionError) as error:
+    except (AttributeError, KeyError, AssertionError, TypeError) as error:
         raise ConfigError(f'config {path}: {error}') from None
 
 

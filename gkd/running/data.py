@@ -21,6 +21,7 @@ from mmdet.datasets.pipelines import LoadImageFromFile, LoadMultiChannelImageFro
 from torch import nn
 from torch.utils.data import Dataset
 
+from gkd.commands.values import unknown_setting
 from gkd.compat.coco import InspectedCOCO
 from gkd.datasets import prepare_embedded
 from gkd.datasets.checks import (
@@ -73,10 +74,13 @@ def build_checked_dataset(config: ConfigDict, key: str,
         default_args: Passed on to MMDetection.
 
     Raises:
+        ConfigError: A setting is unknown.
         DataError: Annotations or images are missing or broken.
     """
     with naming(key):
         leaves = leaf_configs(config)
+    if not leaves:
+        raise DataError(f'{key} = {config!r} names no data set.')
     for leaf in leaves:
         check_settings(leaf, key)
     try:
@@ -84,6 +88,11 @@ def build_checked_dataset(config: ConfigDict, key: str,
     except DataError as error:  # mmcv puts the name of the class in front
         raise DataError(f'{key}: {re.sub("^[A-Za-z]+: ", "", str(error))}') from None
     except Exception as error:
+        unknown = unknown_setting(error)
+        for leaf in leaves:
+            if unknown in leaf:
+                raise ConfigError(f'{key}.{unknown}: {leaf.get("type")} has no such setting.'
+                                  ) from error
         raise DataError(
             f'{key}: cannot read {shorten([leaf.get("ann_file") for leaf in leaves])} as '
             f'{leaves[0].get("type")}: {type(error).__name__}: {error}. CocoDataset needs a JSON '

@@ -49,8 +49,11 @@ def evaluation_hook(config: Config, model: nn.Module, dataset: Dataset) -> EvalH
     # With torch's global generator an evaluation would change the random numbers of the training
     # after it, and those of a run that is resumed there.
     loader.generator = torch.Generator()
-    settings = {'by_epoch': runner_type(config) is not IterationRunner,
-                **config.get('evaluation', {})}
+    given = config.get('evaluation', {})
+    if given is None:
+        raise ConfigError('evaluation = None: must be a dict. Without any evaluation: '
+                          '--no-validate')
+    settings = {'by_epoch': runner_type(config) is not IterationRunner, **given}
     if settings.get('gpu_collect') and not torch.cuda.is_available():
         raise ConfigError('evaluation.gpu_collect = True needs a GPU, and none is found. Leave it '
                           'out.')
@@ -58,7 +61,7 @@ def evaluation_hook(config: Config, model: nn.Module, dataset: Dataset) -> EvalH
         hook = (DistEvalHook if distributed else EvalHook)(loader, **settings)
     options = dict(hook.eval_kwargs)
     metrics = options.pop('metric', 'bbox')
-    check_metrics(model, dataset, [metrics] if isinstance(metrics, str) else metrics,
+    check_metrics(model, dataset, metrics if isinstance(metrics, (list, tuple)) else [metrics],
                   'evaluation.metric')
     check_options(leaf_datasets(dataset)[0].evaluate, options, 'evaluation:')
     return hook
@@ -188,7 +191,7 @@ def check_metrics(model: BaseDetector, dataset: CustomDataset, metrics: Sequence
         ['bbox', 'proposal'] + ['segm'] * has_masks
     unknown = [metric for metric in metrics if metric not in known]
     if unknown:
-        raise ConfigError(f'{key} {" ".join(unknown)}: {type(detector).__name__} on '
+        raise ConfigError(f'{key} {" ".join(map(str, unknown))}: {type(detector).__name__} on '
                           f'{type(dataset).__name__} is measured by {", ".join(known)}.')
 
 

@@ -57,7 +57,8 @@ def test(config: Config, checkpoint: str, metrics: Sequence[str] = (), out: Opti
         GKDError: Config, checkpoint or data are missing or do not fit.
     """
     check_request(checkpoint, out, show_dir)
-    open_logger(config.get('log_level', 'INFO'))
+    with naming('log_level'):
+        open_logger(config.get('log_level', 'INFO'))
     config = student_config(config)
     model = load_detector(config, checkpoint)
     dataset = build_evaluated_dataset(config, 'test')

@@ -37,6 +37,7 @@ from torch.utils.data import DataLoader
 from gkd.commands.explain import explaining
 from gkd.commands.layout import place
 from gkd.commands.resume import nothing_left
+from gkd.commands.values import check_counts, check_scaling
 from gkd.compat.runner import check_fp16
 from gkd.compat.wrapper import unwrap
 from gkd.detectors.source import check_checkpoints, check_start
@@ -84,6 +85,12 @@ from gkd.running.trial import try_hook
 from gkd.version import __version__
 from gkd.work_dir import PROTOTYPES
 
+# Settings that count something, and the smallest value of each.
+COUNTS = {'runner.max_epochs': 1, 'runner.max_iters': 1,
+          'checkpoint_config.interval': -1, 'checkpoint_config.max_keep_ckpts': -1,
+          'checkpoint_config.inside_epoch': 0, 'log_config.interval': -1,
+          'data.train_dataloader.workers_per_gpu': 0}
+
 
 @explaining()
 def train(config: Config, resume: str = 'auto', validate: bool = True,
@@ -120,7 +127,8 @@ def run_training(config: Config, resume: str, validate: bool,
     setup_multi_processes(config)
     config.gpu_ids = range(get_dist_info()[1])
     device = use_device()
-    logger = open_logger(config.get('log_level', 'INFO'))
+    with naming('log_level'):
+        logger = open_logger(config.get('log_level', 'INFO'))
     train_set = build_checked_dataset(config.data.train, 'data.train')
     val_set = build_evaluated_dataset(config, 'val') if validate else None
     look_at_test_data(config)
@@ -323,6 +331,8 @@ def check_training(config: Config) -> None:
     if missing:
         raise ConfigError(f'config {config.filename} cannot be trained: it has no '
                           f'{", ".join(missing)}.')
+    check_counts(config, COUNTS)
+    check_scaling(config)
     check_start(config)
     if config.get('fp16') is not None:
         check_fp16()
@@ -334,7 +344,7 @@ def check_training(config: Config) -> None:
         raise ConfigError(f'runner.type = {config.runner.type}: the decay of distillation is '
                           f'counted in epochs; use EpochBasedRunner or IterBasedRunner.')
     length = 'max_iters' if issubclass(kind, IterBasedRunner) else 'max_epochs'
-    if config.runner.get(length, 0) < 1:
+    if not config.runner.get(length):
         raise ConfigError(f'runner.{length} = {config.runner.get(length)}: must be at least 1.')
     for key in ('evaluation', 'checkpoint_config') if kind is IterationRunner else ():
         if (config.get(key) or {}).get('by_epoch'):
@@ -342,7 +352,9 @@ def check_training(config: Config) -> None:
                               f'counts iterations: set it to False, and `interval` to a number '
                               f'of iterations.')
     workflow = config.get('workflow', [('train', 1)])
-    if [mode for mode, _ in workflow] != ['train']:
+    with naming(f'workflow = {workflow}'):
+        modes = [mode for mode, _ in workflow]
+    if modes != ['train']:
         raise ConfigError(f'workflow = {workflow}: only [("train", 1)] is supported; '
                           f'`evaluation` evaluates between epochs.')
     with naming('log_config or custom_hooks'):

@@ -117,6 +117,18 @@ def half_an_evaluation(config):
     config.val_dataloader = None
 
 
+def evaluations_that_never_come(config):
+    config.train_cfg.val_interval = 0
+
+
+def checkpoints_now_and_then(config):
+    config.default_hooks.checkpoint.interval = 'often'
+
+
+def a_rate_scaled_from_nothing(config):
+    config.auto_scale_lr = dict(enable=True)
+
+
 REFUSED = [
     (a_misspelt_setting_of_checkpoints, 'default_hooks.checkpoint has unknown settings intervall'),
     (no_hook_that_generates_prototypes, 'custom_hooks has no PrototypeHook'),
@@ -128,6 +140,9 @@ REFUSED = [
     (checkpoints_of_iterations, 'by_epoch = False, and train_cfg counts epochs: .*True'),
     (an_endless_epoch, 'train_dataloader.sampler is an InfiniteSampler'),
     (half_an_iteration, 'train_cfg.max_iters = 4.5: must be a whole number'),
+    (evaluations_that_never_come, 'train_cfg.val_interval = 0: must be a whole number from 1'),
+    (checkpoints_now_and_then, "default_hooks.checkpoint.interval = 'often': must be a whole"),
+    (a_rate_scaled_from_nothing, r'Add auto_scale_lr = dict\(enable=True, base_batch_size=16\)'),
     (no_training_data, 'config .* has no `train_dataloader`'),
     (half_an_evaluation, 'the config: ValueError: val_dataloader, val_cfg, and val_evaluator'),
     (a_pair_that_a_method_refuses, 'GID: a two-stage teacher'),

@@ -55,6 +55,10 @@ def test_a_setting_below_one_that_has_no_keys(tmp_path):
     config = load_config(str(path), {'optim_wrapper.clip_grad._delete_': True,
                                      'optim_wrapper.clip_grad.max_norm': 35})
     assert config.optim_wrapper.clip_grad == dict(max_norm=35)
+    with pytest.raises(ConfigError, match='^optim_wrapper.clip_grad = 35: must be a dict'):
+        load_config(str(path), {'optim_wrapper.clip_grad': 35})
+    with pytest.raises(ConfigError, match='has no `model`'):
+        load_config(str(path), {'model': None})
 
 
 def test_iterations_are_not_counted_in_epochs():

@@ -18,7 +18,6 @@ from gkd.commands.options import rank_of
 from gkd.commands.settings import add_settings_option
 from gkd.engine.commands import choose_start, load_config, replace_epochs
 from gkd.engine.runner import Runner
-from gkd.errors import ConfigError
 from gkd.locks import only_training
 from gkd.quickstart import add_arguments
 
@@ -67,10 +66,7 @@ def train(config, args):
         config.optim_wrapper.type = 'AmpOptimWrapper'
         config.optim_wrapper.setdefault('loss_scale', 'dynamic')
     if args.auto_scale_lr:
-        if 'base_batch_size' not in config.get('auto_scale_lr', {}):
-            raise ConfigError('--auto-scale-lr needs to know for how many images a step the '
-                              'learning rate is: auto_scale_lr = dict(base_batch_size=16).')
-        config.auto_scale_lr.enable = True
+        config.merge_from_dict({'auto_scale_lr.enable': True})
     if not torch.cuda.is_available():
         keep_freed_memory()
     runner = Runner.with_checked_data(config, 'train', 'val')
