@@ -14,7 +14,9 @@ TEACHER_DETECTIONS = 'teacher.bbox.json'
 PROCESS = 'process.json'  # peak memory of the process that trained
 PROTOTYPES = 'prototypes'  # folder of the banks
 LATEST = 'latest.pth'  # MMDetection 2's link to the last checkpoint
-LAST_CHECKPOINT = 'last_checkpoint'  # MMEngine's file with the path of the last checkpoint
+# MMEngine's file with the path of the last checkpoint; with MMDetection 2 of the link to it, if
+# that lies elsewhere.
+LAST_CHECKPOINT = 'last_checkpoint'
 INSIDE = 'epoch_{}_iter_{}.pth'  # running epoch, from 1, and how many of its iterations are done
 WHOLE = re.compile(r'(epoch|iter)_(\d+)\.pth')
 

@@ -200,3 +200,20 @@ def test_a_work_dir_that_cannot_be_made_is_named(folder, tmp_path):
     assert status == 2
     assert re.search(r'error: .*file/work cannot be written: Not a directory. Make room or name '
                      'another folder', stderr) and 'defect' not in stderr
+
+
+def test_a_training_whose_checkpoints_lie_elsewhere_is_gone_on_with(folder):
+    elsewhere = '--cfg-options', 'checkpoint_config.out_dir=store', '--no-validate'
+    train('--epochs', '1', *elsewhere)
+    said = train('--epochs', '2', *elsewhere)
+    assert 'Epoch [2][' in said and 'Epoch [1][' not in said
+    assert sorted(path.name for path in (folder / 'store' / 'work').iterdir()) == [
+        'epoch_1.pth', 'epoch_2.pth', 'latest.pth']
+    assert 'store/work/epoch_2.pth' in said  # in the summary
+
+
+def test_a_place_of_checkpoints_that_cannot_be_written_to(folder):
+    """The first one would be written at the end of an epoch."""
+    refuse_training(folder, '--cfg-options', 'checkpoint_config.out_dir=annotations.json',
+                    logged=True, says=['annotations.json/work cannot be written', 'name another'])
+    assert 'Epoch [1]' not in next(folder.glob('work/*.log')).read_text()

@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 from mmengine.dataset import InfiniteSampler
 from mmengine.dist import get_dist_info, is_main_process
+from mmengine.fileio import LocalBackend
 from mmengine.hooks import CheckpointHook, EMAHook
 from mmengine.registry import HOOKS
 from mmengine.runner import EpochBasedTrainLoop
@@ -28,6 +29,7 @@ from gkd.compat.wrapper import unwrap
 from gkd.engine.evaluation import is_evaluation_missing, keep_metrics
 from gkd.engine.loop import IterationTrainLoop, trained
 from gkd.errors import ConfigError
+from gkd.files import make_folder
 from gkd.finite.weights import check_weights
 from gkd.frameworks.mmdet3 import require_epochs
 from gkd.module_state import module_state
@@ -85,6 +87,8 @@ class ResumableCheckpointHook(CheckpointHook):
         require_epochs(runner.train_loop, 'checkpoints of ResumableCheckpointHook are')
         self.check_count(runner.train_loop)
         super().before_train(runner)
+        if isinstance(self.file_backend, LocalBackend):
+            make_folder(self.out_dir)
         self.order = BatchOrder(runner.train_dataloader, runner.seed or 0)
         if runner.val_loop is not None:
             # A loader draws a number when it starts; a resumed run starts others.

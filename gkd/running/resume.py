@@ -25,6 +25,7 @@ from gkd.commands.resume import intact_checkpoint
 from gkd.compat.runner import EMA
 from gkd.compat.wrapper import unwrap
 from gkd.errors import CheckpointError
+from gkd.files import make_folder, write_atomically
 from gkd.finite.weights import check_weights
 from gkd.module_state import module_state
 from gkd.randomness import SeededItems, random_state, set_random_state
@@ -39,7 +40,7 @@ from gkd.resume import (
     with_seeds,
 )
 from gkd.running.runner import IterationRunner
-from gkd.work_dir import INSIDE, LATEST, no_checkpoint
+from gkd.work_dir import INSIDE, LAST_CHECKPOINT, LATEST, no_checkpoint
 
 EMA_HOOKS = (EMAHook, BaseEMAHook)
 EMA_PRIORITY = 49  # before checkpoints and evaluations, which see the averages
@@ -64,8 +65,13 @@ class ResumableCheckpointHook(CheckpointHook):
         self.inside_epoch = inside_epoch
 
     def before_run(self, runner) -> None:
-        """Count as the runner does."""
+        """Count as the runner does, and see that checkpoints can be written and found."""
         super().before_run(runner)
+        if self.out_dir != runner.work_dir and self.file_client.allow_symlink:  # on a disk
+            make_folder(self.out_dir)
+            if runner.rank == 0:
+                write_atomically(osp.join(runner.work_dir, LAST_CHECKPOINT),
+                                 osp.join(osp.abspath(self.out_dir), LATEST))
         if not self.by_epoch and not isinstance(runner, IterationRunner):
             self.by_epoch, self.inside_epoch, self.interval = True, self.interval, 1
 

@@ -125,6 +125,10 @@ def checkpoints_now_and_then(config):
     config.default_hooks.checkpoint.interval = 'often'
 
 
+def checkpoints_where_nothing_can_be_written(config):
+    config.default_hooks.checkpoint.out_dir = __file__
+
+
 def a_rate_scaled_from_nothing(config):
     config.auto_scale_lr = dict(enable=True)
 
@@ -142,6 +146,7 @@ REFUSED = [
     (half_an_iteration, 'train_cfg.max_iters = 4.5: must be a whole number'),
     (evaluations_that_never_come, 'train_cfg.val_interval = 0: must be a whole number from 1'),
     (checkpoints_now_and_then, "default_hooks.checkpoint.interval = 'often': must be a whole"),
+    (checkpoints_where_nothing_can_be_written, 'test_refusal.py/.* cannot be written'),
     (a_rate_scaled_from_nothing, r'Add auto_scale_lr = dict\(enable=True, base_batch_size=16\)'),
     (no_training_data, 'config .* has no `train_dataloader`'),
     (half_an_evaluation, 'the config: ValueError: val_dataloader, val_cfg, and val_evaluator'),
@@ -160,7 +165,7 @@ REFUSED = [
 def test_a_refused_training_leaves_nothing(config, tmp_path, change, says):
     change(config)
     before = set(tmp_path.rglob('*'))
-    with pytest.raises((ConfigError, CheckpointError), match=says):
+    with pytest.raises((ConfigError, CheckpointError, StorageError), match=says):
         Runner.with_checked_data(config, 'train', 'val').train()
     assert set(tmp_path.rglob('*')) == before
 
