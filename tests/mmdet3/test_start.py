@@ -70,19 +70,6 @@ def test_iterations_are_not_counted_in_epochs():
     assert config.train_cfg.max_epochs == 3
 
 
-def test_all_processes_go_on_from_where_the_first_does(tmp_path, monkeypatch):
-    """Another may see the work dir a little later, or a machine not at all."""
-    runner = run(tmp_path, 1)
-    runner._has_loaded, runner._resume, runner._load_from = False, False, None
-    monkeypatch.setattr('gkd.engine.runner.all_gather', lambda own: [(True, 'first.pth'), own])
-    with pytest.raises(CheckpointError, match='no such checkpoint: first.pth'):
-        runner.load_or_resume()
-    monkeypatch.setattr('gkd.engine.runner.all_gather', lambda own: [(False, None), own])
-    runner._resume, runner._load_from = True, 'own.pth'
-    runner.load_or_resume()
-    assert runner._load_from is None and not runner._has_loaded
-
-
 def make(folder, epochs, resume=True, **settings):
     """A runner that trains a line, or goes on training it."""
     loader = dict(batch_size=2, num_workers=0, dataset=Numbers(),
@@ -142,8 +129,21 @@ def test_a_folder_whose_checkpoints_are_gone_is_begun_in_anew(tmp_path):
 def test_all_processes_go_on_from_what_the_first_one_has_found(tmp_path, monkeypatch):
     run(tmp_path, 2)
     monkeypatch.setattr('gkd.engine.runner.all_gather', lambda own: [
-        str(tmp_path / 'epoch_1.pth') if isinstance(own, str) else own, own])
+        (True, str(tmp_path / 'epoch_1.pth')) if isinstance(own, tuple) else own, own])
     assert 'resumed epoch: 1, iter: 2' in log_of(run(tmp_path, 2))
+
+
+def test_a_process_that_finds_something_else_does_as_the_first_one(tmp_path, monkeypatch):
+    """Another may see the work dir a little later, or a machine not at all."""
+    runner = run(tmp_path, 1)
+    runner._has_loaded, runner._resume, runner._load_from = False, False, None
+    monkeypatch.setattr('gkd.engine.runner.all_gather', lambda own: [(True, 'first.pth'), own])
+    with pytest.raises(CheckpointError, match='no such checkpoint: first.pth'):
+        runner.load_or_resume()
+    monkeypatch.setattr('gkd.engine.runner.all_gather', lambda own: [(False, None), own])
+    runner._resume, runner._load_from = True, 'own.pth'
+    runner.load_or_resume()
+    assert runner._load_from is None and not runner._has_loaded
 
 
 @pytest.mark.parametrize('settings', [dict(resume=True), dict(resume=False, load_from='gone.pth')])
