@@ -56,14 +56,19 @@ class RunError(GKDError):
 
 
 @contextmanager
-def naming(key: str) -> Iterator[None]:
-    """Turn what MMDetection raises for a wrong setting into a ConfigError that names the key."""
+def naming(key: str, *others: type[Exception]) -> Iterator[None]:
+    """Turn what MMDetection raises for a wrong setting into a ConfigError that names the key.
+
+    Args:
+        key: The key, or what failed.
+        others: Further types of exceptions that mean a wrong setting here.
+    """
     try:
         yield
     except GKDError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError, AssertionError, ImportError,
-            FileNotFoundError) as error:
+            FileNotFoundError, *others) as error:
         raise ConfigError(f'{key}: {type(error).__name__}: {error}') from error
 
 

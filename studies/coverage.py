@@ -326,7 +326,7 @@ def narrower(model: dict) -> dict:
     """A config with an eighth of the channels, if the backbone allows it."""
     model = copy.deepcopy(model)
     backbone = model.get('backbone', {})
-    kind = BACKBONES.get(backbone.get('type'))
+    kind = BACKBONES.get(backbone.type) if backbone else None
     if kind is None or 'shared_head' in model.get('roi_head', {}) or 'teacher_backbone' in model:
         return model
     if model.get('as_two_stage') or model.type == 'ConditionalDETR':

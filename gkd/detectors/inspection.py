@@ -61,9 +61,7 @@ def inspect_detector(detector: BaseDetector, role: str) -> DetectorInfo:
     name = type(detector).__name__
     family = family_of(detector)
     if family is None:
-        raise ConfigError(
-            f'{role} {name} has no head that classifies objects (`roi_head`, `bbox_head`, '
-            f'`mask_head` or `panoptic_head`); an RPN alone is a part of a detector.')
+        raise ConfigError(f'{role} {name} {why_no_family(detector)}')
     view = look(detector, role)
     info = DetectorInfo(
         name, family, tuple(level.shape[1] for level in view.maps), view.strides,
@@ -79,6 +77,19 @@ def family_of(detector: BaseDetector) -> Optional[str]:
     if getattr(getattr(detector, 'roi_head', None), 'bbox_head', None) is not None:
         return TWO_STAGE
     return ONE_STAGE if main_head(detector) is not None else None
+
+
+def why_no_family(detector: BaseDetector) -> str:
+    """Why a model is neither one-stage nor two-stage, and what to do, as the end of a sentence."""
+    for name, part in detector.named_children():
+        if isinstance(part, BaseDetector):
+            return (f'holds a detector ({type(part).__name__}, its `{name}`) and is none itself; '
+                    f'it trains on more than images with boxes, such as images without labels or '
+                    f'videos. Name a config whose `model` is that detector.')
+    part = 'an RPN alone is a part of a detector' if isinstance(detector, RPN) else \
+        'only a detector can teach or be taught'
+    return (f'has no head that classifies objects (`roi_head`, `bbox_head`, `mask_head` or '
+            f'`panoptic_head`); {part}.')
 
 
 def two_stage_traits(detector: BaseDetector, view: View) -> dict:

@@ -18,7 +18,14 @@ from gkd.detectors.images import ImageFormat, format_of
 from gkd.detectors.replacement import replace_settings
 from gkd.errors import CheckpointError, ConfigError, shorten
 from gkd.finite.weights import not_finite
-from gkd.frameworks import MMDET_SCOPE, Config, ConfigDict, logger, mmdet_configs
+from gkd.frameworks import (
+    BESIDE_MODEL,
+    MMDET_SCOPE,
+    Config,
+    ConfigDict,
+    logger,
+    mmdet_configs,
+)
 from gkd.work_dir import named_folder, no_checkpoint
 
 NOT_GIVEN = object()
@@ -131,9 +138,7 @@ class DetectorSource:
         if 'model' not in config or 'type' not in config.model:
             raise ConfigError(f'{self.key}.config = {self.config!r} has no `model` with a `type`.')
         model = config.model
-        # Configs older than MMDetection 2.4 keep the first two beside the model; the third may be
-        # there with MMDetection 3.
-        for name in ('train_cfg', 'test_cfg', 'data_preprocessor'):
+        for name in BESIDE_MODEL:
             if name in config and name not in model:
                 model[name] = config[name]
         if self.checkpoint is not None or self.key.endswith('teacher'):

@@ -204,7 +204,7 @@ class Runner(runner.Runner):
 
     def build_model(self, model) -> nn.Module:
         """Build the model as MMEngine does, and place it before it is wrapped."""
-        with naming('model'):
+        with naming('model', RuntimeError):  # a package that a part needs is missing
             built_model = super().build_model(model)
         return place(built_model, torch.device(get_device()), self.cfg)
 

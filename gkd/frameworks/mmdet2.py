@@ -32,21 +32,23 @@ from gkd.frameworks.alike import (
 from gkd.frameworks.batch import Batch, filled_boxes, mask_parts, of_each_image
 
 __all__ = [
-    'BACKBONES', 'BATCH_PARTS', 'CLASSES_SETTING', 'DETECTORS', 'HOOKS', 'IMAGES_SETTING',
-    'LOSSES_METHOD', 'MMDET_SCOPE', 'RPN', 'TOP_LEVEL', 'VOC_CLASSES', 'BaseDetector', 'Batch',
-    'Config', 'ConfigDict', 'ContextBlock', 'Dataset', 'DeltaXYWHBBoxCoder', 'DetectorShell',
-    'EfficientNet', 'Hook', 'NonLocal2d', 'anchor_inside_flags', 'annotation', 'bbox2roi',
-    'bbox_overlaps', 'build_dataset', 'build_detector', 'classes_of', 'description',
-    'epochs_in_all', 'fuse_conv_bn', 'get_dist_info', 'image_info', 'image_settings', 'logger',
-    'mmdet_configs', 'network_input', 'positive_boxes', 'prototype_datasets',
-    'revert_sync_batchnorm', 'sampled_boxes', 'source_of', 'student_losses', 'synthetic_batch',
-    'test_view', 'to_batch',
+    'BACKBONES', 'BATCH_PARTS', 'BESIDE_MODEL', 'CLASSES_SETTING', 'DETECTORS', 'HOOKS',
+    'IMAGES_SETTING', 'LOSSES_METHOD', 'MMDET_SCOPE', 'RPN', 'TOP_LEVEL', 'VOC_CLASSES',
+    'BaseDetector', 'Batch', 'Config', 'ConfigDict', 'ContextBlock', 'Dataset',
+    'DeltaXYWHBBoxCoder', 'DetectorShell', 'EfficientNet', 'Hook', 'NonLocal2d',
+    'anchor_inside_flags', 'annotation', 'bbox2roi', 'bbox_overlaps', 'build_dataset',
+    'build_detector', 'classes_of', 'description', 'epochs_in_all', 'fuse_conv_bn',
+    'get_dist_info', 'image_info', 'image_settings', 'logger', 'mmdet_configs', 'network_input',
+    'positive_boxes', 'prototype_datasets', 'revert_sync_batchnorm', 'sampled_boxes', 'source_of',
+    'student_losses', 'synthetic_batch', 'test_view', 'to_batch',
 ]
 
 Dataset = CustomDataset
 VOC_CLASSES = VOCDataset.CLASSES
 # What a batch holds besides tensors and plain Python, by type: the arguments to make it again.
 BATCH_PARTS = {BitmapMasks: mask_parts, PolygonMasks: mask_parts}
+# Settings of a detector that configs older than MMDetection 2.4 keep beside its `model`.
+BESIDE_MODEL = ('train_cfg', 'test_cfg')
 # Settings of a data set, for messages.
 CLASSES_SETTING = 'classes'
 IMAGES_SETTING = 'img_prefix'

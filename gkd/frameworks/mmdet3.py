@@ -42,20 +42,23 @@ from gkd.frameworks.alike import (
 from gkd.frameworks.batch import Batch, filled_boxes, mask_parts, of_each_image
 
 __all__ = [
-    'BACKBONES', 'BATCH_PARTS', 'CLASSES_SETTING', 'DETECTORS', 'HOOKS', 'IMAGES_SETTING',
-    'LOSSES_METHOD', 'MMDET_SCOPE', 'RPN', 'TOP_LEVEL', 'VOC_CLASSES', 'BaseDetector', 'Batch',
-    'Config', 'ConfigDict', 'ContextBlock', 'Dataset', 'DeltaXYWHBBoxCoder', 'DetectorShell',
-    'EfficientNet', 'Hook', 'NonLocal2d', 'anchor_inside_flags', 'annotation', 'bbox2roi',
-    'bbox_overlaps', 'build_dataset', 'build_detector', 'classes_of', 'description',
-    'epochs_in_all', 'fuse_conv_bn', 'get_dist_info', 'image_info', 'image_settings', 'logger',
-    'mmdet_configs', 'network_input', 'positive_boxes', 'prototype_datasets',
-    'revert_sync_batchnorm', 'sampled_boxes', 'source_of', 'student_losses', 'synthetic_batch',
-    'test_view', 'to_batch',
+    'BACKBONES', 'BATCH_PARTS', 'BESIDE_MODEL', 'CLASSES_SETTING', 'DETECTORS', 'HOOKS',
+    'IMAGES_SETTING', 'LOSSES_METHOD', 'MMDET_SCOPE', 'RPN', 'TOP_LEVEL', 'VOC_CLASSES',
+    'BaseDetector', 'Batch', 'Config', 'ConfigDict', 'ContextBlock', 'Dataset',
+    'DeltaXYWHBBoxCoder', 'DetectorShell', 'EfficientNet', 'Hook', 'NonLocal2d',
+    'anchor_inside_flags', 'annotation', 'bbox2roi', 'bbox_overlaps', 'build_dataset',
+    'build_detector', 'classes_of', 'description', 'epochs_in_all', 'fuse_conv_bn',
+    'get_dist_info', 'image_info', 'image_settings', 'logger', 'mmdet_configs', 'network_input',
+    'positive_boxes', 'prototype_datasets', 'revert_sync_batchnorm', 'sampled_boxes', 'source_of',
+    'student_losses', 'synthetic_batch', 'test_view', 'to_batch',
 ]
 
 Dataset = BaseDetDataset
 BACKBONES = DETECTORS = MODELS
 VOC_CLASSES = VOCDataset.METAINFO['classes']
+# Settings of a detector that a config may keep beside its `model`; `train_cfg` and `test_cfg` there
+# are those of the loops.
+BESIDE_MODEL = ('data_preprocessor',)
 # Settings of a data set, for messages.
 CLASSES_SETTING = 'metainfo.classes'
 IMAGES_SETTING = 'data_prefix.img'

@@ -70,6 +70,14 @@ def test_a_teacher_whose_head_is_given_no_maps_computes_in_another_precision():
 
 @pytest.mark.parametrize('name, verdict, reason', [
     ('rpn/rpn_r50_fpn_1x_coco', 'refused', 'an RPN alone is a part of a detector'),
+    ('soft_teacher/soft-teacher_faster-rcnn_r50-caffe_fpn_180k_semi-0.1-coco', 'refused',
+     r'teacher SoftTeacher holds a detector \(FasterRCNN, its `student`\) and is none itself'),
+    ('qdtrack/qdtrack_faster-rcnn_r50_fpn_8xb2-4e_mot17halftrain_test-mot17halfval', 'refused',
+     r'QDTrack holds a detector \(FasterRCNN, its `detector`\)'),
+    ('mask2former_vis/mask2former_r50_8xb2-8e_youtubevis2019', 'refused',
+     'Mask2FormerVideo has no head .* only a detector can teach or be taught'),
+    ('glip/glip_atss_swin-t_a_fpn_dyhead_16xb2_ms-2x_funtune_coco', 'refused',
+     'model.student cannot be built: RuntimeError: transformers is not installed'),
     ('cascade_rpn/cascade-rpn_r50-caffe_fpn_1x_coco', 'refused',
      "model.student cannot be built: TypeError: .*'num_classes'"),
     ('convnext/mask-rcnn_convnext-t-p4-w7_fpn_amp-ms-crop-3x_coco', 'refused',

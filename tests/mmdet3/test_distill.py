@@ -106,6 +106,15 @@ def test_a_preprocessor_beside_the_model_is_the_students_and_not_the_distillers(
     assert build_detector(config.model).data_preprocessor.mean.flatten().tolist() == [127.0] * 3
 
 
+def test_the_loop_of_a_training_is_no_setting_of_a_detector(pair, tmp_path, monkeypatch, capsys):
+    """A teacher's config may be one for tests alone, without a `train_cfg` in its model."""
+    config = Config.fromfile(tmp_path / 'teacher.py')
+    del config.model.train_cfg
+    config.dump(tmp_path / 'teacher.py')
+    config, _ = write(pair, tmp_path / 'work', monkeypatch, capsys)
+    assert build_detector(config.model).teacher.bbox_head.train_cfg is None
+
+
 def test_images_that_are_converted_are_told(pair, tmp_path, monkeypatch, capsys):
     path = tmp_path / 'teacher.py'
     path.write_text(path.read_text().replace('127.0', '100.0'))
