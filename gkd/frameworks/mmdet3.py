@@ -56,8 +56,8 @@ __all__ = [
 Dataset = BaseDetDataset
 BACKBONES = DETECTORS = MODELS
 VOC_CLASSES = VOCDataset.METAINFO['classes']
-# Settings of a detector that a config may keep beside its `model`; `train_cfg` and `test_cfg` there
-# are those of the loops.
+# Settings of a detector that a config may keep beside its `model`. `train_cfg` and `test_cfg` are
+# the loops' there.
 BESIDE_MODEL = ('data_preprocessor',)
 # Settings of a data set, for messages.
 CLASSES_SETTING = 'metainfo.classes'
