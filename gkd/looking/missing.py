@@ -7,14 +7,17 @@ import os.path as osp
 import tempfile
 from collections.abc import Sequence
 
+from gkd.errors import GKDError
 from gkd.looking.door import save_detections
-from gkd.report.runs import Run, read_runs, same_validation
+from gkd.report.runs import TEACHER, Run, read_runs, same_validation
 from gkd.report.validation import Validation, read_detections
 from gkd.work_dir import TEACHER_DETECTIONS
 
 
 def detect_missing(work_dir: str, others: Sequence[str] = ()) -> None:
     """Save what those detectors find on the validation images.
+
+    A teacher that cannot detect in them is told of and left out.
 
     Args:
         work_dir: Work dir of the run that the report is about.
@@ -31,7 +34,16 @@ def detect_missing(work_dir: str, others: Sequence[str] = ()) -> None:
             continue
         if is_missing(trained):
             print(f'{trained.name}: detecting with {osp.relpath(trained.checkpoint)}')
-            detect(trained)
+            try:
+                detect(trained)
+            except GKDError:
+                raise
+            except Exception as error:
+                if trained.role != TEACHER:
+                    raise
+                # It may need more than the student's data give: texts, proposals.
+                print(f'{trained.name}: what it detects is left out, as it cannot detect in '
+                      f'images as the student\'s data give them: {type(error).__name__}: {error}')
 
 
 def is_missing(trained: Run) -> bool:

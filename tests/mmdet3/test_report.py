@@ -14,6 +14,7 @@ from small_experiments import TOOLS, detector, experiment, train
 
 from gkd.compat.checkpoint import load_checkpoint_file
 from gkd.engine.report import ReportHook, keep_detections
+from gkd.looking.missing import detect_missing
 from gkd.report.page import write_report
 from gkd.report.runs import read_runs
 from gkd.work_dir import BINS
@@ -104,6 +105,22 @@ def test_a_teacher_without_its_training_is_run_once(trained, tmp_path, monkeypat
     assert 'No detections' not in page.read_text(encoding='utf-8')
     assert 'detecting' not in report()
     assert not list((tmp_path / 'distilled').glob('.detections*'))
+
+
+@pytest.mark.slow
+def test_a_teacher_that_cannot_detect_in_the_data_is_left_out_and_a_student_is_not(
+        trained, tmp_path, monkeypatch, capsys):
+    def needs_texts(*_):
+        raise AttributeError("'DetDataSample' object has no attribute 'text'")
+
+    monkeypatch.setattr('gkd.looking.missing.save_detections', needs_texts)
+    with_teacher(trained, tmp_path)
+    detect_missing(str(tmp_path / 'distilled'))
+    assert re.search("teacher: what it detects is left out, .* attribute 'text'",
+                     capsys.readouterr().out)
+    (tmp_path / 'distilled' / 'detections.bbox.json').unlink()
+    with pytest.raises(AttributeError):
+        detect_missing(str(tmp_path / 'distilled'))
 
 
 @pytest.mark.slow
