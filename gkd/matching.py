@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from typing import Optional
 
 import torch
@@ -42,6 +42,53 @@ def check_num_classes(model: nn.Module, classes: Sequence[str], key: str) -> Non
             f'{type(detector).__name__} detects {found}, {key} has {len(classes)} '
             f'({shorten(classes)}); set `num_classes` of the heads or `{CLASSES_SETTING}` of the '
             f'data sets so that they agree.')
+
+
+def check_heads_agree(model: nn.Module) -> None:
+    """Raise ConfigError if parts of a detector that is to be trained count classes differently.
+
+    MMDetection would fail in the first step, or number what is detected wrongly.
+
+    Args:
+        model: A detector; for a distiller, its student is checked.
+    """
+    detector = model.student if isinstance(model, Distiller) else model
+    count = num_classes_of(detector)
+    if count is None:
+        return
+    name = type(detector).__name__
+    for place, other in counts_of(detector).items():
+        if other != count:
+            raise ConfigError(f'{name}: {place} = {other}, and its head detects {count} classes; '
+                              f'set {place} to {count}.')
+    for place, head in detector.named_modules():
+        loss = getattr(head, 'loss_cls', None)
+        weights = getattr(loss, 'class_weight', None)
+        if not isinstance(weights, Sized) or not hasattr(head, 'num_classes'):
+            continue
+        background = not getattr(loss, 'use_sigmoid', False)
+        if len(weights) != head.num_classes + background:
+            raise ConfigError(
+                f'{name}: {place}.loss_cls.class_weight has {len(weights)} weights, and its head '
+                f'scores {head.num_classes} classes{" and the background" * background}: give it '
+                f'{head.num_classes + background}.')
+
+
+def counts_of(detector: nn.Module) -> dict[str, int]:
+    """How many classes of objects the parts of a detector count, by their setting.
+
+    Proposals have no class, regions of an image other ones, and a mask may be the same for all.
+    """
+    counts = {}
+    for place, part in detector.named_modules():
+        if place.startswith(('backbone', 'neck', 'rpn_head')) or 'semantic_head' in place or \
+                getattr(part, 'class_agnostic', False):
+            continue
+        for setting in ('num_things_classes', 'num_classes'):
+            if isinstance(getattr(part, setting, None), int):
+                counts[f'{place}.{setting}'] = getattr(part, setting)
+                break
+    return counts
 
 
 def num_classes_of(detector: nn.Module) -> Optional[int]:

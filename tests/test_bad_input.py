@@ -208,6 +208,13 @@ def test_detector_and_data_count_classes_differently(folder, part):
                                   'red, green', 'num_classes'])
 
 
+def test_a_mask_head_that_counts_other_classes(folder):
+    student = small.mask_rcnn()
+    student['roi_head']['mask_head']['num_classes'] = 80
+    append('distiller.py', f'model["student"] = dict(config={student!r})')
+    refuse_training(folder, says=['roi_head.mask_head.num_classes = 80', 'detects 3 classes'])
+
+
 def test_tested_detector_and_data_count_classes_differently(folder):
     weights = tiny_data.write_weights('student.pth', small.retinanet())
     append('student.py', 'data["test"]["classes"] = ["red", "green"]')

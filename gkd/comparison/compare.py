@@ -16,6 +16,7 @@ from gkd.distiller import Distiller
 from gkd.errors import ConfigError
 from gkd.files import made_folder
 from gkd.frameworks import Config
+from gkd.matching import check_heads_agree
 from gkd.planning.door import load_config, untrained_model
 from gkd.report.names import TEACHER
 
@@ -102,6 +103,7 @@ def plan(config: Config, title: str, recipes: dict[str, dict], seeds: Sequence[i
             prepare_embedded(path)
         # What is wrong with the detectors is wrong for all methods.
         distiller = untrained_model(variant(config, NOTHING))
+        check_heads_agree(distiller)
         taught, refused = check_methods(config, recipes, untrained_model)
         if recipes and not taught:
             raise ConfigError('nothing is left to compare. ' + ' '.join(

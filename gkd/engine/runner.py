@@ -31,7 +31,7 @@ from gkd.engine.trial import TrialHook
 from gkd.errors import ConfigError, naming
 from gkd.files import absent_folders, make_folder
 from gkd.frameworks.mmdet3 import DECAY, require_epochs
-from gkd.matching import check_num_classes, check_teacher_classes
+from gkd.matching import check_heads_agree, check_num_classes, check_teacher_classes
 from gkd.prototypes.hook import PrototypeHook
 from gkd.resume import going_on
 
@@ -120,6 +120,7 @@ class Runner(runner.Runner):
         if classes is not None:
             check_num_classes(model, classes, key)
         if name == 'train':
+            check_heads_agree(model)
             check_ground_truth(model, self.cfg.train_dataloader.dataset, key)
             check_teacher_classes(model, classes or (), key)
         # Not in the config, which is written into the work dir.

@@ -25,7 +25,7 @@ from gkd.detectors.view import fixed_size
 from gkd.distiller import Distiller
 from gkd.errors import ConfigError, GKDError
 from gkd.frameworks import BaseDetector, Batch, Config, student_losses, synthetic_batch
-from gkd.matching import num_classes_of
+from gkd.matching import check_heads_agree, num_classes_of
 from gkd.planning.door import build_optimizer, total_loss, untrained_model
 from gkd.randomness import isolated_random_numbers
 from gkd.watching import watched
@@ -122,6 +122,7 @@ class MeasuredStep:
         with isolated_random_numbers():
             torch.manual_seed(0)  # what proposals cost depends on the weights
             self.model = untrained_model(config)
+        check_heads_agree(self.model)
         self.optimizer = build_optimizer(self.model, config)
         for group in self.optimizer.param_groups:
             group['lr'] = 0  # all runs are to have the same weights

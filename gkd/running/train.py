@@ -45,7 +45,7 @@ from gkd.distiller import Distiller
 from gkd.errors import CheckpointError, ConfigError, naming
 from gkd.files import make_folder, remove_unfinished, write_atomically
 from gkd.locks import only_training
-from gkd.matching import check_num_classes, check_teacher_classes
+from gkd.matching import check_heads_agree, check_num_classes, check_teacher_classes
 from gkd.progress import on_terminal, without_details
 from gkd.report.loggers import ImageLoggerHook, check_loggers, takes_images
 from gkd.resume import going_on
@@ -172,6 +172,7 @@ def initial_model(config: Config, train_set: CustomDataset) -> BaseDetector:
     with without_details():
         model.init_weights()
     check_num_classes(model, train_set.CLASSES, 'data.train')
+    check_heads_agree(model)
     check_teacher_classes(model, train_set.CLASSES, 'data.train')
     check_ground_truth(model, config.data.train, 'data.train')
     model.CLASSES = train_set.CLASSES

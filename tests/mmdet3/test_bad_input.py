@@ -294,6 +294,12 @@ def test_masks_that_are_asked_for(config):
     refuse(config, 'loads masks', 'annotation 1 of image 1', 'segmentation none', '11 more')
 
 
+def test_a_mask_head_that_counts_other_classes(config):
+    config.model.student.config = dict(small.mask_rcnn(), data_preprocessor=PREPROCESSOR)
+    config.model.student.config['roi_head']['mask_head']['num_classes'] = 80
+    refuse_training(config, 'roi_head.mask_head.num_classes = 80, and its head detects 3 classes')
+
+
 def test_masks_that_only_polygons_can_be(config, data):
     def give_masks(content):
         for entry in content['annotations']:
