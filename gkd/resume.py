@@ -146,6 +146,20 @@ def with_seeds(indices: Sequence[int], seed: int, rank: int, epoch: int) -> list
     return [SeededIndex.of(index, int(seed)) for index, seed in zip(indices, seeds)]
 
 
+def batches_done(state: dict, length: int) -> int:
+    """Batches of the running epoch that a run leaves out: the part of it that was done.
+
+    Args:
+        state: The state in the checkpoint.
+        length: Iterations of an epoch of the run.
+
+    Example:
+        >>> batches_done(dict(batches=3, length=8), 4)
+        1
+    """
+    return state['batches'] * length // state['length']
+
+
 def is_same_setup(state: dict, processes: int, length: int, logger: logging.Logger) -> bool:
     """Whether a run has as many processes and iterations as the checkpoint; warns if not.
 

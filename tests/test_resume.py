@@ -7,13 +7,16 @@ from unittest import mock
 
 import pytest
 import torch
+from mmcv.runner import EpochBasedRunner, Hook
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from gkd.bank import PrototypeBank
 from gkd.commands.resume import intact_checkpoint
 from gkd.errors import CheckpointError, DataError, StorageError
+from gkd.randomness import random_state
 from gkd.resume import (
+    KEY,
     evaluations,
     forget_evaluations,
     is_same_setup,
@@ -166,3 +169,46 @@ def test_epochs_augment_the_same_images_differently():
         ResumeHook(order).before_train_epoch(SimpleNamespace(epoch=epoch))
         seeds.update(index.seed for index in order)
     assert len(seeds) == 8
+
+
+class Rates(Hook):
+    """Note the learning rate of each step."""
+
+    def __init__(self):
+        self.seen = []
+
+    def before_train_iter(self, runner):
+        self.seen += runner.current_lr()
+
+
+class Line(nn.Linear):
+    def train_step(self, batch, optimizer):
+        return dict(loss=self(batch.float()[:, None]).mean(), log_vars={}, num_samples=1)
+
+
+def rates(batch_size, folder, done=0.0, former=1):
+    """Learning rates of two epochs of 8 images, or from where another batch size had come to."""
+    loader, model = DataLoader(range(8), batch_size), Line(1, 1)
+    runner = EpochBasedRunner(model, optimizer=torch.optim.SGD(model.parameters(), lr=0.1),
+                              work_dir=str(folder), logger=logging.getLogger(), max_epochs=2)
+    if done:
+        length = 8 // former
+        runner._iter = int(done * length)
+        runner._epoch, batches = divmod(runner.iter, length)
+        runner.meta = {KEY: dict(batches=batches, length=length, bank=None,
+                                 random=[random_state()], epoch_start=[random_state()])}
+    seen = Rates()
+    runner.register_lr_hook(dict(policy='CosineAnnealing', by_epoch=False, min_lr=0,
+                                 warmup='linear', warmup_iters=6, warmup_ratio=0.1))
+    runner.register_hook(ResumeHook(ImageOrder(loader, seed=0)))
+    runner.register_hook(seen, 'VERY_LOW')
+    runner.run([loader], [('train', 1)])
+    return seen.seen
+
+
+@pytest.mark.parametrize('former, batch_size', [(1, 2), (2, 1), (2, 2)])
+@pytest.mark.parametrize('done', [0.5, 1, 1.25])
+def test_rates_are_those_of_the_place_where_a_run_goes_on(tmp_path, former, batch_size, done):
+    """With other batches, too: schedules that go by iterations neither end early nor never."""
+    assert rates(batch_size, tmp_path, done, former) == rates(
+        batch_size, tmp_path)[int(done * 8) // batch_size:]

@@ -37,6 +37,7 @@ from gkd.randomness import SeededItems, random_state, set_random_state
 from gkd.resume import (
     KEPT_INSIDE,
     KEY,
+    batches_done,
     forget_evaluations,
     hook_states,
     is_same_setup,
@@ -134,7 +135,7 @@ class ResumableCheckpointHook(CheckpointHook):
             self.order.sampler.seed = state['order_seed']
         length = len(runner.train_dataloader)
         alike = is_same_setup(state, runner.world_size, length, runner.logger)
-        self.order.skip = state['batches'] * length // state['length']
+        self.order.skip = batches_done(state, length)
         if self.by_epoch and length != state['length']:
             step_schedules(runner)
         elif not self.by_epoch and not alike:
@@ -316,7 +317,7 @@ def count_anew(checkpoint: dict, state: dict, length: int) -> None:
         length: Iterations of an epoch of the run.
     """
     meta = checkpoint['meta']
-    meta['iter'] = meta['epoch'] * length + state['batches'] * length // state['length']
+    meta['iter'] = meta['epoch'] * length + batches_done(state, length)
     schedules = in_one_list(checkpoint.get('param_schedulers'))
     if length != state['length'] and not all(each['by_epoch'] for each in schedules):
         del checkpoint['param_schedulers']

@@ -32,6 +32,7 @@ from gkd.randomness import SeededItems, random_state, set_random_state
 from gkd.resume import (
     KEPT_INSIDE,
     KEY,
+    batches_done,
     hook_states,
     is_same_setup,
     remove_inside,
@@ -125,6 +126,7 @@ class ResumeHook(Hook):
         self.state = (runner.meta or {}).pop(KEY, None)
         if self.state is not None:
             restore_model(unwrap(runner.model), self.state, runner.rank)
+            count_anew(runner, self.state)
 
     def before_train_epoch(self, runner) -> None:
         """Restore the random states, or the position in the epoch."""
@@ -140,7 +142,7 @@ class ResumeHook(Hook):
         now = start = None
         if is_same_setup(state, runner.world_size, length, runner.logger):
             now, start = (state[name][runner.rank] for name in ('random', 'epoch_start'))
-        self.order.skip = state['batches'] * length // state['length']
+        self.order.skip = batches_done(state, length)
         if now is None and isinstance(runner, IterationRunner):
             runner._epoch, self.order.skip = divmod(runner.iter, length)
         self.order.states = start, now
@@ -150,6 +152,20 @@ class ResumeHook(Hook):
     def before_train_iter(self, runner) -> None:
         """Count iterations from the beginning of the epoch."""
         runner._inner_iter += self.order.skip
+
+
+def count_anew(runner, state: dict) -> None:
+    """Count iterations, by which learning rates may go, in epochs of the run's own length.
+
+    mmcv counts on from those of the former setup, which had another number of images in a step.
+
+    Args:
+        runner: The runner; one that counts iterations goes on from those that are done.
+        state: The state in the checkpoint.
+    """
+    if not isinstance(runner, IterationRunner):
+        length = runner.max_iters // runner.max_epochs
+        runner._iter = runner.epoch * length + batches_done(state, length)
 
 
 class HookStates(Hook):
