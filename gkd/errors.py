@@ -68,7 +68,7 @@ def naming(key: str, *others: type[Exception]) -> Iterator[None]:
     except GKDError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError, AssertionError, ImportError,
-            FileNotFoundError, *others) as error:
+            FileNotFoundError, NotImplementedError, *others) as error:
         raise ConfigError(f'{key}: {type(error).__name__}: {error}') from error
 
 

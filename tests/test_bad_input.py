@@ -249,6 +249,19 @@ def test_classes_that_the_annotations_have_in_another_order(folder, part):
         refuse_training(folder, says=says)
 
 
+@pytest.mark.parametrize('part, says', [
+    ('train', 'a data set in data.train has other classes than its first one: green, blue, grey'),
+    ('val', 'data.val has other classes than data.train: green, blue, grey, and there red, ')])
+def test_data_sets_that_number_classes_differently(folder, part, says):
+    """Left to MMDetection, a label would stand for another class in each."""
+    edit(folder / 'annotations.json',
+         lambda content: content['categories'].append(dict(id=4, name='grey')))
+    append('distiller.py', f'other = dict(data["{part}"], classes=["green", "blue", "grey"])\n'
+                           f'data["{part}"] = [data["train"], other] if {part == "train"} '
+                           'else other')
+    refuse_training(folder, says=[says])
+
+
 def test_classes_in_the_order_of_the_annotations_are_accepted(folder):
     for part in ('train', 'val'):
         in_another_order(folder, part)

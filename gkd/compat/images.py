@@ -87,8 +87,9 @@ def _is_of_storage(error: Exception) -> bool:
 def _reason(error: Exception) -> str:
     if isinstance(error, FileNotFoundError):
         return 'no such image file'
-    if isinstance(error, (AssertionError, AttributeError, OSError, ValueError)) or (
-            type(error).__name__ == 'error'):  # OpenCV's
+    of_address = isinstance(error, ValueError) and 'url' in str(error)  # Python's own, of HTTP
+    if not of_address and isinstance(error, (AssertionError, AttributeError, OSError, ValueError)
+                                     ) or type(error).__name__ == 'error':  # OpenCV's
         return 'the image file is empty, damaged, or of a format that is not known'
     return f'the image cannot be loaded ({type(error).__name__}: {error})'
 

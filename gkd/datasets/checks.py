@@ -41,6 +41,36 @@ def check_class_names(classes: Any, key: str) -> None:
         raise DataError(f'{key} = {shorten(classes)}: a class is named twice.')
 
 
+def check_same_classes(classes: Sequence[str], key: str, others: Sequence[str],
+                       other_key: str) -> None:
+    """Raise DataError if two data sets of a training number their classes differently.
+
+    Example:
+        >>> check_same_classes(('bolt', 'nut'), 'data.val', ['bolt', 'nut'], 'data.train')
+        >>> check_same_classes(('bolt', ), 'data.val', ('nut', 'bolt'), 'data.train')
+        Traceback (most recent call last):
+        ...
+        gkd.errors.DataError: data.val has other classes than data.train: bolt, and there nut, ...
+    """
+    if list(classes) != list(others):
+        raise DataError(f'{key} has other classes than {other_key}: {shorten(classes)}, and there '
+                        f'{shorten(others)}; class {first_difference(classes, others)} is the '
+                        f'first that differs. A label would stand for one class here and for '
+                        f'another there: give both the same `{CLASSES_SETTING}`.')
+
+
+def first_difference(values: Sequence, others: Sequence) -> int:
+    """Index of the first value that two lists, which are not equal, do not share.
+
+    Example:
+        >>> first_difference('bolt', 'bold'), first_difference('nut', 'nuts')
+        (3, 3)
+    """
+    pairs = enumerate(zip(values, others))
+    return next((index for index, (value, other) in pairs if value != other),
+                min(len(values), len(others)))
+
+
 def check_categories(classes: Sequence[str], named: Sequence[str], source: str, key: str) -> None:
     """Raise DataError if a COCO file lacks classes of the config, or has them in another order.
 

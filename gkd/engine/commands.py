@@ -5,6 +5,7 @@ from __future__ import annotations
 import os.path as osp
 from typing import Optional
 
+from mmdet.registry import OPTIMIZERS
 from mmengine.config import Config, ConfigDict
 
 from gkd.commands.export import export
@@ -13,7 +14,7 @@ from gkd.commands.values import check_dicts
 from gkd.detectors.config_files import find_file, read_config
 from gkd.detectors.replacement import apply_options
 from gkd.detectors.source import DetectorSource, own_file
-from gkd.errors import CheckpointError, ConfigError
+from gkd.errors import CheckpointError, ConfigError, did_you_mean
 from gkd.frameworks import build_detector
 from gkd.frameworks.mmdet3 import leaf_configs
 from gkd.work_dir import checkpoints, no_checkpoint
@@ -92,6 +93,19 @@ def replace_epochs(config: Config, epochs: int) -> None:
         ConfigError: It counts iterations.
     """
     set_epochs(config, 'train_cfg', epochs)
+
+
+def check_optimizer(settings: dict) -> None:
+    """Raise ConfigError if no optimiser has the name that a config gives; MMEngine's is unclear.
+
+    Args:
+        settings: The config's ``optim_wrapper``.
+    """
+    kind = (settings.get('optimizer') or {}).get('type')
+    if isinstance(kind, str) and OPTIMIZERS.get(kind) is None:
+        known = {**OPTIMIZERS.parent.module_dict, **OPTIMIZERS.module_dict}
+        raise ConfigError(f'optim_wrapper.optimizer.type = {kind!r} is unknown.'
+                          + did_you_mean(kind, known))
 
 
 def detector_config(config: Config) -> ConfigDict:

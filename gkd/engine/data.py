@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os.path as osp
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Optional
 
@@ -12,11 +12,12 @@ from mmdet.datasets.coco import CocoDataset
 from mmdet.registry import DATASETS
 from mmengine.config import Config, ConfigDict
 from mmengine.evaluator import Evaluator
+from mmengine.fileio import get_file_backend
 from mmengine.registry import DefaultScope
 from torch import nn
 
 from gkd.commands.values import unknown_setting
-from gkd.datasets.checks import check_class_names, no_box
+from gkd.datasets.checks import check_class_names, check_same_classes, no_box
 from gkd.datasets.coco_json import load_coco
 from gkd.detectors.entries import name_of
 from gkd.engine.evaluators import build_evaluator
@@ -74,11 +75,38 @@ def build_checked_dataset(config: ConfigDict, key: str) -> Any:
     leaves: list[Leaf] = []
     with naming(key):
         dataset = DATASETS.build(checked_dataset(config, key, leaves))
+        check_one_metainfo(dataset, leaves, key)
         if hasattr(dataset, 'full_init'):
             dataset.full_init()
     if leaves and not any(leaf.has_boxes for leaf in leaves):
         raise no_box(leaves[0].dataset.ann_file, leaves[0].findings, leaves[0].key)
     return dataset
+
+
+def check_one_metainfo(dataset: Any, leaves: Sequence[Leaf], key: str) -> None:
+    """Check that all data sets inside of wrappers tell the same of what they hold.
+
+    Args:
+        dataset: The data set with its wrappers.
+        leaves: Those inside.
+        key: Place of ``dataset`` in the config, for messages.
+
+    Raises:
+        ConfigError: They differ in something that MMDetection does not ignore; it would then keep
+            a list, which most of it cannot read.
+        DataError: They number classes differently.
+    """
+    told = [(leaf.dataset.metainfo, leaf.key) for leaf in leaves]
+    with_classes = [(known['classes'], place) for known, place in told if known.get('classes')]
+    for classes, place in with_classes[1:]:
+        check_same_classes(classes, place, *with_classes[0])
+    if isinstance(getattr(dataset, 'metainfo', None), list):
+        names = sorted({name for known, _ in told for name in known
+                        if known[name] != told[0][0].get(name)}
+                       | {name for known, _ in told for name in told[0][0].keys() - known.keys()})
+        raise ConfigError(f'{key}: the data sets in it differ in {", ".join(names)} of their '
+                          f'`metainfo`. Give all the same, or ConcatDataset '
+                          f'ignore_keys={names}.')
 
 
 def built(dataset: Any) -> dict:
@@ -107,11 +135,32 @@ def checked_dataset(entry: ConfigDict, key: str, leaves: list[Leaf]) -> dict:
     kind = dataset_class(entry)
     if kind is None or not issubclass(kind, BaseDetDataset):
         return entry  # nothing is known of its files, or of its type
+    check_storages(entry, key)
     dataset = build_named({**entry, 'lazy_init': True}, key)
     leaf = Leaf(dataset, key)
     leaf.read()
     leaves.append(leaf)
     return built(dataset)
+
+
+def check_storages(entry: Any, key: str) -> None:
+    """Raise ConfigError if a storage that a part of a config reads from cannot be used.
+
+    Args:
+        entry: The part, such as a data set with its pipeline.
+        key: Its place, for messages.
+    """
+    if isinstance(entry, (list, tuple)):
+        for number, inner in enumerate(entry):
+            check_storages(inner, f'{key}.{number}')
+    elif isinstance(entry, dict):
+        for name, inner in entry.items():
+            place = f'{key}.{name}'
+            if name == 'backend_args' and inner:
+                with naming(f'{place} = {dict(inner)}'):
+                    get_file_backend(backend_args=inner)
+            else:
+                check_storages(inner, place)
 
 
 def build_named(entry: dict, key: str) -> Any:
@@ -130,6 +179,21 @@ def build_named(entry: dict, key: str) -> Any:
                 raise
             raise ConfigError(f'{key}.{unknown}: {name_of(entry["type"])} has no such '
                               f'setting.') from error
+        except RuntimeError as error:  # so MMDetection refuses what was a setting once
+            raise ConfigError(f'{key}: {error}') from error
+
+
+def check_val_classes(data: dict[str, Part]) -> None:
+    """Raise DataError if a training validates on other classes than it trains on.
+
+    Args:
+        data: By part; only a training with an evaluation is looked at.
+    """
+    classes = [(known['classes'], f'{name}_dataloader.dataset') for name in ('val', 'train')
+               if name in data
+               for known in [getattr(data[name].dataset, 'metainfo', {})] if known.get('classes')]
+    if len(classes) == 2:
+        check_same_classes(*classes[0], *classes[1])
 
 
 def look_at_test_data(config: Config) -> None:

@@ -23,8 +23,15 @@ from gkd.commands.values import check_counts, check_scaling
 from gkd.compat.wrapper import unwrap
 from gkd.detectors.source import check_checkpoints, check_start
 from gkd.distiller import Distiller
-from gkd.engine.commands import COUNTS
-from gkd.engine.data import Part, build_part, built, check_ground_truth, look_at_test_data
+from gkd.engine.commands import COUNTS, check_optimizer
+from gkd.engine.data import (
+    Part,
+    build_part,
+    built,
+    check_ground_truth,
+    check_val_classes,
+    look_at_test_data,
+)
 from gkd.engine.loop import in_epochs
 from gkd.engine.refusal import remove_traces
 from gkd.engine.trial import TrialHook
@@ -104,6 +111,8 @@ class Runner(runner.Runner):
         with made.leaving_nothing():
             for name, part in data.items():
                 made.take_part(name, part)
+            if 'train' in parts:
+                check_val_classes(data)
         if not any(isinstance(hook, TrialHook) for hook in made.hooks):
             made.register_hook(TrialHook())
         return made
@@ -224,6 +233,8 @@ class Runner(runner.Runner):
     def build_optim_wrapper(self, optim_wrapper):
         """Likewise."""
         with naming('optim_wrapper'):
+            if isinstance(optim_wrapper, dict):
+                check_optimizer(optim_wrapper)
             return super().build_optim_wrapper(optim_wrapper)
 
     def build_param_scheduler(self, scheduler):

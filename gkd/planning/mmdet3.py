@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from gkd.detectors.source import without_checkpoints
-from gkd.engine.commands import load_config, replace_epochs
+from gkd.engine.commands import check_optimizer, load_config, replace_epochs
 from gkd.engine.distill import describe_images, distillation_config
 from gkd.engine.image_size import image_size
 from gkd.errors import ConfigError, GKDError, naming
@@ -69,6 +69,7 @@ def build_optimizer(model: nn.Module, config: Config) -> Optimizer:
     # MMEngine would log the settings of every single parameter.
     with naming(f'optim_wrapper = {dict(settings)}'), without_warnings(), \
             DefaultScope.overwrite_default_scope('mmdet'):
+        check_optimizer(settings)
         return build_optim_wrapper(model, ConfigDict(
             {name: settings[name] for name in OPTIMIZER if name in settings})).optimizer
 

@@ -29,6 +29,7 @@ from gkd.datasets.checks import (
     check_class_names,
     check_files_exist,
     check_instances,
+    check_same_classes,
     no_box,
     no_image,
     tell_flat,
@@ -100,6 +101,8 @@ def build_checked_dataset(config: ConfigDict, key: str,
             f'VOC\'s format, take XMLDataset.') from error
     for leaf in leaf_datasets(dataset):
         check_classes(leaf, key)
+        check_same_classes(leaf.CLASSES or (), f'a data set in {key}', dataset.CLASSES or (),
+                           'its first one')
         check_images(leaf, key)
         check_annotations(leaf, key)
         check_loaded(leaf, key)

@@ -40,6 +40,7 @@ from gkd.commands.resume import nothing_left
 from gkd.commands.values import check_counts, check_scaling
 from gkd.compat.runner import check_fp16
 from gkd.compat.wrapper import unwrap
+from gkd.datasets.checks import check_same_classes
 from gkd.detectors.source import check_checkpoints, check_start
 from gkd.distiller import Distiller
 from gkd.errors import CheckpointError, ConfigError, naming
@@ -135,6 +136,8 @@ def run_training(config: Config, resume: str, validate: bool,
     model = without_sync_on_cpu(initial_model(config, train_set), device)
     evaluation = evaluation_hook(config, model, val_set) if validate else None
     if evaluation is not None:
+        check_same_classes(val_set.CLASSES or (), 'data.val', train_set.CLASSES or (),
+                           'data.train')
         try_hook(evaluation, config, model, device)
     checkpoint = find_checkpoint(resume, config)
     loader = training_loader(config, train_set)

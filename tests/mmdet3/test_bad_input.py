@@ -107,7 +107,7 @@ def test_image_missing(config, data):
     refuse(config, 'train_dataloader.dataset: 6 of 6 images', 'Set `data_prefix.img`')
     dataset_of(config).data_prefix = prefix
     # Only files on a disk are looked for, and those that the pipeline reads from files.
-    dataset_of(config).pipeline[0].backend_args = dict(backend='petrel')
+    dataset_of(config).pipeline[0].backend_args = dict(backend='http')
     assert len(build_part(config, 'train').dataset) == IMAGES
 
 
@@ -125,6 +125,48 @@ def test_what_is_inside_of_wrappers_has_its_own_key(config):
     del config.train_dataloader.dataset['speed']
     config.train_dataloader.dataset.dataset.ann_file = 'another.json'
     refuse(config, 'train_dataloader.dataset.dataset.ann_file: ConcatDataset has no such setting',
+           error=ConfigError)
+
+
+def test_data_sets_that_number_classes_differently(config, data):
+    """Left to MMDetection, a label would stand for another class in each."""
+    other = copy.deepcopy(dataset_of(config))
+    other.metainfo.classes = CLASSES[1:]
+    # It would take the classes of the first.
+    config.train_dataloader.dataset = dict(type='ConcatDataset', ignore_keys=['classes'],
+                                           datasets=[dataset_of(config), other])
+    refuse(config, 'dataset.datasets.1 has other classes than train_dataloader.dataset.datasets.0',
+           'green, blue, and there red, green, blue; class 0 is the first')
+    other.metainfo = dict(classes=CLASSES, palette=[(0, 0, 0)])
+    del config.train_dataloader.dataset['ignore_keys']
+    refuse(config, 'differ in palette of their `metainfo`', "ignore_keys=['palette']",
+           error=ConfigError)
+    config.train_dataloader.dataset.ignore_keys = ['palette']
+    assert len(build_part(config, 'train').dataset) == 2 * IMAGES
+
+
+def test_a_training_that_validates_on_other_classes(config, data):
+    """There are as many; it would be measured by them."""
+    edit(data, lambda content: content['categories'].append(dict(id=4, name='grey')))
+    config.val_dataloader.dataset.metainfo.classes = ['green', 'blue', 'grey']
+    refuse_training(config, 'val_dataloader.dataset has other classes than train_dataloader.datas',
+                    'green, blue, grey, and there red, green, blue', error=DataError)
+
+
+@pytest.mark.parametrize('backend, says', [
+    (dict(backend='ceph'), "KeyError: 'ceph'"),
+    (dict(backend='memcached'), "'server_list_cfg' and 'client_cfg'")])
+def test_a_storage_that_cannot_be_used(config, backend, says):
+    dataset_of(config).pipeline[0].backend_args = backend
+    refuse(config, 'train_dataloader.dataset.pipeline.0.backend_args', says, error=ConfigError)
+    dataset_of(config).pipeline[0].pop('backend_args')
+    dataset_of(config).backend_args = backend
+    refuse(config, 'train_dataloader.dataset.backend_args', says, error=ConfigError)
+
+
+def test_a_setting_of_a_former_release_is_named(config):
+    dataset_of(config).file_client_args = dict(backend='disk')
+    refuse(config, 'train_dataloader.dataset: The `file_client_args` is deprecated',
            error=ConfigError)
 
 

@@ -271,7 +271,7 @@ def test_what_cannot_be_planned(config, tmp_path, monkeypatch, capsys):
     assert f'no such file: {tmp_path}/nothing.json' in run(monkeypatch, capsys, path)
     with pytest.raises(DataError, match='train_dataloader.dataset.ann_file: no such file'):
         run(monkeypatch, capsys, path, '--only-prototypes')
-    with pytest.raises(ConfigError, match='optim_wrapper = .*Nothing'):
+    with pytest.raises(ConfigError, match="optimizer.type = 'Nothing' is unknown"):
         run(monkeypatch, capsys, path, '--cfg-options', 'optim_wrapper.optimizer.type=Nothing')
     with pytest.raises(ConfigError, match='`model` of .* cannot be built: .*Nothing'):
         run(monkeypatch, capsys, path, '--cfg-options', 'model.type=Nothing')
