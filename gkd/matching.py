@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Sized
+from collections.abc import Iterator, Sequence, Sized
 from typing import Optional
 
 import torch
@@ -47,7 +47,8 @@ def check_num_classes(model: nn.Module, classes: Sequence[str], key: str) -> Non
 def check_heads_agree(model: nn.Module) -> None:
     """Raise ConfigError if parts of a detector that is to be trained count classes differently.
 
-    MMDetection would fail in the first step, or number what is detected wrongly.
+    MMDetection would fail in the first step, or number what is detected wrongly. Only its own
+    parts are looked at: those of others may tell other classes apart, such as colours.
 
     Args:
         model: A detector; for a distiller, its student is checked.
@@ -61,7 +62,7 @@ def check_heads_agree(model: nn.Module) -> None:
         if other != count:
             raise ConfigError(f'{name}: {place} = {other}, and its head detects {count} classes; '
                               f'set {place} to {count}.')
-    for place, head in detector.named_modules():
+    for place, head in parts_of_mmdetection(detector):
         loss = getattr(head, 'loss_cls', None)
         weights = getattr(loss, 'class_weight', None)
         if not isinstance(weights, Sized) or not hasattr(head, 'num_classes'):
@@ -80,7 +81,7 @@ def counts_of(detector: nn.Module) -> dict[str, int]:
     Proposals have no class, regions of an image other ones, and a mask may be the same for all.
     """
     counts = {}
-    for place, part in detector.named_modules():
+    for place, part in parts_of_mmdetection(detector):
         if place.startswith(('backbone', 'neck', 'rpn_head')) or 'semantic_head' in place or \
                 getattr(part, 'class_agnostic', False):
             continue
@@ -89,6 +90,12 @@ def counts_of(detector: nn.Module) -> dict[str, int]:
                 counts[f'{place}.{setting}'] = getattr(part, setting)
                 break
     return counts
+
+
+def parts_of_mmdetection(detector: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The modules of a detector, by their places, of the classes that MMDetection defines."""
+    return ((place, part) for place, part in detector.named_modules()
+            if type(part).__module__.startswith('mmdet.'))
 
 
 def num_classes_of(detector: nn.Module) -> Optional[int]:

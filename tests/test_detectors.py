@@ -321,6 +321,13 @@ def test_a_stage_of_a_cascade_that_counts_other_classes_is_named():
     check_heads_agree(build_detector(config))
 
 
+def test_a_head_of_ones_own_may_tell_other_classes_apart():
+    detector = build_detector(coverage.small_config('retinanet/retinanet_r50_fpn_1x_coco'))
+    detector.colours = torch.nn.Linear(4, 7)
+    detector.colours.num_classes = 7
+    check_heads_agree(detector)
+
+
 def test_necks_of_several_parts_are_made_narrow():
     assert coverage.small_config('libra_rcnn/libra_retinanet_r50_fpn_1x_coco').neck[0] == dict(
         type='FPN', in_channels=[32, 64, 128, 256], out_channels=32, start_level=1, num_outs=5,
