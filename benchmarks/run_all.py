@@ -15,6 +15,7 @@ import measure
 # Every benchmark, and what it leaves out in brief.
 BENCHMARKS = {
     'operations': (),
+    'tensor_memory': ('--small',),
     'gpu_step': ('--images', '2', '--rounds', '5'),
     'step_overhead': ('--rounds', '5', '--coco-rounds', '3'),
     'distilling_module': ('--base-only', '--rounds', '3'),

@@ -3,9 +3,10 @@
 import logging
 
 import pytest
+import torch
 from helpers.running import REPOSITORY
 
-COUNTS_THE_SAME_ANYWHERE = 'operations'
+COUNT_THE_SAME_ANYWHERE = {'operations', 'tensor_memory'}
 
 
 @pytest.fixture
@@ -36,7 +37,6 @@ def test_the_search_is_measured(measure, monkeypatch):
 
 
 def test_tensors_move_in_whatever_holds_them(measure, monkeypatch):
-    import torch
     monkeypatch.setattr(measure, 'device', lambda: torch.device('meta'))
     moved = measure.on_device(dict(image=torch.ones(2), boxes=[(torch.ones(1), 'name')], count=3))
     assert moved['image'].is_meta and moved['boxes'][0][0].is_meta
@@ -49,8 +49,24 @@ def test_all_benchmarks_are_run_by_one_command_and_take_a_device():
                for path in (REPOSITORY / 'benchmarks').glob('*.py')}
     commands = {name for name, text in scripts.items() if 'def main()' in text}
     assert commands - {'run_all'} == set(run_all.BENCHMARKS)
-    assert {name for name in commands if 'add_device_option(parser)' not in scripts[name]} == {
-        COUNTS_THE_SAME_ANYWHERE}
+    assert {name for name in commands if 'add_device_option(parser)' not in scripts[name]} == \
+        COUNT_THE_SAME_ANYWHERE
     for name, brief in run_all.BENCHMARKS.items():
         for option in (word for word in brief if word.startswith('--')):
             assert f"'{option}'" in scripts[name]
+
+
+@pytest.mark.slow
+def test_memory_is_counted_in_tensors(measure, monkeypatch):
+    import argparse
+
+    import gpu_step
+    import tensor_memory
+    monkeypatch.setattr(gpu_step, 'SMALL_SIZE', (64, 96))
+    monkeypatch.setattr(gpu_step, 'AUTOCAST', dict(cpu=torch.bfloat16))
+    plain, autocast = tensor_memory.measure_family(
+        'retinanet', argparse.Namespace(small=True, images=[1]))
+    assert plain['precision'] == 'float32' and autocast['precision'] == 'bfloat16'
+    for row in (plain, autocast):
+        # Student and its gradients; then the teacher, which has as many weights in half precision.
+        assert 1.2 < row['ratio'] < 1.6

@@ -1,0 +1,87 @@
+"""Peak memory of a distillation step against the student alone, by the bytes of its tensors.
+
+ResNet-101 teaches ResNet-50 on random images with COCO's 80 classes, as in gpu_step.py. A step
+runs on the CPU while the bytes of all tensors that exist are counted, weights, gradients and images
+included. A GPU holds the same tensors, and besides what its libraries work with. The teacher is in
+bfloat16, which takes as many bytes as the half precision of a GPU; autocast is to bfloat16, too.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable
+from typing import Callable
+
+import gpu_step
+import inputs
+import measure
+from torch import Tensor
+
+from gkd.distiller import Distiller
+from gkd.planning.cost import TensorMemory
+
+
+def bytes_of(tensors: Iterable[Tensor]) -> int:
+    """Bytes of tensors; memory that several share counts once."""
+    storages = (tensor.untyped_storage() for tensor in tensors)
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+
+
+def peak(function: Callable[[], None]) -> int:
+    """The most bytes of tensors that a function makes and that exist at a time."""
+    with TensorMemory() as memory:
+        function()
+    return memory.peak
+
+
+def weights(distiller: Distiller) -> tuple[int, int]:
+    """Bytes of the student's weights, and of all that a step needs on its device."""
+    student = bytes_of(distiller.student.state_dict().values())
+    everything = bytes_of([*distiller.state_dict().values(),
+                           *distiller.teacher.state_dict().values()])
+    return student, everything
+
+
+def measure_family(family: str, args: argparse.Namespace) -> list[dict]:
+    """All rows of a family of detectors."""
+    distiller = gpu_step.build(family, dict(precision='bfloat16'), args)
+    student, everything = weights(distiller)
+    rows = []
+    for images, autocasts, batch in gpu_step.columns_of(family, args):
+        work = gpu_step.Work(distiller, batch, autocasts)
+        work.step()  # makes what is made once in a training
+        work.forget_gradients()
+        alone = peak(work.student_alone) + student + batch['img'].nbytes
+        work.forget_gradients()
+        step = peak(work.step) + everything + batch['img'].nbytes
+        work.forget_gradients()
+        rows.append(dict(family=family, images=images, size=list(batch['img'].shape[-2:]),
+                         precision='bfloat16' if autocasts else 'float32',
+                         student=alone, step=step, ratio=step / alone))
+    return rows
+
+
+COLUMNS = {
+    'detectors, images, precision':
+        lambda row: f'{gpu_step.NAMES[row["family"]]}, {row["images"]}, {row["precision"]}',
+    'student alone, MB': lambda row: f'{row["student"] * 1e-6:,.0f}',
+    'step, MB': lambda row: f'{row["step"] * 1e-6:,.0f}',
+    'step / student alone': lambda row: f'{row["ratio"]:.3f}',
+}
+
+
+def main() -> None:
+    """Measure what is asked for."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('--families', nargs='+', choices=inputs.FAMILIES,
+                        default=list(inputs.FAMILIES))
+    parser.add_argument('--images', nargs='+', type=int, default=[2], help='images a batch')
+    parser.add_argument('--small', action='store_true',
+                        help='ResNet-18 on small images, to try the command')
+    args = parser.parse_args()
+    rows = [row for family in args.families for row in measure_family(family, args)]
+    measure.report('tensor_memory', rows, COLUMNS, 'Peak memory of a distillation step')
+
+
+if __name__ == '__main__':
+    main()
