@@ -8,7 +8,7 @@ from typing import Union
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from gkd.detectors.dense import (
     class_layers,
@@ -63,23 +63,9 @@ def student_step(student: BaseDetector, pair: DetectorPair, needs: Needs,
     if info.samples_positives:
         # Heads that assign boxes and classes separately sample for the classes first.
         sampled = [call.result for call in samples[:len(batch.metas)]]
-        positions = positive_positions(sampled, anchors[-1], batch.metas,
-                                       head.train_cfg.allowed_border)
-        kept = [torch.ones_like(result.pos_inds, dtype=torch.bool) for result in sampled]
+        add_positives(step, head, sampled, anchors[-1], batch)
         if reassigned:
-            # PAA trains only a part of what it samples, and chooses it by the losses.
-            kept = [call.result[0][places[:, 1]] < head.num_classes for call, places in
-                    zip(reassigned, positions.split([len(mask) for mask in kept]))]
-            positions = positions[torch.cat(kept)]
-        step.positions = positions
-        step.boxes = [positive_boxes(result)[mask] if reassigned else positive_boxes(result)
-                      for result, mask in zip(sampled, kept)]
-        step.labels = torch.cat([labels[result.pos_assigned_gt_inds]
-                                 for labels, result in zip(batch.gt_labels, sampled)])
-        step.objects = assigned_objects(sampled, batch.gt_labels)
-        if reassigned:
-            step.labels, step.objects = (values[torch.cat(kept)]
-                                         for values in (step.labels, step.objects))
+            keep_reassigned(step, reassigned, head.num_classes)
         scores = class_logits(outputs[0], info)
         step.student.logits = logits_at(scores, step.positions, head.cls_out_channels)
     return losses, step
@@ -121,6 +107,41 @@ def teacher_step(teacher: BaseDetector, pair: DetectorPair, needs: Needs, img: T
     if dense:
         part.dense = dense_predictions(head, outputs, features, pair, pair.teacher, needs)
     return part
+
+
+def add_positives(step: Step, head: nn.Module, sampled: list, anchors: Call,
+                  batch: Batch) -> None:
+    """Add to a step the positives that the student's sampler chose.
+
+    Args:
+        step: The step.
+        head: The student's head, built by MMDetection.
+        sampled: MMDetection's ``SamplingResult`` of every image.
+        anchors: The recorded call of the head's ``get_anchors``.
+        batch: Images and ground truth.
+    """
+    step.positions = positive_positions(sampled, anchors, batch.metas,
+                                        head.train_cfg.allowed_border)
+    step.boxes = [positive_boxes(result) for result in sampled]
+    step.labels = torch.cat([labels[result.pos_assigned_gt_inds]
+                             for labels, result in zip(batch.gt_labels, sampled)])
+    step.objects = assigned_objects(sampled, batch.gt_labels)
+
+
+def keep_reassigned(step: Step, reassigned: list[Call], num_classes: int) -> None:
+    """Keep those of a step's positives that PAA trains: it chooses them by their losses.
+
+    Args:
+        step: The step with all positives that were sampled.
+        reassigned: The recorded call of ``paa_reassign`` for every image.
+        num_classes: Label of the background.
+    """
+    places = step.positions[:, 1].split([len(boxes) for boxes in step.boxes])
+    trained = [call.result[0][own] < num_classes for call, own in zip(reassigned, places)]
+    step.boxes = [boxes[kept] for boxes, kept in zip(step.boxes, trained)]
+    kept = torch.cat(trained)
+    step.positions, step.labels, step.objects = (
+        values[kept] for values in (step.positions, step.labels, step.objects))
 
 
 def start_step(pair: DetectorPair, features: Call, batch: Batch) -> Step:
