@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader
 
 from gkd.detectors.dense import class_layers
 from gkd.detectors.step import recorded
-from gkd.errors import CheckpointError, ConfigError, DataError, NumericalError
+from gkd.errors import CheckpointError, ConfigError, DataError, NumericalError, StorageError
 from gkd.files import save_tensors
 from gkd.prototypes import PrototypeBank, PrototypeGenerationModule, select_prototypes, shares
 from gkd.prototypes.features import choose_candidates
@@ -441,6 +441,18 @@ def test_features_of_another_node_are_copied_anew_when_they_change(tmp_path):
 
     for found in in_processes(tmp_path / 'group', work):
         assert found == [[1.0], [2.0]]
+
+
+@pytest.mark.parametrize('processes', [1, 2])
+def test_features_that_are_gone_are_named_by_every_process(tmp_path, processes):
+    def work(rank):
+        if processes == 2 and rank == 0:
+            shares.save_share(tmp_path, 'teacher', 'key', [torch.zeros(2, 3)])
+        with pytest.raises(StorageError, match='cannot be read, although it was just written'):
+            shares.join_shares(tmp_path, 'teacher', 'key', [2, 2])
+        return True
+
+    assert in_processes(tmp_path / 'group', work, world_size=processes) == [True] * processes
 
 
 def test_more_processes_than_batches(detectors, annotations, tmp_path):

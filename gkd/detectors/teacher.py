@@ -126,9 +126,7 @@ class Teacher:
         return tuple(feature.nan_to_num(0, 0, 0) for feature in maps)
 
     def check(self) -> None:
-        """Once a step: let the exact detector compute if a map has overflowed."""
-        if self.dtype is None:
-            return
+        """Once a step of the copy: let the exact detector compute if a map has overflowed."""
         if self.looked_at is not None and arrived(self.event):
             overflow, self.looked_at = not math.isfinite(self.looked_at.item()), None
             if overflow:

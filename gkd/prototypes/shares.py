@@ -120,7 +120,7 @@ def join_shares(folder: str, role: str, key: str, counts: Sequence[int]) -> list
     """
     _, world_size = get_dist_info()
     if world_size == 1:
-        return map_share(share_path(folder, role), key)
+        return map_written([share_path(folder, role)], key)[0]
     shares = map_all(folder, role, key)
     numbers = torch.arange(len(counts)) % world_size
     part = numbers.repeat_interleave(torch.tensor(counts, dtype=torch.long))
@@ -149,10 +149,19 @@ def map_all(folder: str, role: str, key: str) -> list[Share]:
         sent = [map_share(paths[rank], key) if own == rank else None]
         dist.broadcast_object_list(sent, rank, group=cpu_group())
         first_of_node = int(os.environ.get('LOCAL_RANK', 0)) == 0
-        if first_of_node and map_share(paths[rank], key) is None:
+        if first_of_node and sent[0] is not None and map_share(paths[rank], key) is None:
             save_share(folder, role, key, sent[0], rank)
     if missing:
         all_gather(None)  # all have copied
+    return map_written(paths, key)
+
+
+def map_written(paths: Sequence[str], key: str) -> list[Share]:
+    """Map the files of shares that have been written.
+
+    Raises:
+        StorageError: See :func:`join_shares`.
+    """
     shares = [map_share(path, key) for path in paths]
     for path, share in zip(paths, shares):
         if share is None:
