@@ -73,7 +73,8 @@ def select_prototypes(
     dense = torch.ones(len(teacher), dtype=torch.bool, device=teacher.device)
     for features in (teacher, student):
         density = _density(features, bandwidth, max_pairs)
-        dense &= density > density.kthvalue(int(density_quantile * len(density)) + 1).values
+        # kthvalue would do, but is refused on a GPU where only deterministic kernels are allowed.
+        dense &= density > density.sort().values[int(density_quantile * len(density))]
     candidates = dense.nonzero().flatten()
     if len(candidates) == 0:
         candidates = torch.arange(len(teacher), device=teacher.device)
