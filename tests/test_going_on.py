@@ -13,7 +13,7 @@ from mmcv import Config
 
 from gkd.commands import run
 from gkd.running import load_config
-from gkd.running.changes import flat, is_from_checkpoint, parsed
+from gkd.running.changes import flat, is_from_checkpoint, settings_in
 
 
 def rate(path='work/latest.pth'):
@@ -59,10 +59,11 @@ def test_config_texts_are_read_and_not_run(tmp_path):
     config = Config(dict(model=dict(a=[1, -2.5, None], b={'x.y': dict(c=('t', True))}),
                          gpu_ids=range(0, 2), list=[dict(type='A'), dict(type='B')]))
     text = config.pretty_text
-    assert flat(parsed(text)) == {
-        'model.a': [1, -2.5, None], 'model.b.x.y.c': ['t', True], 'gpu_ids': [0, 1],
+    assert flat(settings_in(text)) == {
+        'model.a': [1, -2.5, None], 'model.b.x.y.c': ('t', True), 'gpu_ids': range(0, 2),
         'list.0.type': 'A', 'list.1.type': 'B'}
-    assert parsed('import os\nos.mkdir("x")') is None and parsed('a = print(1)') is None
+    assert settings_in('import os\nos.mkdir("x")') is None and settings_in(None) is None
+    assert settings_in('a = print(1)') is None
     assert is_from_checkpoint('model.backbone.init_cfg.checkpoint')
     assert not is_from_checkpoint('model.knowledge.0.alpha')
 

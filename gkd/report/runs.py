@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import os.path as osp
@@ -11,6 +12,7 @@ from typing import Any, Optional, Union
 
 from gkd.datasets.coco_eval import METRICS
 from gkd.detectors.config_files import find_file, reading, with_registered_names
+from gkd.detectors.config_text import parsed
 from gkd.detectors.source import DetectorSource
 from gkd.distiller import Distiller
 from gkd.errors import ConfigError, DataError
@@ -283,14 +285,17 @@ def config_text(lines: list[dict], record: dict) -> Optional[str]:
 
 
 def parse_config(text: str, work_dir: str) -> Config:
-    """The config that a log holds.
+    """The config that a log holds, which is not run: a log is data.
+
+    Modules that it imports are imported, as they register what the detectors are made of.
 
     Raises:
         ConfigError: It cannot be read.
     """
     try:
         with reading:
-            config = with_registered_names(Config.fromstring(text, '.py'))
+            config = with_registered_names(Config(parsed(text)))
+        import_modules(config)
         if 'train_dataloader' in config and 'data' not in config:
             return with_names_of_mmdetection_2(config)
         from mmdet.utils import compat_cfg  # MMDetection 2 has it
@@ -298,6 +303,22 @@ def parse_config(text: str, work_dir: str) -> Config:
     except Exception as error:
         raise ConfigError(f'{work_dir}: the config in its log cannot be read: '
                           f'{type(error).__name__}: {error}') from error
+
+
+def import_modules(config: Config) -> None:
+    """Import what a config's ``custom_imports`` name, as reading its file does.
+
+    Raises:
+        ImportError: A module cannot be imported, and the config does not allow that.
+    """
+    settings = config.get('custom_imports') or {}
+    names = settings.get('imports') or []
+    for name in [names] if isinstance(names, str) else names:
+        try:
+            importlib.import_module(name)
+        except ImportError:
+            if not settings.get('allow_failed_imports'):
+                raise
 
 
 def read_logs(work_dir: str) -> list[dict]:

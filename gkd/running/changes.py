@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import ast
 from typing import Any, Optional
 
 from mmcv import Config
 from mmcv.runner import BaseRunner
 
+from gkd.detectors.config_text import parsed
 from gkd.watching import watched
 
 NEW_OPTIMIZER = '--new-optimizer'
@@ -31,7 +31,7 @@ def tell_changes(runner: BaseRunner, before: Optional[str], text: str,
         text: Text of the config of this run.
         new_optimizer: Whether the settings of the optimiser are applied.
     """
-    old, new = (flat(parsed(source)) if source else None for source in (before, text))
+    old, new = (flat(settings_in(source)) for source in (before, text))
     if old is None or new is None:
         return
     changed = [key for key in sorted({*old, *new})
@@ -99,40 +99,12 @@ def optimizer_settings(runner: BaseRunner) -> list[dict]:
             for group in runner.optimizer.param_groups]
 
 
-def parsed(text: str) -> Optional[dict]:
-    """Read settings from a config's text without running it; None if it holds anything else.
-
-    Example:
-        >>> parsed('a = dict(b=[1, -2.5], c=range(0, 2))')
-        {'a': {'b': [1, -2.5], 'c': [0, 1]}}
-    """
+def settings_in(text: Optional[str]) -> Optional[dict]:
+    """The settings of a config's text; None without one, or if it holds anything else."""
     try:
-        return {target.id: value_of(statement.value) for statement in ast.parse(text).body
-                for target in statement.targets}
-    except (SyntaxError, AttributeError, ValueError, TypeError):
+        return parsed(text) if text else None
+    except ValueError:
         return None
-
-
-def value_of(node: ast.expr) -> Any:
-    """The value of an expression of constants, lists and dicts.
-
-    Raises:
-        ValueError: It is something else.
-    """
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
-        if node.func.id == 'dict':
-            return {**{key: value for argument in node.args
-                       for key, value in value_of(argument).items()},
-                    **{keyword.arg: value_of(keyword.value) for keyword in node.keywords}}
-        if node.func.id == 'range':
-            return list(range(*map(value_of, node.args)))
-        if node.func.id == 'float' and len(node.args) == 1:
-            return float(value_of(node.args[0]))
-    if isinstance(node, ast.Dict):
-        return {value_of(key): value_of(value) for key, value in zip(node.keys, node.values)}
-    if isinstance(node, (ast.List, ast.Tuple)):
-        return [value_of(element) for element in node.elts]
-    return ast.literal_eval(node)
 
 
 def flat(value: Any, key: str = '') -> Optional[dict[str, Any]]:
@@ -163,6 +135,5 @@ def short(value: Any) -> str:
 
 def has_other_optimizer(before: Optional[str], config: Config) -> bool:
     """Whether the checkpoint was written with an optimiser of another type."""
-    old = parsed(before) if before else None
-    kind = (old or {}).get('optimizer', {})
+    kind = (settings_in(before) or {}).get('optimizer', {})
     return isinstance(kind, dict) and kind.get('type') not in (None, config.optimizer.get('type'))
