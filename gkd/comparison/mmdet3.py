@@ -15,6 +15,7 @@ from gkd.comparison.methods import without_methods
 from gkd.comparison.plan import Comparison, Planner
 from gkd.comparison.stages import Testing, percent, read
 from gkd.compat.coco import InspectedCOCO
+from gkd.detectors.entries import name_of
 from gkd.errors import ConfigError, DataError
 from gkd.files import write_atomically
 from gkd.frameworks import Config, ConfigDict
@@ -106,6 +107,12 @@ class StagePlanner(Planner):
                 f'{settings.filename}: train_cfg.val_begin = {begin}, and {schedule.unit} '
                 f'{schedule.length} is the last: it would not be evaluated, and a comparison '
                 f'compares what is measured there.')
+        if any(name_of(hook.get('type')) == 'EarlyStoppingHook'
+               for hook in settings.get('custom_hooks') or ()):
+            raise ConfigError(
+                f'{settings.filename}: custom_hooks has an EarlyStoppingHook, which ends each '
+                f'training at another {schedule.unit}; a comparison compares after as many steps. '
+                f'Leave it out.')
         by_epoch = schedule.unit == 'epoch'
         hook = settings.get('default_hooks', {}).get('checkpoint', {})
         check_last_checkpoint(

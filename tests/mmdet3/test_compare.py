@@ -123,6 +123,8 @@ def test_a_config_that_cannot_be_compared_is_refused(config, tmp_path):
      "default_hooks.checkpoint.filename_tmpl = '{}.pth'"),
     (dict(default_hooks=dict(checkpoint=dict(save_last=False))),
      'default_hooks.checkpoint.save_last = False'),
+    (dict(custom_hooks=[dict(type='EarlyStoppingHook', monitor='coco/bbox_mAP')]),
+     'custom_hooks has an EarlyStoppingHook, which ends each training at another epoch'),
     (dict(train_cfg=dict(val_begin=3)),
      'train_cfg.val_begin = 3, and epoch 2 is the last')])
 def test_a_training_without_its_last_checkpoint_is_refused_before_any(
