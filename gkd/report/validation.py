@@ -28,6 +28,9 @@ from gkd.report.detections import match
 from gkd.report.runs import annotation_files
 
 WIDTH = 640  # of embedded images, in pixels
+# Data sets of JSON files that are not evaluated as COCO: one has no file of boxes; in the images of
+# LVIS not every class is labelled, so that what is detected besides is no error.
+OTHERS = ('CocoPanopticDataset', 'LVISDataset', 'LVISV05Dataset', 'LVISV1Dataset')
 
 
 @dataclass
@@ -87,7 +90,7 @@ class Validation:
         named = files[0] if len(files) == 1 else None
         is_coco = isinstance(self.config, dict) and isinstance(named, str) and \
             named.endswith('.json') and 'dataset' not in self.config and \
-            name_of(self.config.get('type')) != 'CocoPanopticDataset'  # which has no file of boxes
+            name_of(self.config.get('type')) not in OTHERS
         root = (self.config.get('data_root') or '') if is_coco else ''
         self.folder = osp.join(root, self.config.get('img_prefix') or '') if is_coco else ''
         self.path = find_file(osp.join(root, named)) if is_coco else None
