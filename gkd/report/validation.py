@@ -28,8 +28,8 @@ from gkd.report.detections import match
 from gkd.report.runs import annotation_files
 
 WIDTH = 640  # of embedded images, in pixels
-# Data sets of JSON files that are not evaluated as COCO: one has no file of boxes; in the images of
-# LVIS not every class is labelled, so that what is detected besides is no error.
+# Data sets of JSON files that are not evaluated as COCO. One has no file of boxes; LVIS labels not
+# every class in every image, so that what else is detected is no error.
 OTHERS = ('CocoPanopticDataset', 'LVISDataset', 'LVISV05Dataset', 'LVISV1Dataset')
 
 
