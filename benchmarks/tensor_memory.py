@@ -1,9 +1,9 @@
 """Peak memory of a distillation step against the student alone, by the bytes of its tensors.
 
 ResNet-101 teaches ResNet-50 on random images with COCO's 80 classes, as in gpu_step.py. A step
-runs on the CPU while the bytes of all tensors that exist are counted, weights, gradients and images
-included. A GPU holds the same tensors, and besides what its libraries work with. The teacher is in
-bfloat16, which takes as many bytes as the half precision of a GPU; autocast is to bfloat16, too.
+runs on the CPU while the bytes of all tensors that exist are counted: also of weights, gradients
+and images. A GPU holds the same tensors, and besides what its libraries work with. The teacher is
+in bfloat16, which takes as many bytes as the half precision of a GPU; autocast is to bfloat16, too.
 """
 
 from __future__ import annotations
