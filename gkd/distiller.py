@@ -255,6 +255,10 @@ class Distiller(DetectorShell):
 
         Returns:
             Losses by name.
+
+        Raises:
+            ConfigError: There are no prototypes although they are needed, or what a kind of
+                knowledge returns cannot be trained by.
         """
         if not self.knowledge:
             return student_losses(self.student, batch)
@@ -397,7 +401,11 @@ def build_knowledge(config: dict, pair: DetectorPair) -> Knowledge:
 
 
 def build_generation(config: dict) -> PrototypeGenerationModule:
-    """Build the prototype generation from its config, with errors for people."""
+    """Build the prototype generation from its config, with errors for people.
+
+    Raises:
+        ConfigError: The type or a setting is unknown, or a value is out of range.
+    """
     config = dict(config)
     kind = config.pop('type', 'PrototypeGenerationModule')
     if name_of(kind) != 'PrototypeGenerationModule':

@@ -173,7 +173,11 @@ class DetectorSource:
                               f'[...], std=[...], to_rgb=...) ({error}).') from None
 
     def read_file(self) -> Config:
-        """Read the config file, with errors for people."""
+        """Read the config file, with errors for people.
+
+        Raises:
+            ConfigError: It does not exist, or cannot be read.
+        """
         path = find_file(self.config)
         if path is None:
             raise ConfigError(f'{self.key}.config: no such file: {self.config}'

@@ -159,6 +159,7 @@ class PrototypeGenerationModule:
 
         Raises:
             DataError: No instance is large enough to become a prototype.
+            ValueError: A feature is not finite.
         """
         if self.candidates is None:
             self.candidates = self.choose(datasets)
@@ -193,7 +194,11 @@ class PrototypeGenerationModule:
         return Generation(bank, rows, images, pooled, student_features)
 
     def choose(self, datasets: Sequence[Dataset]) -> list[CandidateImage]:
-        """Choose the candidates once, and name the classes that have none."""
+        """Choose the candidates once, and name the classes that have none.
+
+        Raises:
+            DataError: There is no candidate at all.
+        """
         candidates = choose_candidates(datasets, self.max_images, self.min_size, self.seed)
         if not candidates:
             raise DataError(

@@ -82,7 +82,11 @@ class PrototypeHook(Hook):
             distiller.bank = reload_bank(folder, runner.epoch, runner.logger).to(device)
 
     def generate(self, distiller, runner, folder: str) -> None:
-        """Have the distiller generate its bank, and save it."""
+        """Have the distiller generate its bank, and save it.
+
+        Raises:
+            NumericalError: A feature is not finite.
+        """
         started = time.monotonic()
         if distiller.prototypes.workers is None:
             loader = getattr(runner, 'data_loader', None) or runner.train_dataloader
