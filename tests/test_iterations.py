@@ -1,17 +1,22 @@
 """Trainings that count iterations: their epochs are passes through the data set."""
 
 import json
+import logging
 
 import pytest
 import torch
 from helpers.distillers import assert_same_state
 from helpers.refusals import append, refuse_training, train
 from helpers.running import run_tool, succeed
-from mmcv.runner import HOOKS, Hook
+from mmcv import Config
+from mmcv.runner import HOOKS, EpochBasedRunner, Hook
+from torch import nn
+from torch.utils.data import DataLoader
 
 from gkd.compat.wrapper import unwrap
 from gkd.report.figures import draw_ap, draw_losses, draw_weights
 from gkd.report.runs import read_runs
+from gkd.running.runner import IterationRunner, runner_type, trained
 
 # Four images: two iterations are a pass.
 ITERATIONS = '''
@@ -49,6 +54,79 @@ def watched(until=None):
                           f'custom_hooks.0.until={until}')
     assert status == (130 if until else 0)
     return [*Watch.seen]
+
+
+class Line(nn.Linear):
+    def train_step(self, batch, optimizer):
+        return dict(loss=self(batch.float()[:, None]).mean(), log_vars={}, num_samples=2)
+
+
+class Note(Hook):
+    """Note passes and steps; leave the model as an evaluation does, and save a checkpoint."""
+
+    def __init__(self, save_after=None, **settings):
+        self.save_after, self.settings = save_after, settings
+        self.passes, self.steps, self.ended = [], [], 0
+
+    def before_train_epoch(self, runner):
+        self.passes.append((runner.epoch, runner.iter))
+
+    def before_train_iter(self, runner):
+        assert runner.model.training
+        self.steps.append(runner.iter)
+
+    def after_train_iter(self, runner):
+        runner.model.eval()
+        if runner.iter + 1 == self.save_after:
+            runner.save_checkpoint(runner.work_dir, meta=dict(hook_msgs=dict(best=1)),
+                                   **self.settings)
+
+    def after_run(self, runner):
+        self.ended += 1
+
+
+def run_line(folder, note, go_on_from=None, max_iters=7):
+    """Passes have three steps."""
+    model = Line(1, 1)
+    runner = IterationRunner(model, optimizer=torch.optim.SGD(model.parameters(), 0.1, 0.9),
+                             work_dir=str(folder), logger=logging.getLogger(),
+                             meta=dict(seed=3), max_iters=max_iters)
+    if go_on_from:
+        runner.resume(str(folder / go_on_from))
+    runner.register_hook(note)
+    runner.run([DataLoader(range(6), batch_size=2)], [('train', 1)])
+    return runner
+
+
+def test_passes_are_epochs_to_the_hooks_and_the_last_one_ends_early(tmp_path):
+    note = Note()
+    runner = run_line(tmp_path, note)
+    assert note.passes == [(0, 0), (1, 3), (2, 6)] and note.steps == [*range(7)]
+    assert (note.ended, runner.max_epochs, runner.epoch) == (1, 3, 3)
+    assert trained(runner) == runner.iter == 7
+    note = Note()
+    assert run_line(tmp_path, note, max_iters=6).epoch == 2 and note.steps == [*range(6)]
+
+
+def test_checkpoints_tell_what_is_done_and_are_gone_on_from(tmp_path):
+    run_line(tmp_path, Note(save_after=3))
+    kept = torch.load(tmp_path / 'iter_3.pth')
+    assert {key: kept['meta'][key] for key in ('epoch', 'iter', 'seed', 'hook_msgs')} == dict(
+        epoch=0, iter=3, seed=3, hook_msgs=dict(best=1))
+    assert kept['optimizer']['param_groups'][0]['momentum'] == 0.9
+    assert (tmp_path / 'latest.pth').resolve().name == 'iter_3.pth'
+    note = Note(save_after=5, save_optimizer=False, create_symlink=False)
+    runner = run_line(tmp_path, note, go_on_from='iter_3.pth')
+    assert note.steps == [*range(3, 7)] and runner.meta['hook_msgs'] == dict(best=1)
+    assert 'optimizer' not in torch.load(tmp_path / 'iter_5.pth')
+    assert (tmp_path / 'latest.pth').resolve().name == 'iter_3.pth'
+
+
+@pytest.mark.parametrize('given, used', [
+    ('IterBasedRunner', IterationRunner), ('EpochBasedRunner', EpochBasedRunner),
+    ('NoSuchRunner', None)])
+def test_it_takes_the_place_of_mmcvs_runner(given, used):
+    assert runner_type(Config(dict(runner=dict(type=given)))) is used
 
 
 @pytest.mark.slow

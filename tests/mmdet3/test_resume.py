@@ -5,15 +5,18 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from mmengine.hooks import Hook
+from mmengine.hooks import EMAHook, Hook
 from small_experiments import detector, experiment
 from test_engine import Line
+from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
+from gkd.engine import resume
 from gkd.engine.resume import BatchOrder, ResumableCheckpointHook
 from gkd.engine.runner import Runner
 from gkd.errors import ConfigError
 from gkd.randomness import random_state
+from gkd.resume import KEY
 
 IMAGES = 8
 
@@ -29,13 +32,16 @@ class Numbers(Dataset):
 
 
 class Steps(Hook):
-    """Note the learning rate and the momentum of each step, and end the run after so many."""
+    """Note the runner, and the learning rate and momentum of each step; end it after so many."""
 
     priority = 'LOWEST'  # after the checkpoint of the step
 
     def __init__(self, stop=None):
         self.stop = stop
         self.rates = []
+
+    def before_train(self, runner):
+        self.runner = runner
 
     def before_train_iter(self, runner, batch_idx, data_batch=None):
         group = runner.optim_wrapper.param_groups[0]
@@ -46,20 +52,21 @@ class Steps(Hook):
             raise InterruptedError
 
 
-def run(folder, batch_size=1, stop=None, accumulated=1, schedules=None, **checkpoints):
-    """Train for two epochs, or go on; what the steps show."""
+def run(folder, batch_size=1, stop=None, epochs=2, accumulated=1, schedules=None, seed=0,
+        loop=None, **checkpoints):
+    """Train, or go on; what the steps show."""
     steps = Steps(stop)
     runner = Runner(
         Line(), str(folder), resume=True, default_scope='mmengine', custom_hooks=[steps],
         train_dataloader=dict(batch_size=batch_size, num_workers=0, dataset=Numbers(),
                               sampler=dict(type='DefaultSampler', shuffle=True),
                               collate_fn=dict(type='pseudo_collate')),
-        train_cfg=dict(by_epoch=True, max_epochs=2), param_scheduler=schedules,
+        train_cfg=loop or dict(by_epoch=True, max_epochs=epochs), param_scheduler=schedules,
         optim_wrapper=dict(optimizer=dict(type='SGD', lr=1e-3, momentum=0.9),
                            accumulative_counts=accumulated),
-        default_hooks=dict(checkpoint=dict(type='ResumableCheckpointHook', interval=1,
-                                           **checkpoints)),
-        randomness=dict(seed=0), log_level='ERROR')
+        default_hooks=dict(checkpoint={'type': 'ResumableCheckpointHook', 'interval': 1,
+                                        **checkpoints}),
+        randomness=dict(seed=seed), log_level='ERROR')
     try:
         runner.train()
     except InterruptedError:
@@ -68,20 +75,22 @@ def run(folder, batch_size=1, stop=None, accumulated=1, schedules=None, **checkp
 
 
 WARM_UP = [dict(type='LinearLR', start_factor=0.1, by_epoch=False, end=6),
-           dict(type='MultiStepLR', milestones=[1], gamma=0.5, by_epoch=True),
+           dict(type='MultiStepLR', milestones=[1, 2], gamma=0.5, by_epoch=True),
            dict(type='LinearMomentum', start_factor=0.5, by_epoch=False, begin=1, end=12)]
+COSINE = [dict(type='CosineAnnealingLR', by_epoch=True, T_max=3, convert_to_iter_based=True)]
 
 
-@pytest.mark.parametrize('former, batch_size', [(1, 2), (2, 1)])
-@pytest.mark.parametrize('done', [0.5, 1.25])
-def test_rates_are_those_of_the_place_where_a_run_with_other_batches_goes_on(
-        tmp_path, former, batch_size, done):
-    """Within the warm-up, and after it, whatever it had come to."""
-    run(tmp_path / 'killed', former, stop=int(done * IMAGES // former), inside_epoch=1,
-        schedules=WARM_UP)
-    rates = run(tmp_path / 'killed', batch_size, schedules=WARM_UP, inside_epoch=1).rates
-    expected = run(tmp_path / 'anew', batch_size, schedules=WARM_UP).rates
-    assert 0 < len(rates) < len(expected) == 2 * IMAGES // batch_size
+@pytest.mark.parametrize('former, batch_size', [(1, 2), (2, 1), (2, 2)])
+@pytest.mark.parametrize('done, schedules', [
+    (0.5, WARM_UP), (1.25, WARM_UP), (1.25, [WARM_UP[1]]), (1.25, COSINE)])
+def test_rates_are_those_of_the_place_where_a_run_goes_on(
+        tmp_path, former, batch_size, done, schedules):
+    """With other batches, too; within the warm-up and after it, whatever it had come to."""
+    settings = dict(epochs=3, schedules=schedules)
+    run(tmp_path / 'killed', former, stop=int(done * IMAGES // former), inside_epoch=1, **settings)
+    rates = run(tmp_path / 'killed', batch_size, **settings).rates
+    expected = run(tmp_path / 'anew', batch_size, **settings).rates
+    assert 0 < len(rates) < len(expected) == 3 * IMAGES // batch_size
     for found, wanted in zip(rates[::-1], expected[::-1]):
         assert found == pytest.approx(wanted)
 
@@ -105,7 +114,11 @@ def test_a_schedule_that_waits_for_metrics_cannot_go_through_the_training_once_m
     (dict(inside_epoch=3, accumulated=2), ['epoch_1_iter_4', 'epoch_1_iter_6', 'epoch_1',
                                            'epoch_2_iter_4', 'epoch_2_iter_6', 'epoch_2']),
     (dict(inside_epoch=7, accumulated=2), ['epoch_1', 'epoch_2']),
-    (dict(inside_epoch=0), ['epoch_1', 'epoch_2'])])
+    (dict(inside_epoch=0), ['epoch_1', 'epoch_2']),
+    # Where iterations are counted, those inside epochs are, too.
+    (dict(loop=dict(type='IterationTrainLoop', max_iters=11), by_epoch=False, interval=4,
+          inside_epoch=3),
+     ['epoch_1_iter_3', 'iter_4', 'epoch_1_iter_6', 'iter_8', 'epoch_2_iter_1', 'iter_11'])])
 def test_checkpoints_are_written_once_and_where_the_optimiser_has_made_a_step(
         tmp_path, monkeypatch, settings, expected):
     written, write = [], Runner.save_checkpoint
@@ -137,6 +150,37 @@ def test_each_process_goes_on_with_its_own_random_numbers(done):
     next(iter(loader))
     drawn += torch.rand(2 - len(drawn) + done).tolist()
     assert drawn[done:] == expected[1]
+
+
+def test_checkpoints_hold_the_statistics_of_the_first_process_and_averages_too(monkeypatch):
+    shared = []
+    monkeypatch.setattr(resume.dist, 'is_initialized', lambda: True)
+    monkeypatch.setattr(resume.dist, 'broadcast', lambda *given: shared.append(given))
+    monkeypatch.setattr(resume, 'all_gather', lambda own: [own])
+    model, average = nn.BatchNorm1d(2), EMAHook()
+    average.ema_model = nn.BatchNorm1d(2)
+    resume.training_state(SimpleNamespace(
+        model=model, hooks=[average], train_dataloader=range(4),
+        optim_wrapper=SimpleNamespace(should_update=lambda: True)), batches=1)
+    expected = [*model.buffers(), *average.ema_model.buffers()]
+    assert len(expected) == 6 and all(source == 0 for _, source in shared)
+    assert [id(buffer) for buffer, _ in shared] == [*map(id, expected)]
+
+
+def test_a_checkpoint_that_others_write_holds_no_state_of_an_earlier_one():
+    """Such as that of the best epoch."""
+    hook, own, others = ResumableCheckpointHook(), {}, {}
+    hook.state = dict(batches=1)
+    for checkpoint in (own, others):
+        hook.before_save_checkpoint(None, checkpoint)
+    assert own == {KEY: dict(batches=1)} and others == {}
+
+
+def test_each_run_augments_by_its_own_seed(tmp_path):
+    for seed in (3, 5):
+        hooks = run(tmp_path / str(seed), stop=1, seed=seed).runner.hooks
+        order, = (hook.order for hook in hooks if isinstance(hook, ResumableCheckpointHook))
+        assert order.seed == seed
 
 
 def test_metrics_are_kept_of_a_training_alone(annotations, tmp_path):
