@@ -45,9 +45,6 @@ def observe_training(student: BaseDetector, info: DetectorInfo, view: View) -> D
     needed = further_ground_truth(student, boxes, *view.images.shape[-2:])
     info = replace(info, ground_truth=tuple(needed))
 
-    def batch() -> Batch:
-        return probe_batch(student, view, info.num_classes)
-
     with isolated_random_numbers(), torch.no_grad():
         # SyncBN, which normalises over several processes, computes only on GPUs.
         trained = revert_sync_batchnorm(copy.deepcopy(student))
@@ -55,25 +52,39 @@ def observe_training(student: BaseDetector, info: DetectorInfo, view: View) -> D
         start_proposals(trained)
         if info.samples_positives:
             try:
-                if positives_are_true(trained, info, batch()):
+                if positives_are_true(trained, info, probe_batch(trained, view, info.num_classes)):
                     return info
             except Exception:
                 pass  # it cannot be observed like other heads; its own training may still work
         info = replace(info, samples_positives=False, classifies_boxes=False)
-        try:
-            head = dense_head(trained)
-            head = trained if head is None else head
-            with recorded(trained, 'extract_feat') as features, \
-                    recorded(head, 'forward') as forwards, recorded_targets(head) as targets:
-                probed = batch()
-                student_losses(trained, probed)
-        except Exception as error:
-            # It may need other ground truth than this; its real training will show that.
-            logger().warning(
-                f'student {info.name}: a trial of a training step failed, so it is not known '
-                f'which boxes it trains on, and they cannot be taught '
-                f'({type(error).__name__}: {error}).')
-            return info
+        return observe_places(trained, info, view)
+
+
+def observe_places(student: BaseDetector, info: DetectorInfo, view: View) -> DetectorInfo:
+    """Correct the traits of a student that samples nothing by the places that its step trains.
+
+    Args:
+        student: A copy of the detector, in training mode; it takes the step.
+        info: Its traits as far as they are known.
+        view: What it makes of blank images.
+
+    Raises:
+        ConfigError: In training, its maps hold another number of images than it was given.
+    """
+    head = dense_head(student)
+    head = student if head is None else head
+    try:
+        with recorded(student, 'extract_feat') as features, \
+                recorded(head, 'forward') as forwards, recorded_targets(head) as targets:
+            batch = probe_batch(student, view, info.num_classes)
+            student_losses(student, batch)
+    except Exception as error:
+        # It may need other ground truth than this; its real training will show that.
+        logger().warning(
+            f'student {info.name}: a trial of a training step failed, so it is not known '
+            f'which boxes it trains on, and they cannot be taught '
+            f'({type(error).__name__}: {error}).')
+        return info
     maps = tuple(features[-1].result)
     if any(len(level) != PROBE_IMAGES for level in maps):
         raise ConfigError(
@@ -83,8 +94,7 @@ def observe_training(student: BaseDetector, info: DetectorInfo, view: View) -> D
     if info.is_two_stage or not info.predicts_densely or set(info.places) != {1}:
         return info
     labels = place_labels(targets, forwards[-1].result[0], info.num_classes)
-    return replace(info, trains_places=labels is not None
-                   and places_are_true(labels, probed))
+    return replace(info, trains_places=labels is not None and places_are_true(labels, batch))
 
 
 def start_proposals(detector: BaseDetector) -> None:
