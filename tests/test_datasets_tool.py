@@ -55,6 +55,27 @@ def classes(tmp_path):
     return path
 
 
+@pytest.mark.parametrize('change, says', [
+    (lambda content: content['annotations'][2].update(image_id='a'), 'annotation 3 cannot be'),
+    (lambda content: content['images'].append('c.jpg'), 'an image or a category cannot be used'),
+    (lambda content: content['images'][1].pop('width'), "an image or a category lacks 'width'"),
+    (lambda content: content['annotations'][1].pop('id'), "annotation 2 lacks 'id'")])
+def test_entries_that_cannot_be_converted(coco, change, says):
+    """Text for ids is sound, and a training takes it; the arrays of a conversion do not."""
+    content = json.loads(coco.read_text())
+    change(content)
+    coco.write_text(json.dumps(content))
+    with pytest.raises(DataError, match=says) as caught:
+        read_coco(str(coco))
+    assert 'cannot' not in says or 'must be integers here' in str(caught.value)
+
+
+def test_a_mark_in_front_of_the_text_is_passed_over(coco):
+    """As when a training reads the file."""
+    coco.write_bytes(b'\xef\xbb\xbf' + coco.read_bytes())
+    assert len(read_coco(str(coco)).images) == len(IMAGES)
+
+
 def loaded(path, classes=CLASSES):
     """What MMDetection trains on: boxes, labels and ignored boxes by file name."""
     dataset = build_dataset(dict(type='CocoDataset', ann_file=str(path), pipeline=[],

@@ -330,5 +330,5 @@ def read(path: str) -> str:
     """Contents of a text file, empty if there is none."""
     if not osp.isfile(path):
         return ''
-    with open(path) as file:
+    with open(path, encoding='utf-8') as file:
         return file.read()

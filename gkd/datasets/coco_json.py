@@ -33,7 +33,7 @@ def read_coco(path: str) -> Annotations:
                             for category in read_items(path, 'categories')),
                            f'{path}, categories')
     except (KeyError, TypeError) as error:
-        raise DataError(f'{path}: an image or a category lacks {error}.') from None
+        raise unusable_entry(path, 'an image or a category', error) from None
     if not images or not categories:
         raise DataError(f'{path} is no COCO file: "images" or "categories" are missing or empty.')
     collector = Collector()
@@ -42,8 +42,17 @@ def read_coco(path: str) -> Annotations:
             collector.add(annotation['image_id'], annotation['category_id'],
                           annotation.get('bbox'), annotation.get('iscrowd', 0), annotation['id'])
     except (KeyError, TypeError) as error:
-        raise DataError(f'{path}: annotation {len(collector) + 1} lacks {error}.') from None
+        raise unusable_entry(path, f'annotation {len(collector) + 1}', error) from None
     return collector.annotations(images, categories)
+
+
+def unusable_entry(path: str, entry: str, error: Exception) -> DataError:
+    """The error of an entry that is missing something, or has something of another kind."""
+    if isinstance(error, KeyError):
+        return DataError(f'{path}: {entry} lacks {error}.')
+    return DataError(f'{path}: {entry} cannot be used ({error}). Entries are objects, and their '
+                     f'ids must be integers here. What is wrong in all of it: '
+                     f'python {tool("datasets.py")} check {path}')
 
 
 def inspect_coco(path: str) -> Inspection:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from codecs import BOM_UTF8
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import IO, Any
@@ -42,6 +43,8 @@ def read_pairs(path: str) -> Iterator[tuple[str, Any]]:
 def _read(path, parse):
     try:
         with open(path, 'rb') as file:
+            if file.read(len(BOM_UTF8)) != BOM_UTF8:  # Windows puts it in front
+                file.seek(0)
             yield from parse(file)
     except OSError as error:
         raise DataError(f'{path}: {error.strerror}') from None
