@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os.path as osp
+import shlex
 import subprocess
 import sys
 from typing import Any, Optional
@@ -10,6 +11,7 @@ from typing import Any, Optional
 from mmengine.hooks import Hook, LoggerHook
 from mmengine.registry import HOOKS
 
+from gkd.commands.processes import how_it_ended
 from gkd.compat.wrapper import unwrap
 from gkd.recorder import Recorder, first_epoch
 from gkd.work_dir import DETECTIONS, REPORT
@@ -81,15 +83,25 @@ class ReportHook(Hook):
         if runner.rank > 0:
             return
         self.recorder.close()
-        ended = subprocess.run([sys.executable, '-m', 'gkd.report', '--no-detect',
-                                runner.work_dir],
-                               capture_output=True, text=True)
-        if ended.returncode == 0:
+        problem = report(runner.work_dir)
+        if problem is None:
             runner.logger.info(f'Report: {osp.join(runner.work_dir, REPORT)}')
         else:
             # The run is done and its checkpoints are written: it must not end as a failure.
-            runner.logger.warning(f'No report could be written. {ended.stderr.strip()} Try again '
-                                  f'with: python -m gkd.report {runner.work_dir}')
+            runner.logger.warning(f'No report could be written. {problem} Try again with: '
+                                  f'python -m gkd.report {shlex.quote(runner.work_dir)}')
+
+
+def report(work_dir: str) -> Optional[str]:
+    """Write the report of a run in a process of its own; what went wrong, None if nothing did."""
+    try:
+        ended = subprocess.run([sys.executable, '-m', 'gkd.report', '--no-detect', work_dir],
+                               capture_output=True, text=True, errors='replace')
+    except OSError as error:  # there may be no memory for it
+        return f'{error}.'
+    if ended.returncode == 0:
+        return None
+    return ended.stderr.strip() or f'It {how_it_ended(ended.returncode)}.'
 
 
 def keep_detections(runner) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import os.path as osp
+import shlex
 import shutil
 from glob import escape, glob
 from typing import Optional
@@ -89,7 +90,7 @@ class TrainingRecorder(Hook):
             # The run is done and its checkpoints are written: it must not end as a failure.
             runner.logger.warning(
                 f'{path} could not be written ({type(error).__name__}: {error}). Try again with: '
-                f'python -m gkd.report {runner.work_dir}')
+                f'python -m gkd.report {shlex.quote(runner.work_dir)}')
 
     def collect_detections(self, runner) -> None:
         """Put in place what an evaluation has written since the last time."""

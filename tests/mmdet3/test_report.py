@@ -204,14 +204,24 @@ def test_recording_changes_no_weight(annotations, trained, tmp_path):
     assert not (tmp_path / 'record.json').exists()
 
 
-@pytest.mark.parametrize('code, said', [(0, 'Report: '), (1, 'No report could be written. Full.')])
-def test_a_report_that_fails_is_told_and_does_not_end_the_run(monkeypatch, caplog, code, said):
-    monkeypatch.setattr('gkd.engine.report.subprocess', SimpleNamespace(
-        run=lambda *command, **settings: SimpleNamespace(returncode=code, stderr='Full.\n')))
+def no_memory(*command, **settings):
+    raise OSError(12, 'Cannot allocate memory')
+
+
+def ends_with(code, said=''):
+    return lambda *command, **settings: SimpleNamespace(returncode=code, stderr=said)
+
+
+@pytest.mark.parametrize('run, said', [
+    (ends_with(0), 'Report: '), (ends_with(1, 'Full.\n'), 'No report could be written. Full.'),
+    (ends_with(-9), 'No report could be written. It was ended by SIGKILL'),
+    (no_memory, 'Cannot allocate memory. Try again with: python -m gkd.report \'my work\'')])
+def test_a_report_that_fails_is_told_and_does_not_end_the_run(monkeypatch, caplog, run, said):
+    monkeypatch.setattr('gkd.engine.report.subprocess', SimpleNamespace(run=run))
     hook = ReportHook()
     hook.recorder = SimpleNamespace(close=lambda: None)
     with caplog.at_level(logging.INFO, 'of_this_test'):
-        hook.after_train(SimpleNamespace(rank=0, work_dir='work',
+        hook.after_train(SimpleNamespace(rank=0, work_dir='my work',
                                          logger=logging.getLogger('of_this_test')))
     assert caplog.text.count(said) == 1 and len(caplog.records) == 1
 
