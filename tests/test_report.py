@@ -24,6 +24,8 @@ from gkd import recorder
 from gkd.errors import DataError
 from gkd.recorder import Stopwatch, WeightHistogram
 from gkd.report import drawing, page
+from gkd.report.names import NOTHING
+from gkd.report.page import ap_table, columns_of
 from gkd.report.runs import Run, read_logs, read_run, read_runs, read_teacher
 from gkd.report.summary import metrics_table
 from gkd.report.validation import Validation, read_detections
@@ -138,6 +140,20 @@ def test_panoptic_data_are_measured_by_their_own_metrics(tmp_path):
                           ('LVISV1Dataset', 'not a single COCO file')):
         config = Config(dict(data=dict(val=dict(type=kind, ann_file='a.json'))))
         assert problem in Validation(config).problem
+
+
+@pytest.mark.parametrize('measured, titles, cells', [
+    (dict(PQ=40.5, mAP=0.25), ['PQ', 'mAP'], ['40.5', '25.0']),
+    (dict(bbox_mAP=0.25, PQ=40.5), ['AP', 'AP50', 'AP75', 'AP small', 'AP medium', 'AP large'],
+     ['25.0', NOTHING, NOTHING, NOTHING, NOTHING, NOTHING]),
+])
+def test_the_table_shows_what_was_measured(measured, titles, cells):
+    run = SimpleNamespace(name='student', role='distilled student', evaluations={1: measured},
+                          unit='epoch', by_epoch=True, length=1)
+    metrics = dict(student=measured)
+    columns = columns_of(metrics)
+    (row,) = ap_table([run], metrics, columns)
+    assert (list(columns), row['cells'], row['last']) == (titles, cells, 1)
 
 
 def test_saved_detections_give_the_metrics_of_mmdetection(tmp_path):

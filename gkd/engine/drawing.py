@@ -31,6 +31,9 @@ class DrawingHook(DetVisualizationHook):
         for sample in outputs:
             inside = folder_inside(sample.img_path, prefix.get('img', prefix.get('img_path')))
             self.test_out_dir = osp.join(self.folder, inside)
+            if 'pred_instances' in sample:
+                # CrowdDet numbers classes by real numbers, which the visualizer cannot draw.
+                sample.pred_instances.labels = sample.pred_instances.labels.long()
             super().after_test_iter(runner, batch_idx, data_batch, [sample])
 
 

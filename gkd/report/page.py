@@ -47,11 +47,13 @@ def write_report(work_dir: str, others: Sequence[str], path: str) -> None:
     precisions, pictures, notes = evaluate(main, runs, validation)
     colours, steps = figures.colours(runs), figures.draw_time(runs)
     metrics = {run.name: figures.metrics_of(run, precisions) for run in runs}
+    columns = columns_of(metrics)
     write_page(
         path, 'report.jinja',
         title=osp.basename(osp.abspath(work_dir)), main=main, runs=runs,
         colours=colours, state=state(main), summary=summarize(runs, metrics),
-        columns=list(METRICS), table=ap_table(runs, metrics), notes=notes, pictures=pictures,
+        columns=list(columns), table=ap_table(runs, metrics, columns), notes=notes,
+        pictures=pictures, as_coco=columns is METRICS,
         unit=figures.common_unit(runs),
         shown={name: colours[name] for name in precisions},
         ap=figures.draw_ap(runs), sizes=figures.draw_sizes(runs, metrics),
@@ -124,14 +126,40 @@ def role_means(runs: Sequence[Run], metrics: dict[str, dict[str, float]]) -> dic
     return {role: statistics.mean(aps) for role, aps in values.items()}
 
 
-def ap_table(runs: Sequence[Run], metrics: dict[str, dict[str, float]]) -> list[dict[str, Any]]:
-    """Rows of the AP table: ``run``, ``last``, ``cells`` and ``gain`` over the plain student."""
+def columns_of(metrics: dict[str, dict[str, float]]) -> dict[str, str]:
+    """Columns of the table of accuracy: the title and the metric's name.
+
+    They are COCO's, or those that were measured where none of COCO's was, as of PASCAL VOC.
+
+    Args:
+        metrics: Metrics by name of the run.
+
+    Example:
+        >>> columns_of({'teacher': {}, 'student': {'mAP': 0.7, 'AP50': 0.7}})
+        {'mAP': 'mAP', 'AP50': 'AP50'}
+    """
+    found = {name: name for values in metrics.values() for name in values}
+    return METRICS if not found or METRICS['AP'] in found else found
+
+
+def ap_table(runs: Sequence[Run], metrics: dict[str, dict[str, float]],
+             columns: dict[str, str] = METRICS) -> list[dict[str, Any]]:
+    """Rows of the table of accuracy.
+
+    Args:
+        runs: The runs, a row each.
+        metrics: Metrics by name of the run.
+        columns: As :func:`columns_of` gives them.
+
+    Returns:
+        Of each row ``run``, ``last``, ``cells`` and ``gain`` in AP over the plain student.
+    """
     unit = figures.common_unit(runs)
     plain = role_means(runs, metrics).get(PLAIN_STUDENT)
     rows = []
     for run in runs:
         found = metrics[run.name]
-        values = [found.get(key, -1) for key in METRICS.values()]
+        values = {name: found.get(name, -1) for name in columns.values()}
         gain = ''
         if run.role == DISTILLED and plain is not None and METRICS['AP'] in found:
             gain = f'{100 * found[METRICS["AP"]] - plain:+.1f}'
@@ -139,8 +167,19 @@ def ap_table(runs: Sequence[Run], metrics: dict[str, dict[str, float]]) -> list[
         if run.evaluations and run.unit != unit:
             last = f'{run.unit} {last}'
         rows.append(dict(run=run, last=last, gain=gain,
-                         cells=[f'{100 * v:.1f}' if v >= 0 else NOTHING for v in values]))
+                         cells=[f'{percent(name, value):.1f}' if value >= 0 else NOTHING
+                                for name, value in values.items()]))
     return rows
+
+
+def percent(name: str, value: float) -> float:
+    """A metric in percent; those of panoptic data are already.
+
+    Example:
+        >>> percent('bbox_mAP', 0.25), percent('PQ_th', 40.5)
+        (25.0, 40.5)
+    """
+    return value if name.rpartition('/')[2][:2] in ('PQ', 'SQ', 'RQ') else 100 * value
 
 
 def memory_table(runs: Sequence[Run]) -> dict[str, list[str]]:

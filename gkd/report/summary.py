@@ -15,7 +15,7 @@ from gkd.detectors.source import DetectorSource
 from gkd.distiller import Distiller
 from gkd.report.comparison import markdown
 from gkd.report.names import NOTHING
-from gkd.report.page import peak_memory, shorten
+from gkd.report.page import peak_memory, percent, shorten
 from gkd.report.runs import Run, median_step, read_run
 from gkd.repository import tool
 from gkd.work_dir import LATEST, REPORT
@@ -79,16 +79,6 @@ def metrics_table(run: Run) -> str:
                           *(f'{percent(name, value):5.1f}' if value >= 0 else NOTHING.rjust(5)
                             for name, value in zip(names, values[epoch]))])
     return markdown(cells)
-
-
-def percent(name: str, value: float) -> float:
-    """A metric in percent; those of panoptic data are already.
-
-    Example:
-        >>> percent('bbox_mAP', 0.25), percent('PQ_th', 40.5)
-        (25.0, 40.5)
-    """
-    return value if name.rpartition('/')[2][:2] in ('PQ', 'SQ', 'RQ') else 100 * value
 
 
 def describe(run: Run) -> str:

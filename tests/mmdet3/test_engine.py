@@ -11,12 +11,14 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing
 from mmdet.engine.hooks import DetVisualizationHook
+from mmdet.structures import DetDataSample
 from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.dist import init_dist
 from mmengine.model import BaseModel, MMDistributedDataParallel
 from mmengine.optim import AmpOptimWrapper
 from mmengine.runner import Runner
+from mmengine.structures import InstanceData
 from mmengine.visualization import Visualizer
 from torch import nn
 from torch.utils.data import Dataset
@@ -201,6 +203,21 @@ def test_images_of_one_name_in_two_folders_are_both_drawn(tmp_path, monkeypatch)
     runner = SimpleNamespace(test_dataloader=SimpleNamespace(dataset=dataset))
     paths = ['data/images/a/1.jpg', 'data/images/b/1.jpg', 'data/images/1.jpg', 'other/1.jpg']
     hook = DrawingHook(folder=str(tmp_path))
-    hook.after_test_iter(runner, 0, None, [SimpleNamespace(img_path=path) for path in paths])
+    hook.after_test_iter(runner, 0, None, [
+        DetDataSample(metainfo=dict(img_path=path)) for path in paths])
     assert drawn == [(osp.join(tmp_path, folder), path)
                      for folder, path in zip(('a', 'b', '', ''), paths)]
+
+
+def test_classes_that_are_numbered_by_real_numbers_are_drawn(tmp_path, monkeypatch):
+    """As CrowdDet's are."""
+    drawn = []
+    monkeypatch.setattr(DetVisualizationHook, 'after_test_iter',
+                        lambda hook, *arguments: drawn.extend(arguments[-1]))
+    monkeypatch.setattr(Visualizer, 'get_current_instance', lambda: None)
+    runner = SimpleNamespace(test_dataloader=SimpleNamespace(dataset=None))
+    sample = DetDataSample(metainfo=dict(img_path='1.jpg'),
+                           pred_instances=InstanceData(labels=torch.zeros(2)))
+    DrawingHook(folder=str(tmp_path)).after_test_iter(runner, 0, None, [sample])
+    (shown,) = drawn
+    assert shown.pred_instances.labels.dtype == torch.int64
