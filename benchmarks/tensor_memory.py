@@ -3,7 +3,7 @@
 ResNet-101 teaches ResNet-50 on random images with COCO's 80 classes, as in gpu_step.py. A step
 runs on the CPU while the bytes of all tensors that exist are counted: also of weights, gradients
 and images. A GPU holds the same tensors, and besides what its libraries work with. The teacher is
-in bfloat16, which takes as many bytes as the half precision of a GPU; autocast is to bfloat16, too.
+in bfloat16, which takes as many bytes as the half precision of a GPU; so is autocast.
 """
 
 from __future__ import annotations
