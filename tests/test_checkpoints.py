@@ -239,7 +239,8 @@ def test_missing_checkpoints_are_all_named_at_once():
     assert 'model.student.checkpoint: no such file' in message
     assert ('bash tools/train.sh configs/coco/detectors/retinanet_mobilenetv2_fpn_2x_coco.py 8'
             in message)
-    assert 'change the key' in how_to_get('somewhere/mine.pth')
+    for other in ('somewhere/mine.pth', model.student.checkpoint.replace('latest', 'mine')):
+        assert 'change the key' in how_to_get(other)
     check_checkpoints(load_config(str(REPOSITORY / model.student.config)).model)
 
 

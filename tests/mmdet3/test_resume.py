@@ -77,12 +77,13 @@ def run(folder, batch_size=1, stop=None, epochs=2, accumulated=1, schedules=None
 WARM_UP = [dict(type='LinearLR', start_factor=0.1, by_epoch=False, end=6),
            dict(type='MultiStepLR', milestones=[1, 2], gamma=0.5, by_epoch=True),
            dict(type='LinearMomentum', start_factor=0.5, by_epoch=False, begin=1, end=12)]
+ONE_STEP = [dict(type='MultiStepLR', milestones=[2], by_epoch=True)]
 COSINE = [dict(type='CosineAnnealingLR', by_epoch=True, T_max=3, convert_to_iter_based=True)]
 
 
 @pytest.mark.parametrize('former, batch_size', [(1, 2), (2, 1), (2, 2)])
 @pytest.mark.parametrize('done, schedules', [
-    (0.5, WARM_UP), (1.25, WARM_UP), (1.25, [WARM_UP[1]]), (1.25, COSINE)])
+    (0.5, WARM_UP), (1.25, WARM_UP), (1.25, ONE_STEP), (1.25, COSINE)])
 def test_rates_are_those_of_the_place_where_a_run_goes_on(
         tmp_path, former, batch_size, done, schedules):
     """With other batches, too; within the warm-up and after it, whatever it had come to."""
@@ -133,7 +134,7 @@ def test_checkpoints_are_written_once_and_where_the_optimiser_has_made_a_step(
 
 
 @pytest.mark.parametrize('done', [0, 1])
-def test_each_process_goes_on_with_its_own_random_numbers(done):
+def test_each_process_goes_on_with_its_own_random_numbers_and_gradients(done):
     """In an epoch they are those of the next batch, whatever hooks have drawn before it."""
     loader = DataLoader(range(4), batch_size=2)
     states, expected = [], []
@@ -141,27 +142,33 @@ def test_each_process_goes_on_with_its_own_random_numbers(done):
         torch.manual_seed(seed)
         states.append(random_state())
         expected.append(torch.rand(2).tolist())
-    hook = ResumableCheckpointHook()
+    hook, model = ResumableCheckpointHook(), Line()
+    gradients = [{'layer.weight': torch.full((1, 1), float(rank))} for rank in range(2)]
     hook.order = BatchOrder(loader, seed=0)
-    hook.restore(SimpleNamespace(model=Line(), hooks=[], rank=1, world_size=2,
+    hook.restore(SimpleNamespace(model=model, hooks=[], rank=1, world_size=2,
                                  train_dataloader=loader, logger=logging.getLogger()),
-                 dict(batches=done, length=2, bank=None, random=states))
+                 dict(batches=done, length=2, bank=None, random=states, gradients=gradients))
+    assert model.layer.weight.grad == 1 and model.layer.bias.grad is None
     drawn = [torch.rand(1).item()]
     next(iter(loader))
     drawn += torch.rand(2 - len(drawn) + done).tolist()
     assert drawn[done:] == expected[1]
 
 
-def test_checkpoints_hold_the_statistics_of_the_first_process_and_averages_too(monkeypatch):
+def test_a_checkpoint_is_of_all_processes(monkeypatch):
+    """Of their statistics, those of the first one; averaged weights have some, too."""
     shared = []
     monkeypatch.setattr(resume.dist, 'is_initialized', lambda: True)
     monkeypatch.setattr(resume.dist, 'broadcast', lambda *given: shared.append(given))
-    monkeypatch.setattr(resume, 'all_gather', lambda own: [own])
+    monkeypatch.setattr(resume, 'all_gather', lambda own: [own, own])
     model, average = nn.BatchNorm1d(2), EMAHook()
     average.ema_model = nn.BatchNorm1d(2)
-    resume.training_state(SimpleNamespace(
+    model.weight.grad = torch.ones(2)
+    state = resume.training_state(SimpleNamespace(
         model=model, hooks=[average], train_dataloader=range(4),
-        optim_wrapper=SimpleNamespace(should_update=lambda: True)), batches=1)
+        optim_wrapper=SimpleNamespace(should_update=lambda: False)), batches=1)
+    assert all(len(state[name]) == 2 for name in ('random', 'modules', 'gradients'))
+    assert [*state['gradients'][1]] == ['weight']
     expected = [*model.buffers(), *average.ema_model.buffers()]
     assert len(expected) == 6 and all(source == 0 for _, source in shared)
     assert [id(buffer) for buffer, _ in shared] == [*map(id, expected)]
