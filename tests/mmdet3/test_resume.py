@@ -11,6 +11,7 @@ from test_engine import Line
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
+from gkd.bank import PrototypeBank
 from gkd.engine import resume
 from gkd.engine.resume import BatchOrder, ResumableCheckpointHook
 from gkd.engine.runner import Runner
@@ -164,11 +165,15 @@ def test_a_checkpoint_is_of_all_processes(monkeypatch):
     model, average = nn.BatchNorm1d(2), EMAHook()
     average.ema_model = nn.BatchNorm1d(2)
     model.weight.grad = torch.ones(2)
+    model.bank = PrototypeBank([torch.rand(2, 3)], [torch.rand(2, 4)], [torch.tensor([0, 2])], {})
+    average.state_dict = lambda: dict(seen=7)
     state = resume.training_state(SimpleNamespace(
         model=model, hooks=[average], train_dataloader=range(4),
         optim_wrapper=SimpleNamespace(should_update=lambda: False)), batches=1)
     assert all(len(state[name]) == 2 for name in ('random', 'modules', 'gradients'))
-    assert [*state['gradients'][1]] == ['weight']
+    assert [*state['gradients'][1]] == ['weight'] and state['hooks'] == dict(EMAHook=dict(seen=7))
+    assert torch.equal(PrototypeBank.from_state_dict(state['bank']).student[0],
+                       model.bank.student[0])
     expected = [*model.buffers(), *average.ema_model.buffers()]
     assert len(expected) == 6 and all(source == 0 for _, source in shared)
     assert [id(buffer) for buffer, _ in shared] == [*map(id, expected)]
