@@ -162,6 +162,32 @@ def test_an_epoch_goes_on_with_the_next_batch():
     assert list(order) == [4, 5]
 
 
+def test_each_process_goes_on_with_its_own_images_and_random_numbers():
+    """In an epoch with those of the next batch, whatever hooks have drawn before it."""
+    def order():
+        return ImageOrder(DataLoader(TensorDataset(torch.arange(6)), 2, shuffle=True), seed=0)
+
+    def go_on(**state):
+        hook = ResumeHook(order())
+        hook.state = dict(state, length=3)
+        torch.manual_seed(9)
+        hook.before_train_epoch(SimpleNamespace(
+            epoch=0, rank=1, world_size=2, data_loader=range(3), logger=logging.getLogger()))
+        return hook.order
+
+    whole, other = order(), random_state()
+    images = list(whole)
+    torch.rand(3)  # in the first batch
+    now = random_state()
+    expected = torch.rand(2)
+    going_on = go_on(batches=1, random=[other, now], epoch_start=[other, whole.start])
+    torch.rand(3)
+    assert list(going_on) == images[2:] and torch.equal(torch.rand(2), expected)
+    assert torch.equal(going_on.start['torch'], whole.start['torch'])  # for the next checkpoint
+    go_on(batches=0, random=[other, now], epoch_start=[None, None])
+    assert torch.equal(torch.rand(2), expected)
+
+
 def test_epochs_augment_the_same_images_differently():
     order = ImageOrder(DataLoader(TensorDataset(torch.arange(4)), num_workers=1), seed=0)
     seeds = set()
@@ -171,14 +197,14 @@ def test_epochs_augment_the_same_images_differently():
     assert len(seeds) == 8
 
 
-class Rates(Hook):
-    """Note the learning rate of each step."""
+class Steps(Hook):
+    """Note the learning rate of each step, and where it is."""
 
     def __init__(self):
         self.seen = []
 
     def before_train_iter(self, runner):
-        self.seen += runner.current_lr()
+        self.seen.append((*runner.current_lr(), runner.epoch, runner.iter, runner.inner_iter))
 
 
 class Line(nn.Linear):
@@ -186,8 +212,8 @@ class Line(nn.Linear):
         return dict(loss=self(batch.float()[:, None]).mean(), log_vars={}, num_samples=1)
 
 
-def rates(batch_size, folder, done=0.0, former=1):
-    """Learning rates of two epochs of 8 images, or from where another batch size had come to."""
+def steps(batch_size, folder, done=0.0, former=1):
+    """Steps of two epochs of 8 images, or from where another batch size had come to."""
     loader, model = DataLoader(range(8), batch_size), Line(1, 1)
     runner = EpochBasedRunner(model, optimizer=torch.optim.SGD(model.parameters(), lr=0.1),
                               work_dir=str(folder), logger=logging.getLogger(), max_epochs=2)
@@ -197,18 +223,18 @@ def rates(batch_size, folder, done=0.0, former=1):
         runner._epoch, batches = divmod(runner.iter, length)
         runner.meta = {KEY: dict(batches=batches, length=length, bank=None,
                                  random=[random_state()], epoch_start=[random_state()])}
-    seen = Rates()
+    noted = Steps()
     runner.register_lr_hook(dict(policy='CosineAnnealing', by_epoch=False, min_lr=0,
                                  warmup='linear', warmup_iters=6, warmup_ratio=0.1))
     runner.register_hook(ResumeHook(ImageOrder(loader, seed=0)))
-    runner.register_hook(seen, 'VERY_LOW')
+    runner.register_hook(noted, 'VERY_LOW')
     runner.run([loader], [('train', 1)])
-    return seen.seen
+    return noted.seen
 
 
 @pytest.mark.parametrize('former, batch_size', [(1, 2), (2, 1), (2, 2)])
 @pytest.mark.parametrize('done', [0.5, 1, 1.25])
-def test_rates_are_those_of_the_place_where_a_run_goes_on(tmp_path, former, batch_size, done):
+def test_steps_are_those_of_the_place_where_a_run_goes_on(tmp_path, former, batch_size, done):
     """With other batches, too: schedules that go by iterations neither end early nor never."""
-    assert rates(batch_size, tmp_path, done, former) == rates(
+    assert steps(batch_size, tmp_path, done, former) == steps(
         batch_size, tmp_path)[int(done * 8) // batch_size:]
