@@ -192,9 +192,34 @@ def test_an_instance_is_read_where_the_head_is_surest():
     scores[1][0, 1, 1, 1] = -7  # in the second, on the middle level, by the other anchor
     scores[0][0, 0, 0, 3] = 9  # in neither
     boxes = [torch.tensor([[0.0, 0.0, 15.0, 15.0], [16.0, 16.0, 31.0, 31.0]])]
+    scores = [sureness((level,), num_logits=1, sigmoid=True) for level in scores]
     found = class_features(maps, scores, [(1 / stride,) * 2 for stride in (8, 16, 32)], boxes,
                            nn.Identity())
     assert found.flatten().tolist() == [1.0, 103.0]
+
+
+def test_an_instance_is_not_read_where_the_head_is_sure_of_the_background():
+    detector = small.retinanet(24)
+    detector['bbox_head']['loss_cls'] = dict(type='CrossEntropyLoss', use_sigmoid=False)
+    teacher = build_distiller(detector, small.retinanet(), knowledge=[dict(type='PKD')]).teacher
+    head, layers = teacher.bbox_head, class_layers(teacher.bbox_head)
+
+    def scores(maps):
+        """One anchor of a cell is an object at the first cell, all else background elsewhere."""
+        found = []
+        for level in maps:
+            logits = level.new_zeros(len(level), head.num_base_priors, 4, *level.shape[-2:])
+            logits[:, :, 3] = 9
+            logits[:, 0, 1, 0, 0], logits[:, :, 3, 0, 0] = 5, 0
+            found.append(logits.flatten(1, 2))
+        return found, found
+
+    maps = teacher.extract_feat(small.batch()['img'])
+    head.forward = scores
+    [*_, read] = instance_features(teacher, [2], small.batch()['img'],
+                                   [torch.tensor([[0.0, 0.0, 127.0, 127.0]])] * 2,
+                                   class_layers=layers)
+    torch.testing.assert_close(read, layers(maps[2])[:, :, 0, 0])
 
 
 @pytest.mark.parametrize('detector', [small.retinanet, small.fcos])

@@ -25,6 +25,7 @@ from gkd.frameworks import (
     network_input,
     test_view,
 )
+from gkd.knowledge.class_space import sureness
 from gkd.knowledge.instances import Instances, mean_windows, pool_instances
 
 
@@ -229,21 +230,24 @@ def instance_features(detector: BaseDetector, levels: Sequence[int], images: Ten
     if isinstance(class_layers, RoIClassLayers):
         features.append(class_layers(tuple(map(widened, maps)), bbox2roi(boxes)).cpu())
     elif class_layers is not None:
-        scores = predicted_maps(main_head(detector), maps)[0]
-        features.append(class_features([maps[level] for level in levels],
-                                       [scores[level] for level in levels],
-                                       scales, boxes, class_layers).cpu())
+        head = main_head(detector)
+        scores = predicted_maps(head, maps)[0]
+        surenesses = [sureness(scores[level:level + 1], head.cls_out_channels,
+                               getattr(head, 'use_sigmoid_cls', True)) for level in levels]
+        features.append(class_features([maps[level] for level in levels], surenesses, scales,
+                                       boxes, class_layers).cpu())
     return features
 
 
-def class_features(maps: Sequence[Tensor], scores: Sequence[Tensor],
+def class_features(maps: Sequence[Tensor], surenesses: Sequence[Tensor],
                    scales: Sequence[tuple[float, float]], boxes: list[Tensor],
                    class_layers: nn.Module) -> Tensor:
     """Read the class of every instance at the cell where the head is surest, of all levels.
 
     Args:
         maps: The teacher's maps ``(B, C, H_l, W_l)``.
-        scores: Class logits of its dense head, ``(B, A_l * num_classes, H_l, W_l)``.
+        surenesses: Its largest class score at every cell, ``(B, H_l * W_l)``
+            (:func:`~gkd.knowledge.class_space.sureness`).
         scales: Cells per pixel of every level, of x and y.
         boxes: Boxes of every image, ``(n_b, 4)`` in pixels.
         class_layers: The head's layers between a map and its class scores.
@@ -255,13 +259,12 @@ def class_features(maps: Sequence[Tensor], scores: Sequence[Tensor],
     images = instances.rows // instances.padded.shape[1]
     windows = mean_windows(instances, [level.shape[-2:] for level in maps], scales)
     best, found = instances.boxes.new_full((len(instances.boxes),), -torch.inf), None
-    for level, level_scores, window in zip(maps, scores, windows):
+    for level, scores, window in zip(maps, surenesses, windows):
         height, width = level.shape[-2:]
         read = class_layers(level.float())
         columns, rows = (window > 0).flatten(1, 2)[:, instances.rows]
         inside = (rows[:, :height, None] & columns[:, None, :width]).flatten(1)
-        sureness = level_scores.float().amax(dim=1).flatten(1)[images]
-        surest, cell = sureness.masked_fill(~inside, -torch.inf).max(dim=1)
+        surest, cell = scores[images].masked_fill(~inside, -torch.inf).max(dim=1)
         here = read.flatten(2)[images, :, cell]
         found = here if found is None else torch.where((surest > best)[:, None], here, found)
         best = torch.maximum(best, surest)
