@@ -7,7 +7,6 @@ written out in docs/method.md, to which "method section" refers.
 from __future__ import annotations
 
 import inspect
-import re
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Optional, Union
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 
 from gkd.detectors.places import centres, smallest_object
 from gkd.detectors.step import Needs
-from gkd.errors import ConfigError, PairError
+from gkd.errors import ConfigError
 from gkd.frameworks import logger
 from gkd.knowledge.adaptation import adaptation
 from gkd.knowledge.base import Knowledge
@@ -27,7 +26,7 @@ from gkd.knowledge.instances import Instances, draw_masks, map_levels, mean_wind
 from gkd.knowledge.local_knowledge import LocalKnowledge
 from gkd.knowledge.settings import choose_instances
 from gkd.knowledge.similarities import Basis, similarities, trust
-from gkd.knowledge.soft_label import SoftLabel, refuse_soft_labels
+from gkd.knowledge.soft_label import SoftLabel, choose_soft_label
 from gkd.registry import KNOWLEDGE
 
 if TYPE_CHECKING:
@@ -82,16 +81,7 @@ class RobustDistillingModule(Knowledge):
                               f'below 1, a share of the training.')
         instances = choose_instances(instances, pair, 'RobustDistillingModule',
                                      'set instances="gt" to teach at the ground truth.')
-        if isinstance(soft_label, str) and soft_label != 'auto':
-            raise ConfigError(f'RobustDistillingModule.soft_label = {soft_label!r}: '
-                              f'must be "auto", None or a dict of settings.')
-        left_out = 'soft_label=None.'
-        if soft_label == 'auto':
-            soft_label = DEFAULTS
-            try:
-                refuse_soft_labels(pair)
-            except PairError as error:
-                soft_label, left_out = None, str(error).replace('soft_label: ', '', 1)
+        soft_label, self.left_out = choose_soft_label(soft_label, pair)
         self.instances = instances
         self.robust = robust
         self.decay = decay
@@ -106,7 +96,6 @@ class RobustDistillingModule(Knowledge):
         if not any((self.global_knowledge, self.local_knowledge, self.soft_label)):
             raise ConfigError('RobustDistillingModule: global_knowledge, local_knowledge and '
                               'soft_label are all None; nothing is left to teach.')
-        self.left_out = re.sub(r'[;,] (or )?set soft_label=None.*$', '.', left_out)
         say_what_is_taught(self)
         at_places = pair.student.trains_places
         self.needs = Needs(logits=self.soft_label is not None and not at_places,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Optional
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Optional, Union
 
 from torch import Tensor, nn
 
-from gkd.errors import ConfigError
+from gkd.errors import ConfigError, PairError
 from gkd.frameworks import logger
 from gkd.knowledge.losses import soft_label_loss
 from gkd.knowledge.settings import require_positive
@@ -59,6 +61,35 @@ class SoftLabel(nn.Module):
         """
         loss = soft_label_loss(student, teacher, weights, self.temperature, self.activation)
         return dict(loss_soft=loss * self.loss_weight)
+
+
+def choose_soft_label(soft_label: Union[Mapping, str, None],
+                      pair: DetectorPair) -> tuple[Optional[Mapping], str]:
+    """Choose whether soft labels are taught.
+
+    Args:
+        soft_label: As a config says it: settings, None to leave them out, or ``'auto'`` to teach
+            them with the default settings where that is possible.
+        pair: Traits of teacher and student.
+
+    Returns:
+        Settings of :class:`SoftLabel` or None, and why they are left out.
+
+    Raises:
+        ConfigError: ``soft_label`` is neither.
+    """
+    if not isinstance(soft_label, str):
+        return soft_label, 'soft_label=None.'
+    if soft_label != 'auto':
+        raise ConfigError(f'RobustDistillingModule.soft_label = {soft_label!r}: '
+                          f'must be "auto", None or a dict of settings.')
+    try:
+        refuse_soft_labels(pair)
+    except PairError as error:
+        reason = str(error).replace('soft_label: ', '', 1)
+        # The log tells what is left out; it gives no advice to leave it out.
+        return None, re.sub(r'[;,] (or )?set soft_label=None.*$', '.', reason)
+    return {}, ''
 
 
 def refuse_soft_labels(pair: DetectorPair) -> None:
