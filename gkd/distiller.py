@@ -24,6 +24,7 @@ from gkd.detectors.teacher import Teacher, widened
 from gkd.errors import ConfigError, GKDError, did_you_mean, naming, own_place
 from gkd.files import checksum
 from gkd.frameworks import (
+    CLASSES_SETTING,
     DETECTORS,
     BaseDetector,
     Batch,
@@ -152,7 +153,8 @@ class Distiller(DetectorShell):
             key: Place of the data set in the config, for messages.
 
         Raises:
-            ConfigError: The teacher does not know one of them, or nothing names its classes.
+            ConfigError: The teacher does not know one of them, nothing names its classes, or
+                the student detects more or fewer.
         """
         count, taught = self.pair.teacher.num_classes, getattr(self.teacher, 'CLASSES', None) or ()
         if count == self.pair.num_classes or not self.knowledge:
@@ -168,6 +170,11 @@ class Distiller(DetectorShell):
                 f'model.teacher.checkpoint: the teacher knows {len(taught)} classes, but not '
                 f'{", ".join(missing)}, which {key} has; take a teacher that knows all '
                 f'classes, or set `num_classes` of its head to them and train it on them.')
+        if len(names) != self.pair.num_classes:
+            raise ConfigError(
+                f'{key} names {len(names)} classes, the student detects {self.pair.num_classes}: '
+                f'set `num_classes` of its heads or `{CLASSES_SETTING}` of the data sets so that '
+                f'they agree.')
         self.choose_columns([taught.index(name) for name in names])
 
     def choose_columns(self, classes: Iterable[int]) -> None:
