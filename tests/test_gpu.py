@@ -154,6 +154,15 @@ def test_recorded_launches_give_the_same_maps():
                     torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-3)
 
 
+def test_a_teacher_stays_on_the_gpu_whatever_is_done_to_the_model():
+    model = build_distiller(small.retinanet(24), small.retinanet()).cuda()
+    for change in (model.init_weights,  # as MMEngine does, once the model is on its device
+                   lambda: model.to(memory_format=torch.channels_last)):
+        change()
+        assert next(model.teacher.parameters()).is_cuda
+        assert model.frozen.dtype == torch.float16
+
+
 def test_half_precision_leaves_no_second_copy_on_the_gpu():
     torch.cuda.empty_cache()
     before = torch.cuda.memory_allocated()
