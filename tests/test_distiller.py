@@ -397,6 +397,8 @@ def test_configs_of_mmdetection_are_found_and_overridden():
     assert config.bbox_head.num_classes == 7
     # Replaced by the checkpoint, and would need a network.
     assert config.backbone.init_cfg is None
+    nothing = DetectorSource.parse(dict(config=small.retinanet(), overrides=None), 'model.student')
+    assert nothing.model_config().bbox_head.num_classes == small.NUM_CLASSES
 
 
 @pytest.mark.parametrize('family', small.FAMILIES)

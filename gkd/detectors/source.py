@@ -92,7 +92,7 @@ class DetectorSource:
                               f'dict.')
         config = value.pop('config')
         checkpoint = value.pop('checkpoint', NOT_GIVEN)
-        overrides = value.pop('overrides', {})
+        overrides = value.pop('overrides', None) or {}
         img_norm_cfg = value.pop('img_norm_cfg', None)
         teaches = key.endswith('teacher')
         precision = value.pop('precision', None) if teaches else None
