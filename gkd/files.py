@@ -56,8 +56,13 @@ def make_folder(path: str) -> None:
     """Make a folder to write into, unless it is there.
 
     Raises:
-        StorageError: It cannot be made or written into.
+        StorageError: It cannot be made or written into, or not every library can write there.
     """
+    try:
+        path.encode('utf-8')
+    except UnicodeEncodeError:  # safetensors takes no other names, and configs hold none
+        raise StorageError(f'{ascii(path)}: its name is no text in UTF-8. Name another folder.'
+                           ) from None
     try:
         os.makedirs(path, exist_ok=True)
         if not os.access(path, os.W_OK):

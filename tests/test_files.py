@@ -13,8 +13,15 @@ from safetensors.torch import save_file
 from gkd.commands.explain import explaining
 from gkd.compat.checkpoint import load_checkpoint_file
 from gkd.errors import CheckpointError, RunError, StorageError
-from gkd.files import load_tensors, remove_unfinished, save_tensors, written_whole
+from gkd.files import (
+    load_tensors,
+    make_folder,
+    remove_unfinished,
+    save_tensors,
+    written_whole,
+)
 from gkd.prototypes import PrototypeBank
+from gkd.prototypes.shares import join_shares
 
 TENSORS = {'weight': torch.arange(300.0).reshape(3, 100), 'count': torch.tensor(7),
            'none': torch.zeros(0, 4)}
@@ -110,6 +117,19 @@ def test_full_disk_and_kill_leave_the_older_file(tmp_path, function, status, lef
     (tmp_path / '.hidden.tmp').write_text('not ours')
     remove_unfinished(tmp_path)
     assert names(tmp_path) == ['.hidden.tmp', path.name]
+
+
+def test_features_that_are_gone_at_once_are_told_of(tmp_path):
+    with pytest.raises(StorageError, match='student_features_0_of_1.* cannot be read, although'):
+        join_shares(str(tmp_path), 'student', 'key', [2])
+
+
+def test_a_folder_whose_name_is_no_text_is_refused(tmp_path):
+    """Else the first file for safetensors in it would be missing, in the middle of a run."""
+    with pytest.raises(StorageError, match=r"w.udce9': its name is no text in UTF-8. Name ano"):
+        make_folder(f'{tmp_path}/w\udce9')
+    make_folder(f'{tmp_path}/wé x')
+    assert names(tmp_path) == ['wé x']
 
 
 def test_place_that_cannot_be_written_to_is_named(tmp_path):
