@@ -71,6 +71,22 @@ def make_folder(path: str) -> None:
         raise unwritable(path, error) from error
 
 
+def check_writable(path: str) -> None:
+    """Raise StorageError for a file that could not be written after hours of work.
+
+    Nothing is made: its folder may be missing, and is then made with it.
+    """
+    if osp.isdir(path):
+        raise StorageError(f'{path} is a folder; name a file to write.')
+    folder = osp.dirname(osp.abspath(path))
+    absent = absent_folders(folder)
+    there = osp.dirname(absent[-1]) if absent else folder
+    if not osp.isdir(there):
+        raise unwritable(path, NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)))
+    if not os.access(there, os.W_OK):
+        raise unwritable(path, PermissionError(errno.EACCES, os.strerror(errno.EACCES)))
+
+
 @contextmanager
 def made_folder(path: str) -> Iterator[None]:
     """Make a folder to write into; if the block fails, remove what was made and is empty.

@@ -383,6 +383,7 @@ def test_options_of_the_tools(folder):
     test('--eval', 'segm', says=['--eval segm', 'RetinaNet'])
     test('--eval', 'bbox', '--format-only', says=['--eval and --format-only'])
     test('--out', 'found.json', says=['--out found.json', '.pkl'])
+    test('--out', 'annotations.json/found.pkl', says=['found.pkl cannot be written', 'Not a dir'])
     test('--eval-options', 'speed=1', says=['--eval-options speed', 'classwise'])
     status, _, stderr = run_tool('train', 'distiller.py', '--epochs', '0')
     assert status == 2 and '--epochs' in stderr and 'at least 1' in stderr

@@ -14,6 +14,7 @@ from gkd.commands.explain import explaining
 from gkd.compat.checkpoint import load_checkpoint_file
 from gkd.errors import CheckpointError, RunError, StorageError
 from gkd.files import (
+    check_writable,
     load_tensors,
     make_folder,
     remove_unfinished,
@@ -122,6 +123,21 @@ def test_full_disk_and_kill_leave_the_older_file(tmp_path, function, status, lef
 def test_features_that_are_gone_at_once_are_told_of(tmp_path):
     with pytest.raises(StorageError, match='student_features_0_of_1.* cannot be read, although'):
         join_shares(str(tmp_path), 'student', 'key', [2])
+
+
+def test_a_file_that_could_not_be_written_in_the_end_is_refused_at_the_start(
+        tmp_path, monkeypatch):
+    (tmp_path / 'file').touch()
+    check_writable(str(tmp_path / 'file'))
+    check_writable(str(tmp_path / 'new' / 'folder' / 'file'))
+    for path, says in ((tmp_path, 'is a folder; name a file'),
+                       (tmp_path / 'file' / 'new' / 'file', 'Not a directory')):
+        with pytest.raises(StorageError, match=f'{path} .*{says}'):
+            check_writable(str(path))
+    monkeypatch.setattr('os.access', lambda path, how: False)  # tests may run as root
+    with pytest.raises(StorageError, match='new/file cannot be written: Permission denied'):
+        check_writable(str(tmp_path / 'new' / 'file'))
+    assert names(tmp_path) == ['file']
 
 
 def test_a_folder_whose_name_is_no_text_is_refused(tmp_path):

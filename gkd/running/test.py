@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 from gkd.commands.layout import place
 from gkd.compat.checkpoint import check_is_file
 from gkd.errors import ConfigError, naming
-from gkd.files import written_whole
+from gkd.files import check_writable, written_whole
 from gkd.matching import check_num_classes
 from gkd.running.config import student_config
 from gkd.running.console import open_logger
@@ -102,6 +102,8 @@ def check_request(checkpoint: str, out: Optional[str], show_dir: Optional[str]) 
     """
     if out is not None and not out.endswith(('.pkl', '.pickle')):
         raise ConfigError(f'--out {out}: must end in .pkl or .pickle')
+    if out is not None:
+        check_writable(out)
     check_is_file(checkpoint)
     if torch.distributed.is_initialized() and show_dir is not None:
         raise ConfigError('--show-dir draws in one process only; leave the number of GPUs out.')

@@ -12,6 +12,7 @@ from gkd.compat.checkpoint import check_is_file
 from gkd.engine.commands import augment_tests, detector_config, load_config
 from gkd.engine.runner import Runner
 from gkd.errors import ConfigError
+from gkd.files import check_writable
 
 
 def parse_args():
@@ -45,6 +46,8 @@ def main():
         augment_tests(config)
     if args.out and not args.out.endswith(('.pkl', '.pickle')):
         raise ConfigError(f'--out {args.out}: must end with .pkl.')
+    if args.out:
+        check_writable(args.out)
     if args.show_dir:
         config.visualizer = config.get('visualizer') or dict(type='DetLocalVisualizer')
         config.default_hooks = {**config.get('default_hooks', {}), 'visualization': dict(
