@@ -138,8 +138,8 @@ def coco_evaluator(config: Config) -> Optional[ConfigDict]:
     """The part of ``val_evaluator`` that reads COCO annotations, None if there is none."""
     evaluators = config.val_evaluator
     return next((evaluator for evaluator in
-                 (evaluators if isinstance(evaluators, list) else [evaluators])
-                 if evaluator.type in ('CocoMetric', 'mmdet.CocoMetric')
+                 (evaluators if isinstance(evaluators, (list, tuple)) else [evaluators])
+                 if name_of(evaluator.get('type')) == 'CocoMetric'
                  and evaluator.get('ann_file')), None)
 
 

@@ -3,10 +3,12 @@
 import pytest
 from helpers import small_detectors as small
 from mmdet.datasets import CocoDataset
+from mmdet.evaluation import CocoMetric
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
 from small_experiments import detector, experiment
 
+from gkd.comparison.mmdet3 import coco_evaluator
 from gkd.detectors.config_files import read_config, with_registered_names
 from gkd.distiller import Distiller, build_generation
 from gkd.engine.commands import detector_config, load_config
@@ -103,3 +105,11 @@ def test_other_imports_are_explained(tmp_path):
             read_config(str(file))
     path.write_text(f'_base_ = []\n{path.read_text()}')
     assert read_config(str(path)).lr == 2
+
+
+def test_a_comparison_finds_the_metric_of_coco():
+    metric = dict(type=CocoMetric, ann_file='a.json')
+    for evaluators in (metric, [dict(type='DumpResults'), metric],
+                       dict(metric, type='mmdet.CocoMetric')):
+        assert coco_evaluator(Config(dict(val_evaluator=evaluators))).ann_file == 'a.json'
+    assert coco_evaluator(Config(dict(val_evaluator=dict(type='VOCMetric')))) is None
