@@ -23,7 +23,7 @@ from gkd.commands.values import check_counts, check_scaling
 from gkd.compat.wrapper import unwrap
 from gkd.detectors.source import check_checkpoints, check_start
 from gkd.distiller import Distiller
-from gkd.engine.commands import COUNTS, check_optimizer
+from gkd.engine.commands import COUNTS, check_optimizer, check_together
 from gkd.engine.data import (
     Part,
     build_part,
@@ -103,6 +103,7 @@ class Runner(runner.Runner):
         for part in parts:
             if part != 'val' and not config.get(f'{part}_dataloader'):
                 raise ConfigError(f'config {config.filename} has no `{part}_dataloader`.')
+        check_together(config)
         data = {part: build_part(config, part) for part in parts
                 if config.get(f'{part}_dataloader')}
         if 'train' in parts:

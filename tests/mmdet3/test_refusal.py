@@ -149,7 +149,7 @@ REFUSED = [
     (checkpoints_where_nothing_can_be_written, 'test_refusal.py/.* cannot be written'),
     (a_rate_scaled_from_nothing, r'Add auto_scale_lr = dict\(enable=True, base_batch_size=16\)'),
     (no_training_data, 'config .* has no `train_dataloader`'),
-    (half_an_evaluation, 'the config: ValueError: val_dataloader, val_cfg, and val_evaluator'),
+    (half_an_evaluation, 'belong together, and it has no val_dataloader. Give all of them, or'),
     (a_pair_that_a_method_refuses, 'GID: a two-stage teacher'),
     (another_student, 'other.pth does not fit the RetinaNet'),
     (another_start, 'Name it as `model.student.checkpoint`'),
