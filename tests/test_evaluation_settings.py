@@ -83,6 +83,12 @@ def test_what_would_fail_after_an_epoch_is_refused(folder, option, says):
     refuse_training(folder, '--cfg-options', option, says=says)
 
 
+def test_training_images_that_cannot_be_loaded_are_tried_before_prototypes(folder):
+    append('distiller.py', 'data["train"]["pipeline"].insert(-2, dict(type="CopyPaste"))')
+    refuse_training(folder, says=['error: data.train: a trial with two images fails, so that the '
+                                  'training would, in loading them: AssertionError'])
+
+
 def test_a_detector_that_fails_in_an_evaluation_is_named(folder):
     append('student.py', 'model["test_cfg"]["score_thr"] = "high"')
     refuse_training(folder, says=['error: model: a trial', 'detecting in those of data.val',

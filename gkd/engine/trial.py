@@ -1,4 +1,4 @@
-"""A trial of the evaluation with two images before the first step, under MMEngine."""
+"""A trial of loading and of the evaluation, before the first step, under MMEngine."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from mmengine.evaluator import BaseMetric, Evaluator
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.registry import HOOKS
 from mmengine.runner.amp import autocast
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
-from gkd.commands.trial import trying
+from gkd.commands.trial import first_images, try_loading, trying
 from gkd.compat.wrapper import unwrap
 from gkd.detectors.modes import eval_mode
 from gkd.errors import ConfigError, naming
@@ -30,7 +30,7 @@ WITHOUT = ('Without any evaluation: --no-validate, that is, val_dataloader, val_
 
 @HOOKS.register_module()
 class TrialHook(Hook):
-    """Evaluate two images before the first step, so that no setting fails after an epoch.
+    """Load and evaluate two images before the first step, so that no setting fails after an epoch.
 
     The commands of this project try every evaluation; for MMDetection's own commands the hook
     belongs into ``custom_hooks``. Weights, statistics and random states stay as they are. Only
@@ -40,11 +40,12 @@ class TrialHook(Hook):
     priority = 'VERY_HIGH'  # nothing else has begun yet
 
     def before_train(self, runner) -> None:
-        """Try the evaluation, and the choice of the best checkpoint.
+        """Try to load training images, the evaluation, and the choice of the best checkpoint.
 
         Raises:
-            ConfigError: It fails; with the reason.
+            ConfigError: One fails; with the reason.
         """
+        try_loading(runner.train_dataloader.dataset, 'train_dataloader.dataset')
         if runner.val_loop is None:
             return
         metrics = try_evaluation(runner)
@@ -94,13 +95,6 @@ def detect(runner, batches: Sequence[Any]) -> list[tuple[Any, Sequence]]:
     """Batches, each with what a runner's model finds in it."""
     with autocast(enabled=runner.val_loop.fp16):
         return [(batch, unwrap(runner.model).val_step(batch)) for batch in batches]
-
-
-def first_images(dataset: Dataset, count: int = 2) -> list[int]:
-    """Indices of the first images of a data set, of each one in a concatenation."""
-    ends = getattr(dataset, 'cumulative_sizes', [len(dataset)])
-    return [index for start, end in zip([0, *ends], ends)
-            for index in range(start, min(start + count, end))]
 
 
 def metrics_of(evaluator: Evaluator) -> list[Optional[BaseMetric]]:

@@ -37,6 +37,7 @@ from torch.utils.data import DataLoader
 from gkd.commands.explain import explaining
 from gkd.commands.layout import place
 from gkd.commands.resume import nothing_left
+from gkd.commands.trial import try_loading
 from gkd.commands.values import check_counts, check_scaling
 from gkd.compat.runner import check_fp16
 from gkd.compat.wrapper import unwrap
@@ -135,6 +136,7 @@ def run_training(config: Config, resume: str, validate: bool,
     look_at_test_data(config)
     model = without_sync_on_cpu(initial_model(config, train_set), device)
     evaluation = evaluation_hook(config, model, val_set) if validate else None
+    try_loading(train_set, 'data.train')
     if evaluation is not None:
         check_same_classes(val_set.CLASSES or (), 'data.val', train_set.CLASSES or (),
                            'data.train')

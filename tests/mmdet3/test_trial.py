@@ -4,6 +4,7 @@ import json
 from glob import glob
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from helpers.coco_files import renumber_categories
@@ -14,9 +15,11 @@ from mmengine.registry import HOOKS, METRICS, DefaultScope
 from small_experiments import CLASSES, experiment, train
 from torch.utils.data import ConcatDataset  # MMEngine's is one
 
+from gkd.commands.trial import first_images, try_loading
 from gkd.compat.checkpoint import load_checkpoint_file
+from gkd.engine.data import build_part
 from gkd.engine.runner import Runner
-from gkd.engine.trial import TrialHook, check_best, first_images, measure, try_evaluation
+from gkd.engine.trial import TrialHook, check_best, measure, try_evaluation
 from gkd.errors import ConfigError
 
 
@@ -40,7 +43,14 @@ def choosing_by_another_metric(config):
     config.default_hooks.checkpoint.save_best = ['coco/bbox_mAP', 'bbox_mAP']
 
 
+def training_on_mixtures_of_single_images(config):
+    config.train_dataloader.dataset.pipeline.insert(-1, dict(type='CopyPaste'))
+
+
 @pytest.mark.parametrize('change, says', [
+    (training_on_mixtures_of_single_images,
+     r'train_dataloader.dataset: a trial with two images fails, so that the training would, in '
+     r'loading them: AssertionError'),
     (without_images, r'val_dataloader: a trial with two images fails, .*loading them: KeyError: '
                      r'.scale_factor.[\s\S]*Look at val_dataloader .* --no-validate'),
     (without_shapes, r'model: a trial with two images fails, .*detecting .*: KeyError: .*_shape.*'
@@ -105,6 +115,27 @@ def test_metrics_that_may_need_all_images_are_not_tried():
     evaluator = Evaluator([OfAllImages()])
     evaluator.dataset_meta = dict(classes=CLASSES)
     assert measure(evaluator, [({}, [SimpleNamespace(img_id=1)])]) == {}
+
+
+@pytest.mark.parametrize('wrapper', [
+    lambda dataset: dict(type='RepeatDataset', times=2, dataset=dataset),
+    lambda dataset: dict(type='MultiImageMixDataset', dataset=dataset, pipeline=[])])
+def test_a_trial_of_loading_leaves_what_a_pipeline_keeps(annotations, tmp_path, wrapper):
+    config = experiment(annotations, tmp_path)
+    entry = config.train_dataloader.dataset
+    entry.pipeline.insert(2, dict(type='CachedMosaic', img_scale=(64, 64), max_cached_images=4))
+    config.train_dataloader.dataset = wrapper(entry)
+    dataset = build_part(config, 'train').dataset
+    torch.manual_seed(0)
+    np.random.seed(0)
+    try_loading(dataset, 'train')
+    assert not dataset.dataset.pipeline.transforms[2].results_cache
+    drawn = torch.rand(1).item(), np.random.rand()
+    torch.manual_seed(0)
+    np.random.seed(0)
+    assert drawn == (torch.rand(1).item(), np.random.rand())
+    dataset[0]
+    assert dataset.dataset.pipeline.transforms[2].results_cache
 
 
 def test_two_images_of_every_data_set_are_tried():
