@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os.path as osp
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from typing import Any, Optional
 
 from mmdet.datasets.base_det_dataset import BaseDetDataset
 from mmdet.datasets.coco import CocoDataset
-from mmdet.registry import DATASETS
+from mmdet.registry import DATASETS, TRANSFORMS
 from mmengine.config import Config, ConfigDict
 from mmengine.evaluator import Evaluator
 from mmengine.fileio import get_file_backend
@@ -259,10 +260,25 @@ def check_ground_truth(model: nn.Module, config: ConfigDict, key: str) -> None:
              for step in leaf.get('pipeline') or ()]
     # That of BoxInst makes masks of the boxes.
     makes_masks = type(model.data_preprocessor).__name__ == 'BoxInstDataPreprocessor'
-    loaded = {'gt_masks': makes_masks or any(step.get('with_mask') for step in steps),
-              'gt_semantic_seg': any(step.get('with_seg') for step in steps),
+    loaded = {'gt_masks': makes_masks or any(loads(step, 'with_mask') for step in steps),
+              'gt_semantic_seg': any(loads(step, 'with_seg') for step in steps),
               'proposals': any(name_of(step.get('type')) == 'LoadProposals' for step in steps)}
     for part in needed:
         if not loaded[part]:
             raise ConfigError(f'{key}.pipeline: {name} trains on `{part}`, which is not loaded: '
                               f'load it by {LOADED_BY[part]}.')
+
+
+def loads(step: dict, part: str) -> bool:
+    """Whether a step of a pipeline loads a part: as it says, else as its class does by default.
+
+    Args:
+        step: Its config.
+        part: The setting, such as ``with_mask``, which ``LoadPanopticAnnotations`` has on.
+    """
+    if part in step:
+        return bool(step[part])
+    kind = step.get('type')
+    kind = TRANSFORMS.get(kind) if isinstance(kind, str) else kind
+    setting = inspect.signature(kind).parameters.get(part) if isinstance(kind, type) else None
+    return setting is not None and setting.default is True

@@ -462,6 +462,9 @@ def test_ground_truth_that_no_pipeline_loads(config):
     dataset_of(config).dataset.pipeline[1].with_mask = True
     check_ground_truth(model, dataset_of(config), 'key')
     check_ground_truth(plain, dataset_of(config), 'key')
+    # It loads masks and maps by default, as configs of panoptic data leave it.
+    dataset_of(config).dataset.pipeline[1] = dict(type='LoadPanopticAnnotations')
+    check_ground_truth(plain, dataset_of(config), 'key')
 
 
 def test_ground_truth_is_asked_for_before_the_first_step(config):
