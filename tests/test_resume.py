@@ -184,6 +184,12 @@ def test_each_process_goes_on_with_its_own_images_and_random_numbers():
     torch.rand(3)
     assert list(going_on) == images[2:] and torch.equal(torch.rand(2), expected)
     assert torch.equal(going_on.start['torch'], whole.start['torch'])  # for the next checkpoint
+    going_on.skip = 0  # the next epoch has an order of its own
+    found = []
+    for each in (going_on, order()):
+        torch.manual_seed(5)
+        found.append(list(each))
+    assert found[0] == found[1] != images
     go_on(batches=0, random=[other, now], epoch_start=[None, None])
     assert torch.equal(torch.rand(2), expected)
 

@@ -210,6 +210,21 @@ def test_a_refused_test_leaves_nothing(config, tmp_path, monkeypatch, capsys):
     assert set(tmp_path.rglob('*')) == before
 
 
+@HOOKS.register_module()
+class Refuse(Hook):
+    def before_test(self, runner):
+        raise ConfigError('not like this')
+
+
+def test_a_test_that_a_hook_refuses_leaves_nothing(config, tmp_path):
+    config.update(test_dataloader=config.val_dataloader, test_cfg=dict(type='TestLoop'),
+                  test_evaluator=config.val_evaluator)
+    config.custom_hooks.append(dict(type='Refuse'))
+    with pytest.raises(ConfigError, match='not like this'):
+        Runner.with_checked_data(config, 'test').test()
+    assert not [*tmp_path.iterdir()]
+
+
 def test_a_test_without_a_checkpoint_ends_before_its_data_are_read(config, tmp_path, monkeypatch,
                                                                     capsys):
     config.test_dataloader = config.val_dataloader

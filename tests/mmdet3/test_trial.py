@@ -71,6 +71,12 @@ def test_an_evaluation_that_would_fail_is_found_before_the_first_step(
     assert runner.iter == 0 and not (tmp_path / 'work').exists()
 
 
+def test_a_config_may_name_the_trial_itself(annotations, tmp_path):
+    config = experiment(annotations, tmp_path / 'work', hooks=[dict(type='TrialHook')])
+    hooks = Runner.with_checked_data(config, 'train').hooks
+    assert sum(isinstance(hook, TrialHook) for hook in hooks) == 1
+
+
 @HOOKS.register_module()
 class LookAfterTrial(TrialHook):
     """Tries the evaluation, and looks at what it leaves."""
