@@ -46,6 +46,21 @@ def of_no_known_kind():
     raise RunError('something')
 
 
+def test_of_the_processes_of_slurm_the_first_one_speaks(monkeypatch, capsys):
+    """They are numbered before they have met; other commands that Slurm runs are none of them."""
+    waited = []
+    monkeypatch.setattr('time.sleep', waited.append)
+    monkeypatch.setenv('SLURM_PROCID', '3')
+    monkeypatch.delenv('RANK', raising=False)
+    for arguments, expected in ((['train.py', 'c.py', '--launcher', 'slurm'], 'in process 3: '),
+                                (['train.py', 'c.py'], 'error: ')):
+        monkeypatch.setattr('sys.argv', arguments)
+        with pytest.raises(SystemExit):
+            run(of_the_users)
+        assert f'{expected}something' in capsys.readouterr().err
+    assert [bool(seconds) for seconds in waited] == [True, False]
+
+
 def test_the_loss_of_another_process_is_no_fault_of_the_config(monkeypatch):
     """A launcher that starts processes again would not, if a trial called it one."""
     lost = RuntimeError('Connection closed by peer')

@@ -15,6 +15,7 @@ from typing import Callable, Optional
 import torch.distributed as dist
 
 from gkd.commands.explain import describe, keep_traceback, lost_another_process
+from gkd.commands.options import rank_of
 from gkd.errors import GKDError, RunError
 from gkd.files import naming_storage
 from gkd.progress import silence
@@ -38,7 +39,8 @@ def run(main: Callable[[], None]) -> None:
     Args:
         main: The tool.
     """
-    rank = int(os.environ.get('RANK', 0))
+    # Slurm numbers the processes of other commands, too.
+    rank = rank_of('slurm' if 'slurm' in sys.argv else 'pytorch')
     name = f'error in process {rank}' if rank else 'error'
     try:
         with saying_so_when_ended(), naming_storage(), (
