@@ -2,6 +2,8 @@
 
 import logging
 import os
+import re
+from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
 
@@ -25,7 +27,7 @@ from gkd.resume import (
     restore_model,
     with_seeds,
 )
-from gkd.running.resume import ImageOrder, ResumeHook
+from gkd.running.resume import HookStates, ImageOrder, ResumableCheckpointHook, ResumeHook
 from gkd.work_dir import EVALUATION, checkpoints, last_whole_checkpoint
 
 
@@ -194,6 +196,17 @@ def test_each_process_goes_on_with_its_own_images_and_random_numbers():
     assert torch.equal(torch.rand(2), expected)
 
 
+def test_hooks_get_back_what_they_have_counted():
+    class Counting(Hook):
+        def load_state_dict(self, kept):
+            self.count = kept
+
+    hook, resume = Counting(), ResumeHook(ImageOrder(DataLoader(range(2)), seed=0))
+    resume.state = dict(batches=1, hooks=dict(Counting=7))
+    HookStates(resume).before_run(SimpleNamespace(meta={}, hooks=[hook]))
+    assert hook.count == 7
+
+
 def test_epochs_augment_the_same_images_differently():
     order = ImageOrder(DataLoader(TensorDataset(torch.arange(4)), num_workers=1), seed=0)
     seeds = set()
@@ -218,11 +231,20 @@ class Line(nn.Linear):
         return dict(loss=self(batch.float()[:, None]).mean(), log_vars={}, num_samples=1)
 
 
+def runner_of(loader, folder):
+    """A runner that trains for two epochs."""
+    model = Line(1, 1)
+    runner = EpochBasedRunner(model, optimizer=torch.optim.SGD(model.parameters(), lr=0.1),
+                              work_dir=str(folder), logger=logging.getLogger(), max_epochs=2,
+                              meta=dict(seed=3))
+    runner.register_hook(ResumeHook(ImageOrder(loader, seed=0)))
+    return runner
+
+
 def steps(batch_size, folder, done=0.0, former=1):
     """Steps of two epochs of 8 images, or from where another batch size had come to."""
-    loader, model = DataLoader(range(8), batch_size), Line(1, 1)
-    runner = EpochBasedRunner(model, optimizer=torch.optim.SGD(model.parameters(), lr=0.1),
-                              work_dir=str(folder), logger=logging.getLogger(), max_epochs=2)
+    loader = DataLoader(range(8), batch_size)
+    runner = runner_of(loader, folder)
     if done:
         length = 8 // former
         runner._iter = int(done * length)
@@ -232,7 +254,6 @@ def steps(batch_size, folder, done=0.0, former=1):
     noted = Steps()
     runner.register_lr_hook(dict(policy='CosineAnnealing', by_epoch=False, min_lr=0,
                                  warmup='linear', warmup_iters=6, warmup_ratio=0.1))
-    runner.register_hook(ResumeHook(ImageOrder(loader, seed=0)))
     runner.register_hook(noted, 'VERY_LOW')
     runner.run([loader], [('train', 1)])
     return noted.seen
@@ -244,3 +265,40 @@ def test_steps_are_those_of_the_place_where_a_run_goes_on(tmp_path, former, batc
     """With other batches, too: schedules that go by iterations neither end early nor never."""
     assert steps(batch_size, tmp_path, done, former) == steps(
         batch_size, tmp_path)[int(done * 8) // batch_size:]
+
+
+class Checkpoints(Hook):
+    """Note the checkpoints that are written, by their names, as they are."""
+
+    def __init__(self):
+        self.seen = {}
+
+    def after_train_iter(self, runner):
+        for path in Path(runner.work_dir).glob('epoch_*.pth'):
+            if path.stem not in self.seen:
+                self.seen[path.stem] = torch.load(path)
+
+    after_train_epoch = after_train_iter
+
+
+@pytest.mark.parametrize('settings, expected', [
+    (dict(interval=1, inside_epoch=3), ['epoch_1_iter_3', 'epoch_1_iter_6', 'epoch_1',
+                                        'epoch_2_iter_3', 'epoch_2_iter_6', 'epoch_2']),
+    (dict(interval=1, inside_epoch=8), ['epoch_1', 'epoch_2']),
+    (dict(interval=5, by_epoch=False), ['epoch_1_iter_5', 'epoch_1',
+                                        'epoch_2_iter_5', 'epoch_2'])])
+def test_checkpoints_are_written_once_and_tell_what_is_done(tmp_path, settings, expected):
+    """That of the epoch takes the place of those inside it, and of one that is due at its end."""
+    loader, noted = DataLoader(range(8)), Checkpoints()
+    runner = runner_of(loader, tmp_path)
+    runner.register_hook(ResumableCheckpointHook(**settings))
+    runner.register_hook(noted, 'LOWEST')
+    runner.run([loader], [('train', 1)])
+    assert [*noted.seen] == expected
+    assert {path.stem for path in tmp_path.iterdir()} == {'epoch_1', 'epoch_2', 'latest'}
+    for name, checkpoint in noted.seen.items():
+        epoch, batches = (int(number) for number in re.findall(r'\d+', f'{name}_0')[:2])
+        meta, inside = checkpoint['meta'], batches > 0
+        assert (meta['epoch'], meta['seed']) == (epoch - inside, 3) and checkpoint['optimizer']
+        assert meta['iter'] == (epoch - inside) * 8 + batches
+        assert meta[KEY]['batches'] == batches and len(meta[KEY]['random']) == 1

@@ -7,7 +7,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 from mmengine.hooks import Hook
-from mmengine.registry import HOOKS
+from mmengine.registry import HOOKS, LOOPS
+from mmengine.runner import IterBasedTrainLoop
 from small_experiments import TOOLS, detector, experiment
 
 from gkd.commands import run
@@ -105,6 +106,15 @@ def an_endless_epoch(config):
     config.train_dataloader.sampler.type = 'InfiniteSampler'
 
 
+@LOOPS.register_module()
+class OwnLoop(IterBasedTrainLoop):
+    """Knows no epochs."""
+
+
+def a_loop_without_epochs(config):
+    config.train_cfg = dict(type='OwnLoop', max_iters=4)
+
+
 def half_an_iteration(config):
     config.train_cfg = dict(type='IterBasedTrainLoop', max_iters=4.5)
 
@@ -143,6 +153,7 @@ REFUSED = [
     (checkpoints_of_epochs, 'by_epoch = True, and train_cfg counts iterations: .*False'),
     (checkpoints_of_iterations, 'by_epoch = False, and train_cfg counts epochs: .*True'),
     (an_endless_epoch, 'train_dataloader.sampler is an InfiniteSampler'),
+    (a_loop_without_epochs, 'train_cfg.type = OwnLoop: the decay of distillation is counted in'),
     (half_an_iteration, 'train_cfg.max_iters = 4.5: must be a whole number'),
     (evaluations_that_never_come, 'train_cfg.val_interval = 0: must be a whole number from 1'),
     (checkpoints_now_and_then, "default_hooks.checkpoint.interval = 'often': must be a whole"),
