@@ -349,7 +349,7 @@ def test_a_teacher_that_is_moved_takes_its_class_layers_along():
      'student RetinaNet does not predict'),
     (able(), info('two-stage'), {}, 'one-stage teacher .* and a two-stage student .* predict'),
     (able(), info(), dict(temperature=0), 'temperature = 0: must be positive'),
-    (able(), info(), dict(num_cells=0), 'num_cells = 0: must be at least 1'),
+    (able(), info(), dict(num_cells=0), 'num_cells = 0: must be a whole number from 1'),
     (able(), info(), dict(weight=3), r"unknown settings \['weight'\]"),
     (able(), info(), dict(space='boxes'), 'space = \'boxes\': must be "maps" or "classes"')])
 def test_what_cannot_be_is_said(teacher, student, settings, says):

@@ -279,6 +279,9 @@ def test_images_without_instances():
     (pair_of(info(box_coding=((0.0,) * 4, (0.1,) * 4))), {}, 'boxes on different scales'),
     (pair_of(None, dataclasses.replace(info(), channels=(8, 8, 4))), {}, r'\(8, 8, 4\) channels'),
     (pair(), dict(num_instances=0), 'GID.num_instances = 0'),
+    (pair(), dict(num_instances=1e1), 'GID.num_instances = 10.0: must be a whole number'),
+    (pair(), dict(iou_threshold=30), 'GID.iou_threshold = 30: must be an IoU'),
+    (pair(), dict(anchor_iou=-0.5), 'GID.anchor_iou = -0.5: must be an IoU'),
 ])
 def test_refusals(unfit, settings, reason):
     with pytest.raises(ConfigError, match=reason):

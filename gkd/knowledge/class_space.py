@@ -13,7 +13,7 @@ from gkd.errors import ConfigError
 from gkd.frameworks import bbox2roi
 from gkd.knowledge.casting import cast_frozen
 from gkd.knowledge.precision import HALF, full_precision
-from gkd.knowledge.settings import require_positive
+from gkd.knowledge.settings import require_count, require_positive
 from gkd.knowledge.similarities import Unit
 
 if TYPE_CHECKING:
@@ -108,8 +108,7 @@ class ClassSpaceKnowledge(nn.Module):
                  num_cells: int = 256):
         super().__init__()
         require_positive(temperature, 'global_knowledge.temperature')
-        if num_cells < 1:
-            raise ConfigError(f'global_knowledge.num_cells = {num_cells!r}: must be at least 1.')
+        require_count(num_cells, 'global_knowledge.num_cells')
         pair.require_class_layers(KEY, ADVICE)
         self.at_proposals = pair.teacher.is_two_stage
         if self.at_proposals:

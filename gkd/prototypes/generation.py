@@ -28,7 +28,7 @@ from gkd.frameworks import (
     logger,
     source_of,
 )
-from gkd.knowledge.settings import require_positive
+from gkd.knowledge.settings import require_count, require_positive
 from gkd.progress import progress
 from gkd.prototypes.features import (
     CandidateImage,
@@ -102,8 +102,7 @@ class PrototypeGenerationModule:
         16
         >>> PrototypeGenerationModule(interval=0)
         Traceback (most recent call last):
-        gkd.errors.ConfigError: model.prototypes.interval = 0: must be a whole number, at
-        least 1.
+        gkd.errors.ConfigError: model.prototypes.interval = 0: must be a whole number from 1 on.
     """
 
     def __init__(self, num_prototypes: int = 10, alpha: float = 10.0, max_images: int = 800,
@@ -115,9 +114,7 @@ class PrototypeGenerationModule:
                               f'{", ".join(SELECTIONS)}.')
         for name, value in (('num_prototypes', num_prototypes), ('max_images', max_images),
                             ('interval', interval), ('batch_size', batch_size)):
-            if not isinstance(value, int) or value < 1:
-                raise ConfigError(f'model.prototypes.{name} = {value!r}: must be a whole number, '
-                                  f'at least 1.')
+            require_count(value, f'model.prototypes.{name}')
         for name, value in (('alpha', alpha), ('min_size', min_size), ('workers', workers or 0)):
             if not value >= 0:
                 raise ConfigError(f'model.prototypes.{name} = {value!r}: must be at least 0.')

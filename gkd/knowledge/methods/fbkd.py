@@ -15,12 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from gkd.errors import ConfigError
 from gkd.knowledge.attention import Attention, attention, attention_masks, masked_squares
 from gkd.knowledge.base import Knowledge
 from gkd.knowledge.channels import alike_levels
 from gkd.knowledge.precision import full_precision
-from gkd.knowledge.settings import value_or
+from gkd.knowledge.settings import require_positive, value_or
 from gkd.registry import KNOWLEDGE
 
 if TYPE_CHECKING:
@@ -90,8 +89,7 @@ class FBKD(Knowledge):
         self.feature_weight = value_or(feature_weight, default['feature_weight'])
         self.relation_weight = value_or(relation_weight, default['relation_weight'])
         self.temperature = value_or(temperature, default['temperature'])
-        if self.temperature <= 0:
-            raise ConfigError(f'FBKD.temperature = {temperature!r}: must be positive.')
+        require_positive(self.temperature, 'FBKD.temperature')
         channels = pair.channels(pair.student), pair.channels(pair.teacher)
         self.alike = alike_levels(*channels)
         self.levels = nn.ModuleList(FBKDLevel(student, teacher, level) for

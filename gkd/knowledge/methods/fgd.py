@@ -15,14 +15,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gkd.device import on_device
-from gkd.errors import ConfigError
 from gkd.frameworks import ContextBlock
 from gkd.knowledge.attention import attention, attention_masks, masked_squares, stack_padded
 from gkd.knowledge.base import Knowledge
 from gkd.knowledge.channels import channels_of, match_channels, taught_levels
 from gkd.knowledge.instances import Instances
 from gkd.knowledge.precision import full_precision
-from gkd.knowledge.settings import value_or
+from gkd.knowledge.settings import require_positive, value_or
 from gkd.registry import KNOWLEDGE
 
 if TYPE_CHECKING:
@@ -82,8 +81,7 @@ class FGD(Knowledge):
                  attention_weight: Optional[float] = None, global_weight: Optional[float] = None,
                  temperature: float = 0.5, levels: Optional[Sequence[int]] = None):
         super().__init__(pair)
-        if temperature <= 0:
-            raise ConfigError(f'FGD.temperature = {temperature!r}: must be positive.')
+        require_positive(temperature, 'FGD.temperature')
         if pair.student.is_two_stage:
             default = TWO_STAGE
         else:

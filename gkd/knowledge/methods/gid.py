@@ -19,6 +19,7 @@ from gkd.errors import ConfigError, PairError
 from gkd.knowledge.base import Knowledge
 from gkd.knowledge.instances import map_levels
 from gkd.knowledge.precision import full_precision
+from gkd.knowledge.settings import require_count
 from gkd.registry import KNOWLEDGE
 
 if TYPE_CHECKING:
@@ -284,8 +285,9 @@ class GID(Knowledge):
             one-stage detectors, 0.7 for an RPN.
 
     Raises:
-        ConfigError: The dense heads do not predict the same offsets of the same anchors, one of
-            them scores classes by softmax, or a detector's levels differ in their channels.
+        ConfigError: A setting is out of range, the dense heads do not predict the same offsets of
+            the same anchors, one of them scores classes by softmax, or a detector's levels differ
+            in their channels.
     """
 
     needs = Needs(dense=True, boxes=True)
@@ -297,10 +299,12 @@ class GID(Knowledge):
         super().__init__(pair)
         refuse_unlike_boxes(pair)
         channels = [common_channels(pair, info) for info in (pair.student, pair.teacher)]
-        if num_instances < 1:
-            raise ConfigError(f'GID.num_instances = {num_instances}: must be at least 1.')
+        require_count(num_instances, 'GID.num_instances')
         if anchor_iou is None:
             anchor_iou = 0.7 if pair.student.is_two_stage else 0.5
+        for name, iou in dict(iou_threshold=iou_threshold, anchor_iou=anchor_iou).items():
+            if not 0 <= iou <= 1:
+                raise ConfigError(f'GID.{name} = {iou!r}: must be an IoU, from 0 to 1.')
         self.feature_weight = feature_weight
         self.relation_weight = relation_weight
         self.class_weight = class_weight

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Optional
 import torch.nn.functional as F
 from torch import Tensor
 
-from gkd.errors import ConfigError
 from gkd.knowledge.base import Knowledge
 from gkd.knowledge.channels import channels_of, match_channels, taught_levels
 from gkd.knowledge.precision import full_precision
+from gkd.knowledge.settings import require_count
 from gkd.registry import KNOWLEDGE
 
 if TYPE_CHECKING:
@@ -98,14 +98,13 @@ class PKD(Knowledge):
         levels: The paired levels to teach, instead of ``num_levels``; 0 is the finest.
 
     Raises:
-        ConfigError: ``num_levels`` is less than 1, or a level is not there.
+        ConfigError: ``num_levels`` is no whole number from 1 on, or a level is not there.
     """
 
     def __init__(self, pair: DetectorPair, loss_weight: Optional[float] = None,
                  num_levels: int = 4, levels: Optional[Sequence[int]] = None):
         super().__init__(pair)
-        if num_levels < 1:
-            raise ConfigError(f'PKD.num_levels = {num_levels}: must be at least 1.')
+        require_count(num_levels, 'PKD.num_levels')
         if loss_weight is None:
             loss_weight = 6.0 if pair.student.is_two_stage else 10.0
         self.loss_weight = loss_weight

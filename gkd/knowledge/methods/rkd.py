@@ -16,12 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gkd.errors import ConfigError
 from gkd.knowledge.base import Knowledge
 from gkd.knowledge.channels import alike_levels, channels_of, taught_levels
 from gkd.knowledge.instances import Instances, mean_windows, pool_maps
 from gkd.knowledge.precision import full_precision
-from gkd.knowledge.settings import choose_instances
+from gkd.knowledge.settings import choose_instances, require_count
 from gkd.registry import KNOWLEDGE
 
 if TYPE_CHECKING:
@@ -138,8 +137,7 @@ class RKD(Knowledge):
         super().__init__(pair)
         instances = choose_instances(instances, pair, 'RKD',
                                      'set instances="gt" to relate the ground truth.')
-        if max_instances < 2:
-            raise ConfigError(f'RKD.max_instances = {max_instances}: must be at least 2.')
+        require_count(max_instances, 'RKD.max_instances', least=2)
         self.distance_weight = distance_weight
         self.angle_weight = angle_weight
         self.instances = instances
