@@ -337,7 +337,7 @@ def test_two_numbers_of_epochs(folder):
     ('model.knowledge.0.instance=gt', ['model.knowledge', 'instance']),
     ('model.knowledge.0.soft_label.heat=2', ['soft_label', 'heat', 'temperature']),
     ('model.knowledge.3.type=x', ['--cfg-options', 'model.knowledge']),
-    ('model.prototypes.interval=0', ['model.prototypes.interval = 0', 'at least 1']),
+    ('model.prototypes.interval=0', ['model.prototypes.interval = 0', 'whole number from 1 on']),
     ('model.prototypes.images=5', ['model.prototypes', 'images']),
     ('model.type=Distillr', ['Distillr']),
     ('runner.type=IterBasedRunner', ['runner.max_iters = None', 'at least 1']),
