@@ -17,43 +17,36 @@ import inputs
 import measure
 from torch import Tensor
 
-from gkd.distiller import Distiller
 from gkd.planning.cost import TensorMemory
 
 
-def bytes_of(tensors: Iterable[Tensor]) -> int:
-    """Bytes of tensors; memory that several share counts once."""
-    storages = (tensor.untyped_storage() for tensor in tensors)
-    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+def peak(function: Callable[[], None], there: Iterable[Tensor]) -> int:
+    """The most bytes of tensors that exist at a time while a function runs.
 
-
-def peak(function: Callable[[], None]) -> int:
-    """The most bytes of tensors that a function makes and that exist at a time."""
+    Args:
+        function: What runs.
+        there: Tensors that exist before.
+    """
     with TensorMemory() as memory:
+        for tensor in there:
+            memory.add(tensor)
         function()
     return memory.peak
-
-
-def weights(distiller: Distiller) -> tuple[int, int]:
-    """Bytes of the student's weights, and of all that a step needs on its device."""
-    student = bytes_of(distiller.student.state_dict().values())
-    everything = bytes_of([*distiller.state_dict().values(),
-                           *distiller.teacher.state_dict().values()])
-    return student, everything
 
 
 def measure_family(family: str, args: argparse.Namespace) -> list[dict]:
     """All rows of a family of detectors."""
     distiller = gpu_step.build(family, dict(precision='bfloat16'), args)
-    student, everything = weights(distiller)
+    student = [*distiller.student.state_dict().values()]
+    weights = [*distiller.state_dict().values(), *distiller.teacher.state_dict().values()]
     rows = []
     for images, autocasts, batch in gpu_step.columns_of(family, args):
         work = gpu_step.Work(distiller, batch, autocasts)
         work.step()  # makes what is made once in a training
         work.forget_gradients()
-        alone = peak(work.student_alone) + student + batch['img'].nbytes
+        alone = peak(work.student_alone, [batch['img'], *student])
         work.forget_gradients()
-        step = peak(work.step) + everything + batch['img'].nbytes
+        step = peak(work.step, [batch['img'], *weights])
         work.forget_gradients()
         rows.append(dict(family=family, images=images, size=list(batch['img'].shape[-2:]),
                          precision='bfloat16' if autocasts else 'float32',
