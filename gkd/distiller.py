@@ -13,15 +13,13 @@ from torch import Tensor, nn
 
 from gkd.bank import PrototypeBank
 from gkd.detectors import one_stage, two_stage
-from gkd.detectors.entries import name_of
 from gkd.detectors.images import ChannelMap, ImageFormat
 from gkd.detectors.inherit import check_inherited, inherit
 from gkd.detectors.inspection import inspect_pair
-from gkd.detectors.pair import DetectorPair
 from gkd.detectors.source import DetectorSource
 from gkd.detectors.step import DetectorOutputs, Needs, Step
 from gkd.detectors.teacher import Teacher, widened
-from gkd.errors import ConfigError, GKDError, did_you_mean, naming, own_place
+from gkd.errors import ConfigError, naming
 from gkd.files import checksum
 from gkd.frameworks import (
     CLASSES_SETTING,
@@ -35,17 +33,10 @@ from gkd.frameworks import (
     logger,
     student_losses,
 )
-from gkd.knowledge.base import Knowledge
+from gkd.knowledge.build import build_knowledge
 from gkd.knowledge.casting import teach
-from gkd.knowledge.checks import (
-    check_built,
-    check_class,
-    check_entries,
-    check_gradients,
-    check_losses,
-)
-from gkd.prototypes.generation import Generation, PrototypeGenerationModule
-from gkd.registry import KNOWLEDGE
+from gkd.knowledge.checks import check_entries, check_gradients, check_losses
+from gkd.prototypes.generation import Generation, build_generation
 
 
 @DETECTORS.register_module()
@@ -363,62 +354,3 @@ def preprocessing_map(student: BaseDetector, teacher: BaseDetector) -> Optional[
     logger().info(f'The teacher was trained on images of {wanted}, the student\'s preprocessor '
                   f'makes {given}: they are converted for it.')
     return found
-
-
-def build_knowledge(config: dict, pair: DetectorPair) -> Knowledge:
-    """Build a kind of knowledge from its config, with errors for people.
-
-    Args:
-        config: Its registered name as ``type``, and its settings.
-        pair: Traits of teacher and student.
-
-    Raises:
-        ConfigError: The type or a setting is unknown, or the pair cannot be taught so.
-    """
-    settings = dict(config)
-    kind = settings.pop('type', None)
-    if not isinstance(kind, type):  # as in MMEngine's new style of configs
-        kind = KNOWLEDGE.get(name_of(kind))
-    if kind is None:
-        raise ConfigError(f'model.knowledge: type {config.get("type")!r} is unknown; '
-                          f'known are {sorted(KNOWLEDGE.module_dict)}.'
-                          + did_you_mean(str(config.get('type')), KNOWLEDGE.module_dict))
-    check_class(kind)
-    try:
-        built = kind(pair=pair, **settings)
-    except GKDError:
-        raise
-    except TypeError as error:
-        raise ConfigError(f'model.knowledge: {error}') from error
-    except Exception as error:
-        place = own_place(error)
-        raise ConfigError(f'model.knowledge: {kind.__name__} cannot be built: '
-                          f'{type(error).__name__}: {error}'
-                          + (f' (in {place})' if place else '')) from error
-    check_built(built)
-    # Whatever the method itself asks: the logits of other boxes would be compared in silence.
-    advice = 'teach by methods that need none, such as PKD or CWD.'
-    if built.needs.logits:
-        pair.require_logits_of_positives(
-            f'model.knowledge: {config["type"]} needs class logits', advice)
-    if built.needs.proposals:
-        pair.require_logits_of_proposals(
-            f'model.knowledge: {config["type"]} needs class logits of proposals', advice)
-    return built
-
-
-def build_generation(config: dict) -> PrototypeGenerationModule:
-    """Build the prototype generation from its config, with errors for people.
-
-    Raises:
-        ConfigError: The type or a setting is unknown, or a value is out of range.
-    """
-    config = dict(config)
-    kind = config.pop('type', 'PrototypeGenerationModule')
-    if name_of(kind) != 'PrototypeGenerationModule':
-        raise ConfigError(f'model.prototypes.type = {kind!r} is unknown; '
-                          f'it must be "PrototypeGenerationModule".')
-    try:
-        return PrototypeGenerationModule(**config)
-    except TypeError as error:
-        raise ConfigError(f'model.prototypes: {error}') from None

@@ -31,7 +31,7 @@ from gkd.detectors.config_files import find_file
 from gkd.detectors.source import DetectorSource, drop_pretrained
 from gkd.detectors.step import Needs, Step
 from gkd.detectors.view import PROBE_SIZE, image_size, look
-from gkd.distiller import Distiller, build_knowledge
+from gkd.distiller import Distiller
 from gkd.errors import GKDError
 from gkd.files import write_atomically
 from gkd.frameworks import (
@@ -44,6 +44,7 @@ from gkd.frameworks import (
     mmdet_configs,
 )
 from gkd.installed import installed_version
+from gkd.knowledge.build import build_knowledge
 from gkd.planning.cost import random_bank
 from gkd.planning.door import total_loss
 from gkd.progress import without_details

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gkd.commands.export import load_student
-from gkd.distiller import Distiller, build_generation
+from gkd.distiller import Distiller
 from gkd.errors import ConfigError, DataError
 from gkd.frameworks import Config, classes_of, source_of
 from gkd.looking.door import build_model, prototype_datasets, validation_datasets
@@ -18,7 +18,7 @@ from gkd.prototypes.features import (
     choose_candidates,
     instance_features,
 )
-from gkd.prototypes.generation import Generation
+from gkd.prototypes.generation import Generation, build_generation
 
 
 class TrainedPair:

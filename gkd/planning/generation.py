@@ -13,7 +13,7 @@ from typing import Optional
 
 import numpy as np
 
-from gkd.distiller import Distiller, build_generation
+from gkd.distiller import Distiller
 from gkd.errors import ConfigError, DataError
 from gkd.frameworks import Config, Dataset
 from gkd.planning.door import (
@@ -24,6 +24,7 @@ from gkd.planning.door import (
     untrained_model,
 )
 from gkd.prototypes.features import CandidateImage, choose_candidates, group_by_size
+from gkd.prototypes.generation import build_generation
 
 FLOAT32 = 4  # bytes; features and prototypes
 FLOAT64 = 8  # bytes; the search

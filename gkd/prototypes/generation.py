@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from gkd.bank import PrototypeBank
 from gkd.collectives import all_gather
+from gkd.detectors.entries import name_of
 from gkd.detectors.modes import eval_mode
 from gkd.errors import ConfigError, DataError
 from gkd.frameworks import (
@@ -283,3 +284,20 @@ def origins(rows: list[Tensor], images: Sequence[CandidateImage]) -> list[list]:
     instances = [(image.filename, box.tolist(), int(label))
                  for image in images for box, label in zip(image.boxes, image.labels)]
     return [[instances[row] for row in level.tolist()] for level in rows]
+
+
+def build_generation(config: dict) -> PrototypeGenerationModule:
+    """Build the prototype generation from its config, with errors for people.
+
+    Raises:
+        ConfigError: The type or a setting is unknown, or a value is out of range.
+    """
+    config = dict(config)
+    kind = config.pop('type', 'PrototypeGenerationModule')
+    if name_of(kind) != 'PrototypeGenerationModule':
+        raise ConfigError(f'model.prototypes.type = {kind!r} is unknown; '
+                          f'it must be "PrototypeGenerationModule".')
+    try:
+        return PrototypeGenerationModule(**config)
+    except TypeError as error:
+        raise ConfigError(f'model.prototypes: {error}') from None

@@ -10,13 +10,14 @@ from small_experiments import detector, experiment
 
 from gkd.comparison.mmdet3 import coco_evaluator
 from gkd.detectors.config_files import read_config, with_registered_names
-from gkd.distiller import Distiller, build_generation
+from gkd.distiller import Distiller
 from gkd.engine.commands import detector_config, load_config
 from gkd.engine.data import build_part
 from gkd.errors import ConfigError, DataError
 from gkd.frameworks import build_detector
 from gkd.knowledge.methods.pkd import PKD
 from gkd.prototypes import PrototypeGenerationModule
+from gkd.prototypes.generation import build_generation
 from gkd.report.summary import detector as describe
 
 NEW = """\
