@@ -18,7 +18,7 @@ from gkd.knowledge import (
     robust_weights,
     soft_label_loss,
 )
-from gkd.knowledge.losses import similarity_loss
+from gkd.knowledge.losses import local_knowledge_losses, similarity_loss
 from gkd.knowledge.similarities import Basis
 
 DATA = Path(__file__).parent / 'data'
@@ -422,3 +422,30 @@ def test_losses_are_float32_under_autocast(dtype):
     for result, expected in zip(results, step(**wide)):
         assert result.dtype == torch.float32
         torch.testing.assert_close(result, expected, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+def test_local_knowledge_keeps_differences_in_the_students_precision(dtype):
+    torch.manual_seed(0)
+    teacher = [torch.randn(2, 8, side, side) for side in (12, 6)]
+    student = [(level + torch.randn_like(level)).to(dtype).requires_grad_() for level in teacher]
+    masks = [(torch.rand(2, side, side) - 0.5).clamp(min=0) for side in (12, 6)]
+    kept = []
+
+    def keep(tensor):
+        kept.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        losses = local_knowledge_losses(student, teacher, masks)
+    assert {tensor.dtype for tensor in kept if tensor.numel() >= teacher[0].numel()} == {dtype}
+    wide = [level.detach().double().requires_grad_() for level in student]
+    expected = local_knowledge_losses(wide, [level.double() for level in teacher],
+                                      [mask.double() for mask in masks])
+    # A difference is rounded off once, and its error is not that of the others.
+    rounding = torch.finfo(dtype).eps
+    torch.testing.assert_close(losses.double(), expected, rtol=rounding / 4, atol=0)
+    for ours, theirs in zip(torch.autograd.grad(losses.sum(), student),
+                            torch.autograd.grad(expected.sum(), wide)):
+        assert ours.dtype == dtype
+        torch.testing.assert_close(ours.double(), theirs, rtol=2 * rounding, atol=1e-7)

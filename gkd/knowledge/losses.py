@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
 from typing import Optional
 
 import torch
@@ -130,7 +131,8 @@ class WeightedDistances(torch.autograd.Function):
     The cells of all levels lie one after the other, each with its channels together. So one
     operation serves all levels, and the gradient of a map has channels last, as the adaptation
     layers want it. Only the differences are kept for the gradient, instead of both maps: maps take
-    most of the memory that distillation needs.
+    most of the memory that distillation needs. They are computed in full precision and kept in
+    the student's: what half precision rounds off is less than it has rounded off from the map.
     """
 
     @staticmethod
@@ -150,11 +152,12 @@ class WeightedDistances(torch.autograd.Function):
         channels = teacher[0].shape[1]
         # In full precision, without a copy of the student's map in it.
         dtype = torch.promote_types(teacher[0].dtype, torch.float)
-        differences = teacher[0].new_empty(sum(cells), channels, dtype=dtype)
+        kept = reduce(torch.promote_types, ctx.dtypes)
+        differences = student[0].new_empty(sum(cells), channels, dtype=kept)
         for size, part, own, target in zip(ctx.sizes, differences.split(cells), student, teacher):
             torch.sub(own.movedim(1, -1), target.movedim(1, -1).to(dtype),
                       out=part.view(*size, channels))
-        squared = torch.linalg.vector_norm(differences, dim=1).square()
+        squared = torch.linalg.vector_norm(differences, dim=1, dtype=dtype).square()
         inside = torch.cat([mask.flatten() for mask in masks]).to(squared.dtype)
         weights = torch.stack([inside, (inside <= 0).to(squared.dtype)])
         sums = [level.sum(dim=-1)
