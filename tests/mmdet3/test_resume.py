@@ -168,7 +168,7 @@ def test_a_checkpoint_is_of_all_processes(monkeypatch):
     model.bank = PrototypeBank([torch.rand(2, 3)], [torch.rand(2, 4)], [torch.tensor([0, 2])], {})
     average.state_dict = lambda: dict(seen=7)
     state = resume.training_state(SimpleNamespace(
-        model=model, hooks=[average], train_dataloader=range(4),
+        model=model, hooks=[average], train_dataloader=DataLoader(range(4)),
         optim_wrapper=SimpleNamespace(should_update=lambda: False)), batches=1)
     assert all(len(state[name]) == 2 for name in ('random', 'modules', 'gradients'))
     assert [*state['gradients'][1]] == ['weight'] and state['hooks'] == dict(EMAHook=dict(seen=7))
