@@ -24,7 +24,6 @@ from torch import Tensor
 from gkd.detectors import Step
 from gkd.distiller import Distiller
 from gkd.frameworks import to_batch
-from gkd.knowledge.casting import teach
 
 NAMES = dict(retinanet='RetinaNet', faster_rcnn='Faster R-CNN')
 SIZE, SMALL_SIZE = (800, 1344), (128, 192)
@@ -88,7 +87,7 @@ class Work:
     def module_losses(self) -> Tensor:
         """The sum of the distilling module's losses."""
         with self.autocast():
-            return sum(teach(self.distiller.knowledge[0], self.observed).values())
+            return sum(self.distiller.knowledge[0](self.observed).values())
 
     @cached_property
     def observed(self) -> Step:

@@ -23,7 +23,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from gkd.detectors import DetectorInfo, DetectorOutputs, DetectorPair, Step
 from gkd.detectors.roi_heads import RoIClassLayers, pool_on_all_levels
 from gkd.detectors.step import DensePredictions
-from gkd.knowledge.casting import teach
 from gkd.prototypes import PrototypeBank
 from gkd.registry import KNOWLEDGE
 
@@ -140,10 +139,10 @@ def count_operations(module: torch.nn.Module, step: Step) -> tuple[Counter, Coun
     half = step.student.maps[0].dtype == torch.bfloat16
     autocast = partial(torch.autocast, 'cpu', torch.bfloat16, enabled=half)
     with autocast():
-        teach(module, step)
+        module(step)
     # Anew, as autocast keeps its copies of weights until its end.
     with Operations() as forward, autocast():
-        losses = teach(module, step)
+        losses = module(step)
     total = sum(losses.values())
     outputs = step.student
     inputs = [*outputs.maps, outputs.logits, outputs.proposal_logits, outputs.dense.logits,

@@ -34,7 +34,6 @@ from gkd.frameworks import (
     student_losses,
 )
 from gkd.knowledge.build import build_knowledge
-from gkd.knowledge.casting import teach
 from gkd.knowledge.checks import check_entries, check_gradients, check_losses
 from gkd.prototypes.generation import Generation, build_generation
 
@@ -265,7 +264,7 @@ class Distiller(DetectorShell):
                               'dict(type="PrototypeHook") to custom_hooks.')
         losses, step = self.observe(batch)
         for kind in self.knowledge:
-            taught = teach(kind, step)
+            taught = kind(step)
             check_losses(kind, taught)
             if not self.has_taught:
                 check_gradients(kind, taught, step)

@@ -23,6 +23,7 @@ from gkd.knowledge.class_space import (
     class_space_loss,
     sureness,
 )
+from gkd.knowledge.precision import cast_weights
 from gkd.prototypes.features import class_features, instance_features
 
 IN_CLASS_SPACE = dict(type='RobustDistillingModule', global_knowledge=dict(space='classes'))
@@ -134,6 +135,20 @@ def test_cells_are_those_of_which_either_detector_is_surest():
         step, adapted, decay=1.0)['loss_global'].backward()
     taught = torch.cat([feature.grad.any(dim=1).flatten(1) for feature in adapted], dim=1)
     assert taught.nonzero().tolist() == [[0, 5], [1, 9]]
+
+
+class Halved(nn.Linear):
+    """Computes something with its weights before it uses them."""
+
+    def forward(self, x):
+        return nn.functional.linear(x, self.weight / 2, self.bias)
+
+
+def test_weights_that_a_layer_changes_itself_keep_their_precision():
+    layers = nn.Sequential(nn.Linear(2, 2), Halved(2, 2))
+    cast = cast_weights(layers, torch.bfloat16)
+    assert [layer.weight.dtype for layer in cast] == [torch.bfloat16, torch.float]
+    assert [layer.weight.dtype for layer in layers] == [torch.float, torch.float]
 
 
 def test_autocast_casts_the_frozen_layers_once():

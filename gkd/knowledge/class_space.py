@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from gkd.detectors.step import Needs
 from gkd.errors import ConfigError
 from gkd.frameworks import bbox2roi
-from gkd.knowledge.casting import cast_frozen
-from gkd.knowledge.precision import HALF, full_precision
+from gkd.knowledge.precision import HALF, cast_weights, full_precision
 from gkd.knowledge.settings import require_count, require_positive
 from gkd.knowledge.similarities import Unit
 
@@ -183,7 +182,7 @@ class ClassSpaceKnowledge(nn.Module):
         if dtype not in HALF:
             return step.class_layers
         if self.cast[0] != (step.class_layers, dtype):
-            self.cast = (step.class_layers, dtype), cast_frozen(step.class_layers, dtype)
+            self.cast = (step.class_layers, dtype), cast_weights(step.class_layers, dtype)
         return self.cast[1]
 
     def surest(self, scores: Tensor, step: Step) -> tuple[Tensor, Tensor]:

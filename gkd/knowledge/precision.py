@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 HALF = (torch.float16, torch.bfloat16)
+# Layers that pass their weights to autocast as they are. Subclasses may compute something with
+# theirs before, such as a standardised weight.
+CAST = (nn.Linear.forward, nn.Conv1d.forward, nn.Conv2d.forward, nn.Conv3d.forward)
 Function = TypeVar('Function', bound=Callable)
 
 
@@ -44,6 +48,28 @@ def full_precision(function: Function) -> Function:
             )
 
     return wrapped
+
+
+def cast_weights(layers: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """A copy of frozen layers with the weights that autocast would cast to ``dtype``.
+
+    Autocast remembers its casts of weights that are trained, and casts others anew at every use.
+    The copy computes the same under autocast.
+
+    Args:
+        layers: Layers whose weights are not trained.
+        dtype: Autocast's.
+
+    Example:
+        >>> layers = nn.Sequential(nn.Conv2d(3, 8, 1), nn.GroupNorm(2, 8))
+        >>> [layer.weight.dtype for layer in cast_weights(layers, torch.bfloat16)]
+        [torch.bfloat16, torch.float32]
+    """
+    layers = copy.deepcopy(layers)
+    for layer in layers.modules():
+        if type(layer).forward in CAST:
+            layer.to(dtype)
+    return layers
 
 
 def _devices(values: Iterable) -> Iterator[torch.device]:

@@ -138,7 +138,7 @@ class FBKD(Knowledge):
         blocks = [(level.student_relation, level.teacher_relation) for level in self.levels]
         joint = iter(join([layers for level, (student, teacher) in zip(self.levels, blocks)
                            for layers in ((level.feature_adaptation, *student.projections),
-                                          teacher.projections)]))
+                                          teacher.projections)], own[0].dtype))
         levels = []
         for level, (student, teacher), one, other in zip(self.levels, blocks, own, target):
             adapted, *projected = project(one, *next(joint)).split(
@@ -218,7 +218,7 @@ class NonLocal(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Relate all cells of every map ``(B, C, H, W)``; the result has the same shape."""
-        [joint] = join([self.projections])
+        [joint] = join([self.projections], x.dtype)
         return self.relate(x, *project(x, *joint).split(self.sizes, dim=1))
 
     def relate(self, x: Tensor, queries: Tensor, others: Tensor) -> Tensor:
@@ -228,15 +228,20 @@ class NonLocal(nn.Module):
         return x + self.out(relate(queries, keys, values))
 
 
-def join(groups: Sequence[Sequence[nn.Conv2d]]) -> list[tuple[Tensor, Tensor]]:
+def join(groups: Sequence[Sequence[nn.Conv2d]],
+         dtype: torch.dtype) -> list[tuple[Tensor, Tensor]]:
     """Per group, weight and bias of one 1x1 convolution that replaces several on the same map.
 
     All groups are joined at once: a GPU takes longer to start copying a few numbers than to copy
     many.
+
+    Args:
+        groups: Layers whose map is the same.
+        dtype: The student's maps'. Autocast, where it is on, would cast every part to it.
     """
     parts = [[getattr(layer, name) for layer in layers] for layers in groups
              for name in ('weight', 'bias')]
-    joint = torch.cat([part.flatten() for group in parts for part in group])
+    joint = torch.cat([part.flatten() for group in parts for part in group]).to(dtype)
     joint = joint.split([sum(map(torch.numel, group)) for group in parts])
     return [(weight.unflatten(0, (-1, layers[0].in_channels, 1, 1)), bias)
             for layers, weight, bias in zip(groups, joint[::2], joint[1::2])]
