@@ -121,3 +121,15 @@ def show_without_traceback() -> None:
             show(kind, error, trace)
 
     sys.excepthook = show_message
+
+
+def require_count(value: int, key: str, least: int = 1) -> None:
+    """Raise ConfigError unless a setting is a whole number from ``least`` on.
+
+    Example:
+        >>> require_count(1e3, 'RKD.max_instances', least=2)
+        Traceback (most recent call last):
+        gkd.errors.ConfigError: RKD.max_instances = 1000.0: must be a whole number from 2 on.
+    """
+    if type(value) is not int or value < least:
+        raise ConfigError(f'{key} = {value!r}: must be a whole number from {least} on.')

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Optional
 
-from gkd.errors import ConfigError
+from gkd.errors import ConfigError, require_count
 
 
 def setting(config: Any, key: str) -> Any:
@@ -44,8 +44,8 @@ def check_counts(config: Any, least: Mapping[str, int]) -> None:
     """
     for key, smallest in least.items():
         value = setting(config, key)
-        if value is not None and (type(value) is not int or value < smallest):
-            raise ConfigError(f'{key} = {value!r}: must be a whole number from {smallest} on.')
+        if value is not None:
+            require_count(value, key, smallest)
 
 
 def check_scaling(config: Any) -> None:

@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gkd.detectors.step import Needs
-from gkd.errors import ConfigError
+from gkd.errors import ConfigError, require_count
 from gkd.frameworks import bbox2roi
 from gkd.knowledge.precision import HALF, cast_weights, full_precision
-from gkd.knowledge.settings import require_count, require_positive
+from gkd.knowledge.settings import require_positive
 from gkd.knowledge.similarities import Unit
 
 if TYPE_CHECKING:

@@ -36,18 +36,6 @@ def require_positive(value: float, key: str) -> None:
         raise ConfigError(f'{key} = {value!r}: must be positive.')
 
 
-def require_count(value: int, key: str, least: int = 1) -> None:
-    """Raise ConfigError unless a setting is a whole number from ``least`` on.
-
-    Example:
-        >>> require_count(1e3, 'RKD.max_instances', least=2)
-        Traceback (most recent call last):
-        gkd.errors.ConfigError: RKD.max_instances = 1000.0: must be a whole number from 2 on.
-    """
-    if type(value) is not int or value < least:
-        raise ConfigError(f'{key} = {value!r}: must be a whole number from {least} on.')
-
-
 def choose_instances(instances: str, pair: DetectorPair, method: str, advice: str) -> str:
     """Choose the boxes that a method teaches at.
 

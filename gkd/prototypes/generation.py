@@ -17,7 +17,7 @@ from gkd.bank import PrototypeBank
 from gkd.collectives import all_gather
 from gkd.detectors.entries import name_of
 from gkd.detectors.modes import eval_mode
-from gkd.errors import ConfigError, DataError
+from gkd.errors import ConfigError, DataError, require_count
 from gkd.frameworks import (
     BaseDetector,
     Dataset,
@@ -29,7 +29,7 @@ from gkd.frameworks import (
     logger,
     source_of,
 )
-from gkd.knowledge.settings import require_count, require_positive
+from gkd.knowledge.settings import require_positive
 from gkd.progress import progress
 from gkd.prototypes.features import (
     CandidateImage,

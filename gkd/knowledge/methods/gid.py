@@ -15,11 +15,10 @@ from torchvision.ops import roi_align
 
 from gkd.detectors.step import Needs
 from gkd.device import on_device
-from gkd.errors import ConfigError, PairError
+from gkd.errors import ConfigError, PairError, require_count
 from gkd.knowledge.base import Knowledge
 from gkd.knowledge.instances import map_levels
 from gkd.knowledge.precision import full_precision
-from gkd.knowledge.settings import require_count
 from gkd.registry import KNOWLEDGE
 
 if TYPE_CHECKING:

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Optional
 import torch.nn.functional as F
 from torch import Tensor
 
+from gkd.errors import require_count
 from gkd.knowledge.base import Knowledge
 from gkd.knowledge.channels import channels_of, match_channels, taught_levels
 from gkd.knowledge.precision import full_precision
-from gkd.knowledge.settings import require_count
 from gkd.registry import KNOWLEDGE
 
 if TYPE_CHECKING:

@@ -16,11 +16,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gkd.errors import require_count
 from gkd.knowledge.base import Knowledge
 from gkd.knowledge.channels import alike_levels, channels_of, taught_levels
 from gkd.knowledge.instances import Instances, mean_windows, pool_maps
 from gkd.knowledge.precision import full_precision
-from gkd.knowledge.settings import choose_instances, require_count
+from gkd.knowledge.settings import choose_instances
 from gkd.registry import KNOWLEDGE
 
 if TYPE_CHECKING:
