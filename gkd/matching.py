@@ -15,8 +15,9 @@ from gkd.distiller import Distiller
 from gkd.errors import ConfigError, shorten
 from gkd.frameworks import CLASSES_SETTING
 
-# How a pipeline loads what a student trains on besides boxes and labels.
-LOADED_BY = {'gt_masks': 'LoadAnnotations(with_mask=True)',
+# How what a student trains on besides boxes and labels is loaded.
+LOADED_BY = {'pairwise_masks': 'model.data_preprocessor of type BoxInstDataPreprocessor',
+             'gt_masks': 'LoadAnnotations(with_mask=True)',
              'gt_semantic_seg': 'LoadAnnotations(with_seg=True)',
              'proposals': 'LoadProposals, and `proposal_file` of the data set'}
 

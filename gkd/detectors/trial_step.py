@@ -159,10 +159,15 @@ def further_ground_truth(detector: BaseDetector, boxes: Tensor, height: int, wid
 
     Returns:
         Those of the following arguments of ``synthetic_batch`` that the detector needs:
-        ``gt_masks``, ``gt_semantic_seg`` and ``proposals``.
+        ``pairwise_masks``, ``gt_masks``, ``gt_semantic_seg`` and ``proposals``.
     """
     roi_head = getattr(detector, 'roi_head', None)
     extra = {}
+    mask_head = getattr(detector, 'mask_head', None)
+    if hasattr(mask_head, 'pairwise_size'):  # BoxInst's, of MMDetection 3
+        stride = mask_head.mask_out_stride
+        extra['pairwise_masks'] = boxes.new_ones(
+            mask_head.pairwise_size ** 2 - 1, height // stride, width // stride)
     # The head of MMDetection 3's RTMDet-Ins predicts masks without being a mask head.
     if any(getattr(part, name, False) for part in (detector, roi_head, main_head(detector))
            for name in ('with_mask', 'panoptic_head', 'loss_mask')):

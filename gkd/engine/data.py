@@ -258,9 +258,10 @@ def check_ground_truth(model: nn.Module, config: ConfigDict, key: str) -> None:
     name, needed = trained_on(model)
     steps = [step for leaf in leaf_configs(config).values()
              for step in leaf.get('pipeline') or ()]
-    # That of BoxInst makes masks of the boxes.
+    # That of BoxInst makes masks of boxes and colours.
     makes_masks = type(model.data_preprocessor).__name__ == 'BoxInstDataPreprocessor'
-    loaded = {'gt_masks': makes_masks or any(loads(step, 'with_mask') for step in steps),
+    loaded = {'pairwise_masks': makes_masks,
+              'gt_masks': makes_masks or any(loads(step, 'with_mask') for step in steps),
               'gt_semantic_seg': any(loads(step, 'with_seg') for step in steps),
               'proposals': any(name_of(step.get('type')) == 'LoadProposals' for step in steps)}
     for part in needed:

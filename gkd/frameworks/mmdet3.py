@@ -152,7 +152,8 @@ def synthetic_batch(images: Tensor, boxes: Union[Tensor, Sequence[Tensor]],
                     gt_masks: bool = False,
                     gt_semantic_seg: Optional[Tensor] = None,
                     proposals: Optional[Tensor] = None,
-                    size: Optional[tuple[int, int]] = None) -> Batch:
+                    size: Optional[tuple[int, int]] = None,
+                    pairwise_masks: Optional[Tensor] = None) -> Batch:
     """A training batch of given images and ground truth.
 
     Args:
@@ -163,6 +164,8 @@ def synthetic_batch(images: Tensor, boxes: Union[Tensor, Sequence[Tensor]],
         gt_semantic_seg: Classes of the cells of a map, ``(h, w)`` int64.
         proposals: ``(m, 4)`` in pixels.
         size: Height and width of the images without their padding; by default they have none.
+        pairwise_masks: Which neighbours of a cell have its colour, the same for every box,
+            ``(neighbours, h, w)`` of 0 and 1; BoxInst's preprocessor makes them of the images.
     """
     height, width = images.shape[-2:]
     samples = []
@@ -178,6 +181,8 @@ def synthetic_batch(images: Tensor, boxes: Union[Tensor, Sequence[Tensor]],
         if gt_masks:
             sample.gt_instances.masks = BitmapMasks(filled_boxes(own_boxes, height, width),
                                                     height, width)
+        if pairwise_masks is not None:
+            sample.gt_instances.pairwise_masks = pairwise_masks.expand(len(own_boxes), -1, -1, -1)
         if gt_semantic_seg is not None:
             sample.gt_sem_seg = PixelData(sem_seg=gt_semantic_seg[None].clone())
         if proposals is not None:

@@ -477,8 +477,8 @@ def test_masks_that_the_preprocessor_makes_need_not_be_loaded(config):
     pytest.importorskip('skimage')
     model = build_detector(config.model)
     model.pair = replace(model.pair, student=replace(model.pair.student,
-                                                     ground_truth=('gt_masks',)))
-    with pytest.raises(ConfigError, match='trains on `gt_masks`'):
+                                                     ground_truth=('pairwise_masks', 'gt_masks')))
+    with pytest.raises(ConfigError, match='trains on `pairwise_masks`, .*BoxInstDataPreproc'):
         check_ground_truth(model, dataset_of(config), 'key')
     model.data_preprocessor = build_detector(dict(type='BoxInstDataPreprocessor'))
     check_ground_truth(model, dataset_of(config), 'key')

@@ -1,5 +1,7 @@
 """Detectors of MMDetection 3's zoo as teachers and students of themselves and of others."""
 
+from importlib.util import find_spec
+
 import pytest
 import torch
 from helpers import disagreeing_heads
@@ -35,6 +37,8 @@ MORE = [
     ('ssd/ssdlite_mobilenetv2-scratch_8xb24-600e_coco', POSITIVES, True, False),
     ('rtmdet/rtmdet-ins_tiny_8xb32-300e_coco', TRUTH, True, False),
     ('mask2former/mask2former_r50_8xb2-lsj-50e_coco', TRUTH, False, False),
+    pytest.param('boxinst/boxinst_r50_fpn_ms-90k_coco', TRUTH, True, True,
+                 marks=pytest.mark.skipif(find_spec('skimage') is None, reason='no skimage')),
 ]
 
 pytestmark = pytest.mark.usefixtures('short_backbones')

@@ -17,7 +17,7 @@ from small_experiments import CLASSES, PREPROCESSOR, TOOLS, detector, experiment
 from gkd.engine.commands import load_config
 from gkd.engine.image_size import image_size, size_after
 from gkd.errors import ConfigError, DataError
-from gkd.frameworks import build_dataset, build_detector, logger
+from gkd.frameworks import build_dataset, build_detector, logger, student_losses
 from gkd.matching import check_num_classes
 from gkd.planning.cost import noise
 from gkd.planning.door import schedule_of
@@ -50,6 +50,15 @@ def test_costs_are_those_of_mmdetection_2(annotations, tmp_path, family):
     # The preprocessor pads to a multiple of 32.
     assert (plan.width, plan.height, plan.schedule.images) == (WIDTH, HEIGHT, IMAGES)
     assert astuple(plan.cost) == pytest.approx(COSTS[family], rel=0.02)
+
+
+@pytest.mark.usefixtures('short_backbones')
+def test_boxinst_trains_on_noise():
+    """Its preprocessor, which no synthetic batch passes, finds neighbours of like colour."""
+    pytest.importorskip('skimage')
+    model = build_detector(coverage.small_config('boxinst/boxinst_r50_fpn_ms-90k_coco')).train()
+    losses = student_losses(model, noise(WIDTH, HEIGHT, IMAGES, model))
+    assert losses['loss_mask_project'].item() > 0
 
 
 @pytest.mark.usefixtures('short_backbones')
