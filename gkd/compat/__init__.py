@@ -51,6 +51,8 @@ def apply() -> None:
 
 def _mend_mmdet2() -> None:
     # These import mmcv and mmdet, which is possible from here on only.
+    from mmdet.core import InstanceBalancedPosSampler
+
     from gkd.compat import (
         coco,
         config_text,
@@ -60,6 +62,7 @@ def _mend_mmdet2() -> None:
         parallel,
         progress,
         runner,
+        samplers,
     )
 
     defaults.default_to_existing_device()
@@ -82,6 +85,7 @@ def _mend_mmdet2() -> None:
     runner.refuse_fp16_without_gpu()
     runner.write_files_whole()
     runner.refuse_unknown_settings_of_checkpoints()
+    samplers.draw_from_positives_in_order(InstanceBalancedPosSampler)
 
 
 def _mend_mmdet3() -> None:
@@ -92,11 +96,14 @@ def _mend_mmdet3() -> None:
     engine.know_the_standard_library()
 
     # These import mmdet, which is possible from here on only.
-    from gkd.compat import coco_metric, config_text, heads, images
+    from mmdet.models.task_modules import InstanceBalancedPosSampler
+
+    from gkd.compat import coco_metric, config_text, decoders, heads, images, samplers
 
     coco_metric.look_at_annotations()
     coco_metric.evaluate_classes_in_their_order()
     config_text.write_readable_configs()
+    decoders.keep_borrowed_layers_out_of_ddq()
     heads.let_ssd_detect()
     images.name_unreadable_images_with_mmdet3()
     engine.init_without_gpus()
@@ -107,3 +114,4 @@ def _mend_mmdet3() -> None:
     engine.refuse_mixed_precision_without_gpu()
     engine.write_files_whole()
     engine.refuse_unknown_settings_of_checkpoints()
+    samplers.draw_from_positives_in_order(InstanceBalancedPosSampler)

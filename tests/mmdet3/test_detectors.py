@@ -9,10 +9,12 @@ from helpers.resized import assert_teacher_sees_the_resized
 from mmdet.registry import MODELS
 from mmengine.config import ConfigDict
 
+from gkd.compat.weights import load_strictly
 from gkd.detectors.config_files import find_file
 from gkd.detectors.teacher import Teacher
-from gkd.errors import ConfigError
-from gkd.frameworks import build_detector
+from gkd.errors import CheckpointError, ConfigError
+from gkd.frameworks import build_detector, student_losses
+from gkd.planning.cost import noise
 from studies import coverage, zoo
 from studies.zoo_mmdet3 import ADDED, ADDED_PAIRS, PAIRS, RENAMED, SELF_PAIRS
 
@@ -117,6 +119,22 @@ def test_a_head_of_ssd_detects():
     (found,) = head.predict_by_feat(scores, regressions, batch_img_metas=[meta])
     best = torch.cat([level.permute(0, 2, 3, 1).reshape(-1, 3) for level in scores])
     assert found.scores.max() == best.softmax(dim=1)[:, :2].max()
+
+
+def test_checkpoints_of_ddq_fit_one_that_has_not_trained_yet():
+    config = coverage.small_config('ddq/ddq-detr-4scale_r50_8xb2-12e_coco')
+    config['num_queries'] = 20
+    trained, other = (build_detector(config).train() for _ in range(2))
+    student_losses(trained, noise(128, 128, 2, trained))
+    weights = trained.state_dict()
+    assert weights.keys() == other.state_dict().keys()
+    # MMDetection alone keeps these twice.
+    borrowed = {name.replace('bbox_head', 'decoder'): value for name, value in weights.items()
+                if name.startswith('bbox_head.aux_reg_branches.')}
+    load_strictly(other, {**weights, **borrowed}, 'its checkpoint')
+    assert borrowed and all(map(torch.equal, other.state_dict().values(), weights.values()))
+    with pytest.raises(CheckpointError, match='decoder.other'):
+        load_strictly(other, {**weights, 'decoder.other': torch.zeros(1)}, 'its checkpoint')
 
 
 def test_lists_are_those_of_mmdetection_2_by_other_names():
