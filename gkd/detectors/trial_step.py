@@ -28,6 +28,7 @@ from gkd.randomness import isolated_random_numbers
 
 # Boxes of every image, as fractions of its side.
 PROBE_BOXES = ((0.1, 0.1, 0.4, 0.5), (0.35, 0.3, 0.95, 0.9))
+NO_WEIGHT = 1e6  # what is larger has not been set
 
 
 def observe_training(student: BaseDetector, info: DetectorInfo, view: View) -> DetectorInfo:
@@ -49,7 +50,7 @@ def observe_training(student: BaseDetector, info: DetectorInfo, view: View) -> D
         # SyncBN, which normalises over several processes, computes only on GPUs.
         trained = revert_sync_batchnorm(copy.deepcopy(student))
         trained.train()
-        start_proposals(trained)
+        start_weights(trained)
         if info.samples_positives:
             try:
                 if positives_are_true(trained, info, probe_batch(trained, view, info.num_classes)):
@@ -97,15 +98,20 @@ def observe_places(student: BaseDetector, info: DetectorInfo, view: View) -> Det
     return replace(info, trains_places=labels is not None and places_are_true(labels, batch))
 
 
-def start_proposals(detector: BaseDetector) -> None:
-    """Give a detector that learns its proposals those that a training starts with: whole images.
+@torch.no_grad()
+def start_weights(detector: BaseDetector) -> None:
+    """Set what a detector is built with and no step can be taken with, as a training starts.
 
-    As they are built, they have random sizes, below 0 too, of which nothing can be pooled.
+    Proposals that it learns have random sizes, below 0 too, of which nothing can be pooled; they
+    start as whole images. Weights that it is built without values for (Deformable DETR's
+    `level_embed`) are whatever was in their memory, also no numbers; those become 0.
     """
     head = getattr(detector, 'rpn_head', None)
     if hasattr(head, 'init_proposal_bboxes'):
         with without_details():
             head.init_weights()
+    for weight in detector.parameters():
+        weight.masked_fill_(~(weight.abs() < NO_WEIGHT), 0)
 
 
 def places_are_true(labels: Tensor, batch: Batch) -> bool:

@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from gkd.bank import PrototypeBank
 from gkd.detectors.modes import eval_mode
-from gkd.detectors.trial_step import further_ground_truth, start_proposals
+from gkd.detectors.trial_step import further_ground_truth, start_weights
 from gkd.detectors.view import fixed_size
 from gkd.distiller import Distiller
 from gkd.errors import ConfigError, GKDError
@@ -129,7 +129,7 @@ class MeasuredStep:
         self.distils = isinstance(self.model, Distiller)
         self.student = self.model.student if self.distils else self.model
         for detector in (self.student, self.model.teacher) if self.distils else (self.student,):
-            start_proposals(detector)
+            start_weights(detector)
         if self.distils:  # which of more classes the teacher teaches changes no cost
             self.model.choose_columns(range(self.model.pair.num_classes))
         if self.distils and self.model.needs.bank:

@@ -10,7 +10,9 @@ from mmdet.registry import MODELS
 from mmengine.config import ConfigDict
 
 from gkd.compat.weights import load_strictly
+from gkd.detectors import trial_step
 from gkd.detectors.config_files import find_file
+from gkd.detectors.inspection import inspect_detector
 from gkd.detectors.teacher import Teacher
 from gkd.errors import CheckpointError, ConfigError
 from gkd.frameworks import build_detector, student_losses
@@ -119,6 +121,26 @@ def test_a_head_of_ssd_detects():
     (found,) = head.predict_by_feat(scores, regressions, batch_img_metas=[meta])
     best = torch.cat([level.permute(0, 2, 3, 1).reshape(-1, 3) for level in scores])
     assert found.scores.max() == best.softmax(dim=1)[:, :2].max()
+
+
+def test_weights_that_are_built_without_values_spoil_no_trial(monkeypatch):
+    detector = build_detector(coverage.small_config(
+        'deformable_detr/deformable-detr_r50_16xb2-50e_coco'))
+    # Whatever its memory held.
+    detector.level_embed.data.copy_(torch.tensor([0.1, -1e30, torch.nan, torch.inf])[:, None])
+    steps = []
+
+    def take(student, batch):
+        steps.append(student)
+        return student_losses(student, batch)
+
+    monkeypatch.setattr(trial_step, 'student_losses', take)
+    inspect_detector(detector, 'student')
+    (tried,) = steps
+    assert tried.level_embed[:, 0].tolist() == pytest.approx([0.1, 0, 0, 0])
+    assert detector.level_embed.isnan().any()  # the detector's own stay as they are
+    for own, weight in zip(detector.parameters(), tried.parameters()):
+        assert own is detector.level_embed or torch.equal(own, weight)
 
 
 def test_checkpoints_of_ddq_fit_one_that_has_not_trained_yet():
