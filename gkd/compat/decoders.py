@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import functools
 
-from mmdet.models.detectors import DDQDETR
-from mmdet.models.layers.transformer import DDQTransformerDecoder
-
 BORROWED = 'aux_reg_branches'
 
 
@@ -18,6 +15,9 @@ def keep_borrowed_layers_out_of_ddq() -> None:
     the training nor to teach.
     For: mmdet 3.2 and 3.3.
     """
+    from mmdet.models.detectors import DDQDETR
+    from mmdet.models.layers.transformer import DDQTransformerDecoder
+
     prepare, load = DDQDETR.pre_decoder, DDQTransformerDecoder._load_from_state_dict
 
     @functools.wraps(prepare)
