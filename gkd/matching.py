@@ -16,7 +16,9 @@ from gkd.errors import ConfigError, shorten
 from gkd.frameworks import CLASSES_SETTING
 
 # How what a student trains on besides boxes and labels is loaded.
-LOADED_BY = {'pairwise_masks': 'model.data_preprocessor of type BoxInstDataPreprocessor',
+LOADED_BY = {'text': '`text` in `meta_keys` of PackDetInputs, and `return_classes=True` of the '
+                     'data set',
+             'pairwise_masks': 'model.data_preprocessor of type BoxInstDataPreprocessor',
              'gt_masks': 'LoadAnnotations(with_mask=True)',
              'gt_semantic_seg': 'LoadAnnotations(with_seg=True)',
              'proposals': 'LoadProposals, and `proposal_file` of the data set'}

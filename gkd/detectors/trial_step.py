@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gkd.detectors import one_stage, two_stage
-from gkd.detectors.dense import dense_head, main_head
+from gkd.detectors.dense import dense_head, main_head, object_classes
 from gkd.detectors.pair import DetectorInfo, DetectorPair
 from gkd.detectors.places import place_labels, recorded_targets
 from gkd.detectors.step import Needs, recorded
@@ -165,10 +165,12 @@ def further_ground_truth(detector: BaseDetector, boxes: Tensor, height: int, wid
 
     Returns:
         Those of the following arguments of ``synthetic_batch`` that the detector needs:
-        ``pairwise_masks``, ``gt_masks``, ``gt_semantic_seg`` and ``proposals``.
+        ``text``, ``pairwise_masks``, ``gt_masks``, ``gt_semantic_seg`` and ``proposals``.
     """
     roi_head = getattr(detector, 'roi_head', None)
     extra = {}
+    if hasattr(detector, 'language_model'):  # Grounding DINO and GLIP, of MMDetection 3
+        extra['text'] = ('object', ) * object_classes(main_head(detector))
     mask_head = getattr(detector, 'mask_head', None)
     if hasattr(mask_head, 'pairwise_size'):  # BoxInst's, of MMDetection 3
         stride = mask_head.mask_out_stride

@@ -256,11 +256,11 @@ def check_ground_truth(model: nn.Module, config: ConfigDict, key: str) -> None:
         key: Its place in the config, for messages.
     """
     name, needed = trained_on(model)
-    steps = [step for leaf in leaf_configs(config).values()
-             for step in leaf.get('pipeline') or ()]
+    steps = pipeline_steps(config)
     # That of BoxInst makes masks of boxes and colours.
     makes_masks = type(model.data_preprocessor).__name__ == 'BoxInstDataPreprocessor'
-    loaded = {'pairwise_masks': makes_masks,
+    loaded = {'text': any('text' in (step.get('meta_keys') or ()) for step in steps),
+              'pairwise_masks': makes_masks,
               'gt_masks': makes_masks or any(loads(step, 'with_mask') for step in steps),
               'gt_semantic_seg': any(loads(step, 'with_seg') for step in steps),
               'proposals': any(name_of(step.get('type')) == 'LoadProposals' for step in steps)}
@@ -268,6 +268,17 @@ def check_ground_truth(model: nn.Module, config: ConfigDict, key: str) -> None:
         if not loaded[part]:
             raise ConfigError(f'{key}.pipeline: {name} trains on `{part}`, which is not loaded: '
                               f'load it by {LOADED_BY[part]}.')
+
+
+def pipeline_steps(config: ConfigDict) -> list[ConfigDict]:
+    """Steps of the pipelines of a data set, of wrappers around it too.
+
+    Args:
+        config: Config of the data set, possibly of a wrapper around others.
+    """
+    inner = [config.dataset] if 'dataset' in config else config.get('datasets') or []
+    return [*(config.get('pipeline') or ()),
+            *(step for entry in inner for step in pipeline_steps(entry))]
 
 
 def loads(step: dict, part: str) -> bool:

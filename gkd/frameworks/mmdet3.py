@@ -153,7 +153,8 @@ def synthetic_batch(images: Tensor, boxes: Union[Tensor, Sequence[Tensor]],
                     gt_semantic_seg: Optional[Tensor] = None,
                     proposals: Optional[Tensor] = None,
                     size: Optional[tuple[int, int]] = None,
-                    pairwise_masks: Optional[Tensor] = None) -> Batch:
+                    pairwise_masks: Optional[Tensor] = None,
+                    text: Optional[tuple[str, ...]] = None) -> Batch:
     """A training batch of given images and ground truth.
 
     Args:
@@ -166,6 +167,7 @@ def synthetic_batch(images: Tensor, boxes: Union[Tensor, Sequence[Tensor]],
         size: Height and width of the images without their padding; by default they have none.
         pairwise_masks: Which neighbours of a cell have its colour, the same for every box,
             ``(neighbours, h, w)`` of 0 and 1; BoxInst's preprocessor makes them of the images.
+        text: What Grounding DINO and GLIP call each class.
     """
     height, width = images.shape[-2:]
     samples = []
@@ -175,6 +177,8 @@ def synthetic_batch(images: Tensor, boxes: Union[Tensor, Sequence[Tensor]],
             img_shape=size or (height, width), ori_shape=(height, width),
             pad_shape=(height, width), batch_input_shape=(height, width), scale_factor=(1.0, 1.0),
             flip=False, img_path='', border=np.array([0, height, 0, width])))
+        if text is not None:
+            sample.set_metainfo(dict(text=text, custom_entities=True))
         sample.gt_instances = InstanceData(bboxes=own_boxes, labels=own_labels)
         sample.ignored_instances = InstanceData(bboxes=own_boxes[:0].clone(),
                                                 labels=own_labels[:0].clone())

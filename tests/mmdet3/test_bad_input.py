@@ -35,6 +35,7 @@ from gkd.engine.data import (
 from gkd.engine.runner import Runner
 from gkd.errors import CheckpointError, ConfigError, DataError, RunError
 from gkd.frameworks import build_detector
+from gkd.planning.cost import noise
 from gkd.watching import watched
 
 
@@ -482,6 +483,21 @@ def test_masks_that_the_preprocessor_makes_need_not_be_loaded(config):
         check_ground_truth(model, dataset_of(config), 'key')
     model.data_preprocessor = build_detector(dict(type='BoxInstDataPreprocessor'))
     check_ground_truth(model, dataset_of(config), 'key')
+
+
+def test_texts_that_no_pipeline_packs(config):
+    detector = build_detector(config.model).student
+    detector.language_model = torch.nn.Identity()  # as Grounding DINO and GLIP have it
+    with pytest.raises(ConfigError, match='RetinaNet trains on `text`, .*`meta_keys` of PackDet'):
+        check_ground_truth(detector, dataset_of(config), 'key')
+    pack = dataset_of(config).pipeline.pop()
+    # The last step is that of a wrapper if images are mixed.
+    mixed = ConfigDict(type='MultiImageMixDataset', dataset=dataset_of(config),
+                       pipeline=[dict(pack, meta_keys=('img_id', 'text'))])
+    check_ground_truth(detector, mixed, 'key')
+
+    samples = noise(64, 64, 2, detector).native['batch_data_samples']
+    assert [len(sample.text) for sample in samples] == [len(CLASSES)] * 2
 
 
 def test_settings_of_a_loader(config):
