@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from operator import attrgetter
 from typing import Any
 
@@ -17,6 +18,8 @@ KEPT = {
                        'bbox_head.loss_bbox.beta'),
     'DDODHead': ('cls_num_pos_samples_per_level',),
     'DropBlock': ('iter_cnt',),
+    # Its first draw of boxes sets -1 to 0, and draws otherwise than all later ones.
+    'IoUBalancedNegSampler': ('floor_thr',),
 }
 
 
@@ -24,12 +27,13 @@ def module_state(model: nn.Module) -> dict[str, dict[str, Any]]:
     """What the next training step of a model depends on besides weights and buffers.
 
     Returns:
-        Values by attribute, by name of the module; numbers, and lists and tuples of them.
+        Values by attribute, by name of the module or sampler; numbers, and lists and tuples of
+        them.
     """
     found = {}
-    for name, module in model.named_modules():
-        kept = {attribute: plain(attrgetter(attribute)(module))
-                for attribute in kept_attributes(module)}
+    for name, part in named_parts(model):
+        kept = {attribute: plain(attrgetter(attribute)(part))
+                for attribute in kept_attributes(part)}
         if kept:
             found[name] = kept
     return found
@@ -37,23 +41,47 @@ def module_state(model: nn.Module) -> dict[str, dict[str, Any]]:
 
 def restore_module_state(model: nn.Module, state: dict[str, dict[str, Any]]) -> None:
     """Put back what :func:`module_state` returned for a model of the same config."""
-    for name, module in model.named_modules():
-        for attribute in state.get(name, {}).keys() & set(kept_attributes(module)):
+    for name, part in named_parts(model):
+        for attribute in state.get(name, {}).keys() & set(kept_attributes(part)):
             owner, _, last = attribute.rpartition('.')
-            setattr(attrgetter(owner)(module) if owner else module, last,
+            setattr(attrgetter(owner)(part) if owner else part, last,
                     plain(state[name][attribute]))
 
 
-def kept_attributes(module: nn.Module) -> list[str]:
-    """Attributes that a module has of those that its classes keep."""
-    return [attribute for kind in type(module).__mro__ for attribute in KEPT.get(kind.__name__, ())
-            if has(module, attribute)]
+def named_parts(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    """A model's modules and the samplers of boxes that they hold, which are no modules."""
+    for name, module in model.named_modules():
+        yield name, module
+        yield from named_samplers(name, module)
 
 
-def has(module: nn.Module, attribute: str) -> bool:
+def named_samplers(name: str, owner: Any) -> Iterator[tuple[str, Any]]:
+    """Samplers among the attributes of a module or of another sampler, at every depth."""
+    for attribute, value in vars(owner).items():
+        several = isinstance(value, (list, tuple))  # one a stage
+        for number, held in enumerate(value if several else [value]):
+            # One that draws positives and negatives itself holds itself as both.
+            if held is not owner and is_sampler(held):
+                path = f'{name}.{attribute}.{number}' if several else f'{name}.{attribute}'
+                yield path, held
+                yield from named_samplers(path, held)
+
+
+def is_sampler(value: Any) -> bool:
+    """Whether a value is one of MMDetection's samplers of boxes."""
+    return any(kind.__name__ == 'BaseSampler' for kind in type(value).__mro__)
+
+
+def kept_attributes(part: Any) -> list[str]:
+    """Attributes that a module or sampler has of those that its classes keep."""
+    return [attribute for kind in type(part).__mro__ for attribute in KEPT.get(kind.__name__, ())
+            if has(part, attribute)]
+
+
+def has(part: Any, attribute: str) -> bool:
     """Whether a dotted attribute is there."""
     try:
-        attrgetter(attribute)(module)
+        attrgetter(attribute)(part)
     except AttributeError:
         return False
     return True

@@ -78,9 +78,26 @@ def test_detectors_of_mmdetection_keep_what_they_count(name, attributes):
     assert after != before
 
 
+def test_samplers_keep_what_they_count_in_every_stage():
+    model = build(small.libra_rcnn())
+    several = nn.Module()
+    several.bbox_sampler = [build(small.libra_rcnn()).roi_head.bbox_sampler for _ in range(2)]
+    several.bbox_sampler[1].neg_sampler.floor_thr = 0
+    state = module_state(several)
+    assert list(state.values()) == [dict(floor_thr=-1), dict(floor_thr=0)]
+
+    assert list(module_state(model).values()) == [dict(floor_thr=-1)]
+    coverage.losses(model, coverage.training_batch(model, coverage.look(model, 'student'), 3))
+    assert list(module_state(model).values()) == [dict(floor_thr=0)]
+    other = build(small.libra_rcnn())
+    restore_module_state(other, module_state(model))
+    assert other.roi_head.bbox_sampler.neg_sampler.floor_thr == 0
+
+
 @pytest.mark.slow
-def test_a_run_with_thresholds_that_change_goes_on_exactly(folder):
-    append('distiller.py', f'model["student"] = dict(config={small.dynamic_rcnn()!r})')
+@pytest.mark.parametrize('student', [small.dynamic_rcnn, small.libra_rcnn])
+def test_a_run_whose_heads_count_goes_on_exactly(folder, student):
+    append('distiller.py', f'model["student"] = dict(config={student()!r})')
     train('--epochs', '2')
     whole = torch.load('work/epoch_2.pth')['state_dict']
     (folder / 'work').rename(folder / 'before')

@@ -111,6 +111,17 @@ def dynamic_rcnn(channels=16, num_classes=NUM_CLASSES, interval=2):
     return model
 
 
+def libra_rcnn(channels=16, num_classes=NUM_CLASSES):
+    """Its sampler draws negatives otherwise from its second draw on."""
+    model = faster_rcnn(channels, num_classes)
+    model['train_cfg']['rcnn']['sampler'] = dict(
+        type='CombinedSampler', num=16, pos_fraction=0.25, add_gt_as_proposals=True,
+        pos_sampler=dict(type='InstanceBalancedPosSampler'),
+        neg_sampler=dict(type='IoUBalancedNegSampler', floor_thr=-1, floor_fraction=0,
+                         num_bins=3))
+    return model
+
+
 def fcos(channels=16, num_classes=NUM_CLASSES):
     return dict(
         type='FCOS',

@@ -14,9 +14,10 @@ RESIZE = dict(type='BatchSyncRandomResize', random_size_range=(64, 224), interva
 @pytest.mark.parametrize('student', [
     dict(detector('one_stage'), data_preprocessor=dict(PREPROCESSOR, batch_augments=[RESIZE])),
     dict(small.dynamic_rcnn(), data_preprocessor=PREPROCESSOR),
-], ids=['sizes', 'thresholds'])
+    dict(small.libra_rcnn(), data_preprocessor=PREPROCESSOR),
+], ids=['sizes', 'thresholds', 'sampler'])
 def test_what_a_step_draws_for_later_ones_goes_on(annotations, tmp_path, student):
-    """Of sizes that are drawn in every third step, and thresholds that change in every second."""
+    """Sizes drawn every three steps, thresholds that change every two, a sampler's first draw."""
     ends = []
     for name, epochs in (('whole', [2]), ('resumed', [1, 2])):
         config = experiment(annotations, tmp_path / name, 'two_stage', inside_epoch=0)
