@@ -68,6 +68,9 @@ def test_config_that_lacks_what_training_needs(folder, key):
     ('log_level=loud', "log_level: ValueError: Unknown level: 'loud'"),
     ('data.val=None', 'data.val = None; leave it out, or give'),
     ('data.train=[]', 'data.train = [] names no data set'),
+    ('data.train.pipeline.2.type=Resise', "data.train.pipeline.2: KeyError: 'Resise is not in"),
+    ('data.train.pipeline.3.flip=1', 'data.train.pipeline.3: TypeError: RandomFlip: '),
+    ('data.val.pipeline.1.flip_ratio=1', 'data.val.pipeline.1: TypeError: MultiScaleFlipAug: '),
     ('data.train.times=2', 'data.train.times: CocoDataset has no such setting'),
     ('model.student=student.py', "model.student = 'student.py': must be a dict with `config`")])
 def test_values_that_would_be_met_late_or_never(folder, option, says):
@@ -75,6 +78,13 @@ def test_values_that_would_be_met_late_or_never(folder, option, says):
                                  option)
     assert status == 2 and says in stderr, stderr
     assert not (folder / 'work').exists()
+
+
+def test_a_step_of_a_pipeline_whose_package_is_missing(folder, monkeypatch):
+    monkeypatch.setattr('mmdet.datasets.pipelines.transforms.Compose', None)  # of albumentations
+    append('distiller.py', 'data["train"]["pipeline"].insert(2, dict(type="Albu", transforms=[]))')
+    refuse_training(folder, says=['data.train.pipeline.2: RuntimeError: Albu: albumentations is '
+                                  'not installed. Mend this step, or leave it out.'])
 
 
 def test_a_misspelt_setting_of_checkpoints(folder):

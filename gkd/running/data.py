@@ -17,7 +17,7 @@ from mmdet.datasets import (
     build_dataset,
     replace_ImageToTensor,
 )
-from mmdet.datasets.pipelines import LoadImageFromFile, LoadMultiChannelImageFromFiles
+from mmdet.datasets.pipelines import Compose, LoadImageFromFile, LoadMultiChannelImageFromFiles
 from torch import nn
 from torch.utils.data import Dataset
 
@@ -94,6 +94,7 @@ def build_checked_dataset(config: ConfigDict, key: str,
             if unknown in leaf:
                 raise ConfigError(f'{key}.{unknown}: {leaf.get("type")} has no such setting.'
                                   ) from error
+        check_steps(config, key)
         raise DataError(
             f'{key}: cannot read {shorten([leaf.get("ann_file") for leaf in leaves])} as '
             f'{leaves[0].get("type")}: {type(error).__name__}: {error}. CocoDataset needs a JSON '
@@ -108,6 +109,27 @@ def build_checked_dataset(config: ConfigDict, key: str,
         check_loaded(leaf, key)
     check_boxes(leaf_datasets(dataset), key)
     return dataset
+
+
+def check_steps(entry: Any, key: str) -> None:
+    """Raise ConfigError for the first step of a pipeline that cannot be built.
+
+    Args:
+        entry: Config of a data set with its wrappers, or a part of it.
+        key: Its place, for messages.
+    """
+    if isinstance(entry, (list, tuple)):
+        for number, inner in enumerate(entry):
+            check_steps(inner, f'{key}.{number}')
+    elif isinstance(entry, dict):
+        for name, inner in entry.items():
+            check_steps(inner, f'{key}.{name}')
+        for number, step in enumerate(entry.get('pipeline') or ()):
+            try:
+                Compose([step])
+            except Exception as error:
+                raise ConfigError(f'{key}.pipeline.{number}: {type(error).__name__}: {error}. '
+                                  f'Mend this step, or leave it out.') from error
 
 
 def loader_settings(config: Config, part: str) -> dict:
