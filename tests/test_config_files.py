@@ -3,6 +3,7 @@
 import pytest
 
 from gkd.detectors.config_files import read_config
+from gkd.detectors.source import DetectorSource
 from gkd.errors import ConfigError
 from gkd.installed import mmdet_major
 
@@ -33,6 +34,19 @@ def test_a_config_that_fails(tmp_path):
     config.write_text('a = {}\nb = a["c"]\n')
     with pytest.raises(ConfigError, match=rf"KeyError: 'c' \(in .*{place}"):
         read_config(str(config))
+
+
+def test_a_hook_that_rebuilds_the_detector_is_refused_for_every_use(tmp_path):
+    config = tmp_path / 'config.py'
+    text = 'model = dict(type="RetinaNet")\ncustom_hooks = [dict(type="{}")]\n'
+    config.write_text(text.format('RFSearchHook'))
+    with pytest.raises(ConfigError, match='config.py has an RFSearchHook in `custom_hooks`'):
+        read_config(str(config))
+    source = DetectorSource.parse(dict(config=str(config)), 'model.teacher')
+    with pytest.raises(ConfigError, match='^model.teacher.config: .* leave the hook out'):
+        source.model_config()
+    config.write_text(text.format('EMAHook'))
+    assert read_config(str(config)).model.type == 'RetinaNet'
 
 
 @pytest.mark.skipif(mmdet_major() == 3, reason='MMEngine replaces what such a config imports')

@@ -260,6 +260,7 @@ def test_ddod_records_the_positives_of_its_classes():
     ('rpn/rpn_r50_fpn_1x_coco', 'an RPN alone is a part of a detector'),
     ('tridentnet/tridentnet_r50_caffe_1x_coco', 'hold 6 images for 2'),
     ('convnext/mask_rcnn_convnext-t_p4_w7_fpn_fp16_ms-crop_3x_coco', 'pip install mmcls'),
+    ('rfnext/rfnext_search_mask_rcnn_pvtv2-b0_fpn_1x_coco', 'has an RFSearchHook'),
 ])
 def test_refusals_name_the_reason(name, reason):
     outcome = coverage.check(name, name)

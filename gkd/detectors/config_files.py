@@ -13,7 +13,7 @@ from glob import escape as glob_escape
 from glob import glob
 from typing import Any, Optional
 
-from gkd.detectors.entries import name_of, place_of
+from gkd.detectors.entries import name_of, nested, place_of
 from gkd.errors import ConfigError, own_place
 from gkd.frameworks import MMDET_SCOPE, Config, logger, mmdet_configs
 from gkd.installed import mmdet_major
@@ -34,11 +34,11 @@ def read_config(path: str, where: str = '') -> Config:
         where: What to begin messages with.
 
     Raises:
-        ConfigError: The file cannot be read.
+        ConfigError: The file cannot be read, or its ``model`` is not the detector.
     """
     try:
         with reading:
-            return with_found_teacher(with_registered_names(Config.fromfile(path)))
+            config = with_found_teacher(with_registered_names(Config.fromfile(path)))
     except Exception as error:
         message = (f'{where}cannot read config {path}: {type(error).__name__}: '
                    f'{failed_import(path, error) or error}{place_of_error(error)}'
@@ -51,6 +51,13 @@ def read_config(path: str, where: str = '') -> Config:
         finally:
             sys.unraisablehook = hook
         raise ConfigError(message) from error
+    if any(name_of(hook.get('type')) == 'RFSearchHook'
+           for hook in nested(config.get('custom_hooks'))):
+        raise ConfigError(
+            f'{where}{path} has an RFSearchHook in `custom_hooks`, which gives convolutions other '
+            f'dilations after the `model` is built. This is not supported. To take the detector '
+            f'without it, as `model` describes it, leave the hook out.')
+    return config
 
 
 def with_found_teacher(config: Config) -> Config:
