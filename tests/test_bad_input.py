@@ -80,6 +80,12 @@ def test_values_that_would_be_met_late_or_never(folder, option, says):
     assert not (folder / 'work').exists()
 
 
+def test_a_data_set_whose_package_is_missing(folder, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'lvis', None)
+    refuse_training(folder, '--cfg-options', 'data.train.type=LVISV1Dataset',
+                    says=['error: data.train: LVISV1Dataset: Package lvis is not installed'])
+
+
 def test_a_step_of_a_pipeline_whose_package_is_missing(folder, monkeypatch):
     monkeypatch.setattr('mmdet.datasets.pipelines.transforms.Compose', None)  # of albumentations
     append('distiller.py', 'data["train"]["pipeline"].insert(2, dict(type="Albu", transforms=[]))')

@@ -52,7 +52,7 @@ def read_config(path: str, where: str = '') -> Config:
             sys.unraisablehook = hook
         raise ConfigError(message) from error
     if any(name_of(hook.get('type')) == 'RFSearchHook'
-           for hook in nested(config.get('custom_hooks'))):
+           for hook in nested(config.get('custom_hooks') or ())):
         raise ConfigError(
             f'{where}{path} has an RFSearchHook in `custom_hooks`, which gives convolutions other '
             f'dilations after the `model` is built. This is not supported. To take the detector '

@@ -95,6 +95,8 @@ def build_checked_dataset(config: ConfigDict, key: str,
                 raise ConfigError(f'{key}.{unknown}: {leaf.get("type")} has no such setting.'
                                   ) from error
         check_steps(config, key)
+        if isinstance(error, ImportError):
+            raise ConfigError(f'{key}: {error}') from error
         raise DataError(
             f'{key}: cannot read {shorten([leaf.get("ann_file") for leaf in leaves])} as '
             f'{leaves[0].get("type")}: {type(error).__name__}: {error}. CocoDataset needs a JSON '
