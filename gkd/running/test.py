@@ -12,6 +12,7 @@ from mmcv import Config
 from mmcv.runner import get_dist_info, wrap_fp16_model
 from mmdet.apis import multi_gpu_test, single_gpu_test
 from mmdet.datasets import CocoDataset, build_dataloader
+from mmdet.datasets.pipelines import Collect
 from torch import nn
 from torch.utils.data import Dataset
 
@@ -150,4 +151,20 @@ def detect(model: nn.Module, dataset: Dataset, loader_config: dict, show_dir: Op
         loader = build_dataloader(dataset, dist=distributed, **loader_config)
     if distributed:
         return multi_gpu_test(model, loader)
+    if show_dir is not None:
+        for leaf in leaf_datasets(dataset):
+            collect_names(leaf.pipeline)
     return single_gpu_test(model, loader, out_dir=show_dir, show_score_thr=show_score_thr)
+
+
+def collect_names(step: Any) -> None:
+    """Let a pipeline collect images' names, by which drawings are saved; CornerNet's does not.
+
+    Args:
+        step: The pipeline, changed in place, or a part of it.
+    """
+    if isinstance(step, Collect):
+        step.meta_keys = tuple(dict.fromkeys([*step.meta_keys, 'ori_filename']))
+    inner = getattr(step, 'transforms', None) or ()
+    for part in inner if isinstance(inner, (list, tuple)) else [inner]:
+        collect_names(part)
