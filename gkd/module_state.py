@@ -23,26 +23,43 @@ KEPT = {
 }
 
 
+# What hooks of MMDetection 2 set by the epoch, and set again where a run goes on.
+SCHEDULED = {'TOODHead': ('epoch',), 'YOLOXHead': ('use_l1',)}
+
+Parts = list[tuple[str, Any, list[str]]]  # name, module or sampler, attributes
+
+
 def module_state(model: nn.Module) -> dict[str, dict[str, Any]]:
-    """What the next training step of a model depends on besides weights and buffers.
+    """What the training from here on depends on besides weights, buffers and the epoch.
 
     Returns:
         Values by attribute, by name of the module or sampler; numbers, and lists and tuples of
         them.
     """
-    found = {}
-    for name, part in named_parts(model):
-        kept = {attribute: plain(attrgetter(attribute)(part))
-                for attribute in kept_attributes(part)}
-        if kept:
-            found[name] = kept
-    return found
+    return state_of(counting_parts(model))
+
+
+def state_of(parts: Parts) -> dict[str, dict[str, Any]]:
+    """What :func:`counting_parts` found, with its values; as :func:`module_state` returns it."""
+    return {name: {attribute: plain(attrgetter(attribute)(part)) for attribute in attributes}
+            for name, part, attributes in parts}
+
+
+def counting_parts(model: nn.Module, scheduled: bool = False) -> Parts:
+    """The parts of a model that count or draw for later steps, and where they keep it.
+
+    Args:
+        model: The model.
+        scheduled: Whether what hooks set by the epoch belongs to it.
+    """
+    found = [(name, part, kept_attributes(part, scheduled)) for name, part in named_parts(model)]
+    return [entry for entry in found if entry[2]]
 
 
 def restore_module_state(model: nn.Module, state: dict[str, dict[str, Any]]) -> None:
-    """Put back what :func:`module_state` returned for a model of the same config."""
-    for name, part in named_parts(model):
-        for attribute in state.get(name, {}).keys() & set(kept_attributes(part)):
+    """Put back what :func:`module_state` or :func:`state_of` returned for such a model."""
+    for name, part, attributes in counting_parts(model, scheduled=True):
+        for attribute in state.get(name, {}).keys() & set(attributes):
             owner, _, last = attribute.rpartition('.')
             setattr(attrgetter(owner)(part) if owner else part, last,
                     plain(state[name][attribute]))
@@ -72,10 +89,16 @@ def is_sampler(value: Any) -> bool:
     return any(kind.__name__ == 'BaseSampler' for kind in type(value).__mro__)
 
 
-def kept_attributes(part: Any) -> list[str]:
-    """Attributes that a module or sampler has of those that its classes keep."""
-    return [attribute for kind in type(part).__mro__ for attribute in KEPT.get(kind.__name__, ())
-            if has(part, attribute)]
+def kept_attributes(part: Any, scheduled: bool) -> list[str]:
+    """Attributes that a module or sampler has of those that its classes keep.
+
+    Args:
+        part: The module or sampler.
+        scheduled: As in :func:`counting_parts`.
+    """
+    tables = (KEPT, SCHEDULED) if scheduled else (KEPT,)
+    return [attribute for kind in type(part).__mro__ for table in tables
+            for attribute in table.get(kind.__name__, ()) if has(part, attribute)]
 
 
 def has(part: Any, attribute: str) -> bool:

@@ -4,13 +4,16 @@ import math
 
 import pytest
 import torch
+from helpers import small_detectors as small
 from helpers import tiny_data
+from helpers.refusals import append
 from helpers.running import run_tool
 from mmcv.runner import HOOKS, Hook
 
 from gkd.finite.step import KeptStep
 from gkd.looking.replay import replay
 from gkd.running import load_config
+from studies import coverage
 
 
 @HOOKS.register_module()
@@ -38,6 +41,14 @@ class Poison(Hook):
     def after_train_iter(self, runner):
         if runner.iter + 1 in self.steps and self.what == 'weight':
             next(runner.model.parameters()).data.view(-1)[0] = math.nan
+
+
+def yolox():
+    """It draws the size of its images every two steps."""
+    model = coverage.small_config('yolox/yolox_tiny_8x8_300e_coco')
+    model['bbox_head']['num_classes'] = small.NUM_CLASSES
+    return {**model, 'input_size': (128, 128), 'random_size_range': (2, 6),
+            'random_size_interval': 2}
 
 
 @pytest.fixture
@@ -80,6 +91,24 @@ def test_the_term_is_named_and_the_step_can_be_run_again(folder, channels_last):
             assert value == losses[name]
     status, printed, _ = run_tool('replay', 'distiller.py', path)
     assert status == 0 and f'loss_soft               {losses["loss_soft"]}' in printed
+
+
+@pytest.mark.parametrize('student', [small.libra_rcnn(), yolox()], ids=['sampler', 'sizes'])
+def test_what_heads_have_counted_is_kept_with_the_step(folder, student):
+    """By then, YOLOX has drawn another size for images, and Libra R-CNN's sampler has begun."""
+    append('distiller.py', f'model["student"] = dict(config={student!r})')
+    status, _ = train('term', 4)
+    assert status == 2
+    path = str(next((folder / 'work').glob('not_finite*')))
+    step = KeptStep.load(path)
+    again, _ = replay(load_config('distiller.py'), path)
+    for name in again.keys() - {'loss', 'loss_global'}:
+        assert again[name] == step.losses[name], name
+
+    step.counts = None  # as of a former release
+    step.save(path)
+    fewer, _ = replay(load_config('distiller.py'), path)
+    assert fewer['loss_cls'] != again['loss_cls']
 
 
 def test_skipped_steps_leave_no_trace(folder):

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import os.path as osp
 import shlex
-from typing import Any
+from typing import Any, Optional
 
 from torch import Tensor, nn
 
 from gkd.errors import GKDError, NumericalError
 from gkd.finite.step import KeptStep
 from gkd.frameworks import Hook
+from gkd.module_state import Parts, counting_parts, restore_module_state, state_of
 from gkd.randomness import random_state
 from gkd.repository import tool
 
@@ -34,6 +35,8 @@ class LossGuard(Hook):
         self.skip = skip
         self.skipped = 0
         self.before: dict = {}
+        self.parts: Optional[Parts] = None
+        self.counts: dict = {}
         self.statistics: list[Tensor] = []
 
     def remember(self, model: nn.Module) -> None:
@@ -43,6 +46,9 @@ class LossGuard(Hook):
             model: What is trained, without a data-parallel wrapper.
         """
         self.before = random_state()
+        if self.parts is None:  # to look for them in every step would take long
+            self.parts = counting_parts(model, scheduled=True)
+        self.counts = state_of(self.parts)
         if self.skip:
             self.statistics = [buffer.clone() for buffer in model.buffers()]
 
@@ -66,7 +72,8 @@ class LossGuard(Hook):
             'the loss of another process is not finite'
         path = osp.join(runner.work_dir, f'not_finite_epoch_{runner.epoch + 1}_iter_{iteration}'
                                          f'_rank_{runner.rank}.safetensors')
-        step = KeptStep(model.state_dict(), batch, self.before, losses, *taught_with(model))
+        step = KeptStep(model.state_dict(), batch, self.before, losses, *taught_with(model),
+                        self.counts)
         message = (f'{what} at epoch {runner.epoch + 1}, iteration {iteration} (step '
                    f'{runner.iter + 1} of the run). {kept(step, path)}')
         if self.skipped == self.skip:
@@ -74,6 +81,7 @@ class LossGuard(Hook):
         self.skipped += 1
         for buffer, value in zip(model.buffers(), self.statistics):
             buffer.copy_(value)
+        restore_module_state(model, self.counts)
         runner.logger.warning(f'{message}\nSkipped {self.skipped} of at most {self.skip} steps.')
 
     def end_of_run(self) -> str:

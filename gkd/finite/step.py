@@ -33,6 +33,8 @@ class KeptStep:
         progress: Epochs done / epochs in all; None for a plain detector.
         teacher_columns: The student's classes among those of the teacher; None if both have the
             same.
+        counts: What heads and samplers had counted before, as
+            :func:`gkd.module_state.state_of` returns it; earlier releases did not keep it.
     """
 
     weights: dict[str, Tensor]
@@ -42,6 +44,7 @@ class KeptStep:
     bank: Optional[dict] = None
     progress: Optional[float] = None
     teacher_columns: Optional[Tensor] = None
+    counts: Optional[dict] = None
 
     def save(self, path: str) -> None:
         """Write the step to a safetensors file, whole or not at all.

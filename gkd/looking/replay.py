@@ -19,6 +19,7 @@ from gkd.errors import shorten
 from gkd.finite.step import KeptStep
 from gkd.frameworks import BaseDetector, Config
 from gkd.looking.door import build_model, training_losses
+from gkd.module_state import restore_module_state
 from gkd.randomness import set_random_state
 
 
@@ -47,6 +48,7 @@ def replay(config: Config, path: str) -> tuple[dict[str, float], str]:
         model.bank = PrototypeBank.from_state_dict(step.bank)
     if step.progress is not None:
         model.progress, model.teacher_columns = step.progress, step.teacher_columns
+    restore_module_state(model, step.counts or {})
     set_random_state(step.random)
     with torch.no_grad(), layers_not_finite(model) as layers:
         losses = training_losses(model, step.batch)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any
 
@@ -30,6 +31,7 @@ class FiniteLossHook(LossGuard):
     def __init__(self, skip: int = 0):
         super().__init__(skip)
         self.skipping = False
+        self.boxes: dict[str, Any] = {}
 
     def before_run(self, runner) -> None:
         """Let the optimiser's hook pass over steps that are skipped."""
@@ -47,6 +49,9 @@ class FiniteLossHook(LossGuard):
     def before_train_iter(self, runner) -> None:
         """Remember what the forward pass will change."""
         self.remember(unwrap(runner.model))
+        # YOLOX scales the boxes in place, which on a CPU are those of the batch.
+        self.boxes = {name: copy.deepcopy(value) for name, value in runner.data_batch.items()
+                      if name == 'gt_bboxes'}
 
     def after_train_iter(self, runner) -> None:
         """Look at the losses, which are on the CPU already."""
@@ -54,7 +59,7 @@ class FiniteLossHook(LossGuard):
         self.skipping = not all(map(math.isfinite, losses.values()))
         if self.skipping:
             self.refuse(runner, unwrap(runner.model), runner.inner_iter + 1,
-                        plain(runner.data_batch), dict(losses))
+                        plain({**runner.data_batch, **self.boxes}), dict(losses))
 
 
 def plain(batch: Any) -> Any:
