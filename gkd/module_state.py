@@ -23,8 +23,8 @@ KEPT = {
 }
 
 
-# What hooks of MMDetection 2 set by the epoch, and set again where a run goes on.
-SCHEDULED = {'TOODHead': ('epoch',), 'YOLOXHead': ('use_l1',)}
+# What hooks set in the middle of a training, and set again where it goes on.
+SCHEDULED = {'YOLOXHead': ('use_l1',)}
 
 Parts = list[tuple[str, Any, list[str]]]  # name, module or sampler, attributes
 
@@ -50,7 +50,7 @@ def counting_parts(model: nn.Module, scheduled: bool = False) -> Parts:
 
     Args:
         model: The model.
-        scheduled: Whether what hooks set by the epoch belongs to it.
+        scheduled: Whether what hooks set in the middle of a training belongs to it.
     """
     found = [(name, part, kept_attributes(part, scheduled)) for name, part in named_parts(model)]
     return [entry for entry in found if entry[2]]

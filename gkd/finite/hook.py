@@ -73,7 +73,7 @@ class LossGuard(Hook):
         path = osp.join(runner.work_dir, f'not_finite_epoch_{runner.epoch + 1}_iter_{iteration}'
                                          f'_rank_{runner.rank}.safetensors')
         step = KeptStep(model.state_dict(), batch, self.before, losses, *taught_with(model),
-                        self.counts)
+                        self.counts, runner.epoch)
         message = (f'{what} at epoch {runner.epoch + 1}, iteration {iteration} (step '
                    f'{runner.iter + 1} of the run). {kept(step, path)}')
         if self.skipped == self.skip:

@@ -35,6 +35,7 @@ class KeptStep:
             same.
         counts: What heads and samplers had counted before, as
             :func:`gkd.module_state.state_of` returns it; earlier releases did not keep it.
+        epoch: Epochs done; earlier releases did not keep it.
     """
 
     weights: dict[str, Tensor]
@@ -45,6 +46,7 @@ class KeptStep:
     progress: Optional[float] = None
     teacher_columns: Optional[Tensor] = None
     counts: Optional[dict] = None
+    epoch: int = 0
 
     def save(self, path: str) -> None:
         """Write the step to a safetensors file, whole or not at all.

@@ -68,6 +68,8 @@ def save_detections(config: Config, checkpoint: str, folder: str) -> str:
     return f'{prefix}.bbox.json'
 
 
-def training_losses(model: BaseDetector, batch: dict[str, Any]) -> dict[str, float]:
+def training_losses(model: BaseDetector, batch: dict[str, Any], epoch: int) -> dict[str, float]:
     """Losses of a training step by name, and their sum ``loss``."""
+    if hasattr(model, 'set_epoch'):  # TOOD is told by a hook of the runner
+        model.set_epoch(epoch)
     return dict(model.train_step(batch, None)['log_vars'])

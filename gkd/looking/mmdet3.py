@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from mmengine.config import Config, ConfigDict
+from mmengine.logging import MessageHub
 from torch import Tensor
 
 from gkd.commands.export import load_student
@@ -101,7 +102,9 @@ def save_detections(config: Config, checkpoint: str, folder: str) -> str:
     return f'{prefix}.bbox.json'
 
 
-def training_losses(model: BaseDetector, batch: dict[str, Any]) -> dict[str, float]:
+def training_losses(model: BaseDetector, batch: dict[str, Any], epoch: int) -> dict[str, float]:
     """Losses of a training step by name, and their sum ``loss``."""
+    # TOOD's head asks for it where a runner would have told it.
+    MessageHub.get_current_instance().update_info('epoch', epoch)
     _, losses = model.parse_losses(model(**batch, mode='loss'))
     return {name: value.item() for name, value in losses.items()}

@@ -51,7 +51,7 @@ def replay(config: Config, path: str) -> tuple[dict[str, float], str]:
     restore_module_state(model, step.counts or {})
     set_random_state(step.random)
     with torch.no_grad(), layers_not_finite(model) as layers:
-        losses = training_losses(model, step.batch)
+        losses = training_losses(model, step.batch, step.epoch)
     # Its forward pass has spoilt the statistics of batch normalisation.
     spoilt = {f'weights/{name}' for name, _ in model.named_buffers()}
     given = [part for part in step.broken() if part not in spoilt]
