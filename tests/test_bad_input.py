@@ -377,6 +377,29 @@ def test_settings(folder, option, says):
     refuse_training(folder, '--cfg-options', option, says=says)
 
 
+META_KEYS = ('filename', 'ori_shape', 'img_shape', 'pad_shape', 'scale_factor')
+
+
+@pytest.mark.parametrize('steps, says', [
+    ('[]', ['data.train.pipeline', 'has no img and no img_metas', 'Collect']),
+    (f'[*steps[:-1], dict(steps[-1], meta_keys={META_KEYS[:2]})]', [
+        'a training step with those of data.train', "KeyError: 'pad_shape'", '`meta_keys`']),
+    ('[*steps[:-1], dict(type="Collect", keys=["img"])]', [
+        'a training step with those of data.train', "'gt_bboxes'", '`keys`'])])
+def test_a_training_pipeline_that_does_not_give_what_a_step_needs(folder, steps, says):
+    """Left alone, it would fail after the prototypes have been made."""
+    append('distiller.py', 'steps = data["train"]["pipeline"]\n'
+                           f'data["train"]["pipeline"] = {steps}\ndel steps')
+    refuse_training(folder, says=says)
+
+
+def test_prototypes_of_images_in_which_boxes_are_not_known(folder):
+    append('distiller.py', 'data["test"]["pipeline"][-1]["transforms"][-1]["meta_keys"] = '
+                           f'{META_KEYS[:4]}')
+    refuse_training(folder, says=['annotations.json', 'does not tell scale_factor', '`meta_keys`'],
+                    logged=True)
+
+
 def test_prototypes_of_a_plain_detector(folder):
     append('distiller.py', 'custom_hooks = [dict(type="PrototypeHook")]\n'
            'from mmcv import Config; model = Config.fromfile("student.py").model')

@@ -124,6 +124,18 @@ def test_non_local_block(pooling):
     torch.testing.assert_close(block(feature), slow_relation(block, feature))
 
 
+def test_relations_of_a_single_cell():
+    """The batch is its own mean; torch's own batch normalisation refuses it."""
+    block = NonLocal(6, 4, pooling=2).double()
+    for parameter in block.parameters():
+        torch.nn.init.normal_(parameter)
+    feature = torch.randn(1, 6, 1, 1, dtype=torch.float64)
+    related = block(feature)
+    torch.testing.assert_close(related, slow_relation(block, feature))
+    related.sum().backward()  # DDP waits for the gradients of all parameters
+    assert all(parameter.grad is not None for parameter in block.parameters())
+
+
 def test_sizes_of_the_blocks_are_the_authors():
     wide = info(channels=256)
     levels = FBKD(DetectorPair(wide, wide, STRIDES)).levels

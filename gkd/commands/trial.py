@@ -1,37 +1,62 @@
-"""A trial before the first step: of loading training images, and what one says that fails."""
+"""A trial before the first step: of training images and a step, and what one says that fails."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from gkd.commands.explain import lost_another_process, place_of, shown
 from gkd.errors import ConfigError, GKDError
+from gkd.frameworks import PACKING, SAMPLE_PARTS
+from gkd.progress import silence, without_log
 from gkd.randomness import random_state, set_random_state
 
 
-def try_loading(dataset: Any, key: str) -> None:
-    """Load two training images of every data set, so that none fails after hours of prototypes.
+def try_training(dataset: Any, key: str, step: Callable[[list], Any], batch_size: int) -> None:
+    """Load two training images of every data set, and take a step with them.
 
-    Random states and what the pipeline keeps, such as images for a mosaic, stay as they are.
+    So nothing of the kind fails after hours of prototypes. Random states and what the pipeline
+    keeps, such as images for a mosaic, stay as they are.
 
     Args:
         dataset: The training data, possibly several data sets in one.
         key: Their place in the config, for messages.
+        step: Computes the losses of some of them, and changes nothing.
+        batch_size: Images that it gets at most.
 
     Raises:
-        ConfigError: They cannot be loaded; with the reason.
+        ConfigError: They cannot be loaded or trained on; with the reason.
     """
     before = random_state()
     try:
         with trying(key, 'loading them', f'Look at {key} (its `pipeline`).', 'the training'):
             own = with_own_pipelines(dataset)
-            for index in first_images(dataset):
-                own[index]
+            samples = [own[index] for index in first_images(dataset)]
+        for sample in samples:
+            check_packed(sample, key)
+        with silence(), without_log(), trying(
+                'model', f'a training step with those of {key}', f'Look at `model`, and at what '
+                f'the pipeline of {key} hands to it: {PACKING}.', 'the training'):
+            for start in range(0, len(samples), batch_size):
+                step(samples[start:start + batch_size])
     finally:
         set_random_state(before)
+
+
+def check_packed(sample: Any, key: str) -> None:
+    """Raise ConfigError if a pipeline does not end in what every detector is given.
+
+    Args:
+        sample: What it makes of an image.
+        key: Place of the data set in the config, for messages.
+    """
+    missing = [part for part in SAMPLE_PARTS if part not in sample]
+    if missing:
+        raise ConfigError(f'{key}.pipeline: what it makes of an image has no '
+                          f'{" and no ".join(missing)}. Take the steps of the detector\'s own '
+                          f'config, to the last: {PACKING}.')
 
 
 def first_images(dataset: Any, count: int = 2) -> list[int]:

@@ -1,4 +1,4 @@
-"""A trial of loading and of the evaluation, before the first step, under MMEngine."""
+"""A trial of a step and of the evaluation, before the first step, under MMEngine."""
 
 from __future__ import annotations
 
@@ -12,14 +12,18 @@ from mmengine.evaluator import BaseMetric, Evaluator
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.registry import HOOKS
 from mmengine.runner.amp import autocast
+from torch import nn
 from torch.utils.data import DataLoader
 
-from gkd.commands.trial import first_images, try_loading, trying
+from gkd.commands.trial import first_images, try_training, trying
 from gkd.compat.wrapper import unwrap
 from gkd.detectors.modes import eval_mode
+from gkd.distiller import Distiller
 from gkd.errors import ConfigError, naming
 from gkd.files import naming_storage
+from gkd.frameworks.mmdet3 import revert_sync_batchnorm, tell_start, to_batch
 from gkd.progress import silence, without_log
+from gkd.prototypes.hook import choose_classes
 from gkd.randomness import random_state, set_random_state
 
 # These can measure any number of images.
@@ -30,7 +34,7 @@ WITHOUT = ('Without any evaluation: --no-validate, that is, val_dataloader, val_
 
 @HOOKS.register_module()
 class TrialHook(Hook):
-    """Load and evaluate two images before the first step, so that no setting fails after an epoch.
+    """Train on and evaluate two images before the first step, so that no setting fails later.
 
     The commands of this project try every evaluation; for MMDetection's own commands the hook
     belongs into ``custom_hooks``. Weights, statistics and random states stay as they are. Only
@@ -40,12 +44,17 @@ class TrialHook(Hook):
     priority = 'VERY_HIGH'  # nothing else has begun yet
 
     def before_train(self, runner) -> None:
-        """Try to load training images, the evaluation, and the choice of the best checkpoint.
+        """Try a training step, the evaluation, and the choice of the best checkpoint.
 
         Raises:
             ConfigError: One fails; with the reason.
         """
-        try_loading(runner.train_dataloader.dataset, 'train_dataloader.dataset')
+        model, loader = unwrap(runner.model), runner.train_dataloader
+        if isinstance(model, Distiller):
+            choose_classes(model, runner)
+        try_training(loader.dataset, 'train_dataloader.dataset',
+                     lambda samples: try_step(model, loader.collate_fn(samples)),
+                     loader.batch_size or 1)
         if runner.val_loop is None:
             return
         metrics = try_evaluation(runner)
@@ -53,6 +62,24 @@ class TrialHook(Hook):
         for hook in runner.hooks:
             if isinstance(hook, CheckpointHook) and whole:
                 check_best(hook, metrics)
+
+
+@torch.no_grad()
+def try_step(model: nn.Module, data: Any) -> None:
+    """Let a copy of a model compute the losses of a batch, as a distiller does before it teaches.
+
+    Args:
+        model: The model.
+        data: The batch, as the loader makes it.
+    """
+    # SyncBN, which normalises over several processes, computes only on GPUs.
+    trial = revert_sync_batchnorm(copy.deepcopy(model)).train()
+    tell_start()
+    data = trial.data_preprocessor(data, True)
+    if isinstance(trial, Distiller) and trial.knowledge:
+        trial.observe(to_batch(data['inputs'], data['data_samples']))
+    else:
+        trial._run_forward(data, mode='loss')
 
 
 def try_evaluation(runner) -> dict[str, float]:

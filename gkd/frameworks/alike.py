@@ -8,6 +8,8 @@ from typing import Any
 import mmdet
 import numpy as np
 
+from gkd.errors import ConfigError
+
 # What begins the path of a config that the installed MMDetection ships.
 MMDET_SCOPE = 'mmdet::'
 
@@ -18,6 +20,20 @@ def mmdet_configs() -> str:
     shipped = osp.join(package, '.mim', 'configs')
     # A development install keeps them beside the package.
     return shipped if osp.isdir(shipped) else osp.join(osp.dirname(package), 'configs')
+
+
+def require_told(meta: dict, dataset: Any) -> None:
+    """Raise ConfigError if a test pipeline does not tell where boxes lie in what it makes.
+
+    Args:
+        meta: MMDetection's description of an image.
+        dataset: The data set with the pipeline.
+    """
+    missing = ' and '.join(name for name in ('img_shape', 'scale_factor') if name not in meta)
+    if missing:
+        raise ConfigError(f'the test pipeline, through which prototypes of {dataset.ann_file} are '
+                          f'seen, does not tell {missing} of an image, so it is not known where '
+                          f'boxes lie in it: list {missing} in `meta_keys` of its last step.')
 
 
 def placement(meta: dict) -> tuple[np.ndarray, tuple[int, int]]:

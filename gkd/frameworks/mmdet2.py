@@ -27,15 +27,16 @@ from gkd.frameworks.alike import (
     description,
     mmdet_configs,
     placement,
+    require_told,
     source_of,
 )
 from gkd.frameworks.batch import Batch, filled_boxes, mask_parts, of_each_image
 
 __all__ = [
     'BACKBONES', 'BATCH_PARTS', 'BESIDE_MODEL', 'CLASSES_SETTING', 'DETECTORS', 'HOOKS',
-    'IMAGES_SETTING', 'LOSSES_METHOD', 'MMDET_SCOPE', 'RPN', 'TOP_LEVEL', 'VOC_CLASSES',
-    'BaseDetector', 'Batch', 'Config', 'ConfigDict', 'ContextBlock', 'Dataset',
-    'DeltaXYWHBBoxCoder', 'DetectorShell', 'EfficientNet', 'Hook', 'NonLocal2d',
+    'IMAGES_SETTING', 'LOSSES_METHOD', 'MMDET_SCOPE', 'PACKING', 'RPN', 'SAMPLE_PARTS',
+    'TOP_LEVEL', 'VOC_CLASSES', 'BaseDetector', 'Batch', 'Config', 'ConfigDict', 'ContextBlock',
+    'Dataset', 'DeltaXYWHBBoxCoder', 'DetectorShell', 'EfficientNet', 'Hook', 'NonLocal2d',
     'anchor_inside_flags', 'annotation', 'bbox2roi', 'bbox_overlaps', 'build_dataset',
     'build_detector', 'classes_of', 'description', 'epochs_in_all', 'fuse_conv_bn',
     'get_dist_info', 'image_info', 'image_settings', 'logger', 'mmdet_configs', 'network_input',
@@ -52,6 +53,10 @@ BESIDE_MODEL = ('train_cfg', 'test_cfg')
 # Settings of a data set, for messages.
 CLASSES_SETTING = 'classes'
 IMAGES_SETTING = 'img_prefix'
+# What a pipeline makes of an image, and by which step, for messages.
+SAMPLE_PARTS = ('img', 'img_metas')
+PACKING = ('DefaultFormatBundle, and Collect, whose `keys` and `meta_keys` name what detectors '
+           'get and are told of an image')
 # A detector's method that returns the losses of a training step.
 LOSSES_METHOD = 'forward_train'
 # What is read at the top of a config; all else there is a variable of the file.
@@ -210,6 +215,7 @@ def test_view(dataset: Dataset, index: int
     image, meta = views['img'][0], views['img_metas'][0].data
     if isinstance(image, DataContainer):
         image = image.data
+    require_told(meta, dataset)
     return image, np.asarray(meta['scale_factor'], dtype=np.float32), *placement(meta)
 
 

@@ -37,15 +37,16 @@ from gkd.frameworks.alike import (
     description,
     mmdet_configs,
     placement,
+    require_told,
     source_of,
 )
 from gkd.frameworks.batch import Batch, filled_boxes, mask_parts, of_each_image
 
 __all__ = [
     'BACKBONES', 'BATCH_PARTS', 'BESIDE_MODEL', 'CLASSES_SETTING', 'DETECTORS', 'HOOKS',
-    'IMAGES_SETTING', 'LOSSES_METHOD', 'MMDET_SCOPE', 'RPN', 'TOP_LEVEL', 'VOC_CLASSES',
-    'BaseDetector', 'Batch', 'Config', 'ConfigDict', 'ContextBlock', 'Dataset',
-    'DeltaXYWHBBoxCoder', 'DetectorShell', 'EfficientNet', 'Hook', 'NonLocal2d',
+    'IMAGES_SETTING', 'LOSSES_METHOD', 'MMDET_SCOPE', 'PACKING', 'RPN', 'SAMPLE_PARTS',
+    'TOP_LEVEL', 'VOC_CLASSES', 'BaseDetector', 'Batch', 'Config', 'ConfigDict', 'ContextBlock',
+    'Dataset', 'DeltaXYWHBBoxCoder', 'DetectorShell', 'EfficientNet', 'Hook', 'NonLocal2d',
     'anchor_inside_flags', 'annotation', 'bbox2roi', 'bbox_overlaps', 'build_dataset',
     'build_detector', 'classes_of', 'description', 'epochs_in_all', 'fuse_conv_bn',
     'get_dist_info', 'image_info', 'image_settings', 'logger', 'mmdet_configs', 'network_input',
@@ -62,6 +63,13 @@ BESIDE_MODEL = ('data_preprocessor',)
 # Settings of a data set, for messages.
 CLASSES_SETTING = 'metainfo.classes'
 IMAGES_SETTING = 'data_prefix.img'
+# What a pipeline makes of an image, and by which step, for messages.
+SAMPLE_PARTS = ('inputs', 'data_samples')
+PACKING = 'PackDetInputs, whose `meta_keys` name what detectors are told of an image'
+# Steps after which boxes are where `scale_factor` says.
+NOT_MOVING = ('LoadImageFromFile', 'LoadAnnotations', 'LoadPanopticAnnotations', 'LoadProposals',
+              'Resize', 'FixScaleResize', 'RandomResize', 'RandomChoiceResize', 'Pad',
+              'PackDetInputs')
 # A detector's method that returns the losses of a training step.
 LOSSES_METHOD = 'loss'
 # What is read at the top of a config; all else there is a variable of the file.
@@ -280,8 +288,11 @@ def test_view(dataset: Dataset, index: int
     """
     data = dataset.prepare_data(index)
     known = data['data_samples'].metainfo
-    factors = np.asarray(known.get('scale_factor', (1.0, 1.0)), np.float32)
-    return data['inputs'], np.tile(factors, 2), *placement(known)
+    # A pipeline that resizes nothing has no factor to tell; CornerNet's pads instead.
+    if 'border' in known or known.get('ori_shape', 0) == known.get('img_shape'):
+        known.setdefault('scale_factor', (1.0, 1.0))
+    require_told(known, dataset)
+    return data['inputs'], np.tile(np.float32(known['scale_factor']), 2), *placement(known)
 
 
 def epochs_in_all(runner: Any) -> float:
@@ -324,8 +335,28 @@ def prototype_configs(config: Config) -> list[ConfigDict]:
     tested = config.get('test_dataloader') or config.get('val_dataloader')
     seen_by = leaf_configs((tested or config.train_dataloader).dataset)
     pipeline = next(iter(seen_by.values())).pipeline
+    if not tested:
+        pipeline = as_tests_would(pipeline)
     return [ConfigDict({**entry, 'pipeline': pipeline})
             for entry in leaf_configs(config.train_dataloader.dataset).values()]
+
+
+def as_tests_would(pipeline: Sequence[dict]) -> list[dict]:
+    """A training pipeline without flips, for a config that neither validates nor tests.
+
+    Raises:
+        ConfigError: Other steps may move boxes.
+    """
+    named = {str(getattr(step['type'], '__name__', step['type'])).rpartition('.')[2]: step
+             for step in pipeline}
+    flip = named.pop('RandomFlip', None)
+    moving = [name for name in named if name not in NOT_MOVING]
+    if moving:
+        raise ConfigError(f'prototypes are chosen from the training images as tests see them, and '
+                          f'the config has neither `test_dataloader` nor `val_dataloader`; '
+                          f'{", ".join(moving)} of train_dataloader.dataset.pipeline may move '
+                          f'boxes. Give a `test_dataloader`, `test_cfg` and `test_evaluator`.')
+    return [step for step in pipeline if step is not flip]
 
 
 def leaf_configs(config: ConfigDict, key: str = '') -> dict[str, ConfigDict]:

@@ -55,13 +55,8 @@ class PrototypeHook(Hook):
             self.datasets += getattr(dataset, 'datasets', [dataset])
 
     def before_train(self, runner) -> None:
-        """Refuse another model before anything is written, which only MMEngine asks for.
-
-        A teacher that knows more classes gets the data's, as MMEngine's own runner tells no model.
-        """
-        information = getattr(runner.train_dataloader.dataset, 'metainfo', {})
-        distiller_of(runner).choose_classes(information.get('classes') or (),
-                                            'train_dataloader.dataset')
+        """Refuse another model before anything is written, which only MMEngine asks for."""
+        choose_classes(distiller_of(runner), runner)
 
     def before_train_epoch(self, runner) -> None:
         """Set the progress; generate or reload the bank."""
@@ -101,6 +96,17 @@ class PrototypeHook(Hook):
             bank.save(osp.join(folder, f'epoch_{runner.epoch + 1}.safetensors'))
         runner.logger.info(f'Prototypes: {len(bank.student[0])} on each of {bank.num_levels} '
                            f'levels, generated in {time.monotonic() - started:.1f} s.')
+
+
+def choose_classes(distiller: nn.Module, runner) -> None:
+    """Give a teacher that knows more classes the data's: MMEngine's own runner tells no model.
+
+    Args:
+        distiller: The distiller.
+        runner: MMEngine's runner.
+    """
+    information = getattr(runner.train_dataloader.dataset, 'metainfo', {})
+    distiller.choose_classes(information.get('classes') or (), 'train_dataloader.dataset')
 
 
 def distiller_of(runner) -> nn.Module:

@@ -37,7 +37,7 @@ from torch.utils.data import DataLoader
 from gkd.commands.explain import explaining
 from gkd.commands.layout import place
 from gkd.commands.resume import nothing_left
-from gkd.commands.trial import try_loading
+from gkd.commands.trial import try_training
 from gkd.commands.values import check_counts, check_scaling
 from gkd.compat.runner import check_fp16
 from gkd.compat.wrapper import unwrap
@@ -83,7 +83,7 @@ from gkd.running.resume import (
     find_checkpoint,
 )
 from gkd.running.runner import IterationRunner, runner_type, trained
-from gkd.running.trial import try_hook
+from gkd.running.trial import try_hook, try_step
 from gkd.version import __version__
 from gkd.work_dir import PROTOTYPES
 
@@ -136,13 +136,14 @@ def run_training(config: Config, resume: str, validate: bool,
     look_at_test_data(config)
     model = without_sync_on_cpu(initial_model(config, train_set), device)
     evaluation = evaluation_hook(config, model, val_set) if validate else None
-    try_loading(train_set, 'data.train')
+    loader = training_loader(config, train_set)
+    try_training(train_set, 'data.train', lambda samples: try_step(model, device, samples),
+                 config.data.train_dataloader.samples_per_gpu)
     if evaluation is not None:
         check_same_classes(val_set.CLASSES or (), 'data.val', train_set.CLASSES or (),
                            'data.train')
         try_hook(evaluation, config, model, device)
     checkpoint = find_checkpoint(resume, config)
-    loader = training_loader(config, train_set)
     if config.get('auto_scale_lr'):
         auto_scale_lr(config, torch.distributed.is_initialized(), logger)
     text = config.pretty_text  # mmcv takes settings out of the config

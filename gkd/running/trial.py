@@ -1,12 +1,13 @@
-"""A trial of the evaluation with two images, before a training starts."""
+"""A trial of a step and of the evaluation with two images, before a training starts."""
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 
 import torch
 from mmcv import Config
-from mmcv.parallel import MMDataParallel
+from mmcv.parallel import MMDataParallel, collate, scatter
 from mmdet.apis import single_gpu_test
 from mmdet.core import EvalHook
 from mmdet.datasets import (
@@ -21,8 +22,10 @@ from torch.utils.data import Dataset
 
 from gkd.commands.trial import trying
 from gkd.detectors.modes import eval_mode
+from gkd.distiller import Distiller
 from gkd.errors import ConfigError, naming
 from gkd.files import naming_storage
+from gkd.frameworks import revert_sync_batchnorm, to_batch
 from gkd.progress import silence
 from gkd.running.data import leaf_datasets, loader_settings
 from gkd.running.resume import random_state, set_random_state
@@ -30,6 +33,25 @@ from gkd.running.resume import random_state, set_random_state
 # These can measure any number of images.
 USUAL_EVALUATIONS = [kind.evaluate for kind in (CocoDataset, ConcatDataset, CustomDataset,
                                                 VOCDataset)]
+
+
+@torch.no_grad()
+def try_step(model: nn.Module, device: torch.device, samples: Sequence[dict]) -> None:
+    """Let a copy of a model compute the losses of a batch, as a distiller does before it teaches.
+
+    Args:
+        model: The model.
+        device: Where the copy runs.
+        samples: What the pipeline has made of each image.
+    """
+    # SyncBN, which normalises over several processes, computes only on GPUs.
+    trial = revert_sync_batchnorm(copy.deepcopy(model)).to(device).train()
+    target = device.index if device.type == 'cuda' else -1
+    [data] = scatter(collate(samples, samples_per_gpu=len(samples)), [target])
+    if isinstance(trial, Distiller) and trial.knowledge:
+        trial.observe(to_batch(**data))
+    else:
+        trial(return_loss=True, **data)
 
 
 def try_hook(evaluation: EvalHook, config: Config, model: nn.Module,

@@ -19,6 +19,7 @@ from mmengine.runner import Runner, find_latest_checkpoint
 from small_experiments import CLASSES, IMAGES, TOOLS, detector, experiment, train
 from torch.utils.data import DataLoader, TensorDataset
 
+from gkd import frameworks
 from gkd.bank import PrototypeBank
 from gkd.compat.checkpoint import load_checkpoint_file
 from gkd.engine import resume
@@ -324,6 +325,29 @@ def test_prototypes_are_seen_by_the_pipeline_of_tests_on_several_data_sets(
     entry, = prototype_configs(config)
     assert entry.pipeline == tested.pipeline
     assert entry.pipeline != config.train_dataloader.dataset.pipeline
+
+
+def test_prototypes_of_a_config_that_neither_validates_nor_tests(annotations, tmp_path):
+    """Its training pipeline flips images; their boxes are those of the annotations."""
+    config = experiment(annotations, tmp_path)
+    tested = config.pop('val_dataloader').dataset
+    entry, = prototype_configs(config)
+    assert entry.pipeline == tested.pipeline
+    config.train_dataloader.dataset.pipeline.insert(-1, dict(type='RandomCrop', crop_size=(9, 9)))
+    with pytest.raises(ConfigError, match='RandomCrop of train_dataloader.dataset.pipeline may'):
+        prototype_configs(config)
+
+
+def test_prototypes_of_images_in_which_boxes_are_not_known(annotations, tmp_path):
+    entry = experiment(annotations, tmp_path).val_dataloader.dataset
+    entry.pipeline[-1].meta_keys = ('img_shape', 'ori_shape')
+    assert frameworks.test_view(build_dataset(entry), 0)[1].tolist() == [1] * 4
+    entry.pipeline[2].scale = (64, 64)
+    with pytest.raises(ConfigError, match='json are seen, does not tell scale_factor of an image'):
+        frameworks.test_view(build_dataset(entry), 0)
+    entry.pipeline[-1].meta_keys = ('scale_factor', )
+    with pytest.raises(ConfigError, match='list img_shape in `meta_keys`'):
+        frameworks.test_view(build_dataset(entry), 0)
 
 
 def test_boxes_move_with_images_that_are_put_in_the_middle_of_larger_ones(annotations, tmp_path):

@@ -15,7 +15,7 @@ from mmengine.registry import HOOKS, METRICS, DefaultScope
 from small_experiments import CLASSES, experiment, train
 from torch.utils.data import ConcatDataset  # MMEngine's is one
 
-from gkd.commands.trial import first_images, try_loading
+from gkd.commands.trial import first_images, try_training
 from gkd.compat.checkpoint import load_checkpoint_file
 from gkd.engine.data import build_part
 from gkd.engine.runner import Runner
@@ -47,7 +47,19 @@ def training_on_mixtures_of_single_images(config):
     config.train_dataloader.dataset.pipeline.insert(-1, dict(type='CopyPaste'))
 
 
+def training_on_no_steps(config):
+    config.train_dataloader.dataset.pipeline = []
+
+
+def training_without_shapes(config):
+    config.train_dataloader.dataset.pipeline[-1].meta_keys = ('img_id', 'scale_factor')
+
+
 @pytest.mark.parametrize('change, says', [
+    (training_on_no_steps, r'train_dataloader.dataset.pipeline: what it makes of an image has no '
+                           r'inputs and no data_samples.* PackDetInputs'),
+    (training_without_shapes, r"in a training step with those of train_.*: KeyError: 'img_shape'"
+                              r'[\s\S]*`meta_keys`'),
     (training_on_mixtures_of_single_images,
      r'train_dataloader.dataset: a trial with two images fails, so that the training would, in '
      r'loading them: AssertionError'),
@@ -61,7 +73,7 @@ def training_on_mixtures_of_single_images(config):
                       'in results'),
     (choosing_by_another_metric, r'default_hooks.checkpoint.save_best = .*: bbox_mAP is no metric '
                                  r'of this evaluation; it has coco/bbox_mAP, coco/bbox_mAP_50')])
-def test_an_evaluation_that_would_fail_is_found_before_the_first_step(
+def test_what_would_fail_is_found_before_the_first_step(
         annotations, tmp_path, change, says):
     config = experiment(annotations, tmp_path / 'work')
     change(config)
@@ -134,7 +146,7 @@ def test_a_trial_of_loading_leaves_what_a_pipeline_keeps(annotations, tmp_path, 
     dataset = build_part(config, 'train').dataset
     torch.manual_seed(0)
     np.random.seed(0)
-    try_loading(dataset, 'train')
+    try_training(dataset, 'train', list, 2)
     assert not dataset.dataset.pipeline.transforms[2].results_cache
     drawn = torch.rand(1).item(), np.random.rand()
     torch.manual_seed(0)

@@ -225,7 +225,19 @@ class NonLocal(nn.Module):
         """Relate the cells of maps by their queries, and by their keys and values."""
         window = [min(self.pooling, length) for length in x.shape[2:]]
         keys, values = F.max_pool2d(others, window).chunk(2, dim=1)
-        return x + self.out(relate(queries, keys, values))
+        return x + self.normalise(self.out[0](relate(queries, keys, values)))
+
+    def normalise(self, related: Tensor) -> Tensor:
+        """Batch normalise ``(B, C, H, W)``.
+
+        A batch of one image with one cell is its own mean, so that nothing but the bias is left;
+        torch refuses it, as its variance cannot be estimated.
+        """
+        layer = self.out[1]
+        if isinstance(layer, nn.BatchNorm2d) and related.numel() == related.shape[1]:
+            weight, bias = (values[:, None, None] for values in (layer.weight, layer.bias))
+            return (related - related) * weight + bias  # every layer has a gradient, as DDP wants
+        return layer(related)
 
 
 def join(groups: Sequence[Sequence[nn.Conv2d]],
