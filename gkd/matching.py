@@ -8,12 +8,13 @@ from typing import Optional
 import torch
 from torch import nn
 
+from gkd.datasets.checks import first_difference
 from gkd.detectors.dense import main_head, object_classes
 from gkd.detectors.roi_heads import first
 from gkd.detectors.trial_step import further_ground_truth
 from gkd.distiller import Distiller
-from gkd.errors import ConfigError, shorten
-from gkd.frameworks import CLASSES_SETTING
+from gkd.errors import CheckpointError, ConfigError, shorten
+from gkd.frameworks import CLASSES_SETTING, logger
 
 # How what a student trains on besides boxes and labels is loaded.
 LOADED_BY = {'text': '`text` in `meta_keys` of PackDetInputs, and `return_classes=True` of the '
@@ -125,7 +126,8 @@ def trained_on(model: nn.Module) -> tuple[str, tuple[str, ...]]:
 def check_teacher_classes(model: nn.Module, classes: Sequence[str], key: str) -> None:
     """Raise ConfigError if the teacher's checkpoint numbers the data set's classes differently.
 
-    Classes of the teacher that the data set does not name are allowed: they may have been renamed.
+    Classes of the teacher that the data set does not name are allowed, as they may have been
+    renamed; the log tells of them.
     A teacher with more classes than the student must know all of the data set's, in any order.
 
     Args:
@@ -139,10 +141,56 @@ def check_teacher_classes(model: nn.Module, classes: Sequence[str], key: str) ->
     if model.pair.teacher.num_classes > model.pair.num_classes:
         model.choose_classes(classes, key)
         return
-    if any(name in classes and list(classes).index(name) != number
-           for number, name in enumerate(taught)):
+    if numbered_otherwise(taught, classes):
         raise ConfigError(
             f'model.teacher.checkpoint: the teacher knows {shorten(taught)}, in this order, '
             f'{key} has {shorten(classes)}: it would teach one class as another. Put '
             f'`{CLASSES_SETTING}` of the data sets and "categories" of their files into the '
             f'teacher\'s order, or take another teacher.')
+    if taught and list(taught) != list(classes):
+        logger().warning(
+            f'model.teacher.checkpoint: the teacher knows {shorten(taught)}, {key} has '
+            f'{shorten(classes)}: it teaches each as the one of the same number. If classes were '
+            f'not just renamed, take another teacher.')
+
+
+def numbered_otherwise(known: Sequence[str], classes: Sequence[str]) -> bool:
+    """Whether classes have the same names in another order.
+
+    Example:
+        >>> numbered_otherwise(('bolt', 'nut'), ['nut', 'bolt'])
+        True
+        >>> numbered_otherwise(('bolt', 'nut'), ['bolt', 'screw'])
+        False
+    """
+    return any(name in classes and list(classes).index(name) != number
+               for number, name in enumerate(known))
+
+
+def check_tested_classes(known: Optional[Sequence[str]], classes: Sequence[str], checkpoint: str,
+                         key: str) -> None:
+    """Compare the classes that a checkpoint was trained on with those that it is tested on.
+
+    The log tells of other names, which may have been given since; what is tested may also be
+    another detector than was meant.
+
+    Args:
+        known: Names of the checkpoint's classes; None if it does not say.
+        classes: Names of the data set's classes; it has as many as the detector.
+        checkpoint: The file, for messages.
+        key: Place of the data set in the config, likewise.
+
+    Raises:
+        CheckpointError: They have the same names in another order, so that one class would be
+            measured as another.
+    """
+    if not known or list(known) == list(classes):
+        return
+    differ = (f'{checkpoint} was trained on {shorten(known)}, {key} has {shorten(classes)}; class '
+              f'{first_difference(known, classes)} is the first that differs')
+    if numbered_otherwise(known, classes):
+        raise CheckpointError(
+            f'{differ}. One class would be measured as another: put `{CLASSES_SETTING}` and '
+            f'"categories" of the file into the checkpoint\'s order, or test another one.')
+    logger().warning(f'{differ}: detections of one are measured as those of the other. If classes '
+                     f'were not just renamed, checkpoint and data do not belong together.')

@@ -17,7 +17,7 @@ from helpers import small_detectors as small
 from helpers import tiny_data
 from helpers.other_training import other_training
 from helpers.refusals import append, edit, files, refuse, refuse_training, train
-from helpers.running import REPOSITORY, run_tool
+from helpers.running import REPOSITORY, run_tool, succeed
 
 from gkd.running.config import load_config, replace_epochs
 
@@ -306,7 +306,27 @@ def test_teacher_that_has_the_classes_in_another_order(folder):
     del checkpoint['meta']['dataset_meta']
     checkpoint['meta']['CLASSES'] = ('red', 'vert', 'bleu')
     torch.save(checkpoint, 'teacher.pth')
-    assert 'Epoch [1]' in train('--no-validate', '--epochs', '1')
+    said = train('--no-validate', '--epochs', '1')
+    assert 'Epoch [1]' in said and 'the teacher knows red, vert, bleu, data.train has' in said
+
+
+@pytest.mark.parametrize('place', ['CLASSES', 'dataset_meta'])  # of MMDetection 2 and 3
+def test_tested_detector_that_has_the_classes_in_another_order(folder, place):
+    checkpoint = torch.load(tiny_data.write_weights('student.pth', small.retinanet()))
+
+    def name_classes(*names):
+        checkpoint['meta'] = {place: names if place == 'CLASSES' else dict(classes=names)}
+        torch.save(checkpoint, 'student.pth')
+
+    name_classes('red', 'blue', 'green')
+    refuse(folder, 'test', 'student.py', 'student.pth', says=[
+        'student.pth was trained on red, blue, green, data.test has red, green, blue; class 1 is'])
+    name_classes('red', 'vert', 'bleu')  # they may have got other names since
+    said = succeed('test', 'student.py', 'student.pth')[1]
+    assert 'student.pth was trained on red, vert, bleu' in said and 'just renamed' in said
+    checkpoint['meta'] = {}
+    torch.save(checkpoint, 'student.pth')
+    assert 'was trained on' not in succeed('test', 'student.py', 'student.pth')[1]
 
 
 def test_strides_that_cannot_be_paired(folder):

@@ -42,6 +42,9 @@ def student_weights(checkpoint: dict, source: str) -> dict[str, Tensor]:
 def load_student(student: nn.Module, checkpoint: str) -> None:
     """Fill a detector with its weights, or with those of the student of a distillation.
 
+    Its attribute ``CLASSES`` becomes the names of the classes that they were trained on, None if
+    the checkpoint does not hold them.
+
     Args:
         student: The detector.
         checkpoint: A checkpoint of a distiller or of a plain detector.
@@ -49,8 +52,9 @@ def load_student(student: nn.Module, checkpoint: str) -> None:
     Raises:
         CheckpointError: The checkpoint cannot be read or does not fit.
     """
-    weights = student_weights(load_checkpoint_file(checkpoint), checkpoint)
-    load_strictly(student, weights, checkpoint)
+    loaded = load_checkpoint_file(checkpoint)
+    load_strictly(student, student_weights(loaded, checkpoint), checkpoint)
+    student.CLASSES = class_names(loaded)
 
 
 def export(config: Any, build: Callable[[Any], nn.Module], file: Optional[str], checkpoint: str,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os.path as osp
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import count
 from typing import Any, Optional, Union
@@ -38,7 +38,12 @@ from gkd.engine.trial import TrialHook
 from gkd.errors import ConfigError, naming
 from gkd.files import absent_folders, make_folder
 from gkd.frameworks.mmdet3 import DECAY, require_epochs
-from gkd.matching import check_heads_agree, check_num_classes, check_teacher_classes
+from gkd.matching import (
+    check_heads_agree,
+    check_num_classes,
+    check_teacher_classes,
+    check_tested_classes,
+)
 from gkd.prototypes.hook import PrototypeHook
 from gkd.resume import going_on
 
@@ -65,12 +70,14 @@ class Runner(runner.Runner):
     Attributes:
         number: Of the runner in this process, from 0.
         started: Whether a training or a test has begun.
+        tested_classes: Names of the classes of the data to test on, if they are known.
     """
 
     def __init__(self, model: Union[nn.Module, dict], work_dir: str,
                  experiment_name: Optional[str] = None, **settings: Any):
         self.number = next(RUNNERS)
         self.started = False
+        self.tested_classes: Sequence[str] = ()
         self.new_folders = absent_folders(work_dir)
         if self.number:
             config = settings.get('cfg') or {}
@@ -129,6 +136,8 @@ class Runner(runner.Runner):
         classes = getattr(part.dataset, 'metainfo', {}).get('classes')
         if classes is not None:
             check_num_classes(model, classes, key)
+        if name == 'test':
+            self.tested_classes = classes or ()
         if name == 'train':
             check_heads_agree(model)
             check_ground_truth(model, self.cfg.train_dataloader.dataset, key)
@@ -137,6 +146,18 @@ class Runner(runner.Runner):
         getattr(self, f'_{name}_dataloader')['dataset'] = built(part.dataset)
         if part.evaluator is not None:
             setattr(self, f'_{name}_evaluator', part.evaluator)
+
+    def set_randomness(self, seed: Optional[int] = None, **settings: Any) -> None:
+        """Set the seed as MMEngine does; without one, a random one, whatever else is set.
+
+        Raises:
+            ConfigError: A setting is wrong.
+        """
+        if seed is not None and (type(seed) is not int or not 0 <= seed < 2 ** 32):
+            raise ConfigError(f'randomness.seed = {seed!r}: must be an integer from 0 to '
+                              f'2 ** 32 - 1, or None for a random one.')
+        with naming('randomness'):
+            super().set_randomness(seed, **settings)
 
     def setup_env(self, env_cfg: dict) -> None:
         """Set up as MMEngine does; any process may have been the first to make the work dir."""
@@ -206,11 +227,14 @@ class Runner(runner.Runner):
             checkpoint: The file.
 
         Raises:
-            CheckpointError: It cannot be read, or does not fit.
+            CheckpointError: It cannot be read, or does not fit the detector or the data.
         """
         with self.leaving_nothing():
             model = unwrap(self.model)
-            load_student(model.module if isinstance(model, BaseTTAModel) else model, checkpoint)
+            detector = model.module if isinstance(model, BaseTTAModel) else model
+            load_student(detector, checkpoint)
+            check_tested_classes(detector.CLASSES, self.tested_classes, checkpoint,
+                                 'test_dataloader.dataset')
         self._has_loaded = True
 
     def build_model(self, model) -> nn.Module:

@@ -20,7 +20,7 @@ from gkd.commands.layout import place
 from gkd.compat.checkpoint import check_is_file
 from gkd.errors import ConfigError, naming
 from gkd.files import check_writable, written_whole
-from gkd.matching import check_num_classes
+from gkd.matching import check_num_classes, check_tested_classes
 from gkd.running.config import student_config
 from gkd.running.console import open_logger
 from gkd.running.data import (
@@ -65,6 +65,7 @@ def test(config: Config, checkpoint: str, metrics: Sequence[str] = (), out: Opti
     dataset = build_evaluated_dataset(config, 'test')
     loader_config = loader_settings(config, 'test')
     check_num_classes(model, dataset.CLASSES, 'data.test')
+    check_tested_classes(model.CLASSES, dataset.CLASSES, checkpoint, 'data.test')
     model.CLASSES = dataset.CLASSES
     options = evaluation_options(dataset, eval_options or {}, checkpoint, format_only)
     check_metrics(model, dataset, metrics, '--eval')

@@ -21,6 +21,7 @@ from mmengine.config import ConfigDict
 from mmengine.registry import DefaultScope
 from small_experiments import CLASSES, IMAGES, PREPROCESSOR, TOOLS, detector, experiment
 
+from gkd import matching
 from gkd.commands import run
 from gkd.compat import images
 from gkd.datasets import checks, coco_json
@@ -423,6 +424,28 @@ def test_teacher_that_has_the_classes_in_another_order(config, tmp_path):
                     'train_dataloader.dataset has red, green, blue')
     (tmp_path / 'teacher.pth').unlink()
     refuse_training(config, 'model.teacher.checkpoint: no such file', error=CheckpointError)
+
+
+def test_tested_detector_that_has_the_classes_in_another_order(config, tmp_path):
+    config.model = detector('one_stage')
+    config.load_from = None
+    runner = Runner.with_checked_data(config, 'test')
+
+    def test(**meta):
+        torch.save(dict(meta=meta, state_dict=runner.model.state_dict()), tmp_path / 'it.pth')
+        with watched(matching.logger(), 'warning', lambda log, text: said.append(text)):
+            said = []
+            runner.load_detector(str(tmp_path / 'it.pth'))
+        return said
+
+    for meta in (dict(CLASSES=('red', 'blue', 'green')),
+                 dict(dataset_meta=dict(classes=('red', 'blue', 'green')))):
+        with pytest.raises(CheckpointError, match='it.pth was trained on red, blue, green, test_d'
+                                                  'ataloader.dataset has red, green, blue; class '
+                                                  '1 is the first'):
+            test(**meta)
+    assert ['just renamed' in text for text in test(CLASSES=('red', 'vert', 'bleu'))] == [True]
+    assert not test(CLASSES=CLASSES) and not test()
 
 
 def test_teacher_that_has_more_classes(config, tmp_path):

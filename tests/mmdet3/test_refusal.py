@@ -143,6 +143,14 @@ def a_rate_scaled_from_nothing(config):
     config.auto_scale_lr = dict(enable=True)
 
 
+def a_seed_in_words(config):
+    config.randomness.seed = '3'
+
+
+def randomness_that_does_not_exist(config):
+    config.randomness.speed = 3
+
+
 REFUSED = [
     (a_misspelt_setting_of_checkpoints, 'default_hooks.checkpoint has unknown settings intervall'),
     (no_hook_that_generates_prototypes, 'custom_hooks has no PrototypeHook'),
@@ -159,6 +167,8 @@ REFUSED = [
     (checkpoints_now_and_then, "default_hooks.checkpoint.interval = 'often': must be a whole"),
     (checkpoints_where_nothing_can_be_written, 'test_refusal.py/.* cannot be written'),
     (a_rate_scaled_from_nothing, r'Add auto_scale_lr = dict\(enable=True, base_batch_size=16\)'),
+    (a_seed_in_words, "randomness.seed = '3': must be an integer from 0 to"),
+    (randomness_that_does_not_exist, 'randomness: TypeError: .*speed'),
     (no_training_data, 'config .* has no `train_dataloader`'),
     (half_an_evaluation, 'belong together, and it has no val_dataloader. Give all of them, or'),
     (a_pair_that_a_method_refuses, 'GID: a two-stage teacher'),

@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -168,3 +169,13 @@ def test_folders_that_another_process_has_made_are_removed_if_the_run_is_refused
     with pytest.raises(ConfigError, match='NoSuchHook'):
         make(work_dir, 1, custom_hooks=[dict(type='NoSuchHook')])
     assert not [*tmp_path.iterdir()]
+
+
+def test_deterministic_kernels_do_not_need_a_seed(tmp_path, monkeypatch):
+    """MMEngine's own runner fails without one."""
+    asked = []
+    monkeypatch.setattr(torch, 'use_deterministic_algorithms', asked.append)
+    monkeypatch.setattr(torch.backends, 'cudnn', SimpleNamespace(benchmark=False, enabled=True))
+    runners = [make(tmp_path / name, 1, randomness=dict(deterministic=True)) for name in 'ab']
+    assert asked == [True, True] and runners[0].deterministic
+    assert runners[0].seed != runners[1].seed
