@@ -99,13 +99,13 @@ class Distiller(DetectorShell):
         check_entries(knowledge, 'model.knowledge')
         self.student_source = DetectorSource.parse(student, 'model.student')
         teacher_source = DetectorSource.parse(teacher, 'model.teacher', checkpoint_required=True)
-        with naming('model.student cannot be built', RuntimeError):
+        with naming('model.student cannot be built', RuntimeError, OSError):
             self.student = build_detector(self.student_source.model_config())
         self.adopt(self.student)
 
         # The student must start from the same random numbers as one that trains alone.
         with torch.random.fork_rng(devices=[]):
-            with naming('model.teacher cannot be built', RuntimeError):
+            with naming('model.teacher cannot be built', RuntimeError, OSError):
                 teacher_model = build_detector(teacher_source.model_config())
             teacher_source.load_checkpoint(teacher_model)
             self.pair = inspect_pair(teacher_model, self.student)
