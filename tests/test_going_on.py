@@ -213,6 +213,24 @@ def test_a_training_whose_checkpoints_lie_elsewhere_is_gone_on_with(folder):
     assert 'store/work/epoch_2.pth' in said  # in the summary
 
 
+def test_a_training_whose_checkpoints_are_moved_elsewhere_and_back_is_gone_on_with(folder):
+    """The work dir names the last one, wherever it lies."""
+    elsewhere = '--cfg-options', 'checkpoint_config.out_dir=store'
+    for epoch, place in enumerate([(), elsewhere, elsewhere, (), ()], start=1):
+        said = train('--epochs', str(epoch), '--no-validate', *place)
+        assert [int(line) for line in re.findall(r'Epoch \[(\d)\]\[2/2\]', said)] == [epoch]
+
+
+def test_an_interrupted_evaluation_is_made_up_for_where_checkpoints_lie_elsewhere(folder):
+    elsewhere = '--epochs', '1', '--cfg-options', 'checkpoint_config.out_dir=store'
+    train(*elsewhere)
+    kept = folder / 'work' / 'evaluation.json'
+    measured = kept.read_text()
+    kept.unlink()
+    assert 'Evaluating epoch 1, which was interrupted' in train(*elsewhere)
+    assert kept.read_text() == measured
+
+
 def test_a_place_of_checkpoints_that_cannot_be_written_to(folder):
     """The first one would be written at the end of an epoch."""
     refuse_training(folder, '--cfg-options', 'checkpoint_config.out_dir=annotations.json',

@@ -189,9 +189,24 @@ def test_with_another_batch_size_iterations_go_on_and_passes_are_counted_anew(fo
     assert [step[:3] for step in watched()] == [(4, 0, 0), (5, 1, 4 / 6), (6, 1, 4 / 6)]
 
 
-def test_averages_that_nobody_would_see_are_refused(folder):
-    append('distiller.py', f'{ITERATIONS}\ncustom_hooks = [dict(type="ExpMomentumEMAHook")]')
-    refuse_training(folder, says=['custom_hooks', 'ExpMomentumEMAHook', 'EpochBasedRunner'])
+@pytest.mark.slow
+@pytest.mark.parametrize('kind', ['EMAHook', 'ExpMomentumEMAHook'])
+def test_averages_are_evaluated_and_saved_as_those_of_epochs(folder, kind):
+    """Also of a training that was interrupted twice: inside of a pass, and beside a checkpoint."""
+    append('distiller.py', f'custom_hooks = [dict(type="Watch", priority=55), dict(type="{kind}", '
+                           'momentum=0.1)]')
+    train('--epochs', '2')
+    whole = torch.load('work/epoch_2.pth')['state_dict']
+    evaluated = json.loads((folder / 'work' / 'evaluation.json').read_text())['2']
+    (folder / 'work').rename(folder / 'before')
+    append('distiller.py', 'runner = dict(type="IterBasedRunner", max_iters=4)\n'
+                           'evaluation["interval"] = 4\n'
+                           'checkpoint_config = dict(interval=3, inside_epoch=1)')
+    watched(until=1)
+    watched(until=3)
+    watched()
+    assert_same_state(torch.load('work/iter_4.pth')['state_dict'], whole)
+    assert json.loads((folder / 'work' / 'evaluation.json').read_text()) == {'4': evaluated}
 
 
 @pytest.mark.parametrize('key', ['evaluation', 'checkpoint_config'])

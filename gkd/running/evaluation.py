@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import os.path as osp
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Callable
 
 import torch
@@ -24,6 +25,7 @@ from gkd.matching import check_num_classes
 from gkd.report.loggers import ImageLoggerHook
 from gkd.resume import evaluations, forget_evaluations, keep_evaluation
 from gkd.running.data import leaf_datasets, loader_settings
+from gkd.running.resume import averages_in
 from gkd.running.runner import IterationRunner, runner_type, trained
 
 # In the names of metrics of COCO, VOC, proposals and panoptic data.
@@ -64,7 +66,21 @@ def evaluation_hook(config: Config, model: nn.Module, dataset: Dataset) -> EvalH
     check_metrics(model, dataset, metrics if isinstance(metrics, (list, tuple)) else [metrics],
                   'evaluation.metric')
     check_options(leaf_datasets(dataset)[0].evaluate, options, 'evaluation:')
+    hook.after_train_iter = partial(evaluate_averages, hook, hook.after_train_iter)
     return hook
+
+
+def evaluate_averages(evaluation: EvalHook, evaluate: Callable, runner) -> None:
+    """Evaluate after a step, with averaged weights if an ``EMAHook`` keeps some.
+
+    Args:
+        evaluation: The hook that evaluates.
+        evaluate: Its own method for this.
+        runner: The runner.
+    """
+    if not evaluation.by_epoch and evaluation._should_evaluate(runner):
+        with averages_in(runner):
+            evaluate(runner)
 
 
 class EvaluationRecorder(Hook):

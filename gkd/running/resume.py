@@ -8,8 +8,10 @@ cannot be generated again in its middle.
 
 from __future__ import annotations
 
+import os
 import os.path as osp
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Optional
 
 import mmcv
@@ -82,12 +84,14 @@ class ResumableCheckpointHook(CheckpointHook):
             is_next = self.end_of_epoch(runner)
             is_due = self.every_n_inner_iters(runner, self.inside_epoch)
         else:
-            super().after_train_iter(runner)
             is_next = self.every_n_iters(runner, self.interval) or self.is_last_iter(runner)
             is_due = self.every_n_iters(runner, self.inside_epoch)
+            if is_next:
+                with averages_in(runner):
+                    super().after_train_iter(runner)
         if is_next or not is_due:
             return
-        state = training_state(runner, batches=runner.inner_iter + 1)
+        state = training_state(runner, batches=runner.inner_iter + 1, averaged=False)
         if runner.rank > 0:
             return
         name = INSIDE.format(runner.epoch + 1, runner.inner_iter + 1)
@@ -97,15 +101,41 @@ class ResumableCheckpointHook(CheckpointHook):
             meta={**runner.meta, KEY: state, 'epoch': runner.epoch, 'iter': runner.iter + 1})
         if self.args['create_symlink']:
             mmcv.symlink(name, osp.join(self.out_dir, LATEST))
+        self.forget_others(runner)
         remove_inside(self.out_dir, keep=KEPT_INSIDE)
 
     def _save_checkpoint(self, runner) -> None:
         # mmcv calls this on all processes, and goes on with the first one only.
         begun = 0 if self.by_epoch else runner.inner_iter + 1
-        self.args['meta'] = {KEY: training_state(runner, batches=begun)}
+        self.args['meta'] = {KEY: training_state(runner, batches=begun, averaged=True)}
         super()._save_checkpoint(runner)
         if runner.rank == 0:
+            self.forget_others(runner)
             remove_inside(self.out_dir, keep=0)
+
+    def forget_others(self, runner) -> None:
+        """Let the work dir name no checkpoint but the one just written, as its last.
+
+        The training may have begun with another ``out_dir``. Until now, its checkpoints were the
+        last ones.
+        """
+        elsewhere = self.out_dir != runner.work_dir
+        other = osp.join(runner.work_dir, LATEST if elsewhere else LAST_CHECKPOINT)
+        if osp.islink(other) or (osp.isfile(other) and not elsewhere):
+            os.remove(other)
+
+
+@contextmanager
+def averages_in(runner) -> Iterator[None]:
+    """Give the model its averaged weights inside of an epoch; between epochs its hook does so."""
+    hooks = [hook for hook in runner.hooks if isinstance(hook, EMA_HOOKS)]
+    for hook in hooks:
+        hook._swap_ema_parameters()
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook._swap_ema_parameters()
 
 
 class ResumeHook(Hook):
@@ -190,20 +220,21 @@ class HookStates(Hook):
         averages = meta.pop(EMA, {})
         meta.pop(KEY, None)  # an EMAHook with `resume_from` has read the checkpoint once more
         state = self.resume.state or {}
-        self.restore_averages(runner, averages, inside=state.get('batches', 0) > 0)
+        self.restore_averages(runner, averages,
+                              averaged=state.get('averaged', not state.get('batches')))
         restore_hooks(runner.hooks, state)
         for hook in runner.hooks:
             if isinstance(hook, YOLOXModeSwitchHook):
                 self.switch_again(hook, runner)
 
-    def restore_averages(self, runner, averages: dict[str, torch.Tensor], inside: bool) -> None:
+    def restore_averages(self, runner, averages: dict[str, torch.Tensor], averaged: bool) -> None:
         """Give averaged weights back.
 
         Args:
             runner: The runner.
-            averages: What the hook kept, by its names; in a checkpoint between epochs these are
-                the weights that are trained, and the model has the averages.
-            inside: Whether the checkpoint was written inside an epoch.
+            averages: What the hook kept, by its names.
+            averaged: Whether the model in the checkpoint has the averages, as between epochs; the
+                hook then kept the weights that are trained.
         """
         hooks = [hook for hook in runner.hooks if isinstance(hook, EMA_HOOKS)]
         if averages and not hooks:
@@ -215,7 +246,7 @@ class HookStates(Hook):
                        for name in hook.param_ema_buffer.values() if name in averages}
             for name, buffer in buffers.items():
                 buffer.copy_(averages[name])
-            if buffers and inside:
+            if buffers and not averaged:
                 hook._swap_ema_parameters()  # at the beginning of an epoch it swaps back
 
     def switch_again(self, hook: YOLOXModeSwitchHook, runner) -> None:
@@ -279,12 +310,13 @@ class ImageOrder(Sampler):
         return iter(order[self.skip * self.batch_size:])
 
 
-def training_state(runner, batches: int) -> dict:
+def training_state(runner, batches: int, averaged: bool) -> dict:
     """What the next step depends on, besides what mmcv keeps; all processes call this together.
 
     Args:
         runner: The runner.
         batches: Batches of the running epoch that are done; 0 at the end of an epoch.
+        averaged: Whether the model has the weights that an ``EMAHook`` averages, if there is one.
 
     Raises:
         NumericalError: A weight is not finite.
@@ -293,7 +325,7 @@ def training_state(runner, batches: int) -> dict:
     check_weights(model, 'optimizer_config.grad_clip')
     bank = getattr(model, 'bank', None)
     sampler = runner.data_loader.batch_sampler.sampler
-    return dict(batches=batches, length=len(runner.data_loader),
+    return dict(batches=batches, averaged=averaged, length=len(runner.data_loader),
                 bank=None if bank is None else bank.state_dict(),
                 hooks=hook_states(runner.hooks),
                 random=all_gather(random_state()),

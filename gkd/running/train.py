@@ -85,7 +85,7 @@ from gkd.running.resume import (
 from gkd.running.runner import IterationRunner, runner_type, trained
 from gkd.running.trial import try_hook, try_step
 from gkd.version import __version__
-from gkd.work_dir import PROTOTYPES
+from gkd.work_dir import PROTOTYPES, checkpoints
 
 # Settings that count something, and the smallest value of each.
 COUNTS = {'runner.max_epochs': 1, 'runner.max_iters': 1,
@@ -314,7 +314,9 @@ def set_start(runner: BaseRunner, config: Config, checkpoint: Optional[str],
     tell_changes(runner, before, text, new_optimizer)
     counts_iterations = isinstance(runner, IterationRunner)
     at_end = counts_iterations or not runner.meta.get(KEY, {}).get('batches')
-    if recorder and at_end and osp.dirname(osp.abspath(checkpoint)) == runner.work_dir:
+    own = {runner.work_dir, *(osp.dirname(osp.abspath(path))
+                              for path in checkpoints(runner.work_dir))}
+    if recorder and at_end and osp.dirname(osp.abspath(checkpoint)) in own:
         runner.register_hook(MissedEvaluation(recorder), priority=MissedEvaluation.PRIORITY)
     length = runner.max_iters if counts_iterations else runner.max_epochs
     if trained(runner) >= (length or math.inf):
@@ -388,11 +390,6 @@ def custom_hooks(config: Config) -> list[dict]:
         priority = getattr(kind, 'PRIORITY', None)
         if kind is not None and issubclass(kind, EMA_HOOKS):
             priority = EMA_PRIORITY
-            if runner_type(config) is IterationRunner:
-                raise ConfigError(
-                    f'custom_hooks: {kind.__name__} gives the model its averages between epochs, '
-                    f'and runner.type = {config.runner.type} evaluates and saves inside of them. '
-                    f'Use EpochBasedRunner, or leave the hook out.')
         if priority is not None:
             hook.setdefault('priority', priority)
     return hooks
