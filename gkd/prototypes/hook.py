@@ -55,8 +55,17 @@ class PrototypeHook(Hook):
             self.datasets += getattr(dataset, 'datasets', [dataset])
 
     def before_train(self, runner) -> None:
-        """Refuse another model before anything is written, which only MMEngine asks for."""
+        """Refuse another model before anything is written, which only MMEngine asks for.
+
+        Raises:
+            ConfigError: The model is no distiller, or is to be compiled.
+        """
         choose_classes(distiller_of(runner), runner)
+        if runner.cfg.get('compile'):
+            raise ConfigError(f'compile = {runner.cfg.compile}: every step of a distillation '
+                              f'records the calls of both detectors by functions of its own, so '
+                              f'that torch would compile every step anew, which takes minutes. '
+                              f'Leave `compile` out.')
 
     def before_train_epoch(self, runner) -> None:
         """Set the progress; generate or reload the bank."""

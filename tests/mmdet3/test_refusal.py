@@ -143,6 +143,10 @@ def a_rate_scaled_from_nothing(config):
     config.auto_scale_lr = dict(enable=True)
 
 
+def a_distiller_that_is_compiled(config):
+    config.compile = True
+
+
 def a_seed_in_words(config):
     config.randomness.seed = '3'
 
@@ -167,6 +171,7 @@ REFUSED = [
     (checkpoints_now_and_then, "default_hooks.checkpoint.interval = 'often': must be a whole"),
     (checkpoints_where_nothing_can_be_written, 'test_refusal.py/.* cannot be written'),
     (a_rate_scaled_from_nothing, r'Add auto_scale_lr = dict\(enable=True, base_batch_size=16\)'),
+    (a_distiller_that_is_compiled, 'compile = True: every step .* compile every step anew'),
     (a_seed_in_words, "randomness.seed = '3': must be an integer from 0 to"),
     (randomness_that_does_not_exist, 'randomness: TypeError: .*speed'),
     (no_training_data, 'config .* has no `train_dataloader`'),
