@@ -195,6 +195,16 @@ def test_same_command_goes_on_after_an_interruption(pair):
     assert list(json.loads(evaluations.read_text())) == ['1']
 
 
+def test_an_image_whose_name_has_no_ending_is_drawn(pair):
+    (pair / 'images' / 'image_3.png').rename(pair / 'images' / 'image_3')
+    content = (pair / 'annotations.json').read_text()
+    (pair / 'annotations.json').write_text(content.replace('image_3.png', 'image_3'))
+    weights = tiny_data.write_weights(pair / 'student.pth', small.retinanet())
+    succeed('test', pair / 'student.py', weights, '--show-dir', pair / 'shown')
+    assert sorted(path.name for path in (pair / 'shown').iterdir()) == [
+        f'image_{number}.png' for number in range(4)]
+
+
 def test_resuming_from_a_named_checkpoint(pair):
     succeed('train', pair / 'distiller.py', '--work-dir', pair / 'one', '--epochs', 1)
     _, stderr = succeed('train', pair / 'distiller.py', '--work-dir', pair / 'two', '--resume',

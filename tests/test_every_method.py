@@ -113,6 +113,24 @@ def test_images_without_objects(method, family):
         assert parameter.grad is not None and parameter.grad.isfinite().all(), name
 
 
+@both_families
+@every_method
+def test_odd_batches(method, family):
+    """An image without objects beside another, boxes over the border and beyond, one image."""
+    model = build(method, family)
+    half = small.batch()
+    for name in ('gt_bboxes', 'gt_labels'):
+        half[name][1] = half[name][1][:0]
+    for data in (half, small.batch(num_images=1), small.batch(boxes=(
+            (-40, -30, 20, 25), (100, 90, 190, 160), (200, 200, 260, 250)))):
+        model.zero_grad()
+        losses = losses_of(model, data)
+        total(losses).backward()
+        gradients = [parameter.grad for parameter in model.parameters()
+                     if parameter.grad is not None]
+        assert total(losses).isfinite() and all(part.isfinite().all() for part in gradients)
+
+
 @fake_gpu
 @both_families
 @every_method

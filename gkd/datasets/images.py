@@ -35,6 +35,16 @@ def read_image(path: str) -> np.ndarray:
     return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
 
 
+def picture_file(path: str) -> str:
+    """The file to draw an image into: its own name, with ``.png`` if no format is written by it.
+
+    Example:
+        >>> picture_file('a/1.jpg'), picture_file('a/photo_1')
+        ('a/1.jpg', 'a/photo_1.png')
+    """
+    return path if cv2.haveImageWriter(path) else f'{path}.png'
+
+
 def reason(path: str) -> str:
     """Why a file cannot be read as an image."""
     if not osp.isfile(path):

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import os.path as osp
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Callable
 
 from mmdet.engine.hooks import DetVisualizationHook
 from mmengine.registry import HOOKS
+
+from gkd.datasets.images import picture_file
+from gkd.watching import watched
 
 
 @HOOKS.register_module()
 class DrawingHook(DetVisualizationHook):
     """MMDetection's hook, which writes all pictures of a test into one folder.
 
-    There images of one name in several folders would replace each other.
+    There images of one name in several folders would replace each other. Of a name that no format
+    is written by, nothing could be written.
 
     Args:
         folder: Where pictures go.
@@ -34,7 +38,13 @@ class DrawingHook(DetVisualizationHook):
             if 'pred_instances' in sample:
                 # CrowdDet numbers classes by real numbers, which the visualizer cannot draw.
                 sample.pred_instances.labels = sample.pred_instances.labels.long()
-            super().after_test_iter(runner, batch_idx, data_batch, [sample])
+            with watched(self._visualizer, 'add_datasample', draw):
+                super().after_test_iter(runner, batch_idx, data_batch, [sample])
+
+
+def draw(method: Callable, *args: Any, out_file: str, **settings: Any) -> None:
+    """Stands for the visualizer's method that draws an image into a file."""
+    method(*args, out_file=picture_file(out_file), **settings)
 
 
 def folder_inside(path: str, root: Any) -> str:

@@ -184,7 +184,8 @@ class Runner(runner.Runner):
         super().call_hook(fn_name, **settings)
         if fn_name in ('before_train', 'before_val', 'before_test') and not self.started:
             self.started = True
-            self.dump_config()
+            if fn_name == 'before_train':  # a test's would replace it: that of the student alone
+                self.dump_config()
 
     def train(self) -> nn.Module:
         """Train as MMEngine does."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os.path as osp
 from collections.abc import Sequence
-from typing import Any, Optional
+from typing import Any, Callable, Optional
 
 import mmcv
 import torch
@@ -18,6 +18,8 @@ from torch.utils.data import Dataset
 
 from gkd.commands.layout import place
 from gkd.compat.checkpoint import check_is_file
+from gkd.compat.wrapper import unwrap
+from gkd.datasets.images import picture_file
 from gkd.errors import ConfigError, naming
 from gkd.files import check_writable, written_whole
 from gkd.matching import check_num_classes, check_tested_classes
@@ -32,6 +34,7 @@ from gkd.running.device import use_device, wrap
 from gkd.running.evaluation import check_metrics, check_options
 from gkd.running.export import load_detector
 from gkd.running.trial import try_evaluation
+from gkd.watching import watched
 
 
 def test(config: Config, checkpoint: str, metrics: Sequence[str] = (), out: Optional[str] = None,
@@ -155,7 +158,13 @@ def detect(model: nn.Module, dataset: Dataset, loader_config: dict, show_dir: Op
     if show_dir is not None:
         for leaf in leaf_datasets(dataset):
             collect_names(leaf.pipeline)
-    return single_gpu_test(model, loader, out_dir=show_dir, show_score_thr=show_score_thr)
+    with watched(unwrap(model), 'show_result', draw):
+        return single_gpu_test(model, loader, out_dir=show_dir, show_score_thr=show_score_thr)
+
+
+def draw(method: Callable, *args: Any, out_file: Optional[str] = None, **settings: Any) -> Any:
+    """Stands for a detector's method that draws an image, which has any name, into a file."""
+    return method(*args, out_file=out_file and picture_file(out_file), **settings)
 
 
 def collect_names(step: Any) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import os.path as osp
+import shutil
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -198,7 +199,8 @@ def test_images_of_one_name_in_two_folders_are_both_drawn(tmp_path, monkeypatch)
     drawn = []
     monkeypatch.setattr(DetVisualizationHook, 'after_test_iter', lambda hook, *arguments: (
         drawn.append((hook.test_out_dir, arguments[-1][0].img_path))))
-    monkeypatch.setattr(Visualizer, 'get_current_instance', lambda: None)
+    monkeypatch.setattr(Visualizer, 'get_current_instance',
+                        lambda: SimpleNamespace(add_datasample=print))
     dataset = SimpleNamespace(data_prefix=dict(img='data/images/'))
     runner = SimpleNamespace(test_dataloader=SimpleNamespace(dataset=dataset))
     paths = ['data/images/a/1.jpg', 'data/images/b/1.jpg', 'data/images/1.jpg', 'other/1.jpg']
@@ -209,12 +211,25 @@ def test_images_of_one_name_in_two_folders_are_both_drawn(tmp_path, monkeypatch)
                      for folder, path in zip(('a', 'b', '', ''), paths)]
 
 
+def test_an_image_whose_name_has_no_ending_is_drawn(annotations, tmp_path, monkeypatch):
+    shutil.copy(annotations.parent / '0.png', tmp_path / 'photo')
+    drawn = []
+    monkeypatch.setattr(Visualizer, 'get_current_instance', lambda: SimpleNamespace(
+        add_datasample=lambda *_, out_file, **settings: drawn.append(out_file)))
+    runner = SimpleNamespace(test_dataloader=SimpleNamespace(dataset=None), work_dir='',
+                             timestamp='')
+    DrawingHook(folder=str(tmp_path / 'drawn')).after_test_iter(runner, 0, None, [
+        DetDataSample(metainfo=dict(img_path=str(tmp_path / 'photo')))])
+    assert drawn == [str(tmp_path / 'drawn' / 'photo.png')]
+
+
 def test_classes_that_are_numbered_by_real_numbers_are_drawn(tmp_path, monkeypatch):
     """As CrowdDet's are."""
     drawn = []
     monkeypatch.setattr(DetVisualizationHook, 'after_test_iter',
                         lambda hook, *arguments: drawn.extend(arguments[-1]))
-    monkeypatch.setattr(Visualizer, 'get_current_instance', lambda: None)
+    monkeypatch.setattr(Visualizer, 'get_current_instance',
+                        lambda: SimpleNamespace(add_datasample=print))
     runner = SimpleNamespace(test_dataloader=SimpleNamespace(dataset=None))
     sample = DetDataSample(metainfo=dict(img_path='1.jpg'),
                            pred_instances=InstanceData(labels=torch.zeros(2)))

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS, LOOPS
 from mmengine.runner import IterBasedTrainLoop
@@ -299,6 +300,20 @@ def test_a_test_that_has_started_keeps_its_log(config, tmp_path):
     with pytest.raises(InterruptedError):
         runner.test()
     assert list(tmp_path.glob('work_dirs/run/*/*.log'))
+
+
+def test_a_test_does_not_replace_the_config_that_a_training_has_kept(config, tmp_path):
+    """It is that of the student alone."""
+    kept = tmp_path / 'work_dirs' / 'run' / 'run.py'
+    kept.parent.mkdir(parents=True)
+    config.update(test_dataloader=config.val_dataloader, test_cfg=dict(type='TestLoop'),
+                  test_evaluator=config.val_evaluator, custom_hooks=[])
+    config.dump(kept)
+    before = kept.read_text()
+    tested = Config.fromfile(kept)
+    tested.model = detector('one_stage')
+    Runner.with_checked_data(tested, 'test').test()
+    assert kept.read_text() == before and list(kept.parent.glob('*/*.log'))
 
 
 def test_a_work_dir_of_another_detector_is_named(config):
