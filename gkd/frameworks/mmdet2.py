@@ -37,14 +37,15 @@ __all__ = [
     'IMAGES_SETTING', 'LOSSES_METHOD', 'MMDET_SCOPE', 'PACKING', 'RPN', 'SAMPLE_PARTS',
     'TOP_LEVEL', 'VOC_CLASSES', 'BaseDetector', 'Batch', 'Config', 'ConfigDict', 'ContextBlock',
     'Dataset', 'DeltaXYWHBBoxCoder', 'DetectorShell', 'EfficientNet', 'Hook', 'NonLocal2d',
-    'anchor_inside_flags', 'annotation', 'bbox2roi', 'bbox_overlaps', 'build_dataset',
-    'build_detector', 'classes_of', 'description', 'epochs_in_all', 'fuse_conv_bn',
+    'UntimedHook', 'anchor_inside_flags', 'annotation', 'bbox2roi', 'bbox_overlaps',
+    'build_dataset', 'build_detector', 'classes_of', 'description', 'epochs_in_all', 'fuse_conv_bn',
     'get_dist_info', 'image_info', 'image_settings', 'logger', 'mmdet_configs', 'network_input',
     'positive_boxes', 'prototype_datasets', 'revert_sync_batchnorm', 'sampled_boxes', 'source_of',
     'student_losses', 'synthetic_batch', 'test_view', 'to_batch',
 ]
 
 Dataset = CustomDataset
+UntimedHook = Hook  # mmcv's timer comes last
 VOC_CLASSES = VOCDataset.CLASSES
 # What a batch holds besides tensors and plain Python, by type: the arguments to make it again.
 BATCH_PARTS = {BitmapMasks: mask_parts, PolygonMasks: mask_parts}

@@ -47,8 +47,8 @@ __all__ = [
     'IMAGES_SETTING', 'LOSSES_METHOD', 'MMDET_SCOPE', 'PACKING', 'RPN', 'SAMPLE_PARTS',
     'TOP_LEVEL', 'VOC_CLASSES', 'BaseDetector', 'Batch', 'Config', 'ConfigDict', 'ContextBlock',
     'Dataset', 'DeltaXYWHBBoxCoder', 'DetectorShell', 'EfficientNet', 'Hook', 'NonLocal2d',
-    'anchor_inside_flags', 'annotation', 'bbox2roi', 'bbox_overlaps', 'build_dataset',
-    'build_detector', 'classes_of', 'description', 'epochs_in_all', 'fuse_conv_bn',
+    'UntimedHook', 'anchor_inside_flags', 'annotation', 'bbox2roi', 'bbox_overlaps',
+    'build_dataset', 'build_detector', 'classes_of', 'description', 'epochs_in_all', 'fuse_conv_bn',
     'get_dist_info', 'image_info', 'image_settings', 'logger', 'mmdet_configs', 'network_input',
     'positive_boxes', 'prototype_datasets', 'revert_sync_batchnorm', 'sampled_boxes', 'source_of',
     'student_losses', 'synthetic_batch', 'test_view', 'to_batch',
@@ -85,6 +85,15 @@ TOP_LEVEL = frozenset((
 ))
 # What a distillation counts in epochs, for messages.
 DECAY = 'the decay of distillation is'
+
+
+class UntimedHook(Hook):
+    """A hook whose work before an epoch does not count as waiting for data.
+
+    It comes before MMEngine's timer, whose seconds make `data_time` and the time left in the log.
+    """
+
+    priority = 'ABOVE_NORMAL'
 
 
 def element_parts(element: BaseDataElement) -> dict[str, Any]:

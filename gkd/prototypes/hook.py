@@ -17,7 +17,7 @@ from gkd.errors import CheckpointError, ConfigError, NumericalError
 from gkd.frameworks import (
     HOOKS,
     Dataset,
-    Hook,
+    UntimedHook,
     build_dataset,
     epochs_in_all,
     prototype_datasets,
@@ -26,7 +26,7 @@ from gkd.work_dir import PROTOTYPES
 
 
 @HOOKS.register_module()
-class PrototypeHook(Hook):
+class PrototypeHook(UntimedHook):
     """Keep the distiller's prototypes and progress up to date, epoch by epoch.
 
     At the start of an epoch it rebuilds the bank if ``interval`` epochs have passed, and saves it

@@ -5,6 +5,7 @@ import os
 import runpy
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -13,7 +14,7 @@ import torch
 import torch.multiprocessing
 from helpers.centred import CENTRED, assert_boxes_lie_on_their_rectangles
 from mmengine.config import Config
-from mmengine.hooks import Hook
+from mmengine.hooks import Hook, iter_timer_hook
 from mmengine.registry import HOOKS, DefaultScope
 from mmengine.runner import Runner, find_latest_checkpoint
 from small_experiments import CLASSES, IMAGES, TOOLS, detector, experiment, train
@@ -22,6 +23,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from gkd import frameworks
 from gkd.bank import PrototypeBank
 from gkd.compat.checkpoint import load_checkpoint_file
+from gkd.distiller import Distiller
 from gkd.engine import resume
 from gkd.engine.commands import export_student, load_config
 from gkd.engine.evaluation import is_evaluation_missing
@@ -475,3 +477,19 @@ def test_a_teacher_that_knows_more_classes_teaches_those_of_the_data(annotations
     model = train(config).model
     assert model.teacher_columns.tolist() == [2, 4, 1]
     assert make_plan(config, image=(128, 128)).cost.teacher > 0
+
+
+def test_the_generation_of_prototypes_does_not_count_as_waiting_for_data(
+        annotations, tmp_path, monkeypatch):
+    clock, generate = [0.0], Distiller.generate_bank
+
+    def slow(*args):
+        clock[0] += 1000
+        return generate(*args)
+
+    monkeypatch.setattr(iter_timer_hook, 'time', SimpleNamespace(time=lambda: clock[0]))
+    monkeypatch.setattr(Distiller, 'generate_bank', slow)
+    runner = train(experiment(annotations, tmp_path), val_cfg=None, val_dataloader=None,
+                   val_evaluator=None)
+    assert clock == [2000]
+    assert runner.message_hub.get_scalar('train/data_time').data[0].max() == 0
