@@ -9,6 +9,7 @@ from helpers import distillers
 from helpers import small_detectors as small
 from helpers.devices import half_on_cpu
 from helpers.distillers import build_distiller, losses_of
+from mmdet.models.roi_heads.bbox_heads import Shared2FCBBoxHead
 from test_every_method import METHODS, build, own_losses
 
 from gkd.detectors import roi_heads
@@ -45,6 +46,62 @@ def test_losses_differ_by_the_precision(family, precision, dtype, tolerance):
         assert losses[name].dtype == torch.float32
         torch.testing.assert_close(losses[name], exact[name], rtol=tolerance, atol=1e-4)
     assert not torch.equal(losses['loss_local_bg'], exact['loss_local_bg'])
+
+
+def with_layers_before_pooling():
+    """A detector whose RoI extractor has weights, as GRoIE's."""
+    detector = small.faster_rcnn(64)
+    convolution = dict(type='ConvModule', in_channels=64, out_channels=64, kernel_size=1,
+                       inplace=False)
+    detector['roi_head']['bbox_roi_extractor'].update(
+        type='GenericRoIExtractor', aggregation='sum', pre_cfg=convolution)
+    return detector
+
+
+def with_layers_after_pooling():
+    """A detector with a stage of the backbone between pooling and head, as those on C4."""
+    detector = small.faster_rcnn(64)
+    detector['roi_head']['shared_head'] = dict(type='ResLayer', depth=18, stage=1)
+    detector['roi_head']['bbox_head'].update(in_channels=128, roi_feat_size=4)
+    return detector
+
+
+@pytest.mark.parametrize('teacher', [with_layers_before_pooling, with_layers_after_pooling])
+@pytest.mark.parametrize('autocast', [False, True])
+def test_layers_around_pooling_compute_beside_those_in_another_precision(teacher, autocast):
+    model, logits = build_distiller(teacher(), small.faster_rcnn()), []
+    for precision in ('full', 'bfloat16'):
+        model.frozen = Teacher(model.frozen.exact, precision)
+        torch.manual_seed(0)
+        with torch.autocast('cpu', torch.bfloat16, enabled=autocast):
+            logits.append(model.observe(to_batch(**small.batch()))[1].teacher.logits.float())
+        assert (model.frozen.dtype is None) == (precision == 'full')
+    assert logits[0].abs().max() > 1e-3
+    torch.testing.assert_close(*logits, rtol=3e-2, atol=3e-2 * logits[0].abs().max().item())
+
+
+def test_a_head_of_boxes_that_cannot_compute_in_a_precision_keeps_the_teacher_exact(
+        monkeypatch, caplog):
+    forward = Shared2FCBBoxHead.forward
+
+    def in_float32_only(head, features):
+        if features.dtype != torch.float32:
+            raise RuntimeError('not implemented for BFloat16')
+        return forward(head, features)
+
+    monkeypatch.setattr(Shared2FCBBoxHead, 'forward', in_float32_only)
+    model = with_precision('two_stage', 'bfloat16')
+    assert model.teacher is model.frozen.exact
+    assert 'cannot compute in torch.bfloat16' in caplog.text
+    assert losses_of(model, small.batch())['loss_soft'].isfinite()
+
+
+def test_boxes_are_pooled_at_their_exact_coordinates():
+    model = build_distiller(with_layers_before_pooling(), small.faster_rcnn())
+    model.frozen = Teacher(model.frozen.exact, 'bfloat16')
+    with recorded(model.teacher.roi_head.bbox_roi_extractor.roi_layers[0], 'forward') as pooled:
+        _, step = model.observe(to_batch(**small.batch()))
+    assert torch.equal(pooled[0].args[1][:, 1:], torch.cat(step.boxes))
 
 
 @half_on_cpu

@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from gkd.detectors.dense import class_layers, main_head, predicted_maps
 from gkd.detectors.roi_heads import RoIClassLayers
-from gkd.detectors.view import image_channels, image_size
+from gkd.detectors.view import classified_boxes, image_channels, image_size
 from gkd.errors import ConfigError
 from gkd.frameworks import BaseDetector, fuse_conv_bn, logger
 
@@ -187,8 +187,11 @@ def fast_copy(detector: BaseDetector, dtype: torch.dtype,
     fused = fuse_conv_bn(copy.deepcopy(detector))
     if not all(same(*maps) for maps in zip(fused.extract_feat(image), exact)):
         fused = copy.deepcopy(detector)
+    # Boxes are pooled in float32: half precision would round their coordinates.
+    extractors = roi_extractors(fused)
+    pooling = {module for extractor in extractors for module in extractor.modules()}
     for module in fused.modules():
-        if not isinstance(module, _BatchNorm):
+        if not isinstance(module, _BatchNorm) and module not in pooling:
             for name, tensor in (*module._parameters.items(), *module._buffers.items()):
                 if tensor is not None and tensor.is_floating_point():
                     setattr(module, name, cast(tensor, dtype, module))
@@ -202,9 +205,13 @@ def fast_copy(detector: BaseDetector, dtype: torch.dtype,
     fused.extract_feat = extract_feat
     for head in heads(fused):
         head.forward = in_precision(head.forward, dtype)
+    for extractor in extractors:
+        extractor.forward = in_precision(extractor.forward, torch.float)
     maps = fused.extract_feat(image)
     for name in ('rpn_head', 'bbox_head'):
         predicted_maps(getattr(fused, name, None), maps)
+    box = torch.tensor([[0, 0, 0, size / 2, size / 2]]).to(image)
+    classified_boxes(fused, tuple(map(widened, maps)), box)
     return fused
 
 
@@ -267,13 +274,25 @@ def cast(tensor: Tensor, dtype: torch.dtype, module: nn.Module) -> Any:
 
 
 def heads(detector: BaseDetector) -> list[nn.Module]:
-    """The parts that predict: dense heads and the heads of RoIs."""
-    roi_head = getattr(detector, 'roi_head', None)
+    """The parts that predict: dense heads and the heads of RoIs, with what leads to them."""
     found = [getattr(detector, 'rpn_head', None), getattr(detector, 'bbox_head', None)]
+    roi_head = getattr(detector, 'roi_head', None)
     if roi_head is not None:
-        head = roi_head.bbox_head
-        found += head if isinstance(head, nn.ModuleList) else [head]
+        found += [getattr(roi_head, 'shared_head', None), *each(roi_head.bbox_head)]
     return [head for head in found if head is not None]
+
+
+def roi_extractors(detector: BaseDetector) -> list[nn.Module]:
+    """What pools boxes from maps; some kinds have weights of their own."""
+    roi_head = getattr(detector, 'roi_head', None)
+    return each(getattr(roi_head, 'bbox_roi_extractor', None))
+
+
+def each(parts: Optional[nn.Module]) -> list[nn.Module]:
+    """The parts of all stages of a cascade, or the one part, if there is any."""
+    if parts is None:
+        return []
+    return [*parts] if isinstance(parts, nn.ModuleList) else [parts]
 
 
 def in_precision(function: Callable, dtype: torch.dtype) -> Callable:
