@@ -66,7 +66,34 @@ def with_layers_after_pooling():
     return detector
 
 
-@pytest.mark.parametrize('teacher', [with_layers_before_pooling, with_layers_after_pooling])
+def with_features_of_the_whole_image():
+    """A cascade whose stages add features of a semantic segmentation, as HTC's."""
+    detector = small.faster_rcnn(64)
+    roi_head = detector['roi_head']
+    extractor = roi_head['bbox_roi_extractor']
+    head = dict(roi_head['bbox_head'], reg_class_agnostic=True)
+    detector['train_cfg']['rcnn'] = [detector['train_cfg']['rcnn']]
+    roi_head.update(
+        type='HybridTaskCascadeRoIHead', num_stages=1, stage_loss_weights=[1], bbox_head=[head],
+        semantic_roi_extractor=dict(
+            extractor, featmap_strides=[8],
+            roi_layer=dict(extractor['roi_layer'], output_size=14)),
+        semantic_head=dict(type='FusedSemanticHead', num_ins=5, fusion_level=1, num_convs=1,
+                           in_channels=64, conv_out_channels=64, num_classes=3))
+    return detector
+
+
+def test_standardised_weights_compute_in_another_precision_channels_first():
+    """They are flattened, which weights with channels last cannot be."""
+    detector = small.retinanet()
+    detector['neck']['conv_cfg'] = dict(type='ConvWS')
+    frozen = Teacher(distillers.build(detector), 'bfloat16')
+    assert frozen.dtype == torch.bfloat16
+    assert frozen.running.extract_feat(small.batch()['img'])[0].is_contiguous()
+
+
+@pytest.mark.parametrize('teacher', [with_layers_before_pooling, with_layers_after_pooling,
+                                     with_features_of_the_whole_image])
 @pytest.mark.parametrize('autocast', [False, True])
 def test_layers_around_pooling_compute_beside_those_in_another_precision(teacher, autocast):
     model, logits = build_distiller(teacher(), small.faster_rcnn()), []

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
+from typing import Callable, Union
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +17,13 @@ from gkd.watching import watched
 def first(parts: object) -> object:
     """The first of a cascade's parts; a part of a plain RoI head as it is."""
     return parts[0] if isinstance(parts, (list, nn.ModuleList)) else parts
+
+
+def each(parts: Union[nn.Module, list, None]) -> list[nn.Module]:
+    """A cascade's parts, one a stage; that of a plain RoI head alone; none if there is none."""
+    if parts is None:
+        return []
+    return [*parts] if isinstance(parts, (list, nn.ModuleList)) else [parts]
 
 
 def is_cascade(roi_head: nn.Module) -> bool:
@@ -74,7 +83,7 @@ class RoIClassLayers(nn.Module):
         Returns:
             What the layer that scores classes is given, ``(k, D)``.
         """
-        with pooling_without_waiting(self, rois.is_cuda):
+        with pooling_without_waiting(self, rois.device):
             pooled = self.bbox_roi_extractor(tuple(maps[:len(self.strides)]), rois)
         with class_inputs(self.bbox_head) as read:
             self.bbox_head(pooled)
@@ -87,8 +96,8 @@ def class_inputs(bbox_head: nn.Module) -> AbstractContextManager[list[Call]]:
 
 
 @contextmanager
-def pooling_without_waiting(roi_head: nn.Module, on_gpu: bool) -> Iterator[None]:
-    """Let a RoI head pool without a host sync while the context is open.
+def pooling_without_waiting(roi_head: nn.Module, device: torch.device) -> Iterator[None]:
+    """Let a RoI head, or every stage of a cascade, pool without a host sync meanwhile.
 
     MMDetection's extractor counts the RoIs of every level, so the host waits for the device.
     Instead, the few RoIs of a frozen teacher are pooled on every level, and the features of the
@@ -96,18 +105,20 @@ def pooling_without_waiting(roi_head: nn.Module, on_gpu: bool) -> Iterator[None]
 
     Args:
         roi_head: The head, built by MMDetection.
-        on_gpu: Whether it computes on a GPU; elsewhere nothing waits.
+        device: Where it computes; on the CPU nothing waits.
     """
-    extractor = getattr(roi_head, 'bbox_roi_extractor', None)
-    if not on_gpu or type(extractor).__name__ != 'SingleRoIExtractor':
+    with ExitStack() as stack:
+        for extractor in each(getattr(roi_head, 'bbox_roi_extractor', None)):
+            if device.type != 'cpu' and type(extractor).__name__ == 'SingleRoIExtractor':
+                stack.enter_context(watched(
+                    extractor, 'forward', partial(pool_in_place_of, extractor)))
         yield
-        return
 
-    def pool(_, maps: tuple[Tensor, ...], rois: Tensor, *args, **kwargs) -> Tensor:
-        return pool_on_all_levels(extractor, maps, rois)
 
-    with watched(extractor, 'forward', pool):
-        yield
+def pool_in_place_of(extractor: nn.Module, _: Callable, maps: tuple[Tensor, ...], rois: Tensor,
+                     *args, **kwargs) -> Tensor:
+    """What :func:`pooling_without_waiting` lets an extractor do."""
+    return pool_on_all_levels(extractor, maps, rois)
 
 
 def pool_on_all_levels(extractor: nn.Module, maps: tuple[Tensor, ...],

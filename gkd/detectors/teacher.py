@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from gkd.detectors.dense import class_layers, main_head, predicted_maps
-from gkd.detectors.roi_heads import RoIClassLayers
+from gkd.detectors.roi_heads import RoIClassLayers, each
 from gkd.detectors.view import classified_boxes, image_channels, image_size
 from gkd.errors import ConfigError
 from gkd.frameworks import BaseDetector, fuse_conv_bn, logger
@@ -33,10 +33,10 @@ class Teacher:
     Teaching needs the teacher's maps no more exact than a GPU's convolutions compute them: TF32,
     the default for float32, rounds to 10 bits of mantissa, as many as float16 has. On a GPU, a
     copy of the detector in half precision therefore computes in its place, with batch
-    normalisation folded into the convolutions and channels last; the exact weights stay on the
-    CPU. The largest number in half precision is 65,504. If a map has a larger value, this value
-    counts as 0, and the exact detector takes over within :data:`INTERVAL` steps. The check does
-    not wait for the device.
+    normalisation folded into the convolutions and, where its layers can, channels last; the exact
+    weights stay on the CPU. The largest number in half precision is 65,504. If a map has a larger
+    value, this value counts as 0, and the exact detector takes over within :data:`INTERVAL` steps.
+    The check does not wait for the device.
 
     Args:
         detector: The detector, built by MMDetection, with its weights.
@@ -99,7 +99,7 @@ class Teacher:
         self.copied_dtype = dtype
         self.sums, self.looked_at, self.steps = torch.zeros((), device=device), None, 0
         try:
-            self.running = fast_copy(self.exact, dtype, self.watch, self.graphs)
+            self.running = self.fast_copy(dtype)
         except RuntimeError as error:
             logger().warning(f'Teacher: {type(self.exact).__name__} cannot compute in '
                              f'{dtype} and stays in full precision: {error}')
@@ -108,6 +108,13 @@ class Teacher:
             self.exact.cpu()
         if self.precision is None:
             logger().info(f'Teacher: computes in half precision, as its device is a GPU. {ADVICE}')
+
+    def fast_copy(self, dtype: torch.dtype) -> BaseDetector:
+        """The copy, with channels last if its layers can: weight standardisation cannot."""
+        try:
+            return fast_copy(self.exact, dtype, torch.channels_last, self.watch, self.graphs)
+        except RuntimeError:
+            return fast_copy(self.exact, dtype, torch.contiguous_format, self.watch, self.graphs)
 
     @property
     def class_channels(self) -> int:
@@ -161,10 +168,10 @@ def arrived(event: Optional[torch.cuda.Event]) -> bool:
 
 
 @torch.no_grad()
-def fast_copy(detector: BaseDetector, dtype: torch.dtype,
+def fast_copy(detector: BaseDetector, dtype: torch.dtype, layout: torch.memory_format,
               watch: Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]],
               graphs: int) -> BaseDetector:
-    """A copy of a detector that computes in another precision, channels last.
+    """A copy of a detector that computes in another precision.
 
     Batch normalisation is folded into the convolutions where that changes nothing but rounding.
     The other batch normalisation layers keep their statistics in float32, whose range is wide.
@@ -172,12 +179,13 @@ def fast_copy(detector: BaseDetector, dtype: torch.dtype,
     Args:
         detector: In eval mode, in float32.
         dtype: Precision of the copy.
+        layout: How images and the weights of convolutions lie in memory.
         watch: Called with the maps of every image; returns copies of them to use.
         graphs: Number of image shapes whose launches are recorded.
 
     Raises:
         RuntimeError: A part of the detector that a step may run does not compute in this
-            precision.
+            precision or layout.
     """
     size = image_size(detector)
     image = torch.randn(1, image_channels(detector.backbone), size, size,
@@ -194,11 +202,11 @@ def fast_copy(detector: BaseDetector, dtype: torch.dtype,
         if not isinstance(module, _BatchNorm) and module not in pooling:
             for name, tensor in (*module._parameters.items(), *module._buffers.items()):
                 if tensor is not None and tensor.is_floating_point():
-                    setattr(module, name, cast(tensor, dtype, module))
+                    setattr(module, name, cast(tensor, dtype, layout))
     pyramid = Replay(fused.extract_feat, graphs) if graphs else fused.extract_feat
 
     def extract_feat(images: Tensor, *args, **kwargs) -> tuple[Tensor, ...]:
-        images = images.to(dtype, memory_format=torch.channels_last)
+        images = images.to(dtype, memory_format=layout)
         with torch.autocast(images.device.type, enabled=False):
             return watch(pyramid(images, *args, **kwargs))
 
@@ -211,7 +219,8 @@ def fast_copy(detector: BaseDetector, dtype: torch.dtype,
     for name in ('rpn_head', 'bbox_head'):
         predicted_maps(getattr(fused, name, None), maps)
     box = torch.tensor([[0, 0, 0, size / 2, size / 2]]).to(image)
-    classified_boxes(fused, tuple(map(widened, maps)), box)
+    full = tuple(widened(feature, torch.contiguous_format) for feature in maps)
+    classified_boxes(fused, full, box)
     return fused
 
 
@@ -264,9 +273,9 @@ def same(feature: Tensor, other: Tensor) -> bool:
     return bool((feature - other).norm() <= ROUNDING * other.norm())
 
 
-def cast(tensor: Tensor, dtype: torch.dtype, module: nn.Module) -> Any:
-    """A parameter or buffer in another precision; weights of convolutions channels last."""
-    memory = torch.channels_last if tensor.dim() == 4 else torch.preserve_format
+def cast(tensor: Tensor, dtype: torch.dtype, layout: torch.memory_format) -> Any:
+    """A parameter or buffer in another precision; weights of convolutions in a layout."""
+    memory = layout if tensor.dim() == 4 else torch.preserve_format
     values = tensor.detach().to(dtype, memory_format=memory)
     if isinstance(tensor, nn.Parameter):
         return nn.Parameter(values, requires_grad=False)
@@ -274,25 +283,22 @@ def cast(tensor: Tensor, dtype: torch.dtype, module: nn.Module) -> Any:
 
 
 def heads(detector: BaseDetector) -> list[nn.Module]:
-    """The parts that predict: dense heads and the heads of RoIs, with what leads to them."""
+    """The parts that predict: dense heads, and all parts of a RoI head but what pools."""
     found = [getattr(detector, 'rpn_head', None), getattr(detector, 'bbox_head', None)]
-    roi_head = getattr(detector, 'roi_head', None)
-    if roi_head is not None:
-        found += [getattr(roi_head, 'shared_head', None), *each(roi_head.bbox_head)]
+    found += [part for part in roi_parts(detector) if part not in roi_extractors(detector)]
     return [head for head in found if head is not None]
 
 
 def roi_extractors(detector: BaseDetector) -> list[nn.Module]:
     """What pools boxes from maps; some kinds have weights of their own."""
+    return [part for part, name in roi_parts(detector).items() if name.endswith('roi_extractor')]
+
+
+def roi_parts(detector: BaseDetector) -> dict[nn.Module, str]:
+    """The parts of a RoI head and their names; those of all stages of a cascade."""
     roi_head = getattr(detector, 'roi_head', None)
-    return each(getattr(roi_head, 'bbox_roi_extractor', None))
-
-
-def each(parts: Optional[nn.Module]) -> list[nn.Module]:
-    """The parts of all stages of a cascade, or the one part, if there is any."""
-    if parts is None:
-        return []
-    return [*parts] if isinstance(parts, nn.ModuleList) else [parts]
+    children = roi_head.named_children() if roi_head is not None else ()
+    return {part: name for name, parts in children for part in each(parts)}
 
 
 def in_precision(function: Callable, dtype: torch.dtype) -> Callable:

@@ -144,7 +144,7 @@ def teacher_step(teacher: BaseDetector, pair: DetectorPair, needs: Needs, img: T
             part.maps = paired_maps(full, pair, pair.teacher)  # converted once for all
         rois = bbox2roi(step.proposals if needs.proposals else step.boxes)
         with ExitStack() as stack:
-            stack.enter_context(pooling_without_waiting(teacher.roi_head, rois.is_cuda))
+            stack.enter_context(pooling_without_waiting(teacher.roi_head, rois.device))
             if needs.class_layers:
                 read = stack.enter_context(class_inputs(first(teacher.roi_head.bbox_head)))
             outputs = classify(teacher.roi_head, full, rois)
