@@ -48,10 +48,10 @@ __all__ = [
     'TOP_LEVEL', 'VOC_CLASSES', 'BaseDetector', 'Batch', 'Config', 'ConfigDict', 'ContextBlock',
     'Dataset', 'DeltaXYWHBBoxCoder', 'DetectorShell', 'EfficientNet', 'Hook', 'NonLocal2d',
     'UntimedHook', 'anchor_inside_flags', 'annotation', 'bbox2roi', 'bbox_overlaps',
-    'build_dataset', 'build_detector', 'classes_of', 'description', 'epochs_in_all', 'fuse_conv_bn',
-    'get_dist_info', 'image_info', 'image_settings', 'logger', 'mmdet_configs', 'network_input',
-    'positive_boxes', 'prototype_datasets', 'revert_sync_batchnorm', 'sampled_boxes', 'source_of',
-    'student_losses', 'synthetic_batch', 'test_view', 'to_batch',
+    'build_dataset', 'build_detector', 'classes_of', 'description', 'epochs_in_all',
+    'fuse_conv_bn', 'get_dist_info', 'image_info', 'image_settings', 'logger', 'mmdet_configs',
+    'network_input', 'positive_boxes', 'prototype_datasets', 'revert_sync_batchnorm',
+    'sampled_boxes', 'source_of', 'student_losses', 'synthetic_batch', 'test_view', 'to_batch',
 ]
 
 Dataset = BaseDetDataset
