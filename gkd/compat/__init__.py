@@ -51,7 +51,7 @@ def apply() -> None:
 
 def _mend_mmdet2() -> None:
     # These import mmcv and mmdet, which is possible from here on only.
-    from mmdet.core import InstanceBalancedPosSampler, IoUBalancedNegSampler
+    from mmdet.core import InstanceBalancedPosSampler
 
     from gkd.compat import (
         coco,
@@ -86,7 +86,6 @@ def _mend_mmdet2() -> None:
     runner.write_files_whole()
     runner.refuse_unknown_settings_of_checkpoints()
     samplers.draw_from_positives_in_order(InstanceBalancedPosSampler)
-    samplers.sample_negatives_of_all_images_alike(IoUBalancedNegSampler)
 
 
 def _mend_mmdet3() -> None:
@@ -97,7 +96,7 @@ def _mend_mmdet3() -> None:
     engine.know_the_standard_library()
 
     # These import mmdet, which is possible from here on only.
-    from mmdet.models.task_modules import InstanceBalancedPosSampler, IoUBalancedNegSampler
+    from mmdet.models.task_modules import InstanceBalancedPosSampler
 
     from gkd.compat import coco_metric, config_text, decoders, heads, images, samplers
 
@@ -116,4 +115,3 @@ def _mend_mmdet3() -> None:
     engine.write_files_whole()
     engine.refuse_unknown_settings_of_checkpoints()
     samplers.draw_from_positives_in_order(InstanceBalancedPosSampler)
-    samplers.sample_negatives_of_all_images_alike(IoUBalancedNegSampler)
