@@ -270,14 +270,14 @@ def check_ground_truth(model: nn.Module, config: ConfigDict, key: str) -> None:
                               f'load it by {LOADED_BY[part]}.')
 
 
-def pipeline_steps(config: ConfigDict) -> list[ConfigDict]:
+def pipeline_steps(dataset: ConfigDict) -> list[ConfigDict]:
     """Steps of the pipelines of a data set, of wrappers around it too.
 
     Args:
-        config: Config of the data set, possibly of a wrapper around others.
+        dataset: Config of the data set, possibly of a wrapper around others.
     """
-    inner = [config.dataset] if 'dataset' in config else config.get('datasets') or []
-    return [*(config.get('pipeline') or ()),
+    inner = [dataset.dataset] if 'dataset' in dataset else dataset.get('datasets') or []
+    return [*(dataset.get('pipeline') or ()),
             *(step for entry in inner for step in pipeline_steps(entry))]
 
 
