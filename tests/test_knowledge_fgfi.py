@@ -8,7 +8,7 @@ from torch import nn
 
 from gkd.detectors import DetectorPair, Needs
 from gkd.errors import ConfigError
-from gkd.knowledge.methods.fgfi import FGFI, near_objects, squared_difference
+from gkd.knowledge.methods.fgfi import FGFI, masked_squared_distance, near_objects
 
 
 def near_by_loop(anchors, boxes, threshold):
@@ -97,7 +97,7 @@ def test_gradient():
     torch.manual_seed(0)
     student, teacher = torch.randn(2, 2, 3, 2, 3, dtype=torch.float64)
     cells = torch.rand(2, 2, 3) < 0.5
-    assert torch.autograd.gradcheck(lambda x: squared_difference(x, teacher, cells),
+    assert torch.autograd.gradcheck(lambda x: masked_squared_distance(x, teacher, cells),
                                     student.requires_grad_())
 
 
@@ -158,5 +158,5 @@ def test_half_precision_maps_are_compared_in_float32():
 
     half = [own.detach().bfloat16() for own in (student.maps[0], teacher.maps[0])]
     cells = torch.ones(2, 8, 8, dtype=torch.bool)
-    torch.testing.assert_close(squared_difference(*half, cells),
-                               squared_difference(*(own.float() for own in half), cells))
+    torch.testing.assert_close(masked_squared_distance(*half, cells),
+                               masked_squared_distance(*(own.float() for own in half), cells))

@@ -90,8 +90,8 @@ def attention_masks(attention: Attention, temperature: float) -> tuple[Tensor, T
 
 
 @full_precision
-def masked_squares(student: Sequence[Tensor], teacher: Sequence[Tensor], cells: Tensor,
-                   channels: Tensor) -> Tensor:
+def masked_squared_differences(student: Sequence[Tensor], teacher: Sequence[Tensor],
+                               cells: Tensor, channels: Tensor) -> Tensor:
     """Squared differences of every level's maps, each times its masks, summed over channels.
 
     Args:

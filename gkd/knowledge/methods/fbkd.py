@@ -15,9 +15,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from gkd.knowledge.attention import Attention, attention, attention_masks, masked_squares
+from gkd.knowledge.attention import (
+    Attention,
+    attention,
+    attention_masks,
+    masked_squared_differences,
+)
 from gkd.knowledge.base import Knowledge
 from gkd.knowledge.channels import alike_levels
+from gkd.knowledge.distances import squared_distances
 from gkd.knowledge.precision import full_precision
 from gkd.knowledge.settings import require_positive, value_or
 from gkd.registry import KNOWLEDGE
@@ -108,7 +114,7 @@ class FBKD(Knowledge):
                                *self.adapt_channels(own_attention.channels), *own_relations],
                               [*target_attention.cells, *target_attention.channels,
                                *target_relations]),
-            masked_squares(adapted, target, *masks).sum(dim=(1, 2))])
+            masked_squared_differences(adapted, target, *masks).sum(dim=(1, 2))])
         # Where maps are equal, the gradient of the root is 0 instead of undefined.
         losses = F.threshold(losses, 0, torch.finfo(losses.dtype).tiny).sqrt()
         cells, channels, relation, feature = losses.unflatten(0, (4, -1)).sum(dim=1).unbind()
@@ -327,15 +333,3 @@ def feature_masks(student: Attention, teacher: Attention,
     both = Attention(*([*own, *target] for own, target in zip(student, teacher)))
     return tuple(mask.unflatten(0, (2, -1)).mean(dim=0)
                  for mask in attention_masks(both, temperature))
-
-
-@full_precision
-def squared_distances(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
-    """Sum of the squared differences of two tensors, for every pair of them.
-
-    Example:
-        >>> squared_distances([torch.tensor([3.0, 4.0])], [torch.zeros(2)])
-        tensor([25.])
-    """
-    return torch.stack([F.mse_loss(own, target, reduction='sum')
-                        for own, target in zip(student, teacher)])

@@ -16,9 +16,15 @@ from torch import Tensor, nn
 
 from gkd.device import on_device
 from gkd.frameworks import ContextBlock
-from gkd.knowledge.attention import attention, attention_masks, masked_squares, stack_padded
+from gkd.knowledge.attention import (
+    attention,
+    attention_masks,
+    masked_squared_differences,
+    stack_padded,
+)
 from gkd.knowledge.base import Knowledge
 from gkd.knowledge.channels import channels_of, match_channels, taught_levels
+from gkd.knowledge.distances import squared_distances
 from gkd.knowledge.instances import Instances
 from gkd.knowledge.precision import full_precision
 from gkd.knowledge.settings import require_positive, value_or
@@ -109,9 +115,9 @@ class FGD(Knowledge):
                                [feature.shape[-2:] for feature in target])
         foreground, background = focal_losses(own, target, target_masks, objects)
         attended = attention_loss(own_masks, target_masks)
-        context = squared_difference(*(
+        context = squared_distances(*(
             [block(feature) for block, feature in zip(blocks, maps)] for blocks, maps in
-            ((self.student_context, own), (self.teacher_context, target))))
+            ((self.student_context, own), (self.teacher_context, target)))).sum() / len(own[0])
         return dict(loss_fgd_fg=self.foreground_weight * foreground,
                     loss_fgd_bg=self.background_weight * background,
                     loss_fgd_attention=self.attention_weight * attended,
@@ -183,7 +189,7 @@ def focal_losses(student: list[Tensor], teacher: list[Tensor], masks: tuple[Tens
     Returns:
         Losses of objects and of background, summed over levels, scalars.
     """
-    squared = masked_squares(student, teacher, *masks)
+    squared = masked_squared_differences(student, teacher, *masks)
     # The cells that fill up smaller levels are no background.
     foreground = stack_padded([level.flatten(1) for level in objects], filling=1)
     return tuple((squared * mask).sum() / squared.shape[1]
@@ -204,15 +210,3 @@ def attention_loss(student: tuple[Tensor, Tensor], teacher: tuple[Tensor, Tensor
     cells, channels = (F.l1_loss(own, target, reduction='sum')
                        for own, target in zip(student, teacher))
     return (cells + channels) / student[0].shape[1]
-
-
-@full_precision
-def squared_difference(student: list[Tensor], teacher: list[Tensor]) -> Tensor:
-    """Sum of the squared differences of maps ``(B, C_l, H_l, W_l)``, per image.
-
-    Example:
-        >>> squared_difference([torch.zeros(2, 3, 4, 4)], [torch.ones(2, 3, 4, 4)])
-        tensor(48.)
-    """
-    levels = [F.mse_loss(own, target, reduction='sum') for own, target in zip(student, teacher)]
-    return torch.stack(levels).sum() / len(student[0])

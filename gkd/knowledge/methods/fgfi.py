@@ -58,7 +58,7 @@ def near_objects(anchors: Tensor, boxes: Sequence[Tensor], threshold: float = 0.
 
 
 @full_precision
-def squared_difference(student: Tensor, teacher: Tensor, cells: Tensor) -> Tensor:
+def masked_squared_distance(student: Tensor, teacher: Tensor, cells: Tensor) -> Tensor:
     """Sum of the squared differences of two maps over the channels of the given cells.
 
     Source: the paper, Sec. 3.2, the sum of Eq. 2 without its divisor.
@@ -74,7 +74,7 @@ def squared_difference(student: Tensor, teacher: Tensor, cells: Tensor) -> Tenso
 
     Example:
         >>> student, teacher = torch.zeros(1, 2, 1, 2), torch.ones(1, 2, 1, 2)
-        >>> squared_difference(student, teacher, torch.tensor([[[True, False]]]))
+        >>> masked_squared_distance(student, teacher, torch.tensor([[[True, False]]]))
         tensor(2.)
     """
     squared = F.mse_loss(student, teacher.detach(), reduction='none').sum(dim=1)
@@ -137,6 +137,6 @@ class FGFI(Knowledge):
                                               step.teacher.maps, near.split(dense.counts, dim=1)):
             # A cell counts once, however many of its anchors are near.
             cells.append(places.unflatten(1, (*own.shape[-2:], -1)).any(dim=-1))
-            squared.append(squared_difference(adapt(own), target, cells[-1]))
+            squared.append(masked_squared_distance(adapt(own), target, cells[-1]))
         count = torch.stack([level.sum() for level in cells]).sum()
         return dict(loss_fgfi=self.loss_weight * sum(squared) / (2 * count).clamp(min=1))

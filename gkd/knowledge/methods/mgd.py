@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from gkd.errors import ConfigError
 from gkd.knowledge.base import Knowledge
 from gkd.knowledge.channels import channels_of, match_channels, taught_levels
-from gkd.knowledge.precision import full_precision
+from gkd.knowledge.distances import squared_distances
 from gkd.registry import KNOWLEDGE
 
 if TYPE_CHECKING:
@@ -68,12 +68,13 @@ class MGD(Knowledge):
 
     def forward(self, step: Step) -> dict[str, Tensor]:
         """Compute the loss of one step; see :class:`Knowledge`."""
-        losses = []
+        generated = []
         for level, adapt, generate in zip(self.levels, self.adaptation, self.generation):
             feature = adapt(step.student.maps[level])
-            generated = generate(feature * random_mask(feature, self.mask_ratio))
-            losses.append(generation_loss(generated, step.teacher.maps[level]))
-        return dict(loss_mgd=self.loss_weight * sum(losses))
+            generated.append(generate(feature * random_mask(feature, self.mask_ratio)))
+        target = [step.teacher.maps[level].detach() for level in self.levels]
+        distance = squared_distances(generated, target).sum() / len(target[0])
+        return dict(loss_mgd=self.loss_weight * distance)
 
 
 def random_mask(feature: Tensor, ratio: float) -> Tensor:
@@ -87,14 +88,3 @@ def random_mask(feature: Tensor, ratio: float) -> Tensor:
     # Drawn in float32 whatever the map's precision: half precision is too coarse for a ratio.
     drawn = torch.rand(images, 1, height, width, device=feature.device)
     return (drawn >= ratio).to(feature.dtype)
-
-
-@full_precision
-def generation_loss(generated: Tensor, teacher: Tensor) -> Tensor:
-    """Sum of the squared differences of two maps ``(B, C, H, W)``, per image.
-
-    Example:
-        >>> generation_loss(torch.zeros(2, 3, 4, 4), torch.ones(2, 3, 4, 4))
-        tensor(48.)
-    """
-    return (generated - teacher.detach()).square().sum() / len(generated)
