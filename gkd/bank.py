@@ -34,9 +34,8 @@ class PrototypeBank:
         offsets: per level where the classes' rows begin and end, LongTensor of shape
             ``(num_classes + 1,)``, from 0 to ``P_l``, never decreasing.
         metadata: strings kept with the bank, such as class names or the epoch.
-        class_features: per level how the teacher's dense head reads the same instances, each where
-            it is surest of a class, float of shape ``(P_l, D)``; empty unless a kind of knowledge
-            needs it.
+        class_features: per level features of the same instances in the teacher's class space,
+            float of shape ``(P_l, D)``; empty unless a kind of knowledge needs them.
 
     Raises:
         ValueError: if levels, shapes, tensor types or offsets do not fit together.

@@ -18,10 +18,10 @@ from gkd.frameworks import to_batch
 from gkd.knowledge import RobustDistillingModule
 from gkd.knowledge.class_space import (
     ClassSpaceKnowledge,
-    best_score,
+    cell_confidence,
     class_directions,
     class_space_loss,
-    sureness,
+    confidence,
 )
 from gkd.knowledge.precision import cast_weights
 from gkd.prototypes.features import class_features, instance_features
@@ -93,18 +93,18 @@ def test_nothing_to_compare_is_no_loss(cells, prototypes, weight):
 
 # --- The cells -----------------------------------------------------------------------------------
 
-def test_a_cell_is_as_sure_as_its_surest_anchor_and_class():
+def test_a_cell_has_the_confidence_of_its_best_anchor_and_class():
     fine, coarse = torch.full((1, 4, 1, 2), -9.0), torch.full((1, 2, 1, 1), -9.0)
     fine[0, 3, 0, 0], coarse[0, 0] = 2.0, 1.0  # the second anchor's second class; one anchor
-    found = sureness((fine, coarse), num_logits=2, sigmoid=True)
+    found = cell_confidence((fine, coarse), num_logits=2, sigmoid=True)
     torch.testing.assert_close(found, torch.tensor([[2.0, -9.0, 1.0]]).sigmoid())
 
 
-def test_background_is_no_class_to_be_sure_of():
+def test_background_adds_no_confidence():
     logits = torch.tensor([[0.5, 9.0], [0.0, 1.0]])  # two anchors of one class and the background
     scores = logits.softmax(dim=-1)[:, 0]
-    assert torch.equal(best_score(logits, sigmoid=False), scores)
-    found = sureness((logits.reshape(1, 4, 1, 1),), num_logits=2, sigmoid=False)
+    assert torch.equal(confidence(logits, sigmoid=False), scores)
+    found = cell_confidence((logits.reshape(1, 4, 1, 1),), num_logits=2, sigmoid=False)
     torch.testing.assert_close(found, scores.max()[None, None])
 
 
@@ -118,7 +118,7 @@ def readable_step():
     return step, [feature.detach().clone().requires_grad_() for feature in step.student.maps]
 
 
-def test_only_the_surest_cells_are_compared():
+def test_only_the_most_confident_cells_are_compared():
     step, adapted = readable_step()
     part = ClassSpaceKnowledge(class_space_pair(), num_cells=2)
     part(step, adapted, decay=1.0)['loss_global'].backward()
@@ -126,7 +126,7 @@ def test_only_the_surest_cells_are_compared():
     assert taught == 2 * len(adapted[0])
 
 
-def test_cells_are_those_of_which_either_detector_is_surest():
+def test_cells_are_those_of_which_either_detector_is_most_confident():
     step, adapted = readable_step()
     for part, image, cell in ((step.student, 0, 5), (step.teacher, 1, 9)):
         part.score_maps = tuple(torch.full_like(level, -9.0) for level in part.score_maps)
@@ -196,7 +196,7 @@ def test_weight_and_decay_are_factors_of_the_loss():
 
 # --- The prototypes ------------------------------------------------------------------------------
 
-def test_an_instance_is_read_where_the_head_is_surest():
+def test_an_instance_is_read_where_the_head_is_most_confident():
     """Of all cells of its box, on all levels; what lies outside is of others."""
     sizes = [(4, 4), (2, 2), (1, 1)]
     maps = [100 * level + torch.arange(1.0 * h * w).reshape(1, 1, h, w)
@@ -207,13 +207,13 @@ def test_an_instance_is_read_where_the_head_is_surest():
     scores[1][0, 1, 1, 1] = -7  # in the second, on the middle level, by the other anchor
     scores[0][0, 0, 0, 3] = 9  # in neither
     boxes = [torch.tensor([[0.0, 0.0, 15.0, 15.0], [16.0, 16.0, 31.0, 31.0]])]
-    scores = [sureness((level,), num_logits=1, sigmoid=True) for level in scores]
+    scores = [cell_confidence((level,), num_logits=1, sigmoid=True) for level in scores]
     found = class_features(maps, scores, [(1 / stride,) * 2 for stride in (8, 16, 32)], boxes,
                            nn.Identity())
     assert found.flatten().tolist() == [1.0, 103.0]
 
 
-def test_an_instance_is_not_read_where_the_head_is_sure_of_the_background():
+def test_an_instance_is_not_read_where_the_head_is_confident_of_the_background():
     detector = small.retinanet(24)
     detector['bbox_head']['loss_cls'] = dict(type='CrossEntropyLoss', use_sigmoid=False)
     teacher = build_distiller(detector, small.retinanet(), knowledge=[dict(type='PKD')]).teacher
@@ -377,7 +377,8 @@ def test_what_cannot_be_is_said(teacher, student, settings, says):
 def test_it_says_where_it_teaches():
     said = build(soft_label=None).knowledge[0].describe()
     assert said == ('local knowledge at the positives that the student trains on; '
-                    'global knowledge at the cells where either detector is surest of a class')
+                    'global knowledge at the cells where either detector is most confident of a '
+                    'class')
 
 
 def test_prototypes_of_another_space_are_refused():

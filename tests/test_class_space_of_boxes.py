@@ -100,8 +100,8 @@ def numbered(step, chosen):
 
 
 @pytest.mark.parametrize('classes', [3, 80])
-def test_only_the_surest_proposals_are_compared(classes):
-    """Those of which either detector is surest, of a class and not of background.
+def test_only_the_most_confident_proposals_are_compared(classes):
+    """Those of which either detector is most confident, of a class and not of background.
 
     A teacher that knows more classes is asked about the student's, and background.
     """
@@ -235,4 +235,5 @@ def test_maps_that_the_student_lacks_are_named():
 
 def test_it_says_where_it_teaches():
     said = build_pair(soft_label=None, local_knowledge=None).knowledge[0].describe()
-    assert said == 'global knowledge at the proposals where either detector is surest of a class'
+    assert said == ('global knowledge at the proposals where either detector is most confident '
+                    'of a class')

@@ -1,4 +1,4 @@
-"""Global knowledge where the teacher tells classes apart: in the space of its head."""
+"""Global knowledge in the class space: that of the layers by which the teacher classifies."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ if TYPE_CHECKING:
 
 KEY = 'global_knowledge.space = "classes"'
 ADVICE = 'set global_knowledge.space="maps", or global_knowledge=None.'
-TINY = 1e-6  # stands in for a length or a sum of 0
+TINY = 1e-6  # replaces a length or a sum of 0 in a divisor
 
 
 @full_precision
 def class_directions(prototypes: Tensor) -> Tensor:
-    """What projects features of the class space onto prototypes, in units of their mean length.
+    """Directions of the prototypes, scaled to give projections in units of their mean length.
 
     Args:
-        prototypes: Features of P instances there, ``(P, D)``.
+        prototypes: Features of P instances in the class space, ``(P, D)``.
 
     Returns:
         ``(D, P)``: the prototypes' directions, divided by their mean length.
@@ -50,21 +50,21 @@ def class_space_loss(student: Tensor, teacher: Tensor, directions: Tensor, weigh
                      temperature: float) -> Tensor:
     r"""Teach the student which of all prototypes a cell or box resembles, and how clearly.
 
-    Its coordinates are its projections onto the prototypes. They become a distribution,
-    :math:`p = softmax(coordinates / T)`; the loss is :math:`KL(p^T \| p^S)`, the weighted mean
-    over all. Cosines would forget how strong a response is, by which the best of several boxes of
-    an object is told from the others.
+    Its coordinates are its projections onto the prototypes. A softmax turns them into a
+    distribution, :math:`p = softmax(coordinates / T)`; the loss is :math:`KL(p^T \| p^S)`,
+    averaged over all cells or boxes with their weights. Cosines would discard the strength of a
+    response, which distinguishes the best of several boxes of an object from the others.
 
     Args:
         student: The student's features of n cells or boxes in the class space, float ``(n, D)``.
             The only argument that receives a gradient.
         teacher: The teacher's, likewise.
         directions: The prototypes' :func:`class_directions`, ``(D, P)``.
-        weights: What each counts for, ``(n,)``, at least 0.
+        weights: Weight of each, ``(n,)``, at least 0.
         temperature: T.
 
     Returns:
-        Scalar; 0, with a gradient of 0, if nothing counts or there is no prototype.
+        Scalar; 0, with a gradient of 0, if all weights are 0 or there is no prototype.
 
     Example:
         >>> cells = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
@@ -83,19 +83,20 @@ def class_space_loss(student: Tensor, teacher: Tensor, directions: Tensor, weigh
 class ClassSpaceKnowledge(nn.Module):
     """The student's coordinates in the teacher's class space approach the teacher's.
 
-    Maps hold where objects are as well as what they are, and instances of different classes lie
-    close together there; after the class layers of the teacher's head they do not. The student's
-    adapted maps pass through the same frozen layers, so that the prototypes, as the teacher reads
-    them there, are one basis for both. Not only instances are compared but the cells at which
-    either detector is surest of an object, and by how sure: among them is what the student takes
-    for one. If the teacher is two-stage, boxes are compared as its RoI head reads them: the
-    surest of the proposals that the student sampled. Not the paper's form; see docs/method.md.
+    Maps encode where objects are as well as what they are, so instances of different classes lie
+    close together in their space. Behind the class layers of the teacher's head they do not. The
+    student's adapted maps pass the same frozen layers, so the prototypes, as the teacher reads
+    them there, are one basis for both detectors. Cells are compared instead of instances: those at
+    which either detector is most confident of an object, weighted by this confidence. They include
+    what the student mistakes for an object. If the teacher is two-stage, boxes are compared as its
+    RoI head reads them: the most confident of the proposals that the student sampled. This is not
+    the paper's form; see method section 5.
 
     Args:
         pair: Traits of teacher and student.
         loss_weight: Factor of the loss.
         temperature: Divides the coordinates; the smaller, the more the nearest prototypes count.
-        num_cells: Cells, or proposals, an image that are compared, on all levels together.
+        num_cells: Number of cells or proposals compared per image, on all levels together.
 
     Raises:
         ConfigError: A setting is out of range, or the pair cannot be served: the teacher must
@@ -130,7 +131,7 @@ class ClassSpaceKnowledge(nn.Module):
                                                                                           None)
 
     def forward(self, step: Step, adapted: list[Tensor], decay: float) -> dict[str, Tensor]:
-        """Compare the surest cells or proposals of a step.
+        """Compare the most confident cells or proposals of a step.
 
         Args:
             step: The step, with prototypes and class layers.
@@ -138,21 +139,24 @@ class ClassSpaceKnowledge(nn.Module):
             decay: Factor that falls from 1 to 0 over training.
 
         Raises:
-            ConfigError: The prototypes are of a training in another space.
+            ConfigError: The prototypes were generated without the class space.
         """
         if not step.bank.class_features:
             raise ConfigError(f'{KEY}: the prototypes were generated without it. Train into '
                               f'another work dir, or --resume never.')
-        compare = self.surest_proposals if self.at_proposals else self.surest_cells
+        compare = self.most_confident_proposals if self.at_proposals \
+            else self.most_confident_cells
         student, teacher, weights = compare(step, adapted)
         loss = class_space_loss(student, teacher, self.directions(step.bank), weights,
                                 self.temperature)
         return dict(loss_global=loss * (self.loss_weight * decay))
 
-    def surest_cells(self, step: Step, adapted: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    def most_confident_cells(self, step: Step,
+                             adapted: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Features ``(n, D)`` of cells, the student's and the teacher's, and their weights."""
-        weights, cells = self.surest(torch.maximum(*(
-            sureness(part.score_maps, self.pair.num_classes + (not info.sigmoid), info.sigmoid)
+        weights, cells = self.select(torch.maximum(*(
+            cell_confidence(part.score_maps, self.pair.num_classes + (not info.sigmoid),
+                            info.sigmoid)
             for part, info in self.roles(step))).flatten(), step)
         read = map(self.class_layers(step, adapted), adapted)
         student, teacher = (
@@ -161,11 +165,11 @@ class ClassSpaceKnowledge(nn.Module):
             for maps in (read, step.teacher.class_maps))
         return student, teacher, weights
 
-    def surest_proposals(self, step: Step,
-                         adapted: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    def most_confident_proposals(self, step: Step,
+                                 adapted: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Features ``(n, D)`` of proposals, the student's and the teacher's, and their weights."""
-        weights, chosen = self.surest(torch.maximum(*(
-            best_score(part.proposal_logits, info.sigmoid)
+        weights, chosen = self.select(torch.maximum(*(
+            confidence(part.proposal_logits, info.sigmoid)
             for part, info in self.roles(step))), step)
         # Under autocast the maps are in half precision, but RoIAlign needs the RoIs' precision.
         maps = [adapted[level].float() for level in self.levels]
@@ -185,10 +189,10 @@ class ClassSpaceKnowledge(nn.Module):
             self.cast = (step.class_layers, dtype), cast_weights(step.class_layers, dtype)
         return self.cast[1]
 
-    def surest(self, scores: Tensor, step: Step) -> tuple[Tensor, Tensor]:
-        """The largest of scores ``(m,)`` of all places of a step, and where they are."""
-        number = min(self.num_cells * len(step.images), len(scores))
-        return scores.topk(number, sorted=False)
+    def select(self, confidences: Tensor, step: Step) -> tuple[Tensor, Tensor]:
+        """The largest confidences ``(m,)`` of all cells or proposals, and their indices."""
+        number = min(self.num_cells * len(step.images), len(confidences))
+        return confidences.topk(number, sorted=False)
 
     def directions(self, bank: PrototypeBank) -> Tensor:
         """The bank's prototypes as :func:`class_directions`, made once per bank."""
@@ -198,30 +202,30 @@ class ClassSpaceKnowledge(nn.Module):
 
 
 @torch.no_grad()
-def sureness(score_maps: tuple[Tensor, ...], num_logits: int, sigmoid: bool) -> Tensor:
+def cell_confidence(score_maps: tuple[Tensor, ...], num_logits: int, sigmoid: bool) -> Tensor:
     """The largest class score at every cell of all levels, ``(B, N)`` in [0, 1].
 
     Args:
         score_maps: Class logits of every level, ``(B, A_l * num_logits, H_l, W_l)``.
         num_logits: Logits of an anchor.
-        sigmoid: As for :func:`best_score`.
+        sigmoid: As for :func:`confidence`.
     """
-    if sigmoid:  # the score grows with the logit: no other is needed than the largest
+    if sigmoid:  # the score grows with the logit: only the largest is needed
         return torch.cat([level.amax(dim=1).flatten(1) for level in score_maps],
                          dim=1).float().sigmoid()
     return torch.cat([
-        best_score(level.unflatten(1, (-1, num_logits)).movedim(2, -1), sigmoid).amax(1).flatten(1)
+        confidence(level.unflatten(1, (-1, num_logits)).movedim(2, -1), sigmoid).amax(1).flatten(1)
         for level in score_maps], dim=1)
 
 
 @torch.no_grad()
-def best_score(logits: Tensor, sigmoid: bool) -> Tensor:
+def confidence(logits: Tensor, sigmoid: bool) -> Tensor:
     """The largest score of any class ``(...)``, in [0, 1].
 
     Args:
-        logits: Logits of classes ``(..., num_logits)``.
-        sigmoid: Whether each class has a score of its own; otherwise the last logit is that of
-            the background, and the scores sum to 1.
+        logits: Class logits ``(..., num_logits)``.
+        sigmoid: Whether each class is scored by a sigmoid of its own; otherwise by a softmax, and
+            the last logit is that of the background.
     """
     if sigmoid:
         return logits.amax(dim=-1).float().sigmoid()

@@ -159,7 +159,7 @@ class RobustDistillingModule(Knowledge):
         said = [f'{", ".join(at_boxes)} at {boxes}'] if at_boxes else []
         if self.in_class_space:
             said.append(f'global knowledge at the {self.global_knowledge.places} where either '
-                        f'detector is surest of a class')
+                        f'detector is most confident of a class')
         if self.soft_label is not None and at_places:
             said.append(f'soft labels at the cells that {student} trains as objects')
         return '; '.join(said)

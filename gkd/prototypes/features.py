@@ -25,7 +25,7 @@ from gkd.frameworks import (
     network_input,
     test_view,
 )
-from gkd.knowledge.class_space import sureness
+from gkd.knowledge.class_space import cell_confidence
 from gkd.knowledge.instances import Instances, mean_windows, pool_instances
 
 
@@ -232,22 +232,23 @@ def instance_features(detector: BaseDetector, levels: Sequence[int], images: Ten
     elif class_layers is not None:
         head = main_head(detector)
         scores = predicted_maps(head, maps)[0]
-        surenesses = [sureness(scores[level:level + 1], head.cls_out_channels,
-                               getattr(head, 'use_sigmoid_cls', True)) for level in levels]
-        features.append(class_features([maps[level] for level in levels], surenesses, scales,
+        confidences = [cell_confidence(scores[level:level + 1], head.cls_out_channels,
+                                       getattr(head, 'use_sigmoid_cls', True))
+                       for level in levels]
+        features.append(class_features([maps[level] for level in levels], confidences, scales,
                                        boxes, class_layers).cpu())
     return features
 
 
-def class_features(maps: Sequence[Tensor], surenesses: Sequence[Tensor],
+def class_features(maps: Sequence[Tensor], confidences: Sequence[Tensor],
                    scales: Sequence[tuple[float, float]], boxes: list[Tensor],
                    class_layers: nn.Module) -> Tensor:
-    """Read the class of every instance at the cell where the head is surest, of all levels.
+    """Read the class of every instance at its most confident cell, of all levels.
 
     Args:
         maps: The teacher's maps ``(B, C, H_l, W_l)``.
-        surenesses: Its largest class score at every cell, ``(B, H_l * W_l)``
-            (:func:`~gkd.knowledge.class_space.sureness`).
+        confidences: Its largest class score at every cell, ``(B, H_l * W_l)``
+            (:func:`~gkd.knowledge.class_space.cell_confidence`).
         scales: Cells per pixel of every level, of x and y.
         boxes: Boxes of every image, ``(n_b, 4)`` in pixels.
         class_layers: The head's layers between a map and its class scores.
@@ -259,15 +260,15 @@ def class_features(maps: Sequence[Tensor], surenesses: Sequence[Tensor],
     images = instances.rows // instances.padded.shape[1]
     windows = mean_windows(instances, [level.shape[-2:] for level in maps], scales)
     best, found = instances.boxes.new_full((len(instances.boxes),), -torch.inf), None
-    for level, scores, window in zip(maps, surenesses, windows):
+    for level, scores, window in zip(maps, confidences, windows):
         height, width = level.shape[-2:]
         read = class_layers(level.float())
         columns, rows = (window > 0).flatten(1, 2)[:, instances.rows]
         inside = (rows[:, :height, None] & columns[:, None, :width]).flatten(1)
-        surest, cell = scores[images].masked_fill(~inside, -torch.inf).max(dim=1)
+        highest, cell = scores[images].masked_fill(~inside, -torch.inf).max(dim=1)
         here = read.flatten(2)[images, :, cell]
-        found = here if found is None else torch.where((surest > best)[:, None], here, found)
-        best = torch.maximum(best, surest)
+        found = here if found is None else torch.where((highest > best)[:, None], here, found)
+        best = torch.maximum(best, highest)
     return found
 
 
