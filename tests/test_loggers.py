@@ -22,7 +22,7 @@ from gkd.report.drawing import pixels_of
 from gkd.report.prototypes import prototype_figure
 from gkd.report.summary import format_summary
 from gkd.running import load_config, train
-from gkd.running.train import custom_hooks
+from gkd.running.hooks import custom_hooks
 
 
 @pytest.fixture

@@ -383,7 +383,7 @@ def test_weights_of_a_step_are_counted_once():
 
 def test_watching_changes_no_loss(runs, tmp_path, monkeypatch):
     folder, _ = runs
-    monkeypatch.setattr(sys.modules['gkd.running.train'], 'TrainingRecorder', Hook)
+    monkeypatch.setattr(sys.modules['gkd.running.hooks'], 'TrainingRecorder', Hook)
     succeed('train', folder / 'distiller.py', '--work-dir', tmp_path, '--epochs', 1,
             '--no-validate')
     assert not (tmp_path / 'record.json').exists()

@@ -10,9 +10,9 @@ from gkd.commands.distillation import pair_config
 from gkd.detectors.images import format_of
 from gkd.detectors.replacement import apply_options
 from gkd.distiller import Distiller
+from gkd.running.checks import check_training
 from gkd.running.config import load_config
 from gkd.running.images import channel_map
-from gkd.running.train import check_training
 
 
 def distillation_config(student: str, teacher: str, methods: str = 'gkd',
