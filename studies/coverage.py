@@ -1,8 +1,6 @@
 """Try detectors of the zoo as teachers and students: what works, what is refused, and why.
 
-Each is built from its own config with untrained weights, and tried on small images. To save time,
-backbones have one block per stage if their class counts blocks, and all parts have an eighth of
-their channels if backbone and heads allow it.
+Each is built from its own config with untrained weights, made small, and tried on images of noise.
 """
 
 from __future__ import annotations
@@ -14,144 +12,38 @@ import multiprocessing
 import operator
 import os
 import os.path as osp
-import re
 import time
 import traceback
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from functools import reduce
-from typing import Callable, Optional
+from typing import Callable
 
 import torch
-from mmdet.models.backbones import SSDVGG, ResNet
 from torch import Tensor
 
 import gkd
 from gkd.detectors.config_files import find_file
-from gkd.detectors.source import DetectorSource, drop_pretrained
 from gkd.detectors.step import Needs, Step
 from gkd.detectors.view import PROBE_SIZE, image_size, look
 from gkd.distiller import Distiller
 from gkd.errors import GKDError
 from gkd.files import write_atomically
-from gkd.frameworks import (
-    BACKBONES,
-    MMDET_SCOPE,
-    Config,
-    ConfigDict,
-    build_detector,
-    logger,
-    mmdet_configs,
-)
-from gkd.installed import installed_version
+from gkd.frameworks import MMDET_SCOPE, Config, build_detector, logger, mmdet_configs
 from gkd.knowledge.build import build_knowledge
 from gkd.planning.cost import random_bank
 from gkd.planning.door import total_loss
 from gkd.progress import without_details
 from gkd.randomness import isolated_random_numbers
 from gkd.registry import KNOWLEDGE
-from studies.door import (
-    PAIRS,
-    SELF_PAIRS,
-    detections,
-    losses,
-    taught_batch,
-    training_batch,
-    with_small_batches,
-)
+from studies.door import detections, losses, taught_batch, training_batch
+from studies.outcomes import ABSENT, FAULT, MMDETECTION, REFUSED, WORKS, Outcome
+from studies.small_models import small_config
 
-WORKS, REFUSED, ABSENT, FAULT = 'works', 'refused', 'absent', 'fault'
 METHOD = 'RobustDistillingModule'
 STEPS = 2
-NARROWER = 8
-CHANNELS = re.compile(r'(channels?|planes|dims|num_feats|filters)$')
 SECONDS = 900  # until a process is ended
-PROTOTYPES = 2  # a class
-PROPOSALS = 64  # an image
-MMDETECTION = f'MMDetection {installed_version("mmdet")}'
-
-
-INTRODUCTION = '''\
-# Detectors
-
-What `python tools/check_detectors.py` found of detectors that MMDetection ships a config of, each
-as its own teacher, then in pairs of different ones. It tries those of the MMDetection that is
-installed and writes their tables into `work_dirs/check_detectors/mmdet2/detectors.md` or
-`mmdet3/detectors.md`. The detectors are the same, by the names that each MMDetection gives to
-their configs; those of MMDetection 3 end with kinds that 2 does not have. Each pair
-
-- trains its student alone and taught, from the same random numbers: the student's own losses are
-  the same to the last bit,
-- takes two steps of the distilling module with its default settings, and one of each of the ten
-  other methods,
-- takes a step of the distilling module in the class space, gradients included,
-- tests the student on an image.
-
-Weights are untrained, images are noise of 256 pixels (or what the head is made for), backbones
-have one block a stage and an eighth of the channels where they can, heads sample and keep at most
-64 boxes: this tells what runs, not what is gained. "At" tells where the student is taught: at the
-positives that it trains on, or at the ground truth; soft labels of rows with the latter are taught
-at the cells that it trains as objects. Global and local knowledge are taught in every row that has
-an entry there. "Class space" tells whether `global_knowledge=dict(space='classes')` works: not
-where the teacher's head has no layers that read classes from maps alone, or where teacher and
-student do not predict at every place, nor both classify boxes.
-'''
-
-
-@dataclass
-class Outcome:
-    """What was found of a pair.
-
-    Attributes:
-        teacher: Its config's name.
-        student: Likewise.
-        verdict: ``'works'``, ``'refused'`` with the reason in ``message``, ``'absent'`` if
-            MMDetection ships no such config, or ``'fault'``.
-        message: The refusal, or the exception and where it came from.
-        teaches: Loss terms of the distilling module with its default settings.
-        instances: ``'positives'`` or ``'gt'``: the boxes at which the module teaches.
-        left_out: Why soft labels are left out; empty if they are taught.
-        methods: Message of each other method; empty if the method works.
-        class_space: Message of the module in the class space; empty likewise.
-        own_losses_equal: Whether the student's own losses are those of a plain training, bit by
-            bit.
-        detects: Whether the student detects in a test afterwards.
-        build_seconds: Time until the pair was built or refused.
-    """
-
-    teacher: str
-    student: str
-    verdict: str = FAULT
-    message: str = ''
-    teaches: list[str] = field(default_factory=list)
-    instances: str = ''
-    left_out: str = ''
-    methods: dict[str, str] = field(default_factory=dict)
-    class_space: str = ''
-    own_losses_equal: Optional[bool] = None
-    detects: Optional[bool] = None
-    build_seconds: float = 0.0
-
-    @property
-    def name(self) -> str:
-        """Name of the pair."""
-        return pair_name(self.teacher, self.student)
-
-
-def pair_name(teacher: str, student: str) -> str:
-    """Name of a pair; that of a detector with itself is the detector's."""
-    return teacher if teacher == student else f'{teacher} -> {student}'
-
-
-def pair_of(name: str) -> tuple[str, str]:
-    """Teacher and student of a name that :func:`pair_name` gives.
-
-    Example:
-        >>> pair_of('a -> b'), pair_of('a')
-        (('a', 'b'), ('a', 'a'))
-    """
-    teacher, _, student = name.partition(' -> ')
-    return teacher, student or teacher
+PROTOTYPES = 2  # per class and level
 
 
 def check_all(pairs: Iterable[tuple[str, str]], folder: str, again: bool = False,
@@ -248,153 +140,6 @@ def try_pair(outcome: Outcome) -> None:
     if not outcome.own_losses_equal:
         faults.append('the student\'s own losses differ from those of a plain training')
     outcome.verdict, outcome.message = (FAULT, '; '.join(faults)) if faults else (WORKS, '')
-
-
-def small_config(name: str) -> dict:
-    """The small `model` config of a detector of MMDetection."""
-    source = DetectorSource.parse(dict(config=f'{MMDET_SCOPE}{name}.py'), 'config')
-    return made_small(source.model_config())
-
-
-def made_small(model: ConfigDict) -> dict:
-    """A detector's `model` config with nothing to download, narrower if it can be."""
-    drop_pretrained(model)
-    if 'teacher_ckpt' in model:  # distils by itself
-        model.teacher_ckpt = None
-    if 'teacher_config' in model:
-        model.teacher_config = Config.fromfile(model.teacher_config)
-        drop_pretrained(model.teacher_config.model)
-    with_small_batches(model)
-    without_other_processes(model)
-    with_few_proposals(model)
-    with_few_blocks(model.get('backbone', {}))
-    slim = narrower(model)
-    try:
-        with isolated_random_numbers(), without_details():
-            look(build_detector(copy.deepcopy(slim)), 'student')
-    except Exception:
-        return model
-    return slim
-
-
-def without_other_processes(entry) -> None:
-    """Replace synchronised by plain batch normalisation, at every depth."""
-    if isinstance(entry, dict):
-        if entry.get('type') in ('SyncBN', 'MMSyncBN', 'NaiveSyncBN'):
-            entry['type'] = 'BN'
-        entry = list(entry.values())
-    if isinstance(entry, (list, tuple)):
-        for value in entry:
-            without_other_processes(value)
-
-
-def with_few_proposals(entry) -> None:
-    """Let heads, at every depth, sample and keep few proposals: most of the time goes there."""
-    if isinstance(entry, dict):
-        for name in ('nms_pre', 'max_per_img', 'num', 'num_proposals'):
-            if type(entry.get(name)) is int and (name != 'num' or 'pos_fraction' in entry):
-                entry[name] = min(entry[name], PROPOSALS)
-        if entry.get('clip_border') is False:
-            # Untrained QueryInst's boxes lie beyond the image, where no mask can be pasted.
-            entry['clip_border'] = True
-        entry = list(entry.values())
-    if isinstance(entry, (list, tuple)):
-        for value in entry:
-            with_few_proposals(value)
-
-
-def with_few_blocks(backbone: dict) -> None:
-    """Set a backbone up with one block a stage, where its settings count them."""
-    kind = backbone.get('type')
-    if kind == 'SwinTransformer':
-        backbone.update(depths=[1] * 4)
-    elif kind in ('PyramidVisionTransformer', 'PyramidVisionTransformerV2'):
-        backbone.update(num_layers=[1] * 4)
-    elif kind == 'CSPDarknet':
-        backbone.update(deepen_factor=0.1)
-    elif kind == 'HourglassNet':
-        backbone.update(stage_blocks=[1] * 6)
-    elif kind == 'HRNet':
-        for stage in backbone.extra.values():
-            stage.update(num_modules=1, num_blocks=[1] * len(stage.num_blocks))
-    elif kind == 'SSDVGG':
-        # It returns what the fourth stage's last layer makes, and the last layer of all.
-        layers = [2 * blocks + 1 for blocks in SSDVGG.arch_settings[backbone.depth]]
-        backbone.update(out_feature_indices=(sum(layers[:4]) - 2, sum(layers) + 3))
-
-
-def narrower(model: dict) -> dict:
-    """A config with an eighth of the channels, if the backbone allows it."""
-    model = copy.deepcopy(model)
-    backbone = model.get('backbone', {})
-    kind = BACKBONES.get(backbone.type) if backbone else None
-    if kind is None or 'shared_head' in model.get('roi_head', {}) or 'teacher_backbone' in model:
-        return model
-    if model.get('as_two_stage') or model.type == 'ConditionalDETR':
-        return model  # they describe boxes by 256 numbers, whatever the width
-    in_channels = copy.deepcopy(first_neck(model).get('in_channels'))
-    if 'decoder' in model:  # MMDetection 3's transformers, whose heads take 256 by default
-        model['bbox_head'].setdefault('embed_dims', 256)
-    model = divided({**model, 'backbone': {}})
-    neck = first_neck(model)
-    if 'rfp_backbone' in neck:
-        neck['rfp_backbone'].update(base_channels=64 // NARROWER)
-    if issubclass(kind, ResNet) and 'arch' not in backbone:
-        backbone.update(base_channels=64 // NARROWER)
-        backbone = divided(backbone)
-    elif backbone.type in ('SwinTransformer', 'PyramidVisionTransformer'):
-        backbone.update(embed_dims=backbone.get('embed_dims', 64) // NARROWER)
-    elif backbone.type == 'CSPDarknet':
-        backbone.update(widen_factor=backbone.widen_factor / NARROWER)
-    else:
-        if backbone.type == 'HourglassNet':
-            backbone.update(feat_channel=256 // NARROWER, stage_channels=[256 // NARROWER] * 6)
-        if in_channels is not None:
-            neck['in_channels'] = in_channels
-    model['backbone'] = backbone
-    return ConfigDict(model)
-
-
-def first_neck(model: dict) -> dict:
-    """The part of a neck that the backbone feeds; some have several."""
-    neck = model.get('neck') or {}
-    return neck[0] if isinstance(neck, (list, tuple)) else neck
-
-
-def divided(entry):
-    """Divide all channel counts, at every depth, by ``NARROWER``; set ``num_groups`` to 4."""
-    if isinstance(entry, dict):
-        return {key: fewer(value) if CHANNELS.search(key) else 4 if key == 'num_groups'
-                else divided(value) for key, value in entry.items()}
-    return [divided(value) for value in entry] if isinstance(entry, (list, tuple)) else entry
-
-
-def fewer(value):
-    """A number of channels, or several, divided."""
-    if isinstance(value, (list, tuple)):
-        return [fewer(inner) for inner in value]
-    return value // NARROWER if type(value) is int and value >= 64 else value
-
-
-def shorten_backbones() -> None:
-    """Let backbones of this process have one block a stage, where their class counts blocks."""
-    for kind in BACKBONES.module_dict.values():
-        settings = getattr(kind, 'arch_settings', None)
-        if isinstance(settings, dict):
-            kind.arch_settings = {depth: one_block_a_stage(value)
-                                  for depth, value in settings.items()}
-
-
-def one_block_a_stage(setting):
-    """A backbone's entry ``(block, counts)``, ``(counts, channels)`` or counts, with 1 each."""
-    if isinstance(setting, tuple) and all(type(count) is int for count in setting):
-        return (1,) * len(setting)
-    if isinstance(setting, tuple) and len(setting) == 2:
-        counts = [isinstance(part, tuple) and all(type(count) is int for count in part)
-                  for part in setting]
-        return tuple(tuple(1 for _ in part) if is_counts else part
-                     for part, is_counts in zip(setting, counts))
-    return setting
 
 
 def distiller(teacher: dict, student: dict, method: str = METHOD, **settings) -> dict:
@@ -560,57 +305,3 @@ def describe(error: Exception) -> str:
     frame = (own or frames)[-1]
     place = f'{osp.relpath(frame.filename, osp.dirname(package))}:{frame.lineno}'
     return f'{type(error).__name__}: {error} ({place})'
-
-
-def write_tables(outcomes: list[Outcome], folder: str) -> str:
-    """Write ``detectors.md`` and ``detectors.json`` into a folder.
-
-    Returns:
-        How many of them work, in a line.
-    """
-    write_atomically(osp.join(folder, 'detectors.json'),
-                     json.dumps([asdict(outcome) for outcome in outcomes], indent=1))
-    write_atomically(osp.join(folder, 'detectors.md'), markdown(outcomes))
-    counts = {verdict: sum(outcome.verdict == verdict for outcome in outcomes)
-              for verdict in (WORKS, REFUSED, ABSENT, FAULT)}
-    return (f'{counts[WORKS]} of {len(outcomes)} work, {counts[REFUSED]} are refused, '
-            f'{counts[ABSENT]} do not exist, {counts[FAULT]} fail; the table: '
-            f'{osp.join(folder, "detectors.md")}')
-
-
-def markdown(outcomes: list[Outcome]) -> str:
-    """A page: tables of single detectors and of pairs."""
-    tables = [INTRODUCTION]
-    for title, own, listed in (('detectors, each with itself', True, len(SELF_PAIRS)),
-                               ('pairs', False, len(PAIRS))):
-        chosen = [outcome for outcome in outcomes if (outcome.teacher == outcome.student) == own]
-        if not chosen:
-            continue
-        works = sum(outcome.verdict == WORKS for outcome in chosen)
-        rest = f' {listed - len(chosen)} more are listed and have not been tried.' \
-            if len(chosen) < listed else ''
-        tables.append('\n'.join([
-            f'## {MMDETECTION}: {title}\n', f'{works} of {len(chosen)} work.{rest}\n',
-            '| config | soft labels | at | class space | other methods | what is not, and why |',
-            '| --- | --- | --- | --- | --- | --- |', *map(row, chosen)]) + '\n')
-    return '\n'.join(tables)
-
-
-def row(outcome: Outcome) -> str:
-    """A row of the table."""
-    if outcome.verdict != WORKS:
-        return f'| {outcome.name} | | | | | **{outcome.verdict}**: {cell(outcome.message)} |'
-    refused = {name for name, said in outcome.methods.items() if said}
-    notes = [f'soft labels: {outcome.left_out.rstrip(".")}'] if outcome.left_out else []
-    if refused:
-        notes.append(f'refused: {", ".join(sorted(refused))}')
-    soft = 'yes' if 'loss_soft' in outcome.teaches else ''
-    at = {'positives': 'positives', 'gt': 'ground truth'}[outcome.instances]
-    methods = f'{len(outcome.methods) - len(refused)} of {len(outcome.methods)}'
-    space = '' if outcome.class_space else 'yes'
-    return f'| {outcome.name} | {soft} | {at} | {space} | {methods} | {cell("; ".join(notes))} |'
-
-
-def cell(text: str) -> str:
-    """Text as it can stand in a Markdown table."""
-    return ' '.join(text.split()).replace('|', r'\|')

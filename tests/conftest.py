@@ -80,10 +80,10 @@ def loggers_of_its_own():
 def short_backbones():
     """Let backbones have one block a stage."""
     from gkd.frameworks import BACKBONES
-    from studies import coverage
+    from studies import small_models
     settings = {kind: kind.arch_settings for kind in BACKBONES.module_dict.values()
                 if hasattr(kind, 'arch_settings')}
-    coverage.shorten_backbones()
+    small_models.shorten_backbones()
     yield
     for kind, value in settings.items():
         kind.arch_settings = value

@@ -21,7 +21,7 @@ from gkd.knowledge.instances import Instances
 from gkd.matching import check_heads_agree, check_num_classes, num_classes_of
 from gkd.running.data import check_ground_truth
 from gkd.running.train import initial_model
-from studies import coverage
+from studies import coverage, outcomes, small_models
 from studies.zoo import PAIRS, SELF_PAIRS
 
 POSITIVES, TRUTH = 'positives', 'gt'
@@ -63,7 +63,7 @@ pytestmark = pytest.mark.usefixtures('short_backbones')
 
 
 def check(name, instances, soft):
-    outcome = coverage.check(*coverage.pair_of(name))
+    outcome = coverage.check(*outcomes.pair_of(name))
     assert (outcome.verdict, outcome.message) == ('works', '')
     assert outcome.own_losses_equal and outcome.detects
     assert (outcome.instances, 'loss_soft' in outcome.teaches) == (instances, soft)
@@ -91,12 +91,12 @@ def test_more_detectors_teach_and_are_taught(name, instances, soft):
     'sparse_rcnn/sparse_rcnn_r50_fpn_1x_coco',  # its RPN has no forward
     'ssd/ssd300_coco'])  # for images of one size
 def test_a_teacher_computes_in_another_precision(name):
-    teacher = Teacher(build_detector(coverage.small_config(name)), 'bfloat16')
+    teacher = Teacher(build_detector(small_models.small_config(name)), 'bfloat16')
     assert teacher.dtype == torch.bfloat16
 
 
 def test_teacher_sees_the_batch_that_the_student_has_resized():
-    config = coverage.small_config('yolox/yolox_tiny_8x8_300e_coco')
+    config = small_models.small_config('yolox/yolox_tiny_8x8_300e_coco')
     model = coverage.build(coverage.distiller(config, config))
     batch = coverage.batch_of(model)
     assert_teacher_sees_the_resized(model, batch)
@@ -107,7 +107,7 @@ def test_teacher_sees_the_batch_that_the_student_has_resized():
                                   'reppoints/reppoints_moment_r50_fpn_1x_coco',
                                   'yolox/yolox_tiny_8x8_300e_coco'])
 def test_places_are_those_that_the_head_trains_as_objects(name):
-    config = coverage.small_config(name)
+    config = small_models.small_config(name)
     model = coverage.build(coverage.distiller(config, config))
     head, calls = model.student.bbox_head, []
     loss_cls = head.loss_cls.forward
@@ -160,7 +160,7 @@ def test_places_are_those_that_the_head_trains_as_objects(name):
 
 
 def test_each_stage_of_a_cascade_is_taught_by_the_same_stage():
-    config = coverage.small_config('cascade_rcnn/cascade_rcnn_r50_fpn_1x_coco')
+    config = small_models.small_config('cascade_rcnn/cascade_rcnn_r50_fpn_1x_coco')
     model = coverage.build(coverage.distiller(config, config))
     kind = model.knowledge[0]
     kind.robust = False
@@ -190,7 +190,7 @@ def test_each_stage_of_a_cascade_is_taught_by_the_same_stage():
 
 def test_stages_whose_samplers_run_the_heads_themselves():
     """OHEM samples by losses."""
-    config = coverage.small_config('cascade_rcnn/cascade_rcnn_r50_fpn_1x_coco')
+    config = small_models.small_config('cascade_rcnn/cascade_rcnn_r50_fpn_1x_coco')
     for stage in config.train_cfg.rcnn:
         stage.sampler.update(type='OHEMSampler')
     model = coverage.build(coverage.distiller(config, config))
@@ -205,7 +205,7 @@ def test_stages_whose_samplers_run_the_heads_themselves():
 @pytest.mark.parametrize('name', ['htc/htc_r50_fpn_1x_coco', 'scnet/scnet_r50_fpn_1x_coco'])
 def test_a_head_that_adds_features_of_the_whole_image(name):
     """It classifies boxes as in its training. HTC samples boxes for masks once more."""
-    config = coverage.small_config(name)
+    config = small_models.small_config(name)
     model = coverage.build(coverage.distiller(config, config))
     student = model.student
     with recorded(student, 'extract_feat') as maps, \
@@ -221,7 +221,7 @@ def test_a_head_that_adds_features_of_the_whole_image(name):
 
 
 def test_paa_records_what_it_trains():
-    config = coverage.small_config('paa/paa_r50_fpn_1x_coco')
+    config = small_models.small_config('paa/paa_r50_fpn_1x_coco')
     model = coverage.build(coverage.distiller(config, config))
     head, counts = model.student.bbox_head, []
     reassign = head.paa_reassign
@@ -233,7 +233,7 @@ def test_paa_records_what_it_trains():
 
 def test_a_trial_begins_with_the_learned_proposals_of_a_training(monkeypatch):
     """As they are built, some have a width below 0, of which no mask can be pooled."""
-    student = build_detector(coverage.small_config('queryinst/queryinst_r50_fpn_1x_coco'))
+    student = build_detector(small_models.small_config('queryinst/queryinst_r50_fpn_1x_coco'))
     boxes = student.rpn_head.init_proposal_bboxes.weight.data
     boxes[:] = built = torch.tensor([0.5, 0.5, -1, 1])
     said = []
@@ -244,7 +244,7 @@ def test_a_trial_begins_with_the_learned_proposals_of_a_training(monkeypatch):
 
 def test_ddod_records_the_positives_of_its_classes():
     """It assigns anchors for the boxes once more."""
-    config = coverage.small_config('ddod/ddod_r50_fpn_1x_coco')
+    config = small_models.small_config('ddod/ddod_r50_fpn_1x_coco')
     model = coverage.build(coverage.distiller(config, config))
     head, classes = model.student.bbox_head, model.pair.num_classes
     with recorded(head, 'get_cls_targets') as of_classes, \
@@ -268,7 +268,7 @@ def test_refusals_name_the_reason(name, reason):
 
 
 def test_masks_that_the_pipeline_does_not_collect_are_named():
-    config = coverage.small_config('mask_rcnn/mask_rcnn_r50_fpn_1x_coco')
+    config = small_models.small_config('mask_rcnn/mask_rcnn_r50_fpn_1x_coco')
     model = coverage.build(coverage.distiller(config, config))
     keys = ['img', 'gt_bboxes', 'gt_labels']
     data = dict(type='RepeatDataset', dataset=dict(pipeline=[dict(type='Collect', keys=keys)]))
@@ -290,7 +290,7 @@ def test_masks_that_the_pipeline_does_not_collect_are_named():
     ('panoptic_fpn/panoptic_fpn_r50_fpn_1x_coco', 53), ('yolact/yolact_r50_1x8_coco', 0),
     ('cascade_rcnn/cascade_rcnn_r50_fpn_1x_coco', 0)])
 def test_classes_are_counted_by_whichever_head_tells_them(name, regions):
-    detector = build_detector(coverage.small_config(name))
+    detector = build_detector(small_models.small_config(name))
     assert num_classes_of(detector) == 80
     check_num_classes(detector, ['red'] * (80 + regions), 'data.train')
     said = f'detects 80 classes{" and 53 of regions" * bool(regions)}, data.train has 1 '
@@ -307,14 +307,14 @@ def test_a_stage_of_a_cascade_that_counts_other_classes_is_named():
 
 
 def test_a_head_of_ones_own_may_tell_other_classes_apart():
-    detector = build_detector(coverage.small_config('retinanet/retinanet_r50_fpn_1x_coco'))
+    detector = build_detector(small_models.small_config('retinanet/retinanet_r50_fpn_1x_coco'))
     detector.colours = torch.nn.Linear(4, 7)
     detector.colours.num_classes = 7
     check_heads_agree(detector)
 
 
 def test_necks_of_several_parts_are_made_narrow():
-    assert coverage.small_config('libra_rcnn/libra_retinanet_r50_fpn_1x_coco').neck[0] == dict(
+    assert small_models.small_config('libra_rcnn/libra_retinanet_r50_fpn_1x_coco').neck[0] == dict(
         type='FPN', in_channels=[32, 64, 128, 256], out_channels=32, start_level=1, num_outs=5,
         add_extra_convs='on_input')
 

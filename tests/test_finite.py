@@ -13,7 +13,7 @@ from mmcv.runner import HOOKS, Hook
 from gkd.finite.step import KeptStep
 from gkd.looking.replay import replay
 from gkd.running import load_config
-from studies import coverage
+from studies import small_models
 
 
 @HOOKS.register_module()
@@ -45,7 +45,7 @@ class Poison(Hook):
 
 def yolox():
     """It draws the size of its images every two steps."""
-    model = coverage.small_config('yolox/yolox_tiny_8x8_300e_coco')
+    model = small_models.small_config('yolox/yolox_tiny_8x8_300e_coco')
     model['bbox_head']['num_classes'] = small.NUM_CLASSES
     return {**model, 'input_size': (128, 128), 'random_size_range': (2, 6),
             'random_size_interval': 2}
@@ -53,7 +53,7 @@ def yolox():
 
 def tood():
     """It assigns otherwise from its second epoch on."""
-    model = coverage.small_config('tood/tood_r50_fpn_1x_coco')
+    model = small_models.small_config('tood/tood_r50_fpn_1x_coco')
     model['bbox_head'].update(num_classes=small.NUM_CLASSES,
                               norm_cfg=dict(type='GN', num_groups=4))
     model['train_cfg']['initial_epoch'] = 1

@@ -8,8 +8,10 @@ from helpers.distillers import assert_same_state, build
 from helpers.refusals import append, train
 from torch import nn
 
+from gkd.detectors.view import look
 from gkd.module_state import module_state, restore_module_state
-from studies import coverage
+from studies import coverage, small_models
+from studies.door import losses, training_batch
 
 
 class Sizes(nn.Module):
@@ -69,11 +71,11 @@ def test_state_is_a_copy_of_plain_numbers_all_of_which_come_back():
     ('ddod/ddod_r50_fpn_1x_coco', {'cls_num_pos_samples_per_level'}),
 ])
 def test_detectors_of_mmdetection_keep_what_they_count(name, attributes):
-    model = coverage.build(coverage.small_config(name))
+    model = coverage.build(small_models.small_config(name))
     before, = module_state(model).values()
     assert before.keys() == attributes
-    batch = coverage.training_batch(model, coverage.look(model, 'student'), 80)
-    coverage.losses(model, batch)
+    batch = training_batch(model, look(model, 'student'), 80)
+    losses(model, batch)
     after, = module_state(model).values()
     assert after != before
 

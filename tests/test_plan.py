@@ -25,7 +25,7 @@ from gkd.planning.cost import MeasuredStep, TensorMemory, noise
 from gkd.planning.door import image_size, schedule_of
 from gkd.planning.plan import make_plan
 from gkd.running import load_config
-from studies import coverage
+from studies import small_models
 
 
 @pytest.fixture(scope='module')
@@ -104,14 +104,14 @@ def test_a_student_that_trains_on_masks_gets_them(plans):
 def test_learned_proposals_are_those_that_a_training_starts_with(plans):
     """As they are built, some have a width below 0, and the step of QueryInst fails."""
     config = copy.deepcopy(plans['two_stage'][0])
-    config.model = coverage.small_config('queryinst/queryinst_r50_fpn_1x_coco')
+    config.model = small_models.small_config('queryinst/queryinst_r50_fpn_1x_coco')
     boxes = MeasuredStep(config).student.rpn_head.init_proposal_bboxes.weight
     assert torch.equal(boxes, torch.tensor([0.5, 0.5, 1, 1]).expand_as(boxes))
 
 
 def test_classes_of_noise_are_those_of_a_detector_without_a_head_of_boxes():
     detector = build_detector(
-        coverage.small_config('mask2former/mask2former_r50_lsj_8x2_50e_coco'))
+        small_models.small_config('mask2former/mask2former_r50_lsj_8x2_50e_coco'))
     labels = torch.cat(noise(64, 64, 8, detector).native['gt_labels'])
     assert labels.max() > 40 and labels.max() < 80
 

@@ -20,7 +20,7 @@ from gkd.recipes.mmdet2 import check_recipe, recipes, use_synthetic_data
 from gkd.registry import KNOWLEDGE
 from gkd.running import load_config
 from gkd.zoo import of_recipes
-from studies import coverage
+from studies import coverage, small_models
 
 NAMES = [Path(path).stem for path in recipes()]
 ABLATIONS = {'no-global': 'knowledge', 'no-local': 'knowledge', 'no-soft': 'knowledge',
@@ -203,7 +203,7 @@ def test_a_pair_of_two_kinds_takes_a_small_step(name, soft, short_backbones):
     config = load_config(path_of(name)).model
     for role in ('teacher', 'student'):
         source = DetectorSource.parse(config[role], f'model.{role}')
-        config[role] = dict(config=coverage.made_small(source.model_config()), checkpoint=None)
+        config[role] = dict(config=small_models.made_small(source.model_config()), checkpoint=None)
     plain = coverage.build(config['student']['config'])
     model = coverage.build(config)
     batch = coverage.batch_of(model)

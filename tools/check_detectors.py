@@ -17,8 +17,10 @@ sys.path.insert(0, osp.dirname(osp.dirname(osp.abspath(__file__))))
 
 from gkd.commands import add_device_option, run
 from gkd.installed import mmdet_major
-from studies.coverage import check_all, pair_name, pair_of, shorten_backbones, write_tables
+from studies.coverage import check_all
 from studies.door import PAIRS, SELF_PAIRS
+from studies.outcomes import pair_name, pair_of, write_tables
+from studies.small_models import shorten_backbones
 
 
 def parse_args():

@@ -81,11 +81,7 @@ def checkpoint_config(config: Config) -> Optional[dict]:
 
 
 def custom_hooks(config: Config) -> list[dict]:
-    """The config's own hooks, the check of the losses, and pictures for loggers that show them.
-
-    Raises:
-        ConfigError: A hook averages weights in a training that counts iterations.
-    """
+    """The config's own hooks, the check of the losses, and pictures for loggers that show them."""
     hooks = [dict(hook) for hook in config.get('custom_hooks') or ()]
     ours = [FiniteLossHook.__name__] + [ImageLoggerHook.__name__] * takes_images(config)
     hooks += [dict(type=name) for name in ours if not any(hook['type'] == name for hook in hooks)]

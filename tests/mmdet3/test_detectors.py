@@ -17,7 +17,7 @@ from gkd.detectors.teacher import Teacher
 from gkd.errors import CheckpointError, ConfigError
 from gkd.frameworks import build_detector, student_losses
 from gkd.planning.cost import noise
-from studies import coverage, zoo
+from studies import coverage, outcomes, small_models, zoo
 from studies.zoo_mmdet3 import ADDED, ADDED_PAIRS, PAIRS, RENAMED, SELF_PAIRS
 
 POSITIVES, TRUTH = 'positives', 'gt'
@@ -49,7 +49,7 @@ pytestmark = pytest.mark.usefixtures('short_backbones')
 
 
 def check(name, instances, soft, class_space):
-    outcome = coverage.check(*coverage.pair_of(name))
+    outcome = coverage.check(*outcomes.pair_of(name))
     assert (outcome.verdict, outcome.message) == ('works', '')
     assert outcome.own_losses_equal and outcome.detects
     assert (outcome.instances, 'loss_soft' in outcome.teaches) == (instances, soft)
@@ -73,7 +73,7 @@ def test_more_detectors_teach_and_are_taught(name, instances, soft, class_space)
 
 
 def test_a_teacher_whose_head_is_given_no_maps_computes_in_another_precision():
-    detector = build_detector(coverage.small_config('detr/detr_r50_8xb2-150e_coco'))
+    detector = build_detector(small_models.small_config('detr/detr_r50_8xb2-150e_coco'))
     assert Teacher(detector, 'bfloat16').dtype == torch.bfloat16
 
 
@@ -101,7 +101,7 @@ def test_refusals_name_the_reason(name, verdict, reason):
 
 
 def test_teacher_sees_the_batch_that_the_preprocessor_has_resized():
-    config = coverage.small_config('yolox/yolox_tiny_8xb8-300e_coco')
+    config = small_models.small_config('yolox/yolox_tiny_8xb8-300e_coco')
     model = coverage.build(coverage.distiller(config, config))
     batch = coverage.batch_of(model)
     assert batch['inputs'][0].dtype == torch.uint8  # not normalised, not in a batch yet
@@ -124,7 +124,7 @@ def test_a_head_of_ssd_detects():
 
 
 def test_weights_that_are_built_without_values_spoil_no_trial(monkeypatch):
-    detector = build_detector(coverage.small_config(
+    detector = build_detector(small_models.small_config(
         'deformable_detr/deformable-detr_r50_16xb2-50e_coco'))
     # Whatever its memory held.
     detector.level_embed.data.copy_(torch.tensor([0.1, -1e30, torch.nan, torch.inf])[:, None])
@@ -144,7 +144,7 @@ def test_weights_that_are_built_without_values_spoil_no_trial(monkeypatch):
 
 
 def test_checkpoints_of_ddq_fit_one_that_has_not_trained_yet():
-    config = coverage.small_config('ddq/ddq-detr-4scale_r50_8xb2-12e_coco')
+    config = small_models.small_config('ddq/ddq-detr-4scale_r50_8xb2-12e_coco')
     config['num_queries'] = 20
     trained, other = (build_detector(config).train() for _ in range(2))
     student_losses(trained, noise(128, 128, 2, trained))

@@ -14,7 +14,7 @@ from gkd.compat.checkpoint import load_checkpoint_file
 from gkd.engine.commands import export_student
 from gkd.errors import ConfigError
 from gkd.frameworks import build_detector
-from studies import coverage
+from studies import coverage, small_models
 
 
 def write_checkpoint(config, path):
@@ -47,7 +47,7 @@ def test_a_config_is_written_where_the_student_has_none_of_its_own(
 @pytest.mark.usefixtures('short_backbones')
 def test_the_config_of_a_detr_is_read_again(tmp_path):
     """Its head writes a tensor into the config that it is built from."""
-    student = coverage.small_config('detr/detr_r50_8xb2-150e_coco')
+    student = small_models.small_config('detr/detr_r50_8xb2-150e_coco')
     config = Config(dict(model=coverage.distiller(student, student), train_dataloader=dict()))
     trained, output = str(tmp_path / 'trained.pth'), str(tmp_path / 'student.pth')
     weights = write_checkpoint(config, trained)

@@ -22,7 +22,7 @@ from gkd.matching import check_num_classes
 from gkd.planning.cost import noise
 from gkd.planning.door import schedule_of
 from gkd.planning.plan import make_plan
-from studies import coverage
+from studies import small_models
 
 CONFIGS = TOOLS.parents[1] / 'configs' / 'mmdet3'
 
@@ -56,7 +56,7 @@ def test_costs_are_those_of_mmdetection_2(annotations, tmp_path, family):
 def test_boxinst_trains_on_noise():
     """Its preprocessor, which no synthetic batch passes, finds neighbours of like colour."""
     pytest.importorskip('skimage')
-    model = build_detector(coverage.small_config('boxinst/boxinst_r50_fpn_ms-90k_coco')).train()
+    model = build_detector(small_models.small_config('boxinst/boxinst_r50_fpn_ms-90k_coco')).train()
     losses = student_losses(model, noise(WIDTH, HEIGHT, IMAGES, model))
     assert losses['loss_mask_project'].item() > 0
 
@@ -66,7 +66,7 @@ def test_boxinst_trains_on_noise():
                                   'mask2former/mask2former_r50_8xb2-lsj-50e_coco'])
 def test_classes_of_a_segmenter_are_counted(name):
     """Its head is no `bbox_head`."""
-    model = build_detector(coverage.small_config(name))
+    model = build_detector(small_models.small_config(name))
     labels = torch.cat(noise(128, 128, 2, model).gt_labels)
     assert 0 < labels.max() < 80
     with pytest.raises(ConfigError, match='detects 80 classes, data.train has 3'):

@@ -21,7 +21,7 @@ from gkd.frameworks import build_detector
 from gkd.looking.door import load_config
 from gkd.looking.replay import layers_not_finite, replay
 from gkd.looking.replay import origin as origin_of
-from studies import coverage
+from studies import small_models
 
 
 @HOOKS.register_module()
@@ -89,7 +89,7 @@ def test_the_term_is_named_and_the_step_can_be_run_again(annotations, tmp_path, 
 
 def tood():
     """It assigns otherwise from its second epoch on."""
-    model = coverage.small_config('tood/tood_r50_fpn_1x_coco')
+    model = small_models.small_config('tood/tood_r50_fpn_1x_coco')
     model['bbox_head'].update(num_classes=small.NUM_CLASSES,
                               norm_cfg=dict(type='GN', num_groups=4))
     model['train_cfg']['initial_epoch'] = 1
