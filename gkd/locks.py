@@ -22,7 +22,7 @@ TAKEN = (errno.EACCES, errno.EAGAIN)
 
 
 @contextmanager
-def alone(path: str) -> Iterator[int]:
+def file_lock(path: str) -> Iterator[int]:
     """Lock ``path``, a file made only for this purpose, against other processes; wait for them.
 
     Yields:
@@ -42,7 +42,7 @@ def alone(path: str) -> Iterator[int]:
 
 
 @contextmanager
-def only_training(work_dir: str, first: bool = True) -> Iterator[None]:
+def training_lock(work_dir: str, first: bool = True) -> Iterator[None]:
     """Keep other trainings out of a work dir, for they would write the same checkpoints.
 
     The lock is one of the process alone: those that load images for it may outlive it for seconds,
@@ -64,13 +64,13 @@ def only_training(work_dir: str, first: bool = True) -> Iterator[None]:
     with made_folder(work_dir), ExitStack() as stack:
         file = None
         while file is None:
-            file = take(path)
+            file = acquire(path)
         stack.callback(file.close)
         stack.callback(Path(path).unlink, missing_ok=True)
         yield
 
 
-def take(path: str) -> Optional[TextIO]:
+def acquire(path: str) -> Optional[TextIO]:
     """A lock file that this process holds; None if it was removed meanwhile.
 
     Raises:

@@ -25,7 +25,7 @@ KEPT_INSIDE = 2
 
 
 @contextmanager
-def going_on(checkpoint: str, work_dir: str) -> Iterator[None]:
+def explaining_mismatch(checkpoint: str, work_dir: str) -> Iterator[None]:
     """Say whose a checkpoint is that does not fit, if nobody but the work dir has named it.
 
     Args:

@@ -9,7 +9,7 @@ from gkd.detectors.trial_step import probe_batch
 from gkd.detectors.view import PROBE_SIZE, View
 from gkd.distiller import Distiller
 from gkd.frameworks import Batch, image_settings, to_batch
-from gkd.frameworks.mmdet3 import tell_start
+from gkd.frameworks.mmdet3 import set_initial_counts
 from studies.zoo_mmdet3 import PAIRS, SELF_PAIRS
 
 __all__ = ['PAIRS', 'SELF_PAIRS', 'detections', 'losses', 'taught_batch', 'training_batch',
@@ -48,7 +48,7 @@ def pixels(student: nn.Module, shape: tuple[int, ...]) -> torch.Tensor:
 
 def preprocessed(model: nn.Module, batch: dict) -> dict:
     """What a detector's preprocessor makes of a training batch."""
-    tell_start()
+    set_initial_counts()
     return model.data_preprocessor(batch, True)
 
 

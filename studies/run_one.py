@@ -27,7 +27,7 @@ from gkd.comparison.stages import digest
 from gkd.datasets.tree_crowns import STRIPS
 from gkd.errors import ConfigError
 from gkd.installed import mmdet_major
-from gkd.locks import alone
+from gkd.locks import file_lock
 from gkd.planning.door import load_config
 from gkd.quickstart import CONFIGS, FOLDER
 from gkd.report.names import PLAIN_STUDENT
@@ -76,7 +76,7 @@ def main():
     # Blanks stand between options only.
     options = ' '.join(f'{key}={value}'.replace(' ', '')
                        for key, value in sorted(args.cfg_options.items()))
-    with alone(osp.join(WORK_DIR, 'data.lock')):  # the first run makes the data
+    with file_lock(osp.join(WORK_DIR, 'data.lock')):  # the first run makes the data
         planned = plan(config, args.method, recipes, [args.seed], args.epochs, work_dir,
                        args.teacher_seed, args.strip, fresh=True,
                        suffix=f'-{digest([options])[:8]}' if options else '')

@@ -19,7 +19,8 @@ from helpers.other_training import other_training
 from helpers.refusals import append, edit, files, refuse, refuse_training, train
 from helpers.running import REPOSITORY, run_tool, succeed
 
-from gkd.running.config import load_config, replace_epochs
+from gkd.commands.options import replace_epochs
+from gkd.running.config import load_config
 
 
 @pytest.mark.parametrize('tool, args', [

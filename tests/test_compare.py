@@ -35,7 +35,7 @@ from gkd.datasets.coco_eval import evaluate, metrics_of
 from gkd.datasets.degrees import DIGIT_SCENES_DEGREES
 from gkd.errors import CheckpointError, ConfigError, DataError
 from gkd.knowledge import Knowledge
-from gkd.locks import alone
+from gkd.locks import file_lock
 from gkd.quickstart import run as quickstart
 from gkd.registry import KNOWLEDGE
 from gkd.report.comparison import Row, comparison_figure, draw_comparison, format_comparison
@@ -596,7 +596,7 @@ def test_no_tool_is_started_while_all_are_ended(tmp_path):
 def test_settings_arrive_as_they_were(value, read):
     parser = argparse.ArgumentParser()
     parser.add_argument('--cfg-options', nargs='+', action=DictAction)
-    args = parser.parse_args(['--cfg-options', stages.setting('key.of', value), 'other=1,2'])
+    args = parser.parse_args(['--cfg-options', stages.cfg_option('key.of', value), 'other=1,2'])
     assert args.cfg_options == {'key.of': read, 'other': [1, 2]}
     if read == [1, 2]:
         args = parser.parse_args(['--cfg-options', 'key="[1,2]"'])
@@ -796,7 +796,7 @@ def test_a_stage_waits_for_the_process_that_runs_it(tmp_path):
     stage = SimpleNamespace(output=str(tmp_path / 'gkd_seed0' / 'latest.pth'),
                             prepare=lambda: True)
     with ThreadPoolExecutor() as pool:
-        with alone(str(tmp_path / 'gkd_seed0.lock')):
+        with file_lock(str(tmp_path / 'gkd_seed0.lock')):
             waiting = pool.submit(run_stage, stage)
             with pytest.raises(TimeoutError):
                 waiting.result(timeout=0.3)

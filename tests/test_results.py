@@ -11,7 +11,7 @@ import pytest
 from helpers.running import REPOSITORY
 
 from gkd.errors import DataError
-from gkd.locks import alone
+from gkd.locks import file_lock
 from gkd.report import results as of_runs
 from gkd.report.intervals import confidence_interval
 from gkd.report.results import Result, append_result
@@ -138,7 +138,7 @@ def test_the_documentation_is_what_the_rows_say(results):
 
 
 def enter_and_leave(path):
-    with alone(path):
+    with file_lock(path):
         pass
 
 

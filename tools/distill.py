@@ -9,9 +9,10 @@ import sys
 
 from gkd.commands import add_device_option, add_trust_option, positive, run
 from gkd.commands.distillation import fetch_from_zoo
+from gkd.commands.options import replace_epochs
 from gkd.commands.settings import DictAction
 from gkd.planning.distill import prepare
-from gkd.planning.door import distillation_config, replace_epochs
+from gkd.planning.door import distillation_config
 
 
 def parse_args():

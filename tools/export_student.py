@@ -9,7 +9,8 @@ from gkd.commands.settings import add_settings_option
 from gkd.installed import mmdet_major
 
 if mmdet_major() == 3:
-    from gkd.engine.commands import export_student, load_config
+    from gkd.engine.config import load_config
+    from gkd.engine.export import export_student
 else:
     from gkd.running import export_student, load_config
 

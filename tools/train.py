@@ -11,12 +11,12 @@ from gkd.commands import (
     add_trust_option,
     run,
 )
+from gkd.commands.options import replace_epochs
 from gkd.commands.settings import add_settings_option
 from gkd.compat.distributed import init_distributed
 from gkd.quickstart import add_arguments
 from gkd.quickstart.run import quickstart
 from gkd.running import load_config, train
-from gkd.running.config import replace_epochs
 
 
 def parse_args():

@@ -43,9 +43,9 @@ def run(main: Callable[[], None]) -> None:
     rank = rank_of('slurm' if 'slurm' in sys.argv else 'pytorch')
     name = f'error in process {rank}' if rank else 'error'
     try:
-        with saying_so_when_ended(), naming_storage(), (
+        with reporting_sigterm(), naming_storage(), (
                 silence() if rank else contextlib.nullcontext()):
-            expect_other_letters()
+            tolerate_other_encodings()
             main()
         if dist.is_initialized():
             dist.destroy_process_group()
@@ -66,7 +66,7 @@ def run(main: Callable[[], None]) -> None:
         leave(1)
 
 
-def expect_other_letters() -> None:
+def tolerate_other_encodings() -> None:
     """Print what the terminal's encoding lacks as ``?``, and say what else fails without UTF-8."""
     for stream in sys.stdout, sys.stderr:
         if codec(getattr(stream, 'encoding', None)) != 'utf-8' and hasattr(stream, 'reconfigure'):
@@ -91,7 +91,7 @@ def stop() -> None:
 
 
 @contextlib.contextmanager
-def saying_so_when_ended() -> Iterator[None]:
+def reporting_sigterm() -> Iterator[None]:
     """Say so when SIGTERM ends this process within the block; its status tells the signal.
 
     Of several processes none does: the launcher says it, as a command does for those that it runs.

@@ -7,6 +7,10 @@ import os
 from typing import Any
 
 from gkd.errors import ConfigError
+from gkd.installed import mmdet_major
+
+# Where a config says how long it trains.
+LENGTH = {2: 'runner', 3: 'train_cfg'}[mmdet_major()]
 
 
 def positive(text: str) -> int:
@@ -49,21 +53,20 @@ def add_launcher_options(parser: argparse.ArgumentParser, script: str) -> None:
                         help=argparse.SUPPRESS)
 
 
-def set_epochs(config: Any, key: str, epochs: int) -> None:
-    """Replace the number of epochs where a config has it.
+def replace_epochs(config: Any, epochs: int) -> None:
+    """Replace a config's number of epochs.
 
     Args:
-        config: A config of either MMDetection.
-        key: Where its schedule is.
-        epochs: The number.
+        config: A config of the installed MMDetection.
+        epochs: The new number.
 
     Raises:
-        ConfigError: It counts iterations.
+        ConfigError: The config counts iterations.
     """
-    if 'max_iters' in config[key]:
+    if 'max_iters' in config[LENGTH]:
         raise ConfigError(f'--epochs: {config.filename} counts iterations, not epochs. Set their '
-                          f'number instead: {key}.max_iters.')
-    config[key].max_epochs = epochs
+                          f'number instead: {LENGTH}.max_iters.')
+    config[LENGTH].max_epochs = epochs
 
 
 def rank_of(launcher: str) -> int:

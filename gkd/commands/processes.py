@@ -129,11 +129,11 @@ def at_once() -> int:
     return 1 if torch.cuda.is_available() else min(2, os.cpu_count() or 1)
 
 
-def setting(key: str, value: Any) -> str:
-    """A setting for the command line, its value in quotes where it would be taken for a list.
+def cfg_option(key: str, value: Any) -> str:
+    """KEY=VALUE for ``--cfg-options``, in quotes where the value would be read as a list.
 
     Example:
-        >>> setting('load_from', 'work/latest.pth'), setting('load_from', 'a, b/latest.pth')
+        >>> cfg_option('load_from', 'work/latest.pth'), cfg_option('load_from', 'a, b/latest.pth')
         ('load_from=work/latest.pth', 'load_from="a, b/latest.pth"')
     """
     return f'{key}="{value}"' if re.search(r'[,\s]', str(value)) else f'{key}={value}'

@@ -10,7 +10,7 @@ from typing import Optional
 from mmcv import Config
 from mmdet.datasets import CocoDataset
 
-from gkd.commands.processes import StageFailed, how_it_ended, run_tool, setting
+from gkd.commands.processes import StageFailed, cfg_option, how_it_ended, run_tool
 from gkd.comparison import stages
 from gkd.comparison.degrees import aps_by_degree, degree_columns
 from gkd.comparison.last import check_last_checkpoint
@@ -57,7 +57,7 @@ class Detection(Testing):
         """
         unfinished = osp.join(self.folder, 'unfinished')
         status, _ = run_tool(['test.py', self.config, self.checkpoint, '--format-only',
-                              '--eval-options', setting('jsonfile_prefix', unfinished)],
+                              '--eval-options', cfg_option('jsonfile_prefix', unfinished)],
                              environment, log, lock)
         if status:
             raise StageFailed(f'testing {self.checkpoint} {how_it_ended(status)}, see '

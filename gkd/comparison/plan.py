@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Optional, Union
 
+from gkd.commands.options import replace_epochs
 from gkd.comparison.data import move_to_strip
 from gkd.comparison.methods import variant
 from gkd.comparison.stages import Testing, Training
@@ -19,7 +20,7 @@ from gkd.distiller import Distiller
 from gkd.errors import CheckpointError, ConfigError, PairError
 from gkd.files import write_atomically
 from gkd.frameworks import Config
-from gkd.planning.door import load_config, replace_epochs
+from gkd.planning.door import load_config
 from gkd.report.names import PLAIN_STUDENT
 from gkd.report.results import COLUMNS, PLAIN, STUDENT, TEACHER, Result, metrics_text
 from gkd.work_dir import named_folder

@@ -12,10 +12,10 @@ import torch
 
 from gkd.commands.processes import StageFailed, children_end_too, shares
 from gkd.comparison.plan import Comparison, Stage
-from gkd.comparison.stages import Schedule, Training, percent, read
+from gkd.comparison.stages import StageProgress, Training, percent, read
 from gkd.datasets.coco_eval import METRICS
 from gkd.files import write_atomically
-from gkd.locks import alone
+from gkd.locks import file_lock
 from gkd.progress import on_terminal, progress, say
 from gkd.report.comparison import (
     Row,
@@ -118,7 +118,7 @@ class StageRunner:
         self.waiting = comparison.stages()
         self.running: dict[Future, Stage] = {}
         self.unmade = {stage.output for stage in self.waiting}
-        self.schedule = Schedule([type(stage).__name__ for stage in self.waiting], jobs)
+        self.progress = StageProgress([type(stage).__name__ for stage in self.waiting], jobs)
         self.environments: queue.Queue[dict] = queue.Queue()
         for environment in shares(jobs):
             self.environments.put(environment)
@@ -127,7 +127,7 @@ class StageRunner:
         """Times, and the stages that run."""
         names = ', '.join(osp.basename(osp.dirname(stage.output))
                           for stage in self.running.values())
-        return f'{self.schedule.times()}: {names}'
+        return f'{self.progress.times()}: {names}'
 
     def ready(self) -> Optional[Stage]:
         """The first stage whose inputs are there, None if no stage has them yet."""
@@ -137,7 +137,7 @@ class StageRunner:
     def start(self, stage: Stage, pool: ThreadPoolExecutor) -> None:
         """Run a stage in a thread of its own."""
         self.waiting.remove(stage)
-        self.schedule.begin(osp.relpath(osp.dirname(stage.output)))
+        self.progress.begin(osp.relpath(osp.dirname(stage.output)))
         self.running[pool.submit(self.run, stage)] = stage
 
     def run(self, stage: Stage) -> Optional[float]:
@@ -159,7 +159,7 @@ class StageRunner:
 
     def keep(self, stage: Stage, seconds: Optional[float]) -> None:
         """Measure a finished stage and write a training's row."""
-        self.schedule.end(type(stage).__name__, seconds)
+        self.progress.end(type(stage).__name__, seconds)
         self.unmade.remove(stage.output)
         self.comparison.measured[stage.output] = measure(stage, self.comparison)
         if isinstance(stage, Training):
@@ -182,7 +182,7 @@ def run_stage(stage: Stage, environment: Optional[dict] = None,
         StageFailed: It ended with an error.
     """
     folder = osp.dirname(stage.output)
-    with alone(f'{folder}.lock') as lock:
+    with file_lock(f'{folder}.lock') as lock:
         if stage.prepare():
             say(f'finished before: {osp.relpath(folder)}')
             return None

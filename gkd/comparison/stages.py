@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Optional
 
 from tqdm import tqdm
 
-from gkd.commands.processes import StageFailed, how_it_ended, run_tool, setting
+from gkd.commands.processes import StageFailed, cfg_option, how_it_ended, run_tool
 from gkd.comparison.methods import without_methods
 from gkd.datasets.coco_eval import METRICS
 from gkd.detectors.config_files import find_file, read_config
@@ -130,7 +130,7 @@ class Training(ABC):
         """
         command = [self.tool, self.config, '--work-dir', self.work_dir, '--seed', str(self.seed)]
         if self.options:
-            command += ['--cfg-options', *(setting(*option) for option in self.options.items())]
+            command += ['--cfg-options', *(cfg_option(*option) for option in self.options.items())]
         path = osp.join(self.work_dir, PROCESS)
         before = json.loads(read(path) or '{}').get('peak_memory', 0)
         # Now, because the clone may change during the training, or this process be killed.
@@ -243,7 +243,7 @@ class Testing(ABC):
         return osp.isfile(self.output)
 
 
-class Schedule:
+class StageProgress:
     """Says which stage begins, how long all have taken, and how long the others will.
 
     Args:
@@ -280,10 +280,10 @@ class Schedule:
         """The time so far, and an estimate for the other stages from finished ones of their kind.
 
         Example:
-            >>> schedule = Schedule(['data', 'training', 'training', 'training'], jobs=2)
-            >>> schedule.end('data', 5)
-            >>> schedule.end('training', 60)
-            >>> schedule.times()
+            >>> stages = StageProgress(['data', 'training', 'training', 'training'], jobs=2)
+            >>> stages.end('data', 5)
+            >>> stages.end('training', 60)
+            >>> stages.times()
             '00:00 so far, about 01:00 to go'
         """
         left = sum(count * sum(self.seconds[kind]) / len(self.seconds[kind])

@@ -66,7 +66,7 @@ def _mend_mmdet2() -> None:
     )
 
     defaults.default_to_existing_device()
-    coco.look_at_annotations()
+    coco.inspect_annotations()
     coco.evaluate_classes_in_their_order()
     coco.count_proposals()
     config_text.write_readable_configs()
@@ -100,7 +100,7 @@ def _mend_mmdet3() -> None:
 
     from gkd.compat import coco_metric, config_text, decoders, heads, images, samplers
 
-    coco_metric.look_at_annotations()
+    coco_metric.inspect_annotations()
     coco_metric.evaluate_classes_in_their_order()
     config_text.write_readable_configs()
     decoders.keep_borrowed_layers_out_of_ddq()

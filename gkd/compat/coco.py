@@ -14,7 +14,7 @@ from gkd.datasets.inspection import Finding
 from gkd.errors import DataError
 
 
-def look_at_annotations() -> None:
+def inspect_annotations() -> None:
     """Check all of a COCO file when it is read, and complete harmless omissions.
 
     Reason: pycocotools and mmdet read most fields image by image, in the middle of a run, and fail

@@ -12,10 +12,10 @@ from gkd.compat.coco import InOrderOfClasses, InspectedCOCO, OrderedCOCOeval
 from gkd.watching import watched
 
 
-def look_at_annotations() -> None:
+def inspect_annotations() -> None:
     """Check all of a COCO file when it is read, by a data set or, once more, by the metric.
 
-    Reason: as under mmdet 2.x (:func:`gkd.compat.coco.look_at_annotations`). What the metric
+    Reason: as under mmdet 2.x (:func:`gkd.compat.coco.inspect_annotations`). What the metric
     writes itself, from a data set whose images have no names, is not looked at.
     For: mmdet 3.x and pycocotools 2.x.
     """

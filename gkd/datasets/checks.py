@@ -220,7 +220,7 @@ def check_instances(boxes: Sequence, labels: Sequence[int], num_classes: int, im
         raise unusable(image, source, f'bboxes {shorten(boxes, 2)}, labels {shorten(labels)}', key)
 
 
-def tell_flat(boxes: Sequence[tuple[dict, str, Sequence[float]]], source: str) -> None:
+def warn_of_flat_boxes(boxes: Sequence[tuple[dict, str, Sequence[float]]], source: str) -> None:
     """Warn of boxes without area that are trained on: a loss of boxes may be infinite for them.
 
     For formats whose files were not inspected whole. Boxes are cut at the border of the image.

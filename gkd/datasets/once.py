@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Callable
 
 from gkd.errors import DataError
-from gkd.locks import alone
+from gkd.locks import file_lock
 
 STAMP = 'recipe.json'
 
@@ -35,7 +35,7 @@ def build_once(root: str, recipe: dict, build: Callable[[Path], None]) -> Path:
     root = Path(root)
     if _is_there(root, recipe):
         return root
-    with alone(str(root.with_name(f'.{root.name}.lock'))):
+    with file_lock(str(root.with_name(f'.{root.name}.lock'))):
         if not _is_there(root, recipe):
             _build(root, recipe, build)
     return root

@@ -197,7 +197,7 @@ def check_val_classes(data: dict[str, Part]) -> None:
         check_same_classes(*classes[0], *classes[1])
 
 
-def look_at_test_data(config: Config) -> None:
+def check_test_data(config: Config) -> None:
     """Check annotations that only a test will read, so that it does not fail after the training.
 
     The log names a file that does not exist yet; it is not needed now.

@@ -9,7 +9,7 @@ from mmengine.config import Config
 from gkd.commands.distillation import pair_config
 from gkd.detectors.replacement import apply_options
 from gkd.distiller import Distiller
-from gkd.engine.commands import load_config
+from gkd.engine.config import load_config
 
 HOOKS = ('PrototypeHook', 'FiniteLossHook', 'ReportHook')
 

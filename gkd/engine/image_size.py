@@ -8,7 +8,7 @@ from typing import Optional, Union
 
 from mmengine.config import Config
 
-from gkd.engine.commands import detector_config
+from gkd.engine.config import detector_config
 from gkd.errors import ConfigError
 
 Size = tuple[float, float]  # longer and shorter side in pixels

@@ -20,8 +20,8 @@ from gkd.datasets.checks import (
     check_files_exist,
     check_instances,
     no_image,
-    tell_flat,
     unusable,
+    warn_of_flat_boxes,
 )
 from gkd.datasets.inspection import Finding
 from gkd.engine.loading import check_loaded, on_disk
@@ -175,7 +175,7 @@ class Leaf:
                             self.key)
             trained += [(info, info.get('img_path'), instance['bbox']) for instance in instances
                         if not self.dataset.test_mode and not instance.get('ignore_flag')]
-        tell_flat(trained, self.dataset.ann_file)
+        warn_of_flat_boxes(trained, self.dataset.ann_file)
 
 
 def category_names(coco: COCO) -> list[str]:

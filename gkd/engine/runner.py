@@ -23,14 +23,14 @@ from gkd.commands.values import check_counts, check_scaling
 from gkd.compat.wrapper import unwrap
 from gkd.detectors.source import check_checkpoints, check_start
 from gkd.distiller import Distiller
-from gkd.engine.commands import COUNTS, check_optimizer, check_together
+from gkd.engine.checks import COUNTS, check_optimizer, check_together
 from gkd.engine.data import (
     Part,
     build_part,
     built,
     check_ground_truth,
+    check_test_data,
     check_val_classes,
-    look_at_test_data,
 )
 from gkd.engine.loop import in_epochs
 from gkd.engine.refusal import remove_traces
@@ -45,7 +45,7 @@ from gkd.matching import (
     check_tested_classes,
 )
 from gkd.prototypes.hook import PrototypeHook
-from gkd.resume import going_on
+from gkd.resume import explaining_mismatch
 
 RUNNERS = count()
 
@@ -114,7 +114,7 @@ class Runner(runner.Runner):
         data = {part: build_part(config, part) for part in parts
                 if config.get(f'{part}_dataloader')}
         if 'train' in parts:
-            look_at_test_data(config)
+            check_test_data(config)
         made = cls.from_cfg(config)
         with made.leaving_nothing():
             for name, part in data.items():
@@ -218,7 +218,7 @@ class Runner(runner.Runner):
 
     def resume(self, filename: str, *args: Any, **settings: Any) -> None:
         """Go on as MMEngine does; a training of another config in the work dir is named."""
-        with going_on(filename, self.work_dir):
+        with explaining_mismatch(filename, self.work_dir):
             super().resume(filename, *args, **settings)
 
     def load_detector(self, checkpoint: str) -> None:

@@ -215,11 +215,11 @@ def synthetic_batch(images: Tensor, boxes: Union[Tensor, Sequence[Tensor]],
 
 def student_losses(student: BaseDetector, batch: Batch) -> dict[str, Any]:
     """The detection losses of a batch."""
-    tell_start()
+    set_initial_counts()
     return student.loss(**batch.native)
 
 
-def tell_start() -> None:
+def set_initial_counts() -> None:
     """Let parts that ask MMEngine for the epoch or the step know that a training starts.
 
     A runner tells them. Where there is none, or where it has not started yet, TOOD's head and

@@ -96,7 +96,7 @@ class RobustDistillingModule(Knowledge):
         if not any((self.global_knowledge, self.local_knowledge, self.soft_label)):
             raise ConfigError('RobustDistillingModule: global_knowledge, local_knowledge and '
                               'soft_label are all None; nothing is left to teach.')
-        say_what_is_taught(self)
+        log_what_is_taught(self)
         at_places = pair.student.trains_places
         self.needs = Needs(logits=self.soft_label is not None and not at_places,
                            dense=self.soft_label is not None and at_places,
@@ -293,7 +293,7 @@ def own_level(weights: Tensor, levels: Tensor) -> Tensor:
     return weights.gather(0, levels[None]).squeeze(0)
 
 
-def say_what_is_taught(module: RobustDistillingModule) -> None:
+def log_what_is_taught(module: RobustDistillingModule) -> None:
     """Log once what a module teaches, at which boxes, and why it may leave out soft labels."""
     name = type(module).__name__
     logger().info(f'{name} teaches {module.describe(module.pair.student.name)}.')

@@ -10,37 +10,15 @@ from mmengine.config import Config, ConfigDict
 from mmengine.logging import MessageHub
 from torch import Tensor
 
-from gkd.commands.export import load_student
-from gkd.distiller import Distiller
-from gkd.engine.commands import detector_config, load_config
+from gkd.engine.config import build_model, load_config
+from gkd.engine.export import load_detector
 from gkd.engine.runner import Runner
 from gkd.errors import ConfigError
-from gkd.frameworks import BaseDetector, Dataset, build_dataset, build_detector
+from gkd.frameworks import BaseDetector, Dataset, build_dataset
 from gkd.frameworks.mmdet3 import leaf_configs, prototype_configs
 
 __all__ = ['build_model', 'detect', 'load_config', 'load_detector', 'prototype_datasets',
            'save_detections', 'training_losses', 'validation_config', 'validation_datasets']
-
-
-def build_model(config: Config) -> Distiller:
-    """Build ``config.model``."""
-    return build_detector(config.model)
-
-
-def load_detector(config: Config, checkpoint: str) -> BaseDetector:
-    """Build a detector, or a distillation config's student, with its weights, in eval mode.
-
-    Args:
-        config: A plain detector's config or a distillation config.
-        checkpoint: A checkpoint of a distiller or of a plain detector.
-
-    Raises:
-        CheckpointError: The checkpoint cannot be read or does not fit.
-    """
-    model = build_detector(detector_config(config))
-    load_student(model, checkpoint)
-    model.eval()  # a statement of its own: that of some detectors returns nothing
-    return model
 
 
 def prototype_datasets(config: Config) -> list[Dataset]:

@@ -15,15 +15,15 @@ from gkd.errors import ConfigError, naming
 from gkd.frameworks import Dataset, build_dataset
 from gkd.planning.schedule import Schedule, base_batch, kept_checkpoints
 from gkd.prototypes.hook import PrototypeHook
-from gkd.running.config import build_model, load_config, replace_epochs, untrained_model
+from gkd.running.config import build_model, load_config, untrained_model
 from gkd.running.data import annotation_files, check_classes
 from gkd.running.data import prototype_datasets as prototype_configs
 from gkd.running.distill import describe_images, distillation_config
 
 __all__ = ['ANNOTATIONS', 'annotation_files', 'build_model', 'build_optimizer', 'describe_images',
            'distillation_config', 'image_size', 'images_a_pass', 'load_config',
-           'prototype_configs', 'prototype_datasets', 'replace_epochs', 'schedule_of',
-           'total_loss', 'untrained_model']
+           'prototype_configs', 'prototype_datasets', 'schedule_of', 'total_loss',
+           'untrained_model']
 
 ANNOTATIONS = 'data.train.ann_file'  # where a config names its training annotations
 

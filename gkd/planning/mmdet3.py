@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os.path as osp
 from typing import Any
 
@@ -12,51 +11,24 @@ from mmengine.registry import DefaultScope
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from gkd.detectors.source import without_checkpoints
-from gkd.engine.commands import check_optimizer, load_config, replace_epochs
+from gkd.engine.checks import check_optimizer
+from gkd.engine.config import build_model, load_config, untrained_model
 from gkd.engine.distill import describe_images, distillation_config
 from gkd.engine.image_size import image_size
-from gkd.errors import ConfigError, GKDError, naming
-from gkd.frameworks import BaseDetector, Dataset, build_dataset, build_detector
+from gkd.errors import naming
+from gkd.frameworks import Dataset, build_dataset
 from gkd.frameworks.mmdet3 import prototype_configs
 from gkd.planning.schedule import Schedule, base_batch, kept_checkpoints
 from gkd.progress import without_warnings
 
 __all__ = ['ANNOTATIONS', 'annotation_files', 'build_model', 'build_optimizer', 'describe_images',
            'distillation_config', 'image_size', 'images_a_pass', 'load_config',
-           'prototype_configs', 'prototype_datasets', 'replace_epochs', 'schedule_of',
-           'total_loss', 'untrained_model']
+           'prototype_configs', 'prototype_datasets', 'schedule_of', 'total_loss',
+           'untrained_model']
 
 ANNOTATIONS = 'train_dataloader.dataset.ann_file'  # where training annotations are named
 # What of `optim_wrapper` the optimiser itself is built from; the rest is how its steps are made.
 OPTIMIZER = ('constructor', 'optimizer', 'paramwise_cfg')
-
-
-def build_model(config: Config) -> BaseDetector:
-    """Build ``config.model``.
-
-    Raises:
-        ConfigError: MMDetection cannot build it.
-    """
-    try:
-        return build_detector(config.model)
-    except GKDError:
-        raise
-    except Exception as error:
-        raise ConfigError(f'`model` of {config.filename} cannot be built: '
-                          f'{type(error).__name__}: {error}') from error
-
-
-def untrained_model(config: Config) -> BaseDetector:
-    """Build ``config.model`` without reading checkpoints.
-
-    Raises:
-        ConfigError: MMDetection cannot build it.
-    """
-    config = copy.deepcopy(config)
-    config.model = without_checkpoints(config.model)
-    with without_warnings():
-        return build_model(config)
 
 
 def build_optimizer(model: nn.Module, config: Config) -> Optimizer:

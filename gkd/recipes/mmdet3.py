@@ -15,7 +15,8 @@ from mmengine.evaluator import BaseMetric
 from mmengine.hooks import Hook
 
 from gkd.detectors.entries import nested
-from gkd.engine.commands import detector_config, export_student, load_config
+from gkd.engine.config import detector_config, load_config
+from gkd.engine.export import export_student
 from gkd.engine.runner import Runner
 from gkd.frameworks.mmdet3 import leaf_configs
 from gkd.recipes import (

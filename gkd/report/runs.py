@@ -184,7 +184,7 @@ def read_run(work_dir: str) -> Run:
     """
     if not osp.isdir(work_dir):
         raise DataError(f'no such folder: {work_dir}')
-    lines, record, text = left_in(work_dir)
+    lines, record, text = logs_and_record(work_dir)
     if text is None:
         raise DataError(f'{work_dir} is not the work dir of a training: it has neither {RECORD} '
                         f'nor a log (*.log.json, */vis_data/scalars.json).')
@@ -204,7 +204,7 @@ def read_run(work_dir: str) -> Run:
     return run
 
 
-def left_in(work_dir: str) -> tuple[list[dict], dict, Optional[str]]:
+def logs_and_record(work_dir: str) -> tuple[list[dict], dict, Optional[str]]:
     """Lines of the logs of a training, its record, and its config's text, None if there is none.
 
     Raises:
@@ -231,7 +231,7 @@ def read_teacher(run: Run) -> Optional[Run]:
         return None
     detections = osp.join(run.work_dir, TEACHER_DETECTIONS)
     folder = osp.dirname(checkpoint) or osp.curdir
-    found = read_run(folder) if left_in(folder)[-1] is not None else None
+    found = read_run(folder) if logs_and_record(folder)[-1] is not None else None
     if found is not None and can_be_compared(found, run):
         found.role = TEACHER
         if not same_validation(found.config, run.config):

@@ -21,7 +21,7 @@ MOST = 12  # settings that are listed
 LONG = 60  # characters of a value
 
 
-def tell_changes(runner: BaseRunner, before: Optional[str], text: str,
+def log_changes(runner: BaseRunner, before: Optional[str], text: str,
                  new_optimizer: bool) -> None:
     """Log which settings differ from those of the checkpoint, and which of them take effect.
 

@@ -9,13 +9,12 @@ from mmdet.models import build_detector
 from mmdet.models.detectors import BaseDetector
 from mmdet.utils import compat_cfg, replace_cfg_vals, update_data_root
 
-from gkd.commands.options import set_epochs
 from gkd.commands.values import check_dicts
 from gkd.detectors.config_files import find_file, read_config
 from gkd.detectors.replacement import apply_options
 from gkd.detectors.source import DetectorSource, without_checkpoints
 from gkd.distiller import Distiller
-from gkd.errors import ConfigError, GKDError, naming
+from gkd.errors import ConfigError, naming
 from gkd.progress import without_warnings
 from gkd.running.images import adapt_images
 
@@ -81,15 +80,6 @@ def load_config(path: str, options: Optional[dict] = None) -> Config:
         raise ConfigError(f'config {path}: {error}') from None
 
 
-def replace_epochs(config: Config, epochs: int) -> None:
-    """Replace a config's number of epochs.
-
-    Raises:
-        ConfigError: It counts iterations.
-    """
-    set_epochs(config, 'runner', epochs)
-
-
 def student_config(config: Config) -> Config:
     """The config to test with: a distillation config's own student, any other config as it is."""
     if config.model.type != Distiller.__name__:
@@ -105,14 +95,9 @@ def build_model(config: Config) -> BaseDetector:
     Raises:
         ConfigError: MMDetection cannot build it.
     """
-    try:
+    with naming(f'`model` of {config.filename} cannot be built', Exception):
         model = build_detector(config.model, train_cfg=config.get('train_cfg'),
                                test_cfg=config.get('test_cfg'))
-    except GKDError:
-        raise
-    except Exception as error:
-        raise ConfigError(f'`model` of {config.filename} cannot be built: '
-                          f'{type(error).__name__}: {error}') from error
     if isinstance(model, Distiller):
         with naming('model.teacher, model.student or the pipelines of data'):
             adapt_images(model, config)

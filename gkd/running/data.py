@@ -32,8 +32,8 @@ from gkd.datasets.checks import (
     check_same_classes,
     no_box,
     no_image,
-    tell_flat,
     unusable,
+    warn_of_flat_boxes,
 )
 from gkd.datasets.coco_json import load_coco
 from gkd.datasets.inspection import Finding
@@ -206,7 +206,7 @@ def check_settings(entry: ConfigDict, key: str) -> None:
         raise DataError(f'{key}.proposal_file: no such file: {proposals}')
 
 
-def look_at_test_data(config: Config) -> None:
+def check_test_data(config: Config) -> None:
     """Check annotations that only a test will read, so that it does not fail after the training.
 
     The log names a file that does not exist yet; it is not needed now.
@@ -344,7 +344,7 @@ def check_annotations(dataset: CustomDataset, key: str) -> None:
             check_instances(boxes, labels, len(dataset.CLASSES or labels), image,
                             dataset.ann_file, key)
             trained += [] if dataset.test_mode else [(info, image, box) for box in boxes]
-        tell_flat(trained, dataset.ann_file)
+        warn_of_flat_boxes(trained, dataset.ann_file)
 
 
 def check_ground_truth(model: nn.Module, config: ConfigDict, key: str) -> None:

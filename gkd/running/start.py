@@ -11,14 +11,14 @@ from mmcv.runner import BaseRunner
 
 from gkd.commands.resume import nothing_left
 from gkd.errors import CheckpointError
-from gkd.resume import going_on
+from gkd.resume import explaining_mismatch
 from gkd.running.changes import (
     NEW_OPTIMIZER,
     apply_optimizer,
     has_other_optimizer,
+    log_changes,
     optimizer_settings,
     resume_without_optimizer,
-    tell_changes,
 )
 from gkd.running.evaluation import EvaluationRecorder, MissedEvaluation
 from gkd.running.resume import KEY
@@ -67,7 +67,7 @@ def resume(runner: BaseRunner, config: Config, checkpoint: str, device: str,
         CheckpointError: The checkpoint does not fit, or its optimiser is of another type.
     """
     text, settings = runner.meta['config'], optimizer_settings(runner)
-    with going_on(checkpoint, runner.work_dir):
+    with explaining_mismatch(checkpoint, runner.work_dir):
         state = resume_without_optimizer(runner, checkpoint, device)
     before, runner.meta['config'] = runner.meta.get('config'), text
     other = has_other_optimizer(before, config)
@@ -79,4 +79,4 @@ def resume(runner: BaseRunner, config: Config, checkpoint: str, device: str,
         runner.optimizer.load_state_dict(state)
     if new_optimizer:
         apply_optimizer(runner, settings)
-    tell_changes(runner, before, text, new_optimizer)
+    log_changes(runner, before, text, new_optimizer)

@@ -32,7 +32,7 @@ from gkd.datasets.checks import check_same_classes
 from gkd.distiller import Distiller
 from gkd.errors import naming
 from gkd.files import make_folder, remove_unfinished, write_atomically
-from gkd.locks import only_training
+from gkd.locks import training_lock
 from gkd.matching import check_heads_agree, check_num_classes, check_teacher_classes
 from gkd.progress import without_details
 from gkd.running.checks import check_training, set_seed
@@ -43,7 +43,7 @@ from gkd.running.data import (
     build_evaluated_dataset,
     check_batch,
     check_ground_truth,
-    look_at_test_data,
+    check_test_data,
     prototype_datasets,
 )
 from gkd.running.device import use_device, without_sync_on_cpu, wrap
@@ -80,7 +80,7 @@ def train(config: Config, resume: str = 'auto', validate: bool = True,
     """
     check_training(config)
     set_seed(config)
-    with only_training(config.work_dir, first=get_dist_info()[0] == 0):
+    with training_lock(config.work_dir, first=get_dist_info()[0] == 0):
         return run_training(config, resume, validate, new_optimizer)
 
 
@@ -96,7 +96,7 @@ def run_training(config: Config, resume: str, validate: bool,
         logger = open_logger(config.get('log_level', 'INFO'))
     train_set = build_checked_dataset(config.data.train, 'data.train')
     val_set = build_evaluated_dataset(config, 'val') if validate else None
-    look_at_test_data(config)
+    check_test_data(config)
     model = without_sync_on_cpu(initial_model(config, train_set), device)
     evaluation = evaluation_hook(config, model, val_set) if validate else None
     loader = training_loader(config, train_set)

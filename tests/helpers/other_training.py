@@ -6,7 +6,7 @@ import signal
 import time
 from contextlib import contextmanager
 
-from gkd.locks import only_training
+from gkd.locks import training_lock
 
 FORK = multiprocessing.get_context('fork')
 
@@ -28,7 +28,7 @@ def other_training(work_dir):
 
 def hold(work_dir, ready):
     """Be that process."""
-    with only_training(work_dir):
+    with training_lock(work_dir):
         loader = FORK.Process(target=time.sleep, args=(60,))
         loader.start()
         ready.send(loader.pid)

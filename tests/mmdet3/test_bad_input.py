@@ -26,12 +26,12 @@ from gkd.commands import run
 from gkd.compat import images
 from gkd.datasets import checks, coco_json
 from gkd.detectors import replacement
-from gkd.engine.commands import load_config
+from gkd.engine.config import load_config
 from gkd.engine.data import (
     build_checked_dataset,
     build_part,
     check_ground_truth,
-    look_at_test_data,
+    check_test_data,
 )
 from gkd.engine.runner import Runner
 from gkd.errors import CheckpointError, ConfigError, DataError, RunError
@@ -394,7 +394,7 @@ def test_test_data_are_looked_at_before_a_training(config, data, tmp_path):
     dataset_of(config, 'test').ann_file = 'later.json'
     said = []
     with watched(coco_json.logger(), 'warning', lambda log, text: said.append(text)):
-        look_at_test_data(config)
+        check_test_data(config)
     assert said == ['test_dataloader.dataset.ann_file: no such file: later.json. A test will need '
                     'it.']
     (tmp_path / 'broken.json').write_text('{}')

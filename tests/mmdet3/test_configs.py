@@ -13,7 +13,7 @@ from small_experiments import CLASSES, IMAGES, detector
 
 from gkd.detectors.entries import nested
 from gkd.detectors.source import DetectorSource, sources_of
-from gkd.engine.commands import load_config
+from gkd.engine.config import load_config
 from gkd.engine.data import build_part
 from gkd.frameworks import build_detector, synthetic_batch
 

@@ -10,7 +10,7 @@ from mmengine.config import Config
 from small_experiments import CLASSES, TOOLS, detector, experiment
 
 from gkd.compat.checkpoint import load_checkpoint_file
-from gkd.engine.commands import load_config
+from gkd.engine.config import load_config
 from gkd.engine.distill import distillation_config
 from gkd.errors import ConfigError
 from gkd.frameworks import build_detector

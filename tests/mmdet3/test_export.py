@@ -11,7 +11,7 @@ from mmengine.config import Config
 from small_experiments import CLASSES, IMAGES, TOOLS, detector, experiment
 
 from gkd.compat.checkpoint import load_checkpoint_file
-from gkd.engine.commands import export_student
+from gkd.engine.export import export_student
 from gkd.errors import ConfigError
 from gkd.frameworks import build_detector
 from studies import coverage, small_models

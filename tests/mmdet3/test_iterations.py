@@ -18,7 +18,7 @@ from torch.utils.data import BatchSampler, DataLoader
 from gkd.compat.checkpoint import load_checkpoint_file
 from gkd.engine import loop
 from gkd.engine import report as report_of_engine
-from gkd.engine.commands import export_student
+from gkd.engine.export import export_student
 from gkd.engine.runner import Runner
 from gkd.frameworks import build_detector
 from gkd.report.figures import draw_ap, draw_losses, draw_weights

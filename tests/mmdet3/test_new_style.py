@@ -11,7 +11,7 @@ from small_experiments import detector, experiment
 from gkd.comparison.mmdet3 import coco_evaluator
 from gkd.detectors.config_files import read_config, with_registered_names
 from gkd.distiller import Distiller
-from gkd.engine.commands import detector_config, load_config
+from gkd.engine.config import detector_config, load_config
 from gkd.engine.data import build_part
 from gkd.errors import ConfigError, DataError
 from gkd.frameworks import build_detector

@@ -14,7 +14,7 @@ from helpers.small_plans import COSTS, HEIGHT, IMAGES, PROBES, WIDTH
 from mmengine.config import ConfigDict
 from small_experiments import CLASSES, PREPROCESSOR, TOOLS, detector, experiment, train
 
-from gkd.engine.commands import load_config
+from gkd.engine.config import load_config
 from gkd.engine.image_size import image_size, size_after
 from gkd.errors import ConfigError, DataError
 from gkd.frameworks import build_dataset, build_detector, logger, student_losses

@@ -9,7 +9,9 @@ import torch
 from mmengine.config import Config
 from test_engine import Line, Numbers
 
-from gkd.engine.commands import choose_start, load_config, replace_epochs
+from gkd.commands.options import replace_epochs
+from gkd.engine.commands import choose_start
+from gkd.engine.config import load_config
 from gkd.engine.runner import Runner
 from gkd.errors import CheckpointError, ConfigError
 

@@ -25,8 +25,9 @@ from gkd.bank import PrototypeBank
 from gkd.compat.checkpoint import load_checkpoint_file
 from gkd.distiller import Distiller
 from gkd.engine import resume
-from gkd.engine.commands import export_student, load_config
+from gkd.engine.config import load_config
 from gkd.engine.evaluation import is_evaluation_missing
+from gkd.engine.export import export_student
 from gkd.errors import ConfigError, NumericalError
 from gkd.frameworks import build_dataset, build_detector
 from gkd.frameworks.mmdet3 import prototype_configs

@@ -7,7 +7,7 @@ import pytest
 
 from gkd.detectors.config_files import find_file
 from gkd.detectors.source import sources_of
-from gkd.engine.commands import load_config
+from gkd.engine.config import load_config
 from gkd.repository import REPOSITORY
 from gkd.zoo import find, of_configs, of_mmdet
 

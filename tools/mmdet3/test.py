@@ -9,7 +9,8 @@ from mmdet.evaluation import DumpDetResults
 from gkd.commands import add_device_option, add_launcher_options, add_trust_option, run
 from gkd.commands.settings import add_settings_option
 from gkd.compat.checkpoint import check_is_file
-from gkd.engine.commands import augment_tests, detector_config, load_config
+from gkd.engine.commands import augment_tests
+from gkd.engine.config import detector_config, load_config
 from gkd.engine.runner import Runner
 from gkd.errors import ConfigError
 from gkd.files import check_writable

@@ -14,11 +14,12 @@ from gkd.commands import (
     run,
 )
 from gkd.commands.allocator import keep_freed_memory
-from gkd.commands.options import rank_of
+from gkd.commands.options import rank_of, replace_epochs
 from gkd.commands.settings import add_settings_option
-from gkd.engine.commands import choose_start, load_config, replace_epochs
+from gkd.engine.commands import choose_start
+from gkd.engine.config import load_config
 from gkd.engine.runner import Runner
-from gkd.locks import only_training
+from gkd.locks import training_lock
 from gkd.quickstart import add_arguments
 
 
@@ -50,7 +51,7 @@ def main():
     config.launcher = args.launcher
     if args.work_dir is not None:
         config.work_dir = args.work_dir
-    with only_training(config.work_dir, first=rank_of(args.launcher) == 0):
+    with training_lock(config.work_dir, first=rank_of(args.launcher) == 0):
         train(config, args)
 
 
