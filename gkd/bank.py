@@ -29,17 +29,17 @@ class PrototypeBank:
     Source: method section 1.4.
 
     Args:
-        student: per level the student's prototypes, float of shape ``(P_l, D_S)``.
-        teacher: per level the teacher's prototypes, float of shape ``(P_l, D_T)``.
-        offsets: per level where the classes' rows begin and end, LongTensor of shape
+        student: Per level the student's prototypes, float of shape ``(P_l, D_S)``.
+        teacher: Per level the teacher's prototypes, float of shape ``(P_l, D_T)``.
+        offsets: Per level where the classes' rows begin and end, LongTensor of shape
             ``(num_classes + 1,)``, from 0 to ``P_l``, never decreasing.
-        metadata: strings kept with the bank, such as class names or the epoch.
-        class_features: per level features of the same instances in the teacher's class space,
+        metadata: Strings kept with the bank, such as class names or the epoch.
+        class_features: Per level features of the same instances in the teacher's class space,
             float of shape ``(P_l, D)``; empty unless a kind of knowledge needs them.
 
     Raises:
-        ValueError: if levels, shapes, tensor types or offsets do not fit together.
-        TypeError: if the metadata holds anything but strings.
+        ValueError: Levels, shapes, tensor types or offsets do not fit together.
+        TypeError: The metadata holds anything but strings.
 
     Example:
         >>> bank = PrototypeBank(
@@ -131,8 +131,8 @@ class PrototypeBank:
             state: What :meth:`state_dict` returned.
 
         Raises:
-            ValueError: as for a new bank.
-            TypeError: likewise.
+            ValueError: As for a new bank.
+            TypeError: Likewise.
         """
         return cls(**state)
 
@@ -140,10 +140,10 @@ class PrototypeBank:
         """Write the bank to a safetensors file, whole or not at all.
 
         Args:
-            path: the file to write; an existing one is replaced, missing folders are made.
+            path: The file to write; an existing one is replaced, missing folders are made.
 
         Raises:
-            StorageError: if it cannot be written.
+            StorageError: It cannot be written.
         """
         tensors = {
             # Levels may share one tensor of offsets, which the format does not allow.
@@ -159,13 +159,13 @@ class PrototypeBank:
         """Read a bank that :meth:`save` wrote, to the CPU. Runs no code from the file.
 
         Args:
-            path: the file to read.
+            path: The file to read.
 
         Returns:
             The bank, its metadata included.
 
         Raises:
-            CheckpointError: if the file is missing, damaged, not a prototype bank, or of a format
+            CheckpointError: The file is missing, damaged, not a prototype bank, or of a format
                 version that this release does not read.
         """
         tensors, header = load_tensors(path, ADVICE)

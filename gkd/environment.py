@@ -39,7 +39,7 @@ def check_environment() -> None:
     """Check that MMDetection 2.x or 3.x is installed, with the packages that go with it.
 
     Raises:
-        EnvironmentMismatchError: if one is missing, or does not go with the installed MMDetection,
+        EnvironmentMismatchError: One is missing, or does not go with the installed MMDetection,
             or numpy not with torch; the message names all that is installed, and what to do.
     """
     versions = {name: installed_version(name) for name in _DISTRIBUTIONS}

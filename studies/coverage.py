@@ -25,7 +25,7 @@ from torch import Tensor
 import gkd
 from gkd.detectors.config_files import find_file
 from gkd.detectors.step import Needs, Step
-from gkd.detectors.view import PROBE_SIZE, image_size, look
+from gkd.detectors.view import PROBE_SIZE, image_size, probe
 from gkd.distiller import Distiller
 from gkd.errors import GKDError
 from gkd.files import write_atomically
@@ -191,7 +191,7 @@ def batch_of(model: Distiller) -> dict:
     """A training batch of noise, with whatever ground truth the student wants."""
     size, other = image_size(model.student), image_size(model.teacher)
     # A student that takes images of any size takes those that the teacher is made for.
-    view = look(model.student, 'student', max(size, other) if size == PROBE_SIZE else size)
+    view = probe(model.student, 'student', max(size, other) if size == PROBE_SIZE else size)
     return training_batch(model.student, view, model.pair.num_classes)
 
 

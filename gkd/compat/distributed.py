@@ -32,8 +32,8 @@ def init_distributed(launcher: str, timeout: timedelta = timedelta(minutes=30)) 
         Whether the run is distributed.
 
     Raises:
-        ConfigError: for an unknown launcher, or more processes on this node than it has GPUs.
-        EnvironmentMismatchError: if the launcher's variables are not set.
+        ConfigError: The launcher is unknown, or this node has fewer GPUs than processes.
+        EnvironmentMismatchError: The launcher's variables are not set.
     """
     if launcher == 'none':
         return False

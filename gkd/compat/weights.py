@@ -49,7 +49,7 @@ def get_state_dict(checkpoint: dict, source: str) -> OrderedDict:
         The tensors by name, without the ``module.`` that a data-parallel wrapper puts in front.
 
     Raises:
-        CheckpointError: if there are no weights in it.
+        CheckpointError: There are no weights in it.
     """
     weights = checkpoint
     for key in ('state_dict', 'model'):
@@ -93,7 +93,7 @@ def load_strictly(model: nn.Module, state_dict: dict, source: str) -> None:
         source: The file they come from, for messages.
 
     Raises:
-        CheckpointError: with the missing, unexpected and mis-shaped keys and the likely cause.
+        CheckpointError: The weights do not fit; it names missing, unexpected and mis-shaped keys.
     """
     model = unwrap(model)
     state_dict = get_state_dict(state_dict, source)

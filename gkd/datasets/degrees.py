@@ -31,16 +31,16 @@ def evaluate_by_degree(
     comparing ranges.
 
     Args:
-        coco: annotations with a number under the name of every degree.
+        coco: Annotations with a number under the name of every degree.
         detections: COCO results, dicts with ``image_id``, ``category_id``, ``bbox`` and ``score``.
-        degrees: ranges ``low <= value < high`` by the name of the degree.
+        degrees: Ranges ``low <= value < high`` by the name of the degree.
 
     Returns:
         For every range a dict with ``degree``, ``low``, ``high``, ``instances`` (their number),
         and ``AP``, ``AP50`` and ``AP75`` from 0 to 1, NaN if there are no instances.
 
     Raises:
-        DataError: an annotation lacks a degree.
+        DataError: An annotation lacks a degree.
     """
     for annotation in coco.dataset['annotations']:
         missing = [degree for degree in degrees if degree not in annotation]

@@ -39,12 +39,12 @@ class Digit:
     """A digit on a scene.
 
     Attributes:
-        label: its class, 0 to 9.
-        scan: its index among scikit-learn's scans.
-        size: height or width of its ink in pixels, whichever is longer, before it was occluded.
-        blur: standard deviation of the Gaussian that blurred it, in pixels.
-        ink: number of its pixels, whether hidden or not.
-        visible: bool (256, 256), its pixels that nothing hides.
+        label: Its class, 0 to 9.
+        scan: Its index among scikit-learn's scans.
+        size: Height or width of its ink in pixels, whichever is longer, before it was occluded.
+        blur: Standard deviation of the Gaussian that blurred it, in pixels.
+        ink: Number of its pixels, whether hidden or not.
+        visible: Bool (256, 256), its pixels that nothing hides.
     """
     label: int
     scan: int
@@ -65,7 +65,7 @@ class Scene:
 
     Attributes:
         image: (256, 256, 3) uint8, blue first.
-        digits: in the order of pasting.
+        digits: In the order of pasting.
     """
     image: np.ndarray
     digits: list[Digit] = field(default_factory=list)
@@ -108,8 +108,8 @@ def prepare_digit_scenes(root: str = 'data/digit_scenes', seed: int = 0) -> Path
     by the same hand) nor a region of a photograph (left and right of a line).
 
     Args:
-        root: folder of the data set. A complete one is left as it is.
-        seed: seed of the scenes.
+        root: Folder of the data set. A complete one is left as it is.
+        seed: Seed of the scenes.
 
     Returns:
         The folder of the data set.
@@ -163,7 +163,7 @@ def draw_digit(scan: np.ndarray, size: int) -> np.ndarray:
 
     Args:
         scan: (8, 8) uint8 ink.
-        size: wanted height or width of the ink, whichever is longer, in pixels.
+        size: Wanted height or width of the ink, whichever is longer, in pixels.
 
     Returns:
         Opacity (height, width) uint8 with a margin of one scanned pixel around the ink.
@@ -189,10 +189,10 @@ def make_scene(generator: np.random.Generator, scans: np.ndarray, labels: np.nda
     """Make one image.
 
     Args:
-        generator: source of every choice.
+        generator: Source of every choice.
         scans: (N, 8, 8) uint8 ink.
         labels: (N,) classes of the scans.
-        photographs: the photographs' parts that may be shown, (height, width, 3) uint8.
+        photographs: The photographs' parts that may be shown, (height, width, 3) uint8.
 
     Returns:
         The scene; and the name of the background's ``photograph`` with the ``region`` of it (x, y,

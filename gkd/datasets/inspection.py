@@ -83,16 +83,16 @@ class Inspection:
         self.findings: list[Finding] = []
         self.images, self.annotations = content['images'], content['annotations']
         self.counted = np.zeros(len(self.annotations), bool)
-        self.image_ids = self.look_at_ids('images')
-        self.category_ids = self.look_at_ids('categories')
-        self.look_at_images()
-        self.look_at_names()
-        self.look_at_annotation_ids()
-        self.image_rows = self.look_at_references('image_id', self.image_ids, NOT_LISTED)
-        self.look_at_references('category_id', self.category_ids, UNKNOWN_CATEGORY)
-        self.boxes = self.look_at_boxes()
-        self.look_at_flags()
-        self.look_at_areas()
+        self.image_ids = self.index_ids('images')
+        self.category_ids = self.index_ids('categories')
+        self.check_images()
+        self.check_names()
+        self.check_annotation_ids()
+        self.image_rows = self.check_references('image_id', self.image_ids, NOT_LISTED)
+        self.check_references('category_id', self.category_ids, UNKNOWN_CATEGORY)
+        self.boxes = self.check_boxes()
+        self.check_flags()
+        self.check_areas()
 
     @property
     def faults(self) -> list[Finding]:
@@ -136,7 +136,7 @@ class Inspection:
         name = 'not listed' if known is None else short(self.images[known].get('file_name'))
         return f'annotation {short(entry.get("id"))} of image {short(image)} ({name})'
 
-    def look_at_ids(self, kind: str) -> dict[Any, int]:
+    def index_ids(self, kind: str) -> dict[Any, int]:
         """Position of every image or category by its id: all integers, or all text."""
         column = self.column(kind, 'id')
         kinds = list(map(id_type, column))
@@ -156,7 +156,7 @@ class Inspection:
                 if usable and positions[number] != row])
         return positions
 
-    def look_at_images(self) -> None:
+    def check_images(self) -> None:
         """Names and sizes of images."""
         names = self.column('images', 'file_name')
         # LVIS names images by their address.
@@ -171,13 +171,13 @@ class Inspection:
         self.sizes = np.stack([as_numbers(self.column('images', side))
                                for side in ('width', 'height')], axis=1)
 
-    def look_at_names(self) -> None:
+    def check_names(self) -> None:
         """Names of categories."""
         names = self.column('categories', 'name')
         self.add('categories', 'without a name that is text',
                  [row for row, name in enumerate(names) if not isinstance(name, str)])
 
-    def look_at_annotation_ids(self) -> None:
+    def check_annotation_ids(self) -> None:
         """Ids of annotations: nothing refers to them, so that one that is missing can be given.
 
         pycocotools marks a matched detection by the id of its object; with 0 it would count as a
@@ -203,7 +203,7 @@ class Inspection:
         for number, row in enumerate(rows, start=max(int(last), 0) + 1):
             self.annotations[row]['id'] = number
 
-    def look_at_references(self, key: str, known: dict[Any, int], unknown: str) -> np.ndarray:
+    def check_references(self, key: str, known: dict[Any, int], unknown: str) -> np.ndarray:
         """Rows of what annotations refer to, ``(n,)`` int64, -1 for what is not listed."""
         column = self.column('annotations', key)
         try:
@@ -220,7 +220,7 @@ class Inspection:
             self.add('annotations', unknown, lost, LEFT_OUT, value=column.__getitem__)
         return rows
 
-    def look_at_boxes(self) -> np.ndarray:
+    def check_boxes(self) -> np.ndarray:
         """Boxes: four finite numbers each, and where they lie."""
         column = self.column('annotations', 'bbox')
         boxes = as_boxes(column)
@@ -232,7 +232,7 @@ class Inspection:
                      value=column.__getitem__)
         return boxes
 
-    def look_at_flags(self) -> None:
+    def check_flags(self) -> None:
         """``iscrowd`` and ``ignore``: 0 or 1, where text such as "0" would count as yes."""
         for key in ('iscrowd', 'ignore'):
             column = self.column('annotations', key)
@@ -249,7 +249,7 @@ class Inspection:
                 for row in rows:
                     self.annotations[row]['iscrowd'] = 0
 
-    def look_at_areas(self) -> None:
+    def check_areas(self) -> None:
         """Areas: training leaves out what has none, evaluation sorts by it."""
         column = self.column('annotations', 'area')
         if type(None) in set(map(type, column)):

@@ -22,9 +22,9 @@ def build_once(root: str, recipe: dict, build: Callable[[Path], None]) -> Path:
     builds it; the others wait.
 
     Args:
-        root: folder of the data set.
-        recipe: all that its content depends on, for JSON; ``data_set`` is its name.
-        build: writes the files into the empty folder that it is given.
+        root: Folder of the data set.
+        recipe: All that its content depends on, for JSON; ``data_set`` is its name.
+        build: Writes the files into the empty folder that it is given.
 
     Returns:
         The folder of the data set.

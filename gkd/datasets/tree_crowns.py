@@ -44,15 +44,15 @@ def prepare_tree_crowns(root: str = 'data/tree_crowns',
     rewarded nor punished. The same goes for trees of which the strip holds less than 40 %.
 
     Args:
-        root: folder of the data set. A complete one is left as it is.
-        validation: left and right end of the validation strip as parts of a scene's width. Other
+        root: Folder of the data set. A complete one is left as it is.
+        validation: Left and right end of the validation strip as parts of a scene's width. Other
             strips (and another ``root``) make a cross-validation.
 
     Returns:
         The folder of the data set.
 
     Raises:
-        DataError: the scenes cannot be downloaded, or ``root`` holds something else.
+        DataError: The scenes cannot be downloaded, or ``root`` holds something else.
     """
     recipe = dict(data_set='tree_crowns', recipe=RECIPE, validation=list(validation))
     return build_once(root, recipe, lambda folder: _build(folder, validation))
@@ -110,10 +110,10 @@ def tile_origins(start: int, stop: int, stride: int, tile: int = TILE) -> list[i
     """First pixels of the tiles that cover ``start..stop``, evenly spread.
 
     Args:
-        start: first pixel to cover.
-        stop: end of the last tile (exclusive).
-        stride: greatest distance between neighbouring tiles.
-        tile: a tile's size in pixels.
+        start: First pixel to cover.
+        stop: End of the last tile (exclusive).
+        stride: Greatest distance between neighbouring tiles.
+        tile: A tile's size in pixels.
 
     Returns:
         Origins in ascending order; the first is ``start``, the last ``stop - tile``.
@@ -132,8 +132,8 @@ def place_boxes(boxes: np.ndarray, tiles: Sequence[tuple[int, int]],
 
     Args:
         boxes: (N, 4) x1, y1, x2, y2 in pixels of the scene.
-        tiles: the tiles' upper left corners x, y.
-        once: whether a box counts only in the tile that shows most of it, and is marked to be
+        tiles: The tiles' upper left corners x, y.
+        once: Whether a box counts only in the tile that shows most of it, and is marked to be
             ignored in others; else it counts in every tile that shows enough of it.
 
     Returns:
@@ -157,7 +157,7 @@ def to_coco(tiles: Sequence[tuple[str, np.ndarray, np.ndarray]]) -> dict:
     """COCO annotations of tiles.
 
     Args:
-        tiles: per tile its file name, boxes (n, 4) x1, y1, x2, y2, and bool (n,): ignored.
+        tiles: Per tile its file name, boxes (n, 4) x1, y1, x2, y2, and bool (n,): ignored.
 
     Returns:
         The content of a COCO annotation file with the single class ``tree``.

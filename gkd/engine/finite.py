@@ -34,15 +34,15 @@ class FiniteLossHook(LossGuard):
         self.losses: dict[str, Tensor] = {}
 
     def before_train(self, runner) -> None:
-        """Look at the losses between the forward pass and the step of the optimiser."""
+        """Install the check of the losses between the forward pass and the optimiser's step."""
         model = unwrap(runner.model)
-        model.register_forward_pre_hook(self.look_at_batch, with_kwargs=True)
+        model.register_forward_pre_hook(self.remember_batch, with_kwargs=True)
         model.parse_losses = self.remembering(model.parse_losses)
         runner.optim_wrapper.update_params = self.guarded(runner,
                                                           runner.optim_wrapper.update_params)
 
-    def look_at_batch(self, model: nn.Module, args: tuple, batch: dict[str, Any]) -> None:
-        """Before a forward pass: remember what it gets, which is preprocessed, and changes."""
+    def remember_batch(self, model: nn.Module, args: tuple, batch: dict[str, Any]) -> None:
+        """Remember the preprocessed batch before a forward pass, which may change it."""
         if batch.get('mode') == 'loss':
             self.batch = {name: part for name, part in batch.items() if name != 'mode'}
             self.remember(model)

@@ -35,8 +35,8 @@ IMAGE_PREFIXES = ('img', 'img_path', 'sub_data_root')
 class Leaf:
     """A data set without wrappers, whose files are checked while it reads them.
 
-    MMDetection keeps of the annotations only what it trains on, and packs that; so they are looked
-    at before.
+    MMDetection keeps only the annotations that it trains on, in packed form; so they are checked
+    before that.
 
     Args:
         dataset: The data set, which has read nothing yet.
@@ -66,7 +66,7 @@ class Leaf:
             if isinstance(dataset, CocoDataset):
                 watches.enter_context(watched(dataset, 'COCOAPI', self.keep_coco))
             watches.enter_context(watched(dataset, 'parse_data_info', self.naming_image))
-            watches.enter_context(watched(dataset, 'filter_data', self.look))
+            watches.enter_context(watched(dataset, 'filter_data', self.check_before_filtering))
             try:
                 dataset.full_init()
             except GKDError:
@@ -120,7 +120,7 @@ class Leaf:
                                        or getattr(steps[0], 'file_client_args', None))
 
     def keep_coco(self, read: Callable, path: str) -> COCO:
-        """Stands for the data set's interface to COCO files, and keeps what it returns."""
+        """Stands in for the data set's interface to COCO files, and keeps what it returns."""
         try:
             self.coco = read(path)
         except DataError as error:
@@ -129,7 +129,7 @@ class Leaf:
         return self.coco
 
     def naming_image(self, parse: Callable, info: dict) -> Any:
-        """Stands for the method that reads the annotations of an image, and names it in errors."""
+        """Stands in for the method that reads an image's annotations, and names it in errors."""
         try:
             return parse(info)
         except Exception as error:
@@ -137,8 +137,8 @@ class Leaf:
             raise unusable(image.get('file_name') or image.get('img_path'), self.dataset.ann_file,
                            f'{type(error).__name__}: {error}', self.key) from None
 
-    def look(self, keep: Callable) -> list[dict]:
-        """Stands for the method that leaves out images, and looks at those that it keeps."""
+    def check_before_filtering(self, keep: Callable) -> list[dict]:
+        """Stands in for the method that leaves out images, and checks those that it keeps."""
         dataset, key, source = self.dataset, self.key, self.dataset.ann_file
         classes = dataset.metainfo.get('classes')
         if self.coco is not None and classes is not None:

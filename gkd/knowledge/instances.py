@@ -88,16 +88,16 @@ def pool_instances(
     Source: method sections 1.1 and 2.1.
 
     Args:
-        feature: the level's map, float of shape ``(B, C, H, W)``.
-        boxes: per image the boxes ``x1, y1, x2, y2`` in pixels of the padded image, float of
+        feature: The level's map, float of shape ``(B, C, H, W)``.
+        boxes: Per image the boxes ``x1, y1, x2, y2`` in pixels of the padded image, float of
             shape ``(n_b, 4)``.
-        scale: cells per pixel, one number or ``(scale_x, scale_y)``.
+        scale: Cells per pixel, one number or ``(scale_x, scale_y)``.
 
     Returns:
         Tensor of shape ``(sum n_b, C)``, images in order; float32, or float64 for a float64 map.
 
     Raises:
-        ValueError: if the number of images differs between ``feature`` and ``boxes``.
+        ValueError: The number of images differs between ``feature`` and ``boxes``.
 
     Example:
         >>> feature = torch.arange(16.0).reshape(1, 1, 4, 4)
@@ -214,8 +214,8 @@ def map_levels(boxes: Tensor, num_levels: int, finest_scale: float = 56) -> Tens
 
     Args:
         boxes: ``x1, y1, x2, y2`` in pixels, float of shape ``(n, 4)``.
-        num_levels: number of FPN levels.
-        finest_scale: boxes of up to twice this side length, in pixels, belong to level 0.
+        num_levels: Number of FPN levels.
+        finest_scale: Boxes of up to twice this side length, in pixels, belong to level 0.
 
     Returns:
         LongTensor of shape ``(n,)``.
@@ -252,19 +252,19 @@ def instance_mask(
     Source: method section 2.4.
 
     Args:
-        boxes: per image the boxes ``x1, y1, x2, y2`` in pixels of the padded image, float of
+        boxes: Per image the boxes ``x1, y1, x2, y2`` in pixels of the padded image, float of
             shape ``(n_b, 4)``.
-        weights: per image the boxes' weights, not negative, float of shape ``(n_b,)``.
-        level: the FPN level to draw; boxes of other levels (:func:`map_levels`) write nothing.
-        num_levels: number of FPN levels.
-        stride: pixels per cell of this level.
+        weights: Per image the boxes' weights, not negative, float of shape ``(n_b,)``.
+        level: The FPN level to draw; boxes of other levels (:func:`map_levels`) write nothing.
+        num_levels: Number of FPN levels.
+        stride: Pixels per cell of this level.
         size: ``(H, W)`` of the level's map.
 
     Returns:
         Float32 tensor of shape ``(B, H, W)``, without gradient.
 
     Raises:
-        ValueError: if the number of images differs between ``boxes`` and ``weights``.
+        ValueError: The number of images differs between ``boxes`` and ``weights``.
 
     Example:
         >>> boxes = [torch.tensor([[0.0, 0.0, 16.0, 8.0], [9.0, 0.0, 30.0, 20.0]])]

@@ -52,12 +52,12 @@ def global_knowledge_loss(
     Source: the paper's RDM; method section 2.3.
 
     Args:
-        student: the student's features of n instances, float of shape ``(n, D_S)``. The only
+        student: The student's features of n instances, float of shape ``(n, D_S)``. The only
             argument that receives a gradient.
-        teacher: the teacher's features of the same instances, float of shape ``(n, D_T)``.
-        student_prototypes: the level's prototypes, float of shape ``(P, D_S)``.
-        teacher_prototypes: the same instances in the teacher's space, ``(P, D_T)``.
-        weights: robust weights of the instances, float of shape ``(n,)``.
+        teacher: The teacher's features of the same instances, float of shape ``(n, D_T)``.
+        student_prototypes: The level's prototypes, float of shape ``(P, D_S)``.
+        teacher_prototypes: The same instances in the teacher's space, ``(P, D_T)``.
+        weights: Robust weights of the instances, float of shape ``(n,)``.
 
     Returns:
         Scalar, without factor and decay; 0, with a gradient of 0, for no instance or prototype.
@@ -88,10 +88,10 @@ def local_knowledge_loss(
     Source: the paper's RDM; method section 2.4.
 
     Args:
-        student_adapted: the student's map after the adaptation layer, float of shape
+        student_adapted: The student's map after the adaptation layer, float of shape
             ``(B, C, H, W)``. The only argument that receives a gradient.
-        teacher: the teacher's map, float of shape ``(B, C, H, W)``.
-        mask: the instances' weights on the map (:func:`~gkd.knowledge.instance_mask`), float of
+        teacher: The teacher's map, float of shape ``(B, C, H, W)``.
+        mask: The instances' weights on the map (:func:`~gkd.knowledge.instance_mask`), float of
             shape ``(B, H, W)``.
 
     Returns:
@@ -206,18 +206,18 @@ def soft_label_loss(
     Source: the paper's RDM; method section 2.5.
 
     Args:
-        student_logits: the student's logits, float of shape ``(n, C)``. The only argument that
+        student_logits: The student's logits, float of shape ``(n, C)``. The only argument that
             receives a gradient.
-        teacher_logits: the teacher's logits of the same instances, float of shape ``(n, C)``.
-        weights: robust weights of the instances, float of shape ``(n,)``.
-        temperature: both logits are divided by it.
+        teacher_logits: The teacher's logits of the same instances, float of shape ``(n, C)``.
+        weights: Robust weights of the instances, float of shape ``(n,)``.
+        temperature: Both logits are divided by it.
         activation: ``'softmax'`` or ``'sigmoid'``.
 
     Returns:
         Scalar; 0, with a gradient of 0, for no instance.
 
     Raises:
-        ValueError: if ``activation`` is neither of the two.
+        ValueError: ``activation`` is neither of the two.
 
     Example:
         >>> logits = torch.tensor([[0.0, 2.0]])

@@ -24,7 +24,7 @@ def full_precision(function: Function) -> Function:
     among them, arrive as float32; float32 and float64 pass through.
 
     Args:
-        function: takes at least one tensor.
+        function: Takes at least one tensor.
 
     Returns:
         The same function, safe under autocast.

@@ -129,12 +129,7 @@ class RobustDistillingModule(Knowledge):
             if self.pair.student.trains_places:
                 losses.update(self.teach_places(step, instances, labels, own))
             else:
-                if of_positives is not None:
-                    own = own_level(of_positives, step.roi_levels)
-                elif self.instances == 'gt':
-                    own = self.weigh_boxes(step, step.boxes, step.labels)
-                losses.update(self.soft_label(step.student.logits, step.teacher.logits, own))
-                self.teach_stages(step, losses)
+                losses.update(self.teach_boxes(step, own, of_positives))
         if step.progress < self.start:
             # The losses stay in the graph: distributed training waits for every layer's gradient.
             losses = {name: 0 * loss for name, loss in losses.items()}
@@ -248,6 +243,23 @@ class RobustDistillingModule(Knowledge):
         compared = self.compare(step, instances, with_pooled=False)
         weights, _ = self.weigh(step, compared, labels, with_pooled=False)
         return own_level(weights, map_levels(instances.boxes, len(step.strides)))
+
+    def teach_boxes(self, step: Step, weights: Tensor,
+                    of_positives: Optional[Tensor]) -> dict[str, Tensor]:
+        """Soft labels at the boxes that the student's sampler chose, of all stages of a cascade.
+
+        Args:
+            step: The step.
+            weights: Robust weights of the taught instances, each on its own level, ``(n,)``.
+            of_positives: Those of the RoI-pooled positives, ``(L, n)``; None if not compared.
+        """
+        if of_positives is not None:
+            weights = own_level(of_positives, step.roi_levels)
+        elif self.instances == 'gt':
+            weights = self.weigh_boxes(step, step.boxes, step.labels)
+        losses = self.soft_label(step.student.logits, step.teacher.logits, weights)
+        self.teach_stages(step, losses)
+        return losses
 
     def teach_stages(self, step: Step, losses: dict[str, Tensor]) -> None:
         """Add the soft labels of a cascade's later stages, with the weights of their losses."""

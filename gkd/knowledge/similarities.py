@@ -139,12 +139,12 @@ def robust_weights(
     Source: the paper's RDM; method section 2.2.
 
     Args:
-        student: the student's features of n instances, float of shape ``(n, D_S)``.
-        teacher: the teacher's features of the same instances, float of shape ``(n, D_T)``.
-        student_prototypes: the level's prototypes, float of shape ``(P, D_S)``.
-        teacher_prototypes: the same instances in the teacher's space, ``(P, D_T)``.
-        labels: the instances' classes, LongTensor of shape ``(n,)``.
-        offsets: class c owns prototypes ``offsets[c]:offsets[c + 1]``; LongTensor of shape
+        student: The student's features of n instances, float of shape ``(n, D_S)``.
+        teacher: The teacher's features of the same instances, float of shape ``(n, D_T)``.
+        student_prototypes: The level's prototypes, float of shape ``(P, D_S)``.
+        teacher_prototypes: The same instances in the teacher's space, ``(P, D_T)``.
+        labels: The instances' classes, LongTensor of shape ``(n,)``.
+        offsets: Class c owns prototypes ``offsets[c]:offsets[c + 1]``; LongTensor of shape
             ``(num_classes + 1,)``.
 
     Returns:

@@ -89,7 +89,7 @@ class Cost:
 
     Attributes:
         student: Floating-point operations of the student, forward and backward, as torch counts
-            them: matrix products and convolutions, a multiplication and an addition being two.
+            them: Matrix products and convolutions, a multiplication and an addition being two.
         teacher: Those of the teacher's forward pass.
         extra: Those of distillation itself, forward and backward.
         memory: Bytes of all tensors at their peak.

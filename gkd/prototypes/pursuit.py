@@ -43,21 +43,21 @@ def select_prototypes(
     Source: the paper's PGM; method sections 1.2 and 1.3.
 
     Args:
-        teacher: the teacher's features of N instances, float of shape ``(N, D_T)``.
-        student: the student's features of the same instances, float of shape ``(N, D_S)``.
-        num_prototypes: how many to choose. An instance may be chosen more than once.
-        alpha: weight of the disagreement between an instance's coefficients in the two spaces.
-        bandwidth: width of the Gaussian, in cosine distance, that densities are measured with.
-        density_quantile: share of the instances that the density filter sets aside in each
+        teacher: The teacher's features of N instances, float of shape ``(N, D_T)``.
+        student: The student's features of the same instances, float of shape ``(N, D_S)``.
+        num_prototypes: How many to choose. An instance may be chosen more than once.
+        alpha: Weight of the disagreement between an instance's coefficients in the two spaces.
+        bandwidth: Width of the Gaussian, in cosine distance, that densities are measured with.
+        density_quantile: Share of the instances that the density filter sets aside in each
             space. Where it leaves none, all are candidates.
-        max_pairs: upper bound on the elements of one ``(rows, N)`` block of similarities held at
+        max_pairs: Upper bound on the elements of one ``(rows, N)`` block of similarities held at
             a time; it trades memory for speed and never changes the choice.
 
     Returns:
         LongTensor of shape ``(num_prototypes,)``: the chosen rows, in order of choice.
 
     Raises:
-        ValueError: if there is no instance, the two feature sets do not describe the same
+        ValueError: There is no instance, the two feature sets do not describe the same
             instances, a feature is not finite, or an option is out of range.
 
     Example:

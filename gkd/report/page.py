@@ -167,16 +167,16 @@ def ap_table(runs: Sequence[Run], metrics: dict[str, dict[str, float]],
         if run.evaluations and run.unit != unit:
             last = f'{run.unit} {last}'
         rows.append(dict(run=run, last=last, gain=gain,
-                         cells=[f'{percent(name, value):.1f}' if value >= 0 else NOTHING
+                         cells=[f'{as_percent(name, value):.1f}' if value >= 0 else NOTHING
                                 for name, value in values.items()]))
     return rows
 
 
-def percent(name: str, value: float) -> float:
+def as_percent(name: str, value: float) -> float:
     """A metric in percent; those of panoptic data are already.
 
     Example:
-        >>> percent('bbox_mAP', 0.25), percent('PQ_th', 40.5)
+        >>> as_percent('bbox_mAP', 0.25), percent('PQ_th', 40.5)
         (25.0, 40.5)
     """
     return value if name.rpartition('/')[2][:2] in ('PQ', 'SQ', 'RQ') else 100 * value
@@ -218,14 +218,14 @@ def versions_table(runs: Sequence[Run]) -> dict[str, list[str]]:
         logged = dict(gkd=head.get('gkd_version'), mmdet=head.get('mmdet_version'))
         found[run.name] = {**run.record.get('versions', logged), 'seed': seed,
                            'processes': run.record.get('processes'),
-                           'checkpoint': run.checkpoint and shorten(run.checkpoint)}
+                           'checkpoint': run.checkpoint and relative_path(run.checkpoint)}
     keys = dict.fromkeys(key for values in found.values() for key in values)
     rows = {key: [found[run.name].get(key) for run in runs] for key in keys}
     return {key: [NOTHING if value is None else str(value) for value in row]
             for key, row in rows.items() if any(value is not None for value in row)}
 
 
-def shorten(path: str) -> str:
+def relative_path(path: str) -> str:
     """A path relative to the working directory, if it is inside of it."""
     relative = osp.relpath(path)
     return path if relative.startswith(osp.pardir) else relative

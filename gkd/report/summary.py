@@ -15,7 +15,7 @@ from gkd.detectors.source import DetectorSource
 from gkd.distiller import Distiller
 from gkd.report.comparison import markdown
 from gkd.report.names import NOTHING
-from gkd.report.page import peak_memory, percent, shorten
+from gkd.report.page import as_percent, peak_memory, relative_path
 from gkd.report.runs import Run, median_step, read_run
 from gkd.repository import tool
 from gkd.work_dir import LATEST, REPORT
@@ -42,12 +42,12 @@ def format_summary(work_dir: str, config: str) -> str:
     best = sorted(glob(osp.join(escape(work_dir), 'best_*.pth')), key=osp.getmtime)
     lines = {'model': describe(run), 'training': training(run), 'memory': memory(run)}
     if checkpoint:
-        arguments = shlex.join([shorten(config), shorten(checkpoint)])
-        lines['checkpoint'] = ', best: '.join(map(shorten, [checkpoint, *best[-1:]]))
+        arguments = shlex.join([relative_path(config), relative_path(checkpoint)])
+        lines['checkpoint'] = ', best: '.join(map(relative_path, [checkpoint, *best[-1:]]))
         report = osp.join(work_dir, REPORT)
         # With MMDetection 3 a hook of the config writes it.
-        lines['report'] = shorten(report) if osp.isfile(report) else (
-            f'python {tool("report.py")} {shlex.quote(shorten(work_dir))}')
+        lines['report'] = relative_path(report) if osp.isfile(report) else (
+            f'python {tool("report.py")} {shlex.quote(relative_path(work_dir))}')
         lines['test'] = f'bash {tool("test.sh")} {arguments}'
         if run.config.model.type == Distiller.__name__:
             lines['export'] = f'python {tool("export_student.py")} {arguments}'
@@ -76,7 +76,7 @@ def metrics_table(run: Run) -> str:
     for title, epoch in {'best': best, 'last': last}.items():
         if title == 'last' or best != last:
             cells.append([f'{title}, {run.unit} {epoch}',
-                          *(f'{percent(name, value):5.1f}' if value >= 0 else NOTHING.rjust(5)
+                          *(f'{as_percent(name, value):5.1f}' if value >= 0 else NOTHING.rjust(5)
                             for name, value in zip(names, values[epoch]))])
     return markdown(cells)
 

@@ -47,6 +47,20 @@ def load_config(path: str, options: Optional[dict] = None) -> Config:
     except (AssertionError, AttributeError, KeyError, TypeError) as error:
         raise ConfigError(f'config {path}: cannot fill in ${{...}}: {error}') from error
     apply_options(config, options)
+    check_form(config, path)
+    update_data_root(config)
+    try:
+        config = compat_cfg(config)
+        # Their values now have other names. With both, a saved config could not be read again.
+        config.data.pop('imgs_per_gpu', None)
+        config.pop('total_epochs', None)
+        return config
+    except (AttributeError, KeyError, AssertionError, TypeError) as error:
+        raise ConfigError(f'config {path}: {error}') from None
+
+
+def check_form(config: Config, path: str) -> None:
+    """Raise ConfigError if a config is not one of MMDetection 2 or lacks a required setting."""
     if 'train_dataloader' in config and 'data' not in config:
         raise ConfigError(
             f'config {path} is one of MMDetection 3 (it has `train_dataloader`), and MMDetection '
@@ -62,22 +76,13 @@ def load_config(path: str, options: Optional[dict] = None) -> Config:
             raise ConfigError(f'config {path}: data.{key} = None; leave it out, or give its '
                               f'settings.')
     if config.get('runner') is None and 'total_epochs' not in config:
-        raise ConfigError(f'config {path} has no `runner`, which tells how long to train: '
+        raise ConfigError(f'config {path} has no `runner`, which says how long to train: '
                           f'runner = dict(type="EpochBasedRunner", max_epochs=12).')
     former, epochs = config.get('total_epochs'), (config.get('runner') or {}).get('max_epochs')
     if None not in (former, epochs) and former != epochs:
         raise ConfigError(f'config {path}: total_epochs = {former} and runner.max_epochs = '
                           f'{epochs} differ. The first is the former name of the second: give '
                           f'both the same number.')
-    update_data_root(config)
-    try:
-        config = compat_cfg(config)
-        # Their values now have other names. With both, a saved config could not be read again.
-        config.data.pop('imgs_per_gpu', None)
-        config.pop('total_epochs', None)
-        return config
-    except (AttributeError, KeyError, AssertionError, TypeError) as error:
-        raise ConfigError(f'config {path}: {error}') from None
 
 
 def student_config(config: Config) -> Config:

@@ -57,7 +57,7 @@ def install_ops() -> None:
     """Make ``mmcv.ops`` importable: keep a compiled extension, else put the stand-in in its place.
 
     Raises:
-        EnvironmentMismatchError: if a compiled extension is there but cannot be loaded, which
+        EnvironmentMismatchError: A compiled extension is there but cannot be loaded, which
             happens when it was compiled against another torch.
     """
     if EXTENSION in sys.modules:

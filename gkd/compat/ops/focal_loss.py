@@ -14,12 +14,12 @@ def sigmoid_focal_loss_forward(input: Tensor, target: Tensor, weight: Tensor, ou
     Uses the log-sigmoid, which stays exact where the probability rounds to 0 or 1.
 
     Args:
-        input: logits ``(n, classes)``.
+        input: Logits ``(n, classes)``.
         target: ``(n,)`` int64; ``classes`` (or anything outside ``[0, classes)``) is background.
         weight: ``(classes,)`` or empty, a factor for the rows of each target class.
         output: ``(n, classes)``, written to.
-        gamma: focusing exponent.
-        alpha: factor of the positives; the negatives get ``1 - alpha``.
+        gamma: Focusing exponent.
+        alpha: Factor of the positives; the negatives get ``1 - alpha``.
 
     Source: Lin et al., Focal Loss for Dense Object Detection, ICCV 2017, Eq. 5.
     """

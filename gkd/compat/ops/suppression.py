@@ -15,7 +15,7 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Ten
     Args:
         boxes: ``(n, 4)`` as x1, y1, x2, y2 in pixels.
         scores: ``(n,)``.
-        iou_threshold: boxes that overlap a kept one by *more* than this are dropped.
+        iou_threshold: Boxes that overlap a kept one by *more* than this are dropped.
         offset: 0, or 1 where a box's width is counted as ``x2 - x1 + 1``.
 
     Returns:
@@ -38,11 +38,11 @@ def softnms(boxes: Tensor, scores: Tensor, dets: Tensor, iou_threshold: float, s
         boxes: ``(n, 4)`` as x1, y1, x2, y2 in pixels, on the CPU as all arguments.
         scores: ``(n,)``.
         dets: ``(n, 5)``; its first ``k`` rows are written to: boxes with their lowered scores.
-        iou_threshold: for ``NAIVE`` and ``LINEAR`` the overlap from which on a score is lowered.
-        sigma: width of ``GAUSSIAN``, which lowers every score by ``exp(-iou^2 / sigma)``.
-        min_score: a box whose lowered score is below it is dropped.
+        iou_threshold: For ``NAIVE`` and ``LINEAR`` the overlap from which on a score is lowered.
+        sigma: Width of ``GAUSSIAN``, which lowers every score by ``exp(-iou^2 / sigma)``.
+        min_score: A box whose lowered score is below it is dropped.
         method: ``NAIVE`` lowers to 0, ``LINEAR`` by the factor ``1 - iou``, or ``GAUSSIAN``.
-        offset: as for :func:`nms`.
+        offset: As for :func:`nms`.
 
     Returns:
         Indices of the kept boxes, ``(k,)`` int64, highest lowered score first.
@@ -74,7 +74,7 @@ def nms_match(dets: Tensor, iou_threshold: float) -> list[list[int]]:
 
     Args:
         dets: ``(n, 5)`` as x1, y1, x2, y2, score, on the CPU.
-        iou_threshold: boxes that overlap a kept one by this or more are suppressed.
+        iou_threshold: Boxes that overlap a kept one by this or more are suppressed.
 
     Returns:
         One list of indices per kept box, highest score first: itself, then what it suppressed.

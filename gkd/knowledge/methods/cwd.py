@@ -35,10 +35,10 @@ def channel_divergence(student: Tensor, teacher: Tensor, temperature: float = 1.
     public implementation (MMRazor's ``ChannelWiseDivergence``).
 
     Args:
-        student: the student's map, float of shape ``(B, C, H, W)``. The only argument that
+        student: The student's map, float of shape ``(B, C, H, W)``. The only argument that
             receives a gradient.
-        teacher: the teacher's map, float of shape ``(B, C, H, W)``.
-        temperature: both maps are divided by it.
+        teacher: The teacher's map, float of shape ``(B, C, H, W)``.
+        temperature: Both maps are divided by it.
 
     Returns:
         Scalar.

@@ -39,11 +39,11 @@ def proposal_divergence(
     implementation.
 
     Args:
-        student: the student's logits, float of shape ``(m, C)``. The only argument that receives a
+        student: The student's logits, float of shape ``(m, C)``. The only argument that receives a
             gradient.
-        teacher: the teacher's logits of the same proposals, float of shape ``(m, C)``.
-        chosen: which proposals count, bool of shape ``(m,)``.
-        temperature: both logits are divided by it.
+        teacher: The teacher's logits of the same proposals, float of shape ``(m, C)``.
+        chosen: Which proposals count, bool of shape ``(m,)``.
+        temperature: Both logits are divided by it.
 
     Returns:
         Scalar; 0, with a gradient of 0, where none is chosen.

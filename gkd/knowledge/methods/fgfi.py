@@ -36,9 +36,9 @@ def near_objects(anchors: Tensor, boxes: Sequence[Tensor], threshold: float = 0.
     Source: the paper, Sec. 3.1 (imitation region estimation).
 
     Args:
-        anchors: all anchors ``x1, y1, x2, y2`` in pixels, float of shape ``(N, 4)``.
-        boxes: per image the ground-truth boxes in pixels, float of shape ``(g_b, 4)``.
-        threshold: the paper's psi, in [0, 1).
+        anchors: All anchors ``x1, y1, x2, y2`` in pixels, float of shape ``(N, 4)``.
+        boxes: Per image the ground-truth boxes in pixels, float of shape ``(g_b, 4)``.
+        threshold: The paper's psi, in [0, 1).
 
     Returns:
         Whether an anchor is near any object of an image, bool of shape ``(B, N)``.
@@ -64,10 +64,10 @@ def masked_squared_distance(student: Tensor, teacher: Tensor, cells: Tensor) -> 
     Source: the paper, Sec. 3.2, the sum of Eq. 2 without its divisor.
 
     Args:
-        student: the student's adapted map, float of shape ``(B, C, H, W)``. The only argument that
+        student: The student's adapted map, float of shape ``(B, C, H, W)``. The only argument that
             receives a gradient.
-        teacher: the teacher's map, float of shape ``(B, C, H, W)``.
-        cells: which cells count, bool of shape ``(B, H, W)``.
+        teacher: The teacher's map, float of shape ``(B, C, H, W)``.
+        cells: Which cells count, bool of shape ``(B, H, W)``.
 
     Returns:
         Scalar.

@@ -75,14 +75,14 @@ def select_instances(
     3000. It has not been checked whether that score is exactly the paper's equation.
 
     Args:
-        student_scores: the student's scores at N places, in [0, 1], float of shape ``(B, N)``.
-        teacher_scores: the teacher's, likewise.
-        student_boxes: the student's boxes ``x1, y1, x2, y2`` in pixels, float of shape
+        student_scores: The student's scores at N places, in [0, 1], float of shape ``(B, N)``.
+        teacher_scores: The teacher's, likewise.
+        student_boxes: The student's boxes ``x1, y1, x2, y2`` in pixels, float of shape
             ``(B, N, 4)``.
-        teacher_boxes: the teacher's, likewise.
-        sizes: height and width of every image in pixels, without its padding.
-        num_instances: the paper's K, the instances of an image.
-        iou_threshold: the largest IoU that two selected boxes may have.
+        teacher_boxes: The teacher's, likewise.
+        sizes: Height and width of every image in pixels, without its padding.
+        num_instances: The paper's K, the instances of an image.
+        iou_threshold: The largest IoU that two selected boxes may have.
 
     Returns:
         Boxes ``(B, num_instances, 4)``, best first, and which of them are instances
@@ -133,9 +133,9 @@ def responsible_anchors(anchors: Tensor, boxes: Tensor, valid: Tensor, threshold
     Source: the mask of the paper's response-based distillation.
 
     Args:
-        anchors: all anchors ``x1, y1, x2, y2`` in pixels, float of shape ``(N, 4)``.
-        boxes: the instances, float of shape ``(B, K, 4)``.
-        valid: which of them count, bool of shape ``(B, K)``.
+        anchors: All anchors ``x1, y1, x2, y2`` in pixels, float of shape ``(N, 4)``.
+        boxes: The instances, float of shape ``(B, K, 4)``.
+        valid: Which of them count, bool of shape ``(B, K)``.
         threshold: IoU in [0, 1].
 
     Returns:
@@ -168,10 +168,10 @@ def feature_loss(student: Tensor, teacher: Tensor, valid: Tensor) -> Tensor:
     Source: the paper's feature-based distillation; the mean over cells is from the authors' code.
 
     Args:
-        student: the student's adapted RoI features, float of shape ``(n, C, h, w)``. The only
+        student: The student's adapted RoI features, float of shape ``(n, C, h, w)``. The only
             argument that receives a gradient.
-        teacher: the teacher's, likewise.
-        valid: which instances count, bool of shape ``(n,)``.
+        teacher: The teacher's, likewise.
+        valid: Which instances count, bool of shape ``(n,)``.
 
     Returns:
         Scalar; 0, with a gradient of 0, for no instance.
@@ -190,10 +190,10 @@ def relation_loss(student: Tensor, teacher: Tensor, valid: Tensor) -> Tensor:
     Source: the paper's relation-based distillation.
 
     Args:
-        student: the student's adapted RoI features, float of shape ``(n, C, h, w)``. The only
+        student: The student's adapted RoI features, float of shape ``(n, C, h, w)``. The only
             argument that receives a gradient.
-        teacher: the teacher's, likewise.
-        valid: which instances count, bool of shape ``(n,)``.
+        teacher: The teacher's, likewise.
+        valid: Which instances count, bool of shape ``(n,)``.
 
     Returns:
         Scalar; 0, with a gradient of 0, for less than two instances.
@@ -222,10 +222,10 @@ def class_response_loss(student: Tensor, teacher: Tensor, anchors: Tensor) -> Te
     Source: the paper's response-based distillation.
 
     Args:
-        student: the student's logits, float of shape ``(B, N, C)``. The only argument that
+        student: The student's logits, float of shape ``(B, N, C)``. The only argument that
             receives a gradient.
-        teacher: the teacher's, likewise.
-        anchors: which anchors count, bool of shape ``(B, N)``.
+        teacher: The teacher's, likewise.
+        anchors: Which anchors count, bool of shape ``(B, N)``.
 
     Returns:
         Scalar; 0, with a gradient of 0, for no anchor.
@@ -245,10 +245,10 @@ def box_response_loss(student: Tensor, teacher: Tensor, anchors: Tensor) -> Tens
     Source: the paper's response-based distillation.
 
     Args:
-        student: the student's offsets, float of shape ``(B, N, 4)``. The only argument that
+        student: The student's offsets, float of shape ``(B, N, 4)``. The only argument that
             receives a gradient.
-        teacher: the teacher's, likewise.
-        anchors: which anchors count, bool of shape ``(B, N)``.
+        teacher: The teacher's, likewise.
+        anchors: Which anchors count, bool of shape ``(B, N)``.
 
     Returns:
         Scalar; 0, with a gradient of 0, for no anchor.

@@ -43,12 +43,12 @@ def prediction_guided_loss(student: Tensor, teacher: Tensor, student_logits: Ten
     here, so that the loss does not depend on the number of images per GPU.
 
     Args:
-        student: the student's map, float of shape ``(B, C, H, W)``. It receives a gradient.
-        teacher: the teacher's map, float of shape ``(B, C, H, W)``.
-        student_logits: the student's class logits at the level's anchors, over rows, columns and
+        student: The student's map, float of shape ``(B, C, H, W)``. It receives a gradient.
+        teacher: The teacher's map, float of shape ``(B, C, H, W)``.
+        student_logits: The student's class logits at the level's anchors, over rows, columns and
             the anchors of a cell, float of shape ``(B, H * W * A, num_logits)``. They receive a
             gradient.
-        teacher_logits: the teacher's, likewise.
+        teacher_logits: The teacher's, likewise.
 
     Returns:
         Scalar.
@@ -83,11 +83,11 @@ def rank_loss(student: Tensor, teacher: Tensor, objects: Tensor,
     it no longer matters which anchor is the best.
 
     Args:
-        student: the student's scores in [0, 1] of n positive anchors for the classes of their
+        student: The student's scores in [0, 1] of n positive anchors for the classes of their
             objects, float of shape ``(n,)``. The only argument that receives a gradient.
-        teacher: the teacher's scores of the same anchors, float of shape ``(n,)``.
-        objects: object of every anchor, LongTensor of shape ``(n,)``, counted over the batch.
-        counts: number of objects of every image, including those without a positive anchor.
+        teacher: The teacher's scores of the same anchors, float of shape ``(n,)``.
+        objects: Object of every anchor, LongTensor of shape ``(n,)``, counted over the batch.
+        counts: Number of objects of every image, including those without a positive anchor.
 
     Returns:
         Scalar; 0, with a gradient of 0, for no anchor.

@@ -63,9 +63,9 @@ def pearson_loss(student: Tensor, teacher: Tensor) -> Tensor:
     the identity above holds exactly.
 
     Args:
-        student: the student's map, float of shape ``(B, C, H, W)``. The only argument that
+        student: The student's map, float of shape ``(B, C, H, W)``. The only argument that
             receives a gradient.
-        teacher: the teacher's map, float of shape ``(B, C, H, W)``.
+        teacher: The teacher's map, float of shape ``(B, C, H, W)``.
 
     Returns:
         Scalar from 0 to 2.

@@ -43,9 +43,9 @@ def distance_loss(student: Tensor, teacher: Tensor) -> Tensor:
     Source: the paper's distance-wise loss. The two spaces may have different dimensions.
 
     Args:
-        student: the student's features of n instances, float of shape ``(n, D_S)``, or
+        student: The student's features of n instances, float of shape ``(n, D_S)``, or
             ``(L, n, D_S)`` on L levels. The only argument that receives a gradient.
-        teacher: the teacher's, float of shape ``(n, D_T)`` or ``(L, n, D_T)``.
+        teacher: The teacher's, float of shape ``(n, D_T)`` or ``(L, n, D_T)``.
 
     Returns:
         Scalar; 0, with a gradient of 0, for less than two instances.
@@ -81,9 +81,9 @@ def angle_loss(student: Tensor, teacher: Tensor) -> Tensor:
     Source: the paper's angle-wise loss.
 
     Args:
-        student: the student's features of n instances, float of shape ``(n, D_S)``, or
+        student: The student's features of n instances, float of shape ``(n, D_S)``, or
             ``(L, n, D_S)`` on L levels. The only argument that receives a gradient.
-        teacher: the teacher's, float of shape ``(n, D_T)`` or ``(L, n, D_T)``.
+        teacher: The teacher's, float of shape ``(n, D_T)`` or ``(L, n, D_T)``.
 
     Returns:
         Scalar; 0, with a gradient of 0, for less than two instances.
