@@ -167,7 +167,7 @@ def shares(rows: list[dict], title: str, name: str) -> None:
 
 
 def main() -> None:
-    """Measure what is asked for."""
+    """Parse the options and measure."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--families', nargs='+', choices=inputs.FAMILIES,
                         default=list(inputs.FAMILIES))

@@ -34,8 +34,8 @@ class Case:
         images: Images a step.
         height: Of the images, in pixels.
         width: Of the images, in pixels.
-        positives: Positive boxes an image.
-        classes: Number of classes, each with 10 prototypes a level.
+        positives: Positive boxes per image.
+        classes: Number of classes, each with 10 prototypes per level.
     """
 
     images: int = 2
@@ -146,7 +146,7 @@ def measure_memory(case: Case) -> int:
 
 
 def main() -> None:
-    """Measure what is asked for."""
+    """Parse the options and measure."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--rounds', type=int, default=5, help='timings a case')
     parser.add_argument('--base-only', action='store_true', help='only the first case')
@@ -159,7 +159,7 @@ def main() -> None:
     rows = [measure_case(case, args.rounds) for case in (CASES[:1] if args.base_only else CASES)]
     measure.report('distilling_module', rows, {
         'size': lambda row: f'{row["images"]} x {row["height"]} x {row["width"]}',
-        'positives an image': lambda row: str(row['positives']),
+        'positives per image': lambda row: str(row['positives']),
         'classes': lambda row: str(row['classes']),
         'losses s': lambda row: measure.show(row['seconds']['losses']),
         'convolutions s': lambda row: f'{row["seconds"]["convolutions"]["median"]:.3f}',

@@ -270,12 +270,12 @@ def table(names: list[str]) -> dict[str, Callable[[dict], str]]:
 
 
 def main() -> None:
-    """Measure what is asked for."""
+    """Parse the options and measure."""
     parser = argparse.ArgumentParser(description=__doc__)
     measure.add_device_option(parser)
     parser.add_argument('--families', nargs='+', choices=inputs.FAMILIES,
                         default=list(inputs.FAMILIES))
-    parser.add_argument('--images', nargs='+', type=int, default=[2, 8], help='images a batch')
+    parser.add_argument('--images', nargs='+', type=int, default=[2, 8], help='images per batch')
     parser.add_argument('--rounds', type=int, default=7, help='timings a part')
     parser.add_argument('--graphs', action='store_true',
                         help='also a teacher whose launches are recorded (`teacher.graphs`)')

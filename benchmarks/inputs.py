@@ -11,7 +11,7 @@ import torch
 from mmcv import Config, ConfigDict
 from mmcv.parallel import collate, scatter
 
-import gkd  # noqa: F401  (mends mmdet, so that scripts that import this file first can import it)
+import gkd  # noqa: F401  (patches mmdet, so that scripts that import this file first can import it)
 from gkd.datasets import prepare_tree_crowns
 from gkd.quickstart import CONFIGS, FAMILIES
 from gkd.running import load_config

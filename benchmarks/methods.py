@@ -72,7 +72,7 @@ def measure_memory(family: str, method: str) -> int:
 
 
 def main() -> None:
-    """Measure what is asked for."""
+    """Parse the options and measure."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--families', nargs='+', choices=inputs.FAMILIES,
                         default=list(inputs.FAMILIES))

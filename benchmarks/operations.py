@@ -164,10 +164,10 @@ def count_method(method: str, images: int, dtype: torch.dtype) -> dict:
 
 
 def main() -> None:
-    """Count what is asked for."""
+    """Parse the options and count."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--methods', nargs='+', choices=METHODS, default=[*METHODS])
-    parser.add_argument('--images', type=int, default=2, help='images a batch')
+    parser.add_argument('--images', type=int, default=2, help='images per batch')
     parser.add_argument('--autocast', action='store_true',
                         help='under autocast, with bfloat16 maps of the student')
     args = parser.parse_args()

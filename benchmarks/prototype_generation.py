@@ -163,7 +163,7 @@ def measure_setting(name: str, rounds: int) -> dict:
 
 
 def main() -> None:
-    """Measure what is asked for."""
+    """Parse the options and measure."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--settings', nargs='+', choices=SETTINGS, default=list(SETTINGS))
     parser.add_argument('--rounds', type=int, default=7, help='passes of each kind')

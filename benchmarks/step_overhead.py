@@ -172,7 +172,7 @@ def measure_memory(setting: str, family: str, part: str) -> int:
 
 
 def main() -> None:
-    """Measure what is asked for."""
+    """Parse the options and measure."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--settings', nargs='+', choices=SETTINGS, default=list(SETTINGS))
     parser.add_argument('--families', nargs='+', choices=inputs.FAMILIES,

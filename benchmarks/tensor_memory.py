@@ -64,11 +64,11 @@ COLUMNS = {
 
 
 def main() -> None:
-    """Measure what is asked for."""
+    """Parse the options and measure."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--families', nargs='+', choices=inputs.FAMILIES,
                         default=list(inputs.FAMILIES))
-    parser.add_argument('--images', nargs='+', type=int, default=[2], help='images a batch')
+    parser.add_argument('--images', nargs='+', type=int, default=[2], help='images per batch')
     parser.add_argument('--small', action='store_true',
                         help='ResNet-18 on small images, to try the command')
     args = parser.parse_args()

@@ -1,4 +1,4 @@
-"""Get and verify published checkpoints, and tell how to get those that are missing."""
+"""Get and verify published checkpoints, and explain how to get those that are missing."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def get_command(name: str) -> str:
 
 
 def download(checkpoint: PublishedCheckpoint, folder: str = FOLDER) -> str:
-    """Download a checkpoint; go on where an earlier attempt ended.
+    """Download a checkpoint; continue where an earlier attempt ended.
 
     The file grows under another name and gets its own once its hash is right.
 
@@ -101,7 +101,7 @@ def download(checkpoint: PublishedCheckpoint, folder: str = FOLDER) -> str:
     except (OSError, HTTPException) as error:  # URLError, timeouts and resets are OSErrors
         raise CheckpointError(
             f'cannot download {checkpoint.url} ({reason_of(error)}).\n'
-            f'The same command goes on where it ended. Without a network, fetch the file on '
+            f'The same command continues where it ended. Without a network, fetch the file on '
             f'another machine and save it as\n  {path}\n'
             f'then: python {tool("checkpoints.py")} verify {checkpoint.name}') from error
     if not matches(part, checkpoint):
@@ -130,7 +130,7 @@ def fetch(url: str, part: str, name: str) -> None:
     try:
         response = urllib.request.urlopen(request, timeout=TIMEOUT)
     except urllib.error.HTTPError as error:
-        if error.code == 416 and start:  # nothing is left to send; the hash will tell
+        if error.code == 416 and start:  # nothing is left to send; the hash will show
             return
         raise
     with response:

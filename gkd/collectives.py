@@ -1,4 +1,4 @@
-"""What processes of a run tell each other: objects, exchanged on the CPU."""
+"""Objects that the processes of a run exchange, on the CPU."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ['all_gather', 'cpu_group', 'gather']
 
 
 def all_gather(value: Any) -> list[Any]:
-    """What every process has, in order of rank; all call this together.
+    """The values of all processes, in order of rank; all call this together.
 
     Features are on the CPU and are exchanged there: NCCL would move them through GPU memory.
     """
@@ -22,7 +22,7 @@ def all_gather(value: Any) -> list[Any]:
 
 
 def gather(value: Any) -> Optional[list[Any]]:
-    """The same for the first process alone; None in the others."""
+    """As :func:`all_gather`, for the first process alone; None in the others."""
     if not dist.is_initialized():
         return [value]
     gathered = [None] * dist.get_world_size() if dist.get_rank() == 0 else None

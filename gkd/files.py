@@ -20,24 +20,24 @@ from torch import Tensor
 from gkd.errors import CheckpointError, StorageError
 
 CHECKSUM = 'sha256'
-# What an operating system says only of writing.
+# Errors of an operating system that only writing can cause.
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
 @contextmanager
 def naming_storage() -> Iterator[None]:
-    """Turn what says that a disk is full, or a place closed, into a StorageError.
+    """Turn an OSError that says that a disk is full or not writable into a StorageError.
 
-    For files that others write: logs, results, temporary files.
+    For files that other code writes: logs, results, temporary files.
 
     Raises:
-        StorageError: For such an OSError of the block; any other stays as it is.
+        StorageError: The block raised such an OSError; any other stays as it is.
     """
     try:
         yield
     except OSError as error:
         if error.errno in UNWRITABLE:
-            # Writing to an open file, the system names none.
+            # When an open file is written to, the system does not name it.
             place = error.filename or f'a file, in the work dir or in {tempfile.gettempdir()},'
             raise unwritable(place, error) from error
         if isinstance(error, PermissionError):
@@ -49,7 +49,7 @@ def naming_storage() -> Iterator[None]:
 def unwritable(path: Union[str, os.PathLike], error: OSError) -> StorageError:
     """The error of a file or a folder that cannot be written."""
     return StorageError(f'{path} cannot be written: {error.strerror or error}. Make room or name '
-                        f'another folder; the same command goes on from here.')
+                        f'another folder; the same command resumes from here.')
 
 
 def make_folder(path: str) -> None:

@@ -21,7 +21,7 @@ def installed_version(module: str) -> str | None:
             ``version.py``.
 
     Returns:
-        The version; an empty string if the package does not tell it.
+        The version; an empty string if the package does not state it.
     """
     spec = importlib.util.find_spec(module)
     if spec is None:

@@ -1,4 +1,4 @@
-"""Locks between processes, which the system releases however a process ends."""
+"""Locks between processes, which the system releases in whatever way a process ends."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ def file_lock(path: str) -> Iterator[int]:
 
 @contextmanager
 def training_lock(work_dir: str, first: bool = True) -> Iterator[None]:
-    """Keep other trainings out of a work dir, for they would write the same checkpoints.
+    """Keep other trainings out of a work dir, since they would write the same checkpoints.
 
-    The lock is one of the process alone: those that load images for it may outlive it for seconds,
-    and the next training need not wait for them. If the block fails, folders that were made for it
-    and are empty go.
+    Only the process itself holds the lock: processes that load images for it may outlive it by
+    seconds, and the next training need not wait for them. If the block fails, empty folders that
+    were made for it are removed.
 
     Args:
         work_dir: The folder; it is made.

@@ -113,7 +113,7 @@ def trained_on(model: nn.Module) -> tuple[str, tuple[str, ...]]:
     """Name of the detector that is trained, and what its training needs besides boxes and labels.
 
     Args:
-        model: A detector; for a distiller, its student is told of.
+        model: A detector; for a distiller, its student is described.
 
     Returns:
         The name for messages, and some of the keys of ``LOADED_BY``.

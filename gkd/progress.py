@@ -21,7 +21,7 @@ EXCHANGE = threading.Lock()
 
 def progress(iterable: Optional[Iterable] = None, description: str = '',
              total: Optional[int] = None, unit: str = 'image', **settings: Any) -> tqdm:
-    """Show how far work has come, at which rate, and how long it will go on.
+    """Show the progress of work, its rate, and the time that is left.
 
     On a terminal a bar is drawn, which goes away at the end. Elsewhere the log gets a line a
     minute, and nothing of work that takes less. Of several processes only the first one shows it.
@@ -29,7 +29,7 @@ def progress(iterable: Optional[Iterable] = None, description: str = '',
     Args:
         iterable: What to go through; None to call ``update`` by hand.
         description: What is done.
-        total: Number of items, where ``len(iterable)`` does not tell.
+        total: Number of items, if ``len(iterable)`` is not known.
         unit: What an item is, in the singular.
         **settings: Further ones of ``tqdm``.
 

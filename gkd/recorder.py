@@ -29,7 +29,7 @@ PACKAGES = ('torch', 'torchvision', 'mmcv', 'mmcv-full', 'mmcv-lite', 'mmengine'
 
 
 def first_epoch(runner: Any) -> int:
-    """The epoch, from 0, with which a run's record goes on.
+    """The epoch, from 0, with which a run's record continues.
 
     Where nothing is left to train, all that was recorded stays.
     """
@@ -53,7 +53,7 @@ class Recorder:
         processes: How many train.
 
     Attributes:
-        stopwatch: Times the parts of a step. The hook tells it of those that are no methods.
+        stopwatch: Times the parts of a step. The hook reports to it those that are not methods.
         watching: What is watched until :meth:`close`.
     """
 
@@ -167,7 +167,7 @@ class Stopwatch:
             self.held[name] = torch.cuda.memory_allocated(self.device)
 
     def stop(self, name: str) -> None:
-        """End a span, if it has begun."""
+        """End a span, if it has started."""
         if name not in self.open:
             return
         self.spans.append((name, self.open.pop(name), self.now(name)))
@@ -176,7 +176,7 @@ class Stopwatch:
             self.kept[name] = max(self.kept.get(name, 0.0), more)
 
     def forget(self, name: str) -> None:
-        """Drop a span that has begun."""
+        """Drop a span that has started."""
         self.open.pop(name, None)
 
     def timed(self, name: str, then: Optional[str] = None) -> Callable:

@@ -26,14 +26,14 @@ KEPT_INSIDE = 2
 
 @contextmanager
 def explaining_mismatch(checkpoint: str, work_dir: str) -> Iterator[None]:
-    """Say whose a checkpoint is that does not fit, if nobody but the work dir has named it.
+    """Explain where a checkpoint that does not fit comes from, if it was found in the work dir.
 
     Args:
-        checkpoint: The file that the block goes on from.
-        work_dir: That of the run.
+        checkpoint: The file that the block resumes from.
+        work_dir: Work dir of the run.
 
     Raises:
-        CheckpointError: The block's, with more to it.
+        CheckpointError: That of the block, with the explanation appended.
     """
     try:
         yield
@@ -41,8 +41,8 @@ def explaining_mismatch(checkpoint: str, work_dir: str) -> Iterator[None]:
         if osp.dirname(osp.abspath(checkpoint)) != osp.abspath(work_dir):
             raise
         raise CheckpointError(
-            f'{error}\nIt lies in the work dir, so that the training would go on from it, but is '
-            f'of another config. To keep it: another --work-dir; to begin anew: --resume never.'
+            f'{error}\nIt lies in the work dir, so the training would resume from it, but it is '
+            f'of another config. To keep it: another --work-dir; to start anew: --resume never.'
         ) from error
 
 
@@ -111,7 +111,7 @@ def evaluations(work_dir: str, epochs: int) -> dict[str, dict[str, float]]:
                     if int(epoch) <= epochs}
     except (ValueError, TypeError, AttributeError) as error:
         raise DataError(f'{path} does not hold metrics by epoch ({error}). Move it away; the run '
-                        f'goes on without.') from error
+                        f'resumes without it.') from error
 
 
 def keep_evaluation(work_dir: str, epoch: int, metrics: dict[str, float]) -> None:
@@ -175,6 +175,6 @@ def is_same_setup(state: dict, processes: int, length: int, logger: logging.Logg
         return True
     logger.warning(
         f'The checkpoint is of {len(state["random"])} process(es) with {state["length"]} '
-        f'iterations an epoch, this run has {processes} with {length}: it goes on from there, '
-        f'with other images in a step.')
+        f'iterations per epoch, this run has {processes} with {length}: it continues from '
+        f'there, with other images in a step.')
     return False

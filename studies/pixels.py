@@ -20,7 +20,7 @@ class Pixels:
 
     Args:
         made: The format of the pipeline's images.
-        normalised: That of the images that the student's layers get; tells the mean colour.
+        normalised: That of the images that the student's layers get; gives the mean colour.
 
     Example:
         >>> raw = ImageFormat()

@@ -63,7 +63,7 @@ METRICS = ('bbox_mAP', 'bbox_mAP_50', 'bbox_mAP_75', 'bbox_mAP_s', 'bbox_mAP_m',
 
 def write_experiment(folder, methods=None):
     """A distillation config whose teacher and student are still to be trained."""
-    # One step an epoch: what is logged are the losses of untouched weights.
+    # One step per epoch: what is logged are the losses of untouched weights.
     tiny_data.write_data(folder, sizes=((128, 96),) * 4)
     student, distiller = tiny_data.write_pair(folder, 'one_stage', epochs=1, batch_size=4)
     config = load_config(distiller)
@@ -148,7 +148,7 @@ def compared(tmp_path_factory):
         for module in (stages, mmdet2):
             patch.setattr(module, 'run_tool', run)
         status, printed = run_compare(*arguments, '--seeds', 1)
-        assert status == 130 and 'goes on' in printed
+        assert status == 130 and 'resumes' in printed
         status, printed = run_compare(*arguments, '--seeds', 2)
         assert status == 0, printed
     return folder, commands, printed
@@ -914,7 +914,7 @@ def test_quickstart_pairs_the_students_of_every_seed(processes, tmp_path, monkey
     assert len(read_results(str(tmp_path / 'work/retinanet_tiny/results.csv'))) == len(aps)
 
     processes.outcome = lambda name: None if 'gkd' in name else dict.fromkeys(METRICS, 0.1)
-    with pytest.raises(tool_processes.StageFailed, match='goes on from there'):
+    with pytest.raises(tool_processes.StageFailed, match='resumes from there'):
         quickstart.quickstart('tiny', 'retinanet', [2], work_dir=tmp_path / 'work')
 
 

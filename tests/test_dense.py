@@ -51,7 +51,7 @@ def test_every_place_has_its_logits_anchor_and_box(family):
     model, step, head, *both_calls = step_of(detector(24), detector())
     for role, calls in zip(('student', 'teacher'), both_calls):
         dense, dense_head = getattr(step, role).dense, getattr(getattr(model, role), head)
-        assert len(calls) == 1, 'the head runs once a step'
+        assert len(calls) == 1, 'the head runs once per step'
         scores, deltas = calls[0].result
         sizes = [level.shape[-2:] for level in scores]
         place = 0

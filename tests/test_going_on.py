@@ -117,7 +117,7 @@ def test_habits_of_mmdetections_tools(folder):
     refuse_training(folder, '--auto-scale-lr', says=['--auto-scale-lr', 'base_batch_size'])
     append('distiller.py', 'auto_scale_lr = dict(enable=False, base_batch_size=4)')
     train('--epochs', '1', '--no-validate', '--resume', 'never', '--auto-scale-lr')
-    assert rate()['initial_lr'] == 0.005  # two images a step
+    assert rate()['initial_lr'] == 0.005  # two images per step
 
 
 def test_synchronised_normalisation_on_the_cpu(folder):

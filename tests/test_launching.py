@@ -219,12 +219,12 @@ def test_training_on_two_nodes(tmp_path, monkeypatch):
 
     found = in_processes(tmp_path / 'group', run, world_size=NODES * GPUS)
     shares = [files for files, _, _, _ in found]
-    # One image a process and step, each image once in an epoch, on one process only.
+    # One image per process and step, each image once in an epoch, on one process only.
     assert [len(share) for share in shares] == [2] * 4
     assert sorted(sum(shares, [])) == [f'image_{number}.png' for number in range(8)]
     assert [who for _, _, _, who in found] == [[0, 0, 4], [1, 1, 4], [2, 0, 4], [3, 1, 4]]
     for _, rates, weights, _ in found:
-        # Four images a step instead of sixteen.
+        # Four images per step instead of sixteen.
         assert rates == pytest.approx([0.02 * 4 / 16] * 2)
         for name, tensor in weights.items():
             if 'running' not in name:  # every process has its own batch statistics

@@ -131,7 +131,7 @@ def test_long_work_is_logged_now_and_then(caplog, monkeypatch):
     with caplog.at_level(logging.INFO, 'mmdet'):
         assert list(progress(range(1000), 'short')) == list(range(1000))
         assert not caplog.records
-        clock = iter(range(0, 10_000, 25))  # seconds; tqdm asks several times a step
+        clock = iter(range(0, 10_000, 25))  # seconds; tqdm asks several times per step
         bar = progress(None, 'long', 40, 'step')
         monkeypatch.setattr(bar, '_time', lambda: bar.start_t + next(clock))
         for _ in range(40):

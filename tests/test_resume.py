@@ -64,8 +64,8 @@ def test_seeds_are_of_the_run_the_process_and_the_epoch():
 def test_another_setup_is_warned_of(caplog, processes, length, same):
     state = dict(random=[{}, {}], length=10)
     assert is_same_setup(state, processes, length, logging.getLogger('test')) == same
-    warning = f'is of 2 process(es) with 10 iterations an epoch, this run has {processes} with ' \
-              f'{length}: it goes on from there'
+    warning = f'is of 2 process(es) with 10 iterations per epoch, this run has {processes} with ' \
+              f'{length}: it continues from there'
     assert (warning in caplog.text) != same
 
 

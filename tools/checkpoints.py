@@ -107,7 +107,7 @@ def show(chosen, folder):
 
 
 def verify(chosen, folder):
-    """See that files are the published ones and fit; all are looked at before a fault is told."""
+    """Check that files are the published ones and fit; report faults after checking all."""
     faults = []
     for checkpoint in chosen:
         path = osp.join(folder, checkpoint.name)

@@ -9,7 +9,7 @@ usage: bash tools/compare.sh CONFIG [--methods gkd fgd gkd+fgd ...] [--seeds 3] 
 
 Trains the student that the distillation config CONFIG names without a teacher and with every
 method, from the same start and on the same images in the same order, and writes a table and a plot.
-The same command goes on where it was stopped.
+The same command resumes where it was stopped.
 
 Options: bash tools/compare.sh --options.
 TEXT

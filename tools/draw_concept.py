@@ -41,7 +41,7 @@ def main():
     args = parse_args()
     config, name, out = read_pair_options(args)
     cache = osp.join('work_dirs', 'concept', name)
-    with silence():  # pycocotools tells how it loads
+    with silence():  # pycocotools prints how it loads
         trained = TrainedPair(config, args.checkpoint, args.device)
         basis = trained.generate(cache)
         images = validation_images(config, min_size=0)

@@ -26,7 +26,7 @@ def parse_args():
 def main():
     args = parse_args()
     config, name, out = read_pair_options(args)
-    with silence():  # pycocotools tells how it loads
+    with silence():  # pycocotools prints how it loads
         trained = TrainedPair(config, args.checkpoint, args.device)
         basis = trained.generate(out)
     alpha = trained.generation.pursuit['alpha']

@@ -43,7 +43,7 @@ def parse_args():
 def main():
     args = parse_args()
     config, name, out = read_pair_options(args)
-    with silence():  # pycocotools tells how it loads
+    with silence():  # pycocotools prints how it loads
         trained = TrainedPair(config, args.checkpoint, args.device)
         bank = trained.generate(out).bank
         images = validation_images(config, trained.generation.min_size)

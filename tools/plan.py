@@ -26,13 +26,13 @@ def parse_args():
     parser.add_argument('--size', type=positive, nargs=2, metavar=('WIDTH', 'HEIGHT'),
                         help='largest images (default: what the config scales to)')
     parser.add_argument('--exact', action='store_true',
-                        help='run the step at full size; takes as much memory as it tells')
+                        help='run the step at full size; takes as much memory as it reports')
     parser.add_argument('--images', type=positive,
                         help='training images with boxes; with --boxes, bounds prototype '
                              'generation where there are no annotations yet')
     parser.add_argument('--boxes', type=positive, help='boxes in all training images')
     parser.add_argument('--only-prototypes', action='store_true',
-                        help='tell of the generation of prototypes alone, and run no step')
+                        help='plan only the generation of prototypes, and run no step')
     add_settings_option(parser)
     args = parser.parse_args()
     if (args.images is None) != (args.boxes is None):
@@ -50,7 +50,7 @@ def main():
             return
         print('\nprototypes')
     try:
-        with silence():  # pycocotools tells how it loads
+        with silence():  # pycocotools prints how it loads
             generation = plan_generation(config, args.images, args.boxes)
     except DataError as error:
         if args.only_prototypes:

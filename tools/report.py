@@ -14,7 +14,7 @@ def parse_args():
     parser.add_argument('work_dir', help='work dir of a training, finished or not')
     parser.add_argument('others', nargs='*', metavar='OTHER',
                         help='work dirs to compare it with, such as the plain student\'s; the '
-                             'teacher is found by itself')
+                             'teacher is found automatically')
     parser.add_argument('--output', help=f'file to write (default: WORK_DIR/{REPORT})')
     parser.add_argument('--no-detect', action='store_true',
                         help='run no detector; by default those without saved detections are run '

@@ -29,7 +29,7 @@ def parse_args():
     parser.add_argument('--auto-resume', dest='resume', action='store_const', const='auto',
                         default=argparse.SUPPRESS, help='the same as --resume auto')
     parser.add_argument('--new-optimizer', action='store_true',
-                        help='when going on, apply the config\'s settings of the optimiser; else '
+                        help='when resuming, apply the config\'s settings of the optimiser; else '
                              'those of the checkpoint stay')
     parser.add_argument('--auto-scale-lr', action='store_true',
                         help='scale the learning rate to the images of a step, as '

@@ -12,8 +12,8 @@ usage: bash tools/train.sh [CONFIG [GPUS]] [options of tools/train.py]
 
 Several nodes: run it on each with NNODES, NODE_RANK (0, 1, ...), MASTER_ADDR and, if port 29500 is
 taken, MASTER_PORT set. With Slurm: tools/slurm_train.sh. PET_MAX_RESTARTS=3 starts all processes
-again up to three times when one has ended, unless by an error that you must mend; they go on from
-the last checkpoint.
+again up to three times when one has ended, unless by an error that you must fix yourself; they
+resume from the last checkpoint.
 Options: bash tools/setup.sh && python tools/train.py --help, or bash tools/train.sh --options.
 TEXT
 }
@@ -23,7 +23,7 @@ source "$root/tools/launch.sh"
 case "${1:-}" in
   -h | --help) usage; exit 0 ;;
   --options) launch train.py '' --help ;;
-  # The quickstart starts processes of its own, which the same command goes on from.
+  # The quickstart starts its own processes; the same command resumes after those that finished.
   '' | -*) unset PET_MAX_RESTARTS; launch train.py '' "$@" ;;
 esac
 

@@ -1,4 +1,4 @@
-# COCO 2017 as MMDetection trains on it: 1333x800, two images a GPU (16 on 8 GPUs).
+# COCO 2017 as MMDetection trains on it: 1333x800, two images per GPU (16 on 8 GPUs).
 dataset_type = 'CocoDataset'
 data_root = 'data/coco/'
 img_norm_cfg = dict(

@@ -41,7 +41,7 @@ variants = {
     'quiet-start': {'knowledge.0.local_knowledge.quiet_start': True},
     # a one-stage student that starts with the teacher's neck and head, as FGD's and MGD's do
     'inherit': {'student.inherit': ['neck', 'bbox_head']},
-    # prototypes a class and level; 10 by default
+    # prototypes per class and level; 10 by default
     'k1': {'prototypes.num_prototypes': 1},
     'k5': {'prototypes.num_prototypes': 5},
     'k20': {'prototypes.num_prototypes': 20},

@@ -1,4 +1,4 @@
-# 24 epochs; the learning rate is for 16 images a step and is scaled to any other number.
+# 24 epochs; the learning rate is for 16 images per step and is scaled to any other number.
 optimizer = dict(type='SGD', lr=0.02, momentum=0.9, weight_decay=0.0001)
 optimizer_config = dict(grad_clip=None)
 lr_config = dict(

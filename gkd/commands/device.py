@@ -80,4 +80,4 @@ def why_there_is_no_gpu() -> str:
         return f'torch {torch.__version__} is built for the CPU alone.'
     if os.environ.get(VISIBLE) == '':
         return f'{VISIBLE} is empty and so hides all GPUs.'
-    return 'torch finds no GPU; nvidia-smi tells whether the driver does.'
+    return 'torch finds no GPU; nvidia-smi shows whether the driver does.'

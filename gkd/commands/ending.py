@@ -1,4 +1,4 @@
-"""How a command ends: errors are messages, and the exit status tells their kind."""
+"""How a command ends: errors are messages, and the exit status shows their kind."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from gkd.progress import silence
 
 # Seconds in which the launcher ends the other processes after the first one has failed.
 LAUNCHER_REACTS = 5
-STOPPED = '\nstopped; the same command goes on from the last checkpoint, if there is one.'
+STOPPED = '\nstopped; the same command resumes from the last checkpoint, if there is one.'
 # Set for a command that another one runs in the same terminal, and speaks for.
 SPOKEN_FOR = 'GKD_SPOKEN_FOR'
 
@@ -31,7 +31,7 @@ def run(main: Callable[[], None]) -> None:
     """Run a tool; an error that the user can correct is one message and exit status 2.
 
     An unforeseen error is one message, too, with exit status 1; a file or the log keeps its
-    traceback. By the status ``tools/torchrun.py`` tells whether to start the processes again.
+    traceback. From the status ``tools/torchrun.py`` decides whether to restart the processes.
 
     If there are several processes, only the first one prints. It also reports the errors that all
     of them meet: the others wait before they report theirs, and meanwhile the launcher ends them.
@@ -92,7 +92,7 @@ def stop() -> None:
 
 @contextlib.contextmanager
 def reporting_sigterm() -> Iterator[None]:
-    """Say so when SIGTERM ends this process within the block; its status tells the signal.
+    """Say so when SIGTERM ends this process within the block; its status names the signal.
 
     Of several processes none does: the launcher says it, as a command does for those that it runs.
     Python calls no handler while it waits in a library for the other processes, which may have

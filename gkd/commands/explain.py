@@ -18,7 +18,7 @@ def explaining() -> Iterator[None]:
     """Raise everything that fails inside as an error of this package's own types.
 
     What MMDetection raises for settings and data that do not fit has many types and forms. The
-    message tells the type and the place, and the file that holds the whole traceback.
+    message gives the type and the place, and the file that holds the whole traceback.
 
     Raises:
         StorageError: Something cannot be written.

@@ -79,8 +79,8 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--work-dir', help='where checkpoints, logs and prototypes go '
                                            '(default: work_dirs/NAME_OF_CONFIG)')
     parser.add_argument('--resume', default='auto', metavar='auto|never|CHECKPOINT',
-                        help='go on from the last checkpoint in the work dir, start anew, or go '
-                             'on from a checkpoint')
+                        help='resume from the last checkpoint in the work dir (auto), start anew '
+                             '(never), or resume from a checkpoint')
     parser.add_argument('--no-validate', action='store_true', help='do not evaluate')
     parser.add_argument('--seed', type=int, help='replaces the config\'s seed')
     parser.add_argument('--epochs', type=positive, help='replaces the config\'s number of epochs')

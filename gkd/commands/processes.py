@@ -55,7 +55,7 @@ def run_tool(command: Sequence[str], environment: Optional[dict] = None,
             stderr=subprocess.STDOUT if log else None, pass_fds=() if lock is None else (lock,))
         children.add(process.pid)
     try:
-        # Unlike Popen.wait, it tells what the process has used.
+        # Unlike Popen.wait, it returns what the process has used.
         _, status, usage = os.wait4(process.pid, 0)
     except BaseException:
         process.kill()

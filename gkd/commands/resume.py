@@ -1,4 +1,4 @@
-"""Which checkpoint of its work dir a training goes on from, and what it says if it is done."""
+"""Which checkpoint of its work dir a training resumes from, and the message if it is finished."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ def intact_checkpoint(work_dir: str) -> Optional[str]:
 
 
 def nothing_left(checkpoint: str, done: str) -> str:
-    """What to say of a run that goes on from its end.
+    """The message of a run that resumes from the end of its training.
 
     Args:
-        checkpoint: Where it goes on from.
+        checkpoint: The checkpoint that it resumes from.
         done: How long that was trained, in words.
     """
     return (f'{checkpoint} is trained for {done} already; nothing is left to train. To train '

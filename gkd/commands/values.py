@@ -53,7 +53,7 @@ def check_scaling(config: Any) -> None:
     if setting(config, 'auto_scale_lr.enable') and not setting(config,
                                                                'auto_scale_lr.base_batch_size'):
         raise ConfigError('auto_scale_lr.enable = True (or --auto-scale-lr): the config does not '
-                          'say for how many images a step its learning rate is. Add '
+                          'say for how many images per step its learning rate is. Add '
                           'auto_scale_lr = dict(enable=True, base_batch_size=16).')
 
 

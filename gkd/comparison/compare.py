@@ -87,7 +87,7 @@ def plan(config: Config, title: str, recipes: dict[str, dict], seeds: Sequence[i
         strip: Name of the tree crowns' strip that validates. With one, teacher and students are
             trained on the rest, and checkpoints that the config names are not used.
         fresh: Never use the checkpoints that the config names.
-        suffix: Added to the names of the runs, to tell them from others in the work dir.
+        suffix: Added to the names of the runs, to distinguish them from others in the work dir.
         detect: Plan tests, too: of the teacher and, if the data carry degrees, of every run.
 
     Raises:

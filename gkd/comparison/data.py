@@ -10,7 +10,7 @@ from gkd.errors import ConfigError
 from gkd.frameworks import Config, ConfigDict
 from gkd.looking.door import validation_config
 
-# What tells of data, in a config of MMDetection 2 and in one of 3.
+# Settings that describe data, in a config of MMDetection 2 and in one of 3.
 PARTS = ('data', *(f'{split}_{part}' for split in ('train', 'val', 'test')
                    for part in ('dataloader', 'evaluator')))
 

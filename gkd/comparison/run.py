@@ -64,7 +64,7 @@ def run_comparison(comparison: Comparison, jobs: int, results: Optional[str],
           + (', degrees.md, .csv' if comparison.columns else ''))
     if comparison.failed:
         raise StageFailed(f'{len(comparison.failed)} stages failed or could not start; the table '
-                          f'holds the others. The same command goes on from here.')
+                          f'holds the others. The same command resumes from here.')
 
 
 def run_all(comparison: Comparison, jobs: int, results: str) -> None:

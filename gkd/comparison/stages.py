@@ -139,7 +139,7 @@ class Training(ABC):
         status, memory = run_tool(command, environment, log, lock)
         if status:
             raise StageFailed(f'training {self.config} {how_it_ended(status)}, see '
-                              f'{log or "above"}. The same command goes on from here.')
+                              f'{log or "above"}. The same command resumes from here.')
         process['peak_memory'] = max(memory, before)
         write_atomically(path, json.dumps(process))
         self.metrics()

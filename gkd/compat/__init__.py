@@ -1,6 +1,6 @@
 """What makes MMDetection run on today's torch, without editing an installed package.
 
-:func:`apply` runs once, when ``gkd`` is imported, before anything imports mmdet. Each mend is one
+:func:`apply` runs once, when ``gkd`` is imported, before anything imports mmdet. Each patch is one
 function that says why it is there and for which versions.
 """
 
@@ -18,7 +18,7 @@ _applied = False
 
 
 def apply() -> None:
-    """Apply every mend. Safe to call again.
+    """Apply every patch. Safe to call again.
 
     Raises:
         EnvironmentMismatchError: A compiled extension does not work with the installed torch.

@@ -178,7 +178,7 @@ def _check_sums(path: str) -> None:
         broken = _first_line(error)
     if broken is not None:
         raise CheckpointError(f'{path} is damaged: what it holds does not match its checksums '
-                              f'({broken}). Get it again, or go on from another checkpoint.')
+                              f'({broken}). Get it again, or resume from another checkpoint.')
 
 
 def _torch_load(path: str, map_location: MapLocation, trust: bool):

@@ -1,4 +1,4 @@
-"""A mend of both runners' hook that writes checkpoints."""
+"""A patch of both runners' hook that writes checkpoints."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def refuse_unknown_settings(hook: type, others: Sequence[str], key: str) -> None
 
     Args:
         hook: The class of the hook.
-        others: Settings that it takes besides those of its signature.
+        others: Settings that it accepts in addition to its signature.
         key: Its place in a config, for messages.
     """
     initialise = hook.__init__

@@ -1,4 +1,4 @@
-"""A mend of the text that mmcv and MMEngine write of a config."""
+"""A patch of the text that mmcv and MMEngine write of a config."""
 
 from __future__ import annotations
 

@@ -114,7 +114,7 @@ def init_over_gloo(dist_utils: ModuleType, unless: Callable[[], bool]) -> None:
         dist_utils: The module that holds it.
         unless: Whether there is a GPU.
     """
-    def mended(launcher: str, init_with_gpus: Callable) -> Callable:
+    def patched(launcher: str, init_with_gpus: Callable) -> Callable:
         def init(backend, *args, **kwargs):
             if unless():
                 init_with_gpus(backend, *args, **kwargs)
@@ -123,8 +123,8 @@ def init_over_gloo(dist_utils: ModuleType, unless: Callable[[], bool]) -> None:
                 init_distributed(launcher, **given)
         return init
 
-    dist_utils._init_dist_pytorch = mended('pytorch', dist_utils._init_dist_pytorch)
-    dist_utils._init_dist_slurm = mended('slurm', dist_utils._init_dist_slurm)
+    dist_utils._init_dist_pytorch = patched('pytorch', dist_utils._init_dist_pytorch)
+    dist_utils._init_dist_slurm = patched('slurm', dist_utils._init_dist_slurm)
 
 
 def collect_results_without_files() -> None:

@@ -37,7 +37,7 @@ def accept_newer_mmcv() -> None:
     """Let mmdet be imported beside mmcv 2.2.
 
     Reason: mmdet 3.3 asserts a version below 2.2, which differs in four operators only. mmcv's
-    version reads 2.1 while mmdet is imported, and tells the truth again afterwards.
+    version reads 2.1 while mmdet is imported, and the true version again afterwards.
     For: mmdet 3.x with mmcv 2.2.
     """
     version = mmcv.__version__

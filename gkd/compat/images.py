@@ -103,5 +103,5 @@ def _compare_size(shape: tuple[int, ...], info: dict, path: str) -> None:
     _warned = True
     logger().warning(
         f'{path} is {width} x {height} pixels, the annotations say {listed[0]} x {listed[1]}: its '
-        f'boxes may lie elsewhere (a camera may have turned the image). `python '
-        f'{tool("datasets.py")} check ANNOTATIONS --images FOLDER` tells of all such images.')
+        f'boxes may lie elsewhere (a camera may have rotated the image). `python '
+        f'{tool("datasets.py")} check ANNOTATIONS --images FOLDER` lists all such images.')

@@ -1,4 +1,4 @@
-"""A mend of mmcv's progress bars."""
+"""A patch of mmcv's progress bars."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class ProgressBar:
         self.bar = progress(None, 'detecting', task_num or None)
 
     def start(self) -> None:
-        """Do nothing: it has begun."""
+        """Do nothing: it has started."""
 
     def update(self, num_tasks: int = 1) -> None:
         """Count items; several processes count those that fill up their last batches, too."""

@@ -96,8 +96,8 @@ def _resume_without_running(resume):
             if 'message_hub' in loaded:
                 raise CheckpointError(
                     f'{filename} cannot be resumed from: a training of MMDetection 3 wrote it, '
-                    'and this is 2. Start from its weights with `load_from`, or go on with the '
-                    'MMDetection that began.')
+                    'and this is 2. Start from its weights with `load_from`, or resume with '
+                    'MMDetection 3.')
             config = meta.pop('config', None)
             weights = get_state_dict(loaded, filename)
             copies = ema_copies(weights)
@@ -140,7 +140,7 @@ def _number_of_gpus(config: str) -> int | None:
 
 
 def log_short_epochs() -> None:
-    """Print at least once an epoch.
+    """Print at least once per epoch.
 
     Reason: with an epoch shorter than ``log_config.interval`` (50 by default) the loggers of mmcv
     print nothing, no loss, no speed, no time left. Shortening the interval keeps averages and the

@@ -26,7 +26,7 @@ class Image(NamedTuple):
 
 @dataclass
 class Annotations:
-    """What detection needs of a data set's annotations, in 57 bytes a box.
+    """What detection needs of a data set's annotations, in 57 bytes per box.
 
     Attributes:
         images: Images by id, in the order of their file.

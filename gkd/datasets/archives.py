@@ -15,7 +15,7 @@ from gkd.progress import progress
 def unpack(archive: str, folder: str) -> int:
     """Unpack the files of a zip or tar archive that are not there yet, or not whole.
 
-    Files are known by their size, so that an interrupted run goes on where it was.
+    Files are known by their size, so that an interrupted run continues where it stopped.
 
     Args:
         archive: The archive.

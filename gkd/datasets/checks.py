@@ -1,6 +1,6 @@
 """What must hold of a data set before a training starts: its class names, images and boxes.
 
-Both MMDetections number classes and leave out images alike; how they are asked for them differs.
+Both MMDetections number classes and leave out images alike; how they are queried differs.
 """
 
 from __future__ import annotations

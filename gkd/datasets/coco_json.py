@@ -13,7 +13,7 @@ from gkd.errors import DataError
 from gkd.frameworks import logger
 from gkd.repository import tool
 
-MOST = 3  # faults that an error tells
+MOST = 3  # faults that an error lists
 _said: set[str] = set()
 
 

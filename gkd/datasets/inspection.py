@@ -1,7 +1,7 @@
-"""What is wrong with COCO annotations: one look at every field that a later step reads.
+"""Inspection of COCO annotations: every field that a later step reads.
 
-The file is in memory already, as dicts. Each field is taken out of all of them at once and looked
-at as a column, so that COCO's 860,000 boxes take about as long as the reading of their file.
+The file is in memory already, as dicts. Each field is taken out of all of them at once and checked
+as a column, so that COCO's 860,000 boxes take about as long as reading their file.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Finding:
 
 
 class Inspection:
-    """A look at the content of a COCO file; what is missing and harmless is completed in it.
+    """Check the content of a COCO file; what is missing and harmless is completed in it.
 
     Args:
         content: What the JSON file holds.

@@ -146,7 +146,7 @@ class DetectorSource:
         return model
 
     def image_format(self) -> Optional[ImageFormat]:
-        """How the detector wants its images; None if neither config nor settings tell.
+        """How the detector wants its images; None if neither config nor settings say.
 
         Raises:
             ConfigError: ``img_norm_cfg`` cannot be understood.
@@ -278,7 +278,7 @@ def check_checkpoints(model: dict) -> None:
 
 
 def check_start(config: dict) -> None:
-    """Check that the checkpoint is there that the whole model starts or goes on from.
+    """Check that the checkpoint that the whole model starts or resumes from exists.
 
     Args:
         config: A whole config.

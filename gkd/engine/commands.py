@@ -12,20 +12,20 @@ from gkd.work_dir import checkpoints, no_checkpoint
 
 
 def choose_start(config: Config, resume: str) -> None:
-    """Set what a training starts or goes on from.
+    """Set the checkpoint that a training starts or resumes from.
 
     Args:
         config: The config; its ``work_dir`` is looked into.
-        resume: ``'auto'`` goes on from the last checkpoint in the work dir if there is one, and
+        resume: ``'auto'`` resumes from the last checkpoint in the work dir if there is one, and
             else does what the config's own ``resume`` and ``load_from`` say; ``'never'`` starts
-            anew; a path goes on from that checkpoint.
+            anew; a path resumes from that checkpoint.
 
     Raises:
         CheckpointError: There is no such checkpoint.
     """
     if resume == 'never':
         if config.get('resume'):
-            config.load_from = None  # it is what the config goes on from
+            config.load_from = None  # the checkpoint that the config resumes from
         config.resume = False
     elif resume == 'auto':
         if checkpoints(config.work_dir):

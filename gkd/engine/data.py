@@ -85,7 +85,7 @@ def build_checked_dataset(config: ConfigDict, key: str) -> Any:
 
 
 def check_one_metainfo(dataset: Any, leaves: Sequence[Leaf], key: str) -> None:
-    """Check that all data sets inside of wrappers tell the same of what they hold.
+    """Check that all data sets inside of wrappers have the same metadata.
 
     Args:
         dataset: The data set with its wrappers.
@@ -97,14 +97,17 @@ def check_one_metainfo(dataset: Any, leaves: Sequence[Leaf], key: str) -> None:
             a list, which most of it cannot read.
         DataError: They number classes differently.
     """
-    told = [(leaf.dataset.metainfo, leaf.key) for leaf in leaves]
-    with_classes = [(known['classes'], place) for known, place in told if known.get('classes')]
+    metainfos = [leaf.dataset.metainfo for leaf in leaves]
+    with_classes = [(metainfo['classes'], leaf.key) for metainfo, leaf in zip(metainfos, leaves)
+                    if metainfo.get('classes')]
     for classes, place in with_classes[1:]:
         check_same_classes(classes, place, *with_classes[0])
     if isinstance(getattr(dataset, 'metainfo', None), list):
-        names = sorted({name for known, _ in told for name in known
-                        if known[name] != told[0][0].get(name)}
-                       | {name for known, _ in told for name in told[0][0].keys() - known.keys()})
+        first = metainfos[0]
+        names = sorted({name for metainfo in metainfos for name in metainfo
+                        if metainfo[name] != first.get(name)}
+                       | {name for metainfo in metainfos
+                          for name in first.keys() - metainfo.keys()})
         raise ConfigError(f'{key}: the data sets in it differ in {", ".join(names)} of their '
                           f'`metainfo`. Give all the same, or ConcatDataset '
                           f'ignore_keys={names}.')

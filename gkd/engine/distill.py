@@ -46,7 +46,7 @@ def describe_images(model: Distiller, config: Config) -> str:
 
     Args:
         model: The distiller.
-        config: Its config; the detectors' own preprocessors tell all.
+        config: Its config; the detectors' own preprocessors define all.
     """
     found = model.teacher_images
     return 'as the teacher was trained on' if found is None else (

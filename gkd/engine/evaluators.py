@@ -71,7 +71,7 @@ def metric_files(settings: Any, key: str) -> Iterator[tuple[str, str]]:
 def check_evaluated(dataset: Any, coco: COCO, part: str, source: str) -> None:
     """Raise DataError if detections would be measured by annotations of other images or classes.
 
-    The log tells of images that only the annotations have: nothing will be detected in them.
+    The log counts images that only the annotations have: nothing will be detected in them.
 
     Args:
         dataset: What is detected in.

@@ -19,7 +19,7 @@ class FiniteLossHook(LossGuard):
 
     The step is kept in ``WORK_DIR/not_finite_epoch_E_iter_I_rank_R.safetensors`` as every process
     saw it; ``tools/replay.py`` runs it again. MMEngine does not average losses over processes, so
-    the processes tell each other: all of them stop or skip together.
+    the processes exchange whether a loss is not finite: all of them stop or skip together.
 
     Args:
         skip: Steps that may be skipped in one run; after that, and by default, the run ends.

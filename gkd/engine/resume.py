@@ -1,4 +1,4 @@
-"""Exact resume under MMEngine: a run that was killed goes on as if nothing had happened.
+"""Exact resume under MMEngine: a killed run continues as if nothing had happened.
 
 A checkpoint holds, besides MMEngine's weights, optimiser and schedules, all else that the next
 step depends on: the random states of every process, the position in the epoch's order of images,
@@ -182,8 +182,8 @@ class ResumableCheckpointHook(CheckpointHook):
         # MMEngine calls this on all processes, and writes with the first one only. It writes the
         # checkpoint of an epoch again if the epoch is the best so far.
         self.due = False
-        begun = 0 if self.by_epoch else step - runner.epoch * len(runner.train_dataloader)
-        self.state = training_state(runner, batches=begun)
+        started = 0 if self.by_epoch else step - runner.epoch * len(runner.train_dataloader)
+        self.state = training_state(runner, batches=started)
         super()._save_checkpoint_with_step(runner, step, meta)
         if is_main_process():
             remove_inside(self.out_dir, keep=0)
@@ -209,7 +209,7 @@ class BatchOrder:
     Attributes:
         epoch: The current epoch, from 0.
         skip: Batches of the epoch that are done already.
-        now: For a resumed epoch, the random state to go on with.
+        now: For a resumed epoch, the random state to continue with.
     """
 
     def __init__(self, loader: DataLoader, seed: int):
@@ -293,7 +293,7 @@ def training_state(runner, batches: int) -> dict:
 
 
 def put_back_gradients(model: torch.nn.Module, gradients: dict[str, torch.Tensor]) -> None:
-    """Let a model go on to accumulate gradients.
+    """Restore accumulated gradients, so that a model continues to accumulate.
 
     Args:
         model: The model without its data-parallel wrapper.
@@ -327,7 +327,7 @@ def step_schedules(runner) -> None:
     """Bring the schedules of a run to where it is, if some count iterations.
 
     They go through the training once more: most of them multiply what the optimiser has, so that
-    one that was only told its step would go on from the learning rate of another one.
+    setting only their step would continue from the learning rate of another step.
 
     Raises:
         ConfigError: A schedule waits for metrics, which are not measured once more.
@@ -339,8 +339,8 @@ def step_schedules(runner) -> None:
         if getattr(schedule, 'need_val_args', False):
             raise ConfigError(
                 f'param_scheduler has {type(schedule).__name__}, which waits for metrics, beside '
-                f'schedules that count iterations: such a training cannot go on with another '
-                f'number of iterations an epoch. Give it the batch size and the processes that '
+                f'schedules that count iterations: such a training cannot continue with another '
+                f'number of iterations per epoch. Give it the batch size and the processes that '
                 f'it had.')
         name = schedule.param_name
         for group in schedule.optimizer.param_groups:

@@ -69,7 +69,7 @@ class Runner(runner.Runner):
 
     Attributes:
         number: Of the runner in this process, from 0.
-        started: Whether a training or a test has begun.
+        started: Whether a training or a test has started.
         tested_classes: Names of the classes of the data to test on, if they are known.
     """
 
@@ -278,7 +278,7 @@ class Runner(runner.Runner):
             if len(model.knowledge) and not any(isinstance(hook, PrototypeHook)
                                                 for hook in self.hooks):
                 raise ConfigError('custom_hooks has no PrototypeHook, which generates the '
-                                  'prototypes and tells the decay how far the training is: add '
+                                  'prototypes and sets the progress of the decay: add '
                                   'dict(type="PrototypeHook").')
         if built_loop.max_iters < 1:
             raise ConfigError(f'train_cfg = {self.cfg.train_cfg}: must train for at least one '

@@ -41,7 +41,7 @@ class TrialHook(Hook):
     metrics of COCO and PASCAL VOC are measured: others may need all images.
     """
 
-    priority = 'VERY_HIGH'  # nothing else has begun yet
+    priority = 'VERY_HIGH'  # nothing else has started yet
 
     def before_train(self, runner) -> None:
         """Try a training step, the evaluation, and the choice of the best checkpoint.
@@ -158,11 +158,11 @@ def measure(evaluator: Evaluator,
 
 
 def check_best(hook: CheckpointHook, metrics: dict[str, float]) -> None:
-    """Raise ConfigError if the best checkpoint cannot be told by the metrics of an evaluation.
+    """Raise ConfigError if the metrics of an evaluation cannot select the best checkpoint.
 
     Args:
         hook: The hook that writes checkpoints.
-        metrics: Metrics of a trial; empty ones tell nothing.
+        metrics: Metrics of a trial; empty ones are not checked.
     """
     if not hook.save_best or not metrics:
         return

@@ -222,7 +222,7 @@ def student_losses(student: BaseDetector, batch: Batch) -> dict[str, Any]:
 def set_initial_counts() -> None:
     """Let parts that ask MMEngine for the epoch or the step know that a training starts.
 
-    A runner tells them. Where there is none, or where it has not started yet, TOOD's head and
+    A runner sets them. Where there is none, or where it has not started yet, TOOD's head and
     YOLOX's preprocessor would not run.
     """
     hub = MessageHub.get_current_instance()

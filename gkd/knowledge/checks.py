@@ -13,7 +13,7 @@ from gkd.knowledge.base import Knowledge
 
 
 def check_entries(entries: Any, key: str) -> None:
-    """Raise ConfigError if something else than a list of dicts tells what is taught.
+    """Raise ConfigError if what is taught is not given as a list of dicts.
 
     Args:
         entries: What the config says.
@@ -79,7 +79,7 @@ def check_gradients(kind: Knowledge, losses: dict, step: Step) -> None:
     Args:
         kind: The kind of knowledge.
         losses: What it returned.
-        step: The step; one without objects, or of a frozen student, tells nothing.
+        step: The step; one without objects, or of a frozen student, shows nothing.
     """
     if not any(map(len, step.gt_boxes)) or not any(x.requires_grad for x in step.student.maps):
         return

@@ -63,8 +63,8 @@ class RobustDistillingModule(Knowledge):
         robust: Weigh by trust; False gives every instance weight 1.
         decay: Lower the weights of global and local knowledge from 1 to 0 over training.
         start: Share of the training's epochs, in [0, 1), before teaching begins: until then all
-            losses are 0. For example, 0.5 stands for the first 12 of 24 epochs. The decay goes on
-            meanwhile.
+            losses are 0. For example, 0.5 means the first 12 of 24 epochs. The decay is not
+            delayed.
 
     Raises:
         ConfigError: A setting is unknown or out of range, all three kinds of knowledge are left
@@ -180,7 +180,7 @@ class RobustDistillingModule(Knowledge):
             weights: Its robust weight there, ``(n,)``.
 
         Returns:
-            Weights of the cells, ``(B, H_l, W_l)`` a level.
+            Weights of the cells, ``(B, H_l, W_l)`` per level.
         """
         sizes = [feature.shape[2:] for feature in step.student.maps]
         return draw_masks(instances, levels, weights, sizes, step.strides)

@@ -87,7 +87,7 @@ def choose_soft_label(soft_label: Union[Mapping, str, None],
         refuse_soft_labels(pair)
     except PairError as error:
         reason = str(error).replace('soft_label: ', '', 1)
-        # The log tells what is left out; it gives no advice to leave it out.
+        # The log says what is left out; it gives no advice to leave it out.
         return None, re.sub(r'[;,] (or )?set soft_label=None.*$', '.', reason)
     return {}, ''
 

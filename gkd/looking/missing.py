@@ -17,7 +17,7 @@ from gkd.work_dir import TEACHER_DETECTIONS
 def detect_missing(work_dir: str, others: Sequence[str] = ()) -> None:
     """Save what those detectors find on the validation images.
 
-    A teacher that cannot detect in them is told of and left out.
+    A teacher that cannot run on them is left out, with a message.
 
     Args:
         work_dir: Work dir of the run that the report is about.

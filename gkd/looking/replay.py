@@ -1,4 +1,4 @@
-"""Run a training step again whose loss was not finite, and tell where that begins."""
+"""Run a training step whose loss was not finite again, and find where that begins."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def replay(config: Config, path: str) -> tuple[dict[str, float], str]:
 
     Returns:
         The losses of this process by name, in order, ``loss`` is their sum; and a sentence that
-        tells where the first value comes from that is not finite.
+        says where the first value that is not finite comes from.
 
     Raises:
         CheckpointError: The file is no such step, or is of another model.

@@ -14,7 +14,7 @@ from gkd.randomness import isolated_random_numbers
 
 
 def prepare(config: Config, gpus: int = 1) -> tuple[str, list[str]]:
-    """Check a distillation config, write it into its work dir, and tell what it will do.
+    """Check a distillation config, write it into its work dir, and print what it will do.
 
     Args:
         config: From ``distillation_config`` of the installed MMDetection.

@@ -31,7 +31,7 @@ class TrainingPlan:
 
     Attributes:
         gpus: Processes.
-        schedule: How long, how many images a step, how fast, what is kept.
+        schedule: How long, how many images per step, how fast, what is kept.
         width: Width of the largest images, in pixels.
         height: Likewise.
         cost: Cost of a step on one GPU.

@@ -1,4 +1,4 @@
-"""How long a training goes on, with how many images a step, how fast, and what it keeps."""
+"""The schedule of a training: length, images per step, learning rate, and what it keeps."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Schedule:
     Example:
         >>> Schedule(12, 'epoch', images=2, learning_rate=0.01, base_batch=16,
         ...          checkpoints=12).describe(gpus=4)
-        '12 epochs, 8 images a step, learning rate 0.005 (scaled from 0.01)'
+        '12 epochs, 8 images per step, learning rate 0.005 (scaled from 0.01)'
     """
 
     length: int
@@ -56,7 +56,7 @@ class Schedule:
 
     def describe(self, gpus: int) -> str:
         """The schedule in words, for a number of processes."""
-        text = f'{counted(self.length, self.unit)}, {self.images * gpus} images a step'
+        text = f'{counted(self.length, self.unit)}, {self.images * gpus} images per step'
         rate = self.scaled_rate(gpus)
         if rate is None:
             return text

@@ -57,7 +57,7 @@ class Generation:
     """Prototypes, and the instances that they were chosen from.
 
     Attributes:
-        bank: The prototypes, on the CPU. Its metadata tell the image and box of each.
+        bank: The prototypes, on the CPU. Its metadata name the image and box of each.
         rows: Instance of every prototype on every level, in the bank's order, ``(P_l,)`` int64.
         images: The instances' images with their boxes, in the order of the features.
         teacher: The teacher's features of all instances, ``(N, D_T)``, one tensor per level. With

@@ -44,7 +44,7 @@ def quickstart(data: str = 'digit-scenes', family: str = 'retinanet', seeds: Seq
     student trained further for as long without a teacher. The quickstart is a comparison of one
     method. Without a GPU, two stages run at once, because a small network runs best on one core.
 
-    A stage that is finished is not run again; one that was interrupted goes on. Every training is
+    A stage that is finished is not run again; one that was interrupted resumes. Every training is
     a row of ``results.csv`` in the work dir.
 
     Args:
@@ -72,13 +72,13 @@ def quickstart(data: str = 'digit-scenes', family: str = 'retinanet', seeds: Seq
                           teacher_seed, fresh=True, detect=False)
     run_all(comparison, at_once(), osp.join(work_dir, 'results.csv'))
     if comparison.failed:
-        raise StageFailed('A stage failed, see above. The same command goes on from there.')
+        raise StageFailed('A stage failed, see above. The same command resumes from there.')
 
     table = format_gain(metrics_by_row(comparison))
     write_atomically(osp.join(work_dir, 'table.md'), table)
     teacher = comparison.preparation[0]
     plain, distilled = (comparison.runs[method][seeds[-1]] for method in (PLAIN_STUDENT, OWN))
-    with silence():  # pycocotools tells how it loads
+    with silence():  # pycocotools prints how it loads
         draw_pictures(teacher, plain, distilled, work_dir)
     report = osp.join(work_dir, REPORT)
     write_report(distilled.work_dir, [plain.work_dir], report)

@@ -116,7 +116,7 @@ def take_step(config: Config) -> dict[str, float]:
     config = Config(config.to_dict(), filename=config.filename)
     config.train_cfg['max_iters' if 'max_iters' in config.train_cfg else 'max_epochs'] = 1
     config.val_dataloader = config.val_cfg = config.val_evaluator = None
-    # A report has nothing to tell yet, and takes a process of its own.
+    # A report has nothing to show yet, and takes a process of its own.
     config.custom_hooks = [hook for hook in config.get('custom_hooks') or ()
                            if hook['type'] != 'ReportHook']
     runner = Runner.with_checked_data(config, 'train')

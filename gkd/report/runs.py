@@ -84,7 +84,7 @@ class Run:
 
     @property
     def trained(self) -> float:
-        """Epochs (or steps) that the log tells of."""
+        """Epochs (or steps) that are in the log."""
         done = [self.place(line) for line in self.lines if line.get('mode') == 'train']
         return max([*done, *self.evaluations], default=0)
 

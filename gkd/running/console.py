@@ -49,7 +49,7 @@ class Console(logging.StreamHandler):
 
 
 class EpochBar(Hook):
-    """Show on a terminal how far an epoch has come, the loss, and how long the run will go on."""
+    """Show on a terminal the progress of an epoch, the loss, and the time that is left."""
 
     # After the hook that resumes inside an epoch, before the one that writes checkpoints.
     PRIORITY = 'VERY_HIGH'
@@ -74,7 +74,7 @@ class EpochBar(Hook):
 
     def after_train_epoch(self, runner) -> None:
         """Take the bar away."""
-        if self.bar is not None:  # a run may go on from the last iteration of an epoch
+        if self.bar is not None:  # a run may resume from the last iteration of an epoch
             self.bar.close()
         self.bar = None
 

@@ -52,7 +52,7 @@ def check_instance_masks(dataset: CustomDataset, step: Any, key: str) -> None:
 
 
 def check_panoptic(dataset: CustomDataset, key: str) -> None:
-    """Raise DataError if a data set does not tell the segments of its maps."""
+    """Raise DataError if a data set does not describe the segments of its maps."""
     masks = next(filter(None, (dataset.get_ann_info(index).get('masks')
                                for index in range(len(dataset)))), ())
     if not all(isinstance(mask, dict) and 'category' in mask for mask in masks) or not masks:

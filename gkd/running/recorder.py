@@ -38,7 +38,7 @@ class TrainingRecorder(Hook):
         self.interval = 50
 
     def before_run(self, runner) -> None:
-        """Begin to watch the model; a resumed run goes on with its record."""
+        """Begin to watch the model; a resumed run continues its record."""
         self.evaluation = next((hook for hook in runner.hooks if isinstance(hook, EvalHook)), None)
         if runner.rank > 0:
             return

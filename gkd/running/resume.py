@@ -1,4 +1,4 @@
-"""Exact resume: a run that was killed goes on as if nothing had happened.
+"""Exact resume: a run that was killed continues as if nothing had happened.
 
 Besides weights, optimiser and counts, which mmcv saves, a checkpoint holds everything else that
 the next step depends on: the random states of all processes, the position in the epoch, what heads
@@ -106,8 +106,8 @@ class ResumableCheckpointHook(CheckpointHook):
 
     def _save_checkpoint(self, runner) -> None:
         # mmcv calls this on all processes, and goes on with the first one only.
-        begun = 0 if self.by_epoch else runner.inner_iter + 1
-        self.args['meta'] = {KEY: training_state(runner, batches=begun, averaged=True)}
+        started = 0 if self.by_epoch else runner.inner_iter + 1
+        self.args['meta'] = {KEY: training_state(runner, batches=started, averaged=True)}
         super()._save_checkpoint(runner)
         if runner.rank == 0:
             self.forget_others(runner)
@@ -190,7 +190,7 @@ def count_anew(runner, state: dict) -> None:
     mmcv counts on from those of the former setup, which had another number of images in a step.
 
     Args:
-        runner: The runner; one that counts iterations goes on from those that are done.
+        runner: The runner; one that counts iterations continues from those that are done.
         state: The state in the checkpoint.
     """
     if not isinstance(runner, IterationRunner):
@@ -240,7 +240,7 @@ class HookStates(Hook):
         if averages and not hooks:
             runner.logger.warning(
                 'The checkpoint holds averaged weights of an EMAHook, and `custom_hooks` has no '
-                'such hook: the run goes on without averages.')
+                'such hook: the run continues without averages.')
         for hook in hooks:
             buffers = {name: hook.model_buffers[name]
                        for name in hook.param_ema_buffer.values() if name in averages}
@@ -273,7 +273,7 @@ class ImageOrder(Sampler):
     Attributes:
         epoch: The current epoch, from 0.
         skip: Batches of the epoch that are done already.
-        states: For a resumed epoch, the random states to draw the order with and to go on with.
+        states: For a resumed epoch, the random states to draw the order with and to continue with.
         start: Random state with which the current epoch's order was drawn.
     """
 
@@ -334,7 +334,7 @@ def training_state(runner, batches: int, averaged: bool) -> dict:
 
 
 def find_checkpoint(resume: str, config: Config) -> Optional[str]:
-    """The checkpoint to go on from, None to start anew; all processes call this together.
+    """The checkpoint to resume from, None to start anew; all processes call this together.
 
     If a checkpoint in the work dir is damaged, the log names it and the one before it is taken.
 

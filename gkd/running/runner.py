@@ -26,7 +26,7 @@ class IterationRunner(EpochBasedRunner, IterBasedRunner):
 
     It takes the place of mmcv's ``IterBasedRunner``, to which no epoch ever begins. The last epoch
     ends early where the iterations are not whole passes. As there, hooks count iterations unless
-    they are told ``by_epoch=True``.
+    they get ``by_epoch=True``.
     """
 
     resume = BaseRunner.resume  # the other forgets what a checkpoint's `meta` holds

@@ -164,7 +164,7 @@ def training_loader(config: Config, train_set: CustomDataset) -> DataLoader:
 
 def make_runner(config: Config, text: str, model: nn.Module,
                 logger: logging.Logger) -> BaseRunner:
-    """mmcv's runner with the optimiser; logs and checkpoints tell what it runs.
+    """mmcv's runner with the optimiser; logs and checkpoints name what it runs.
 
     Args:
         config: The config.

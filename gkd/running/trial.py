@@ -135,11 +135,11 @@ class LoadedBatches(list):
 
 
 def check_best(evaluation: EvalHook, metrics: dict[str, float]) -> None:
-    """Raise ConfigError if the best checkpoint cannot be told by the metrics of an evaluation.
+    """Raise ConfigError if the metrics of an evaluation cannot select the best checkpoint.
 
     Args:
         evaluation: The hook that evaluates.
-        metrics: Metrics of a trial; empty ones tell nothing.
+        metrics: Metrics of a trial; empty ones are not checked.
     """
     name = evaluation.save_best
     if name is None or not metrics:

@@ -60,7 +60,7 @@ def test_config_is_the_students_own_with_a_distiller_and_its_hooks(
     for line in ('teaches    global knowledge, local knowledge, soft labels at the positives',
                  'teaches    PKD', '16 channels of the student, 24 of the teacher',
                  '3, to the teacher red, green, blue', 'images     as the teacher was trained on',
-                 'schedule   1 epoch, 2 images a step, learning rate 0.005 (scaled from 0.01)'):
+                 'schedule   1 epoch, 2 images per step, learning rate 0.005 (scaled from 0.01)'):
         assert line in said
     costs = re.search(r'costs +([\d.]+) times the operations of training the student alone; '
                       r'0.0 GiB of each GPU', said)
@@ -142,6 +142,6 @@ def test_a_distillation_is_not_distilled_again(pair, tmp_path):
 
 def test_what_the_schedule_does_not_say_is_left_out(pair):
     config = distillation_config(*pair, options={'train_cfg.max_epochs': 3})
-    assert schedule_of(config).describe(2) == '3 epochs, 4 images a step, learning rate 0.005'
+    assert schedule_of(config).describe(2) == '3 epochs, 4 images per step, learning rate 0.005'
     del config.optim_wrapper.optimizer['lr']
-    assert schedule_of(config).describe(2) == '3 epochs, 4 images a step'
+    assert schedule_of(config).describe(2) == '3 epochs, 4 images per step'

@@ -192,9 +192,9 @@ def test_training_that_counts_steps(config):
     config.train_cfg = dict(type='IterBasedTrainLoop', max_iters=9000)
     config.default_hooks.checkpoint = dict(by_epoch=False, interval=1000)
     schedule = schedule_of(config)
-    assert schedule.describe(gpus=2) == '9000 steps, 4 images a step, learning rate 0.005'
+    assert schedule.describe(gpus=2) == '9000 steps, 4 images per step, learning rate 0.005'
     assert schedule.checkpoints == 9
-    # 2.25 passes with 4 images a step.
+    # 2.25 passes with 4 images per step.
     assert [schedule.generations(interval, images=16000, gpus=2) for interval in (1, 2)] == [3, 2]
 
 

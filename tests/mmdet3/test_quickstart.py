@@ -77,7 +77,7 @@ def test_students_of_every_seed_go_on_alone_and_taught(quickstart, commands, tmp
 def test_a_stage_that_failed_is_named_and_the_same_command_goes_on(quickstart, commands, tmp_path,
                                                                    capsys):
     commands.aps['student_seed0'] = None
-    with pytest.raises(StageFailed, match='The same command goes on'):
+    with pytest.raises(StageFailed, match='The same command resumes'):
         quickstart('tree-crowns', 'faster_rcnn', [0], 3, 1, tmp_path)
     assert 'student.py failed, see ' in capsys.readouterr().out
     commands.aps['student_seed0'] = 0.2

@@ -1,3 +1,3 @@
-# 5 prototypes a class and level instead of 10.
+# 5 prototypes per class and level instead of 10.
 _base_ = '../gkd/gkd_retinanet_r101_r50_fpn_2x_coco.py'
 model = dict(prototypes=dict(num_prototypes=5))

@@ -76,7 +76,7 @@ class DeFeat(Knowledge):
     detectors: the divergence of the class distributions of teacher and student at the proposals
     that the student sampled, separately for positives and negatives, each with a temperature and a
     weight (:func:`proposal_divergence`). The public implementation takes the teacher's proposals
-    unless it is told to take the student's.
+    unless it is set to take the student's.
 
     Defaults are those of the public implementation's configuration for Pascal VOC. It lists the
     settings of the classification but does not switch it on. Weights for COCO are not published

@@ -142,7 +142,7 @@ def object_masks(boxes: list[Tensor], strides: Sequence[float],
         sizes: ``(H_l, W_l)`` of every level's map.
 
     Returns:
-        Float of shape ``(B, H_l, W_l)`` a level, without gradient.
+        Float of shape ``(B, H_l, W_l)`` per level, without gradient.
 
     Example:
         >>> boxes = [torch.tensor([[8.0, 0.0, 16.0, 8.0]])]
