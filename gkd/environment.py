@@ -1,4 +1,4 @@
-"""Are the packages there that this package is a plugin of, and in versions that fit?"""
+"""Check that the packages that this package extends are installed, in versions that fit."""
 
 from __future__ import annotations
 

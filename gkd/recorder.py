@@ -92,7 +92,7 @@ class Recorder:
                 enter(watched(kind, 'weigh', self.histogram.look))
 
     def pause(self) -> None:
-        """What happens until the next step, such as an evaluation, is no waiting for data."""
+        """Do not count what happens until the next step, such as an evaluation, as waiting."""
         self.stopwatch.forget('data')
 
     def begin_step(self) -> None:

@@ -210,7 +210,7 @@ def test_learning_rate_is_scaled_as_in_training(config):
     assert schedule_of(config).scaled_rate(gpus=16) == 0.01
 
 
-def test_generation_of_many_images_a_pass_can_be_the_peak(planned):
+def test_generation_of_many_images_per_pass_can_be_the_peak(planned):
     _, plan = planned
     assert plan.generation_images == 8
     # At the least, an image and the first layer's map, of half its width and height.

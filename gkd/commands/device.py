@@ -75,7 +75,7 @@ def visible_gpus() -> list[str]:
 
 
 def why_there_is_no_gpu() -> str:
-    """A sentence for people."""
+    """Why torch sees no GPU, as a sentence for messages."""
     if torch.version.cuda is None and torch.version.hip is None:
         return f'torch {torch.__version__} is built for the CPU alone.'
     if os.environ.get(VISIBLE) == '':

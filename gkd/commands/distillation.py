@@ -235,7 +235,7 @@ def as_lines(rows: Sequence[tuple[str, str]], path: str) -> list[str]:
 
 
 def counted(number: int, thing: str) -> str:
-    """A number of things.
+    """A number with its noun, in the plural unless it is 1.
 
     Example:
         >>> counted(1, 'epoch'), counted(12, 'epoch')

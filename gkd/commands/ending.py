@@ -126,7 +126,7 @@ def end_by(number: int) -> None:
 
 
 def is_interrupted(error: BaseException) -> bool:
-    """Whether an error only tells that Ctrl-C was met, as where MMEngine formats a config."""
+    """Whether Ctrl-C caused an error, as it does where MMEngine formats a config."""
     cause = error.__cause__ or error.__context__
     return cause is not None and (isinstance(cause, KeyboardInterrupt) or is_interrupted(cause))
 

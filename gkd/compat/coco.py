@@ -1,4 +1,4 @@
-"""Mends of how annotations are read, and detections evaluated."""
+"""Patches of how annotations are read, and detections evaluated."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class OrderedCOCOeval(InOrderOfClasses, COCOeval):
 
 
 class InspectedCOCO(COCO):
-    """pycocotools' interface to a COCO file that was looked at.
+    """pycocotools' interface to a COCO file that was inspected.
 
     Args:
         annotation_file: COCO JSON; None makes an empty one.

@@ -1,4 +1,4 @@
-"""Mends of how MMDetection 3.x reads annotations, and evaluates detections."""
+"""Patches of how MMDetection 3.x reads annotations, and evaluates detections."""
 
 from __future__ import annotations
 

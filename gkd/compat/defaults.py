@@ -1,4 +1,4 @@
-"""Mends of defaults that fail on a machine without a GPU, or on today's numpy."""
+"""Patches of defaults that fail on a machine without a GPU, or on today's numpy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Mends of MMEngine, which MMDetection 3.x trains with."""
+"""Patches of MMEngine, which MMDetection 3.x trains with."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Mends of the heads of MMDetection 3.x."""
+"""Patches of the heads of MMDetection 3.x."""
 
 from __future__ import annotations
 

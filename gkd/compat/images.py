@@ -1,4 +1,4 @@
-"""Mends of how the pipelines of either MMDetection read images."""
+"""Patches of how the pipelines of either MMDetection read images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Mends of mmcv's data-parallel wrappers."""
+"""Patches of mmcv's data-parallel wrappers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Mends of mmcv's runner: checkpoints, resuming, and logging of short epochs."""
+"""Patches of mmcv's runner: checkpoints, resuming, and logging of short epochs."""
 
 from __future__ import annotations
 

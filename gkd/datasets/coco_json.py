@@ -56,7 +56,7 @@ def unusable_entry(path: str, entry: str, error: Exception) -> DataError:
 
 
 def inspect_coco(path: str) -> Inspection:
-    """Read a whole COCO file, as trainings do, and look at all of it.
+    """Read a whole COCO file, as trainings do, and inspect all of it.
 
     Args:
         path: COCO JSON.

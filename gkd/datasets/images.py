@@ -1,4 +1,4 @@
-"""Image files: read with their name in every error, and looked at all at once."""
+"""Image files: read with their name in every error, and checked all at once."""
 
 from __future__ import annotations
 

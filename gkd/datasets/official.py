@@ -158,7 +158,7 @@ def verify(name: str, annotations: Annotations, known: Known,
 
 
 def report(name: str, annotations: Annotations, tell: Callable[[str], None]) -> int:
-    """Tell what a data set holds and which of its boxes are broken.
+    """Report what a data set holds and which of its boxes are broken.
 
     Args:
         name: Its name.
@@ -199,7 +199,7 @@ def counts(names: Mapping[Hashable, str], ids: Iterable[Hashable]) -> str:
 
 
 def report_inspection(name: str, inspection: Inspection, tell: Callable[[str], None]) -> int:
-    """Tell what a COCO file holds, what is wrong with it, and what training completes.
+    """Report what a COCO file holds, what is wrong with it, and what training completes.
 
     Args:
         name: Its name.

@@ -1,4 +1,4 @@
-"""Lists with one record an image, as the authors' code of the method reads them.
+"""Lists with one record per image, as the authors' code of the method reads them.
 
 A JSON object ``{file: {"height": h, "width": w, "content_ann": {...}}}`` with ``bboxes`` as
 ``x1, y1, x2, y2`` or polygons ``x1, y1, x2, y2, ...`` in pixels, ``labels`` as one list a box that

@@ -147,7 +147,7 @@ class ResumableCheckpointHook(CheckpointHook):
             put_back_gradients(model, state['gradients'][runner.rank])
 
     def before_train_epoch(self, runner) -> None:
-        """Tell the order which epoch it is."""
+        """Set the epoch of the order."""
         self.order.epoch = runner.epoch
 
     def after_train_iter(self, runner, batch_idx: int, data_batch: Any = None,
@@ -305,7 +305,7 @@ def put_back_gradients(model: torch.nn.Module, gradients: dict[str, torch.Tensor
 
 
 def count_anew(checkpoint: dict, state: dict, length: int) -> None:
-    """Have MMEngine count on in epochs of the run's own length.
+    """Let MMEngine continue to count in epochs of the run's own length.
 
     It would count on from the iterations of the former setup, which had another number of images
     in a step; so would its schedules, if some count iterations. :func:`step_schedules` brings the

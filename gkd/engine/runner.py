@@ -217,7 +217,7 @@ class Runner(runner.Runner):
             self.logger.info(nothing_left(self._load_from, done))
 
     def resume(self, filename: str, *args: Any, **settings: Any) -> None:
-        """Go on as MMEngine does; a training of another config in the work dir is named."""
+        """Resume as MMEngine does; a training of another config in the work dir is named."""
         with explaining_mismatch(filename, self.work_dir):
             super().resume(filename, *args, **settings)
 

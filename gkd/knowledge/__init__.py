@@ -1,4 +1,4 @@
-"""What a student can be taught: one kind of knowledge a file, and the functions it is made of."""
+"""What a student can be taught: one file for each kind of knowledge, and their functions."""
 
 from gkd.environment import is_there, needing_mmdetection
 from gkd.knowledge.base import Knowledge

@@ -71,7 +71,7 @@ def embed(basis: ChosenInstances, row: int) -> str:
 
 def describe_level(basis: ChosenInstances, level: int, chosen: list[Tensor], shown: Tensor,
                    alpha: float) -> dict[str, Any]:
-    """What the page says of a level.
+    """The content of the page for a level.
 
     Args:
         basis: Prototypes and instances.

@@ -21,7 +21,7 @@ from gkd.running.data import prototype_datasets as prototype_configs
 from gkd.running.distill import describe_images, distillation_config
 
 __all__ = ['ANNOTATIONS', 'annotation_files', 'build_model', 'build_optimizer', 'describe_images',
-           'distillation_config', 'image_size', 'images_a_pass', 'load_config',
+           'distillation_config', 'image_size', 'images_per_pass', 'load_config',
            'prototype_configs', 'prototype_datasets', 'schedule_of', 'total_loss',
            'untrained_model']
 
@@ -61,7 +61,7 @@ def schedule_of(config: Config) -> Schedule:
             checkpoints=kept_checkpoints(length, config.get('checkpoint_config')))
 
 
-def images_a_pass(config: Config) -> int:
+def images_per_pass(config: Config) -> int:
     """Images of a pass through the training data; wrappers may repeat some or leave some out.
 
     Raises:

@@ -22,7 +22,7 @@ from gkd.planning.schedule import Schedule, base_batch, kept_checkpoints
 from gkd.progress import without_warnings
 
 __all__ = ['ANNOTATIONS', 'annotation_files', 'build_model', 'build_optimizer', 'describe_images',
-           'distillation_config', 'image_size', 'images_a_pass', 'load_config',
+           'distillation_config', 'image_size', 'images_per_pass', 'load_config',
            'prototype_configs', 'prototype_datasets', 'schedule_of', 'total_loss',
            'untrained_model']
 
@@ -69,7 +69,7 @@ def schedule_of(config: Config) -> Schedule:
             checkpoints=kept_checkpoints(length, hooks.get('checkpoint', dict(interval=1))))
 
 
-def images_a_pass(config: Config) -> int:
+def images_per_pass(config: Config) -> int:
     """Images of a pass through the training data; wrappers may repeat some or leave some out.
 
     Raises:

@@ -86,6 +86,6 @@ def kept_checkpoints(length: int, settings: Optional[dict]) -> int:
 
 
 def base_batch(config: Config) -> Optional[int]:
-    """Images a step that a config's learning rate is for; None if it is not to be scaled."""
+    """Images per step that a config's learning rate is for; None if it is not to be scaled."""
     scaling = config.get('auto_scale_lr') or {}
     return scaling.base_batch_size if scaling.get('enable', False) else None

@@ -64,7 +64,7 @@ class EpochBar(Hook):
                                 len(runner.data_loader), 'step', initial=runner.inner_iter)
 
     def after_train_iter(self, runner) -> None:
-        """Move on."""
+        """Advance the bar."""
         bar = self.bar
         bar.update()
         seconds = (time.time() - bar.start_t) / (bar.n - bar.initial)
