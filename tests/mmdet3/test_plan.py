@@ -56,7 +56,8 @@ def test_costs_are_those_of_mmdetection_2(annotations, tmp_path, family):
 def test_boxinst_trains_on_noise():
     """Its preprocessor, which no synthetic batch passes, finds neighbours of like colour."""
     pytest.importorskip('skimage')
-    model = build_detector(small_models.small_config('boxinst/boxinst_r50_fpn_ms-90k_coco')).train()
+    config = small_models.small_config('boxinst/boxinst_r50_fpn_ms-90k_coco')
+    model = build_detector(config).train()
     losses = student_losses(model, noise(WIDTH, HEIGHT, IMAGES, model))
     assert losses['loss_mask_project'].item() > 0
 
