@@ -13,12 +13,13 @@ from torch import Tensor, nn
 
 from gkd.bank import PrototypeBank
 from gkd.detectors import one_stage, two_stage
+from gkd.detectors.fast_copy import widened
 from gkd.detectors.images import ChannelMap, ImageFormat
 from gkd.detectors.inherit import check_inherited, inherit
 from gkd.detectors.inspection import inspect_pair
 from gkd.detectors.source import DetectorSource
 from gkd.detectors.step import DetectorOutputs, Needs, Step
-from gkd.detectors.teacher import Teacher, widened
+from gkd.detectors.teacher import Teacher
 from gkd.errors import ConfigError, naming
 from gkd.files import checksum
 from gkd.frameworks import (

@@ -11,7 +11,7 @@ import argparse
 from gkd.commands import positive, run
 from gkd.commands.settings import add_settings_option
 from gkd.errors import DataError
-from gkd.planning.door import images_a_pass, load_config, schedule_of
+from gkd.planning.door import images_per_pass, load_config, schedule_of
 from gkd.planning.generation import plan_generation
 from gkd.planning.plan import make_plan
 from gkd.progress import silence
@@ -60,7 +60,7 @@ def main():
     schedule, images = schedule_of(config), args.images
     if images is None and schedule.unit == 'step':  # their passes must be counted
         with silence():
-            images = images_a_pass(config)
+            images = images_per_pass(config)
     generations = schedule.generations(config.model.prototypes.get('interval', 1), images,
                                        args.gpus)
     print('\n'.join(generation.lines(generations, args.gpus)))

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from gkd.detectors.dense import dense_predictions
+from gkd.detectors.fast_copy import widened
 from gkd.detectors.one_stage import assigned_objects, paired_maps, start_step
 from gkd.detectors.pair import DetectorPair
 from gkd.detectors.roi_heads import (
@@ -18,7 +19,6 @@ from gkd.detectors.roi_heads import (
     pooling_without_waiting,
 )
 from gkd.detectors.step import DetectorOutputs, Needs, Stage, Step, recorded
-from gkd.detectors.teacher import widened
 from gkd.frameworks import (
     BaseDetector,
     Batch,

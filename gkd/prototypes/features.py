@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.utils import data
 
 from gkd.detectors.dense import main_head, predicted_maps
+from gkd.detectors.fast_copy import widened
 from gkd.detectors.roi_heads import RoIClassLayers
-from gkd.detectors.teacher import widened
 from gkd.frameworks import (
     BaseDetector,
     Dataset,

@@ -176,7 +176,7 @@ def as_percent(name: str, value: float) -> float:
     """A metric in percent; those of panoptic data are already.
 
     Example:
-        >>> as_percent('bbox_mAP', 0.25), percent('PQ_th', 40.5)
+        >>> as_percent('bbox_mAP', 0.25), as_percent('PQ_th', 40.5)
         (25.0, 40.5)
     """
     return value if name.rpartition('/')[2][:2] in ('PQ', 'SQ', 'RQ') else 100 * value
