@@ -89,7 +89,7 @@ def test_samplers_keep_what_they_count_in_every_stage():
     assert list(state.values()) == [dict(floor_thr=-1), dict(floor_thr=0)]
 
     assert list(module_state(model).values()) == [dict(floor_thr=-1)]
-    coverage.losses(model, coverage.training_batch(model, coverage.look(model, 'student'), 3))
+    coverage.losses(model, coverage.training_batch(model, probe(model, 'student'), 3))
     assert list(module_state(model).values()) == [dict(floor_thr=0)]
     other = build(small.libra_rcnn())
     restore_module_state(other, module_state(model))
