@@ -12,7 +12,7 @@ from helpers.distillers import build_distiller, losses_of
 from mmdet.models.roi_heads.bbox_heads import Shared2FCBBoxHead
 from test_every_method import METHODS, build, own_losses
 
-from gkd.detectors import roi_heads
+from gkd.detectors import fast_copy, roi_heads
 from gkd.detectors.step import recorded
 from gkd.detectors.teacher import Teacher
 from gkd.errors import ConfigError
@@ -81,6 +81,15 @@ def with_features_of_the_whole_image():
         semantic_head=dict(type='FusedSemanticHead', num_ins=5, fusion_level=1, num_convs=1,
                            in_channels=64, conv_out_channels=64, num_classes=3))
     return detector
+
+
+def test_layers_that_cannot_be_folded_compute_in_another_precision(monkeypatch):
+    """In NAS-FCOS, normalisation does not follow its convolution in the order of the layers."""
+    def fold(detector):
+        raise RuntimeError("shape '[32, 1, 1, 1]' is invalid for input of size 64")
+
+    monkeypatch.setattr(fast_copy, 'fuse_conv_bn', fold)
+    assert Teacher(distillers.build(small.retinanet()), 'bfloat16').dtype == torch.bfloat16
 
 
 def test_standardised_weights_compute_in_another_precision_channels_first():
