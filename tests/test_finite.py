@@ -8,6 +8,7 @@ from helpers import small_detectors as small
 from helpers import tiny_data
 from helpers.refusals import append
 from helpers.running import run_tool
+from helpers.zoo_detectors import tood
 from mmcv.runner import HOOKS, Hook
 
 from gkd.finite.step import KeptStep
@@ -49,15 +50,6 @@ def yolox():
     model['bbox_head']['num_classes'] = small.NUM_CLASSES
     return {**model, 'input_size': (128, 128), 'random_size_range': (2, 6),
             'random_size_interval': 2}
-
-
-def tood():
-    """It assigns otherwise from its second epoch on."""
-    model = small_models.small_config('tood/tood_r50_fpn_1x_coco')
-    model['bbox_head'].update(num_classes=small.NUM_CLASSES,
-                              norm_cfg=dict(type='GN', num_groups=4))
-    model['train_cfg']['initial_epoch'] = 1
-    return model
 
 
 @pytest.fixture

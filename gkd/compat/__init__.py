@@ -43,13 +43,13 @@ def apply() -> None:
     install_ops()
 
     if mmdet_major() == 3:
-        _mend_mmdet3()
+        _patch_mmdet3()
     else:
-        _mend_mmdet2()
+        _patch_mmdet2()
     _applied = True
 
 
-def _mend_mmdet2() -> None:
+def _patch_mmdet2() -> None:
     # These import mmcv and mmdet, which is possible from here on only.
     from mmdet.core import InstanceBalancedPosSampler
 
@@ -88,7 +88,7 @@ def _mend_mmdet2() -> None:
     samplers.draw_from_positives_in_order(InstanceBalancedPosSampler)
 
 
-def _mend_mmdet3() -> None:
+def _patch_mmdet3() -> None:
     from gkd.compat import engine
 
     engine.accept_newer_mmcv()

@@ -1,4 +1,4 @@
-"""A mend of a decoder of MMDetection 3.x."""
+"""A patch of a decoder of MMDetection 3.x."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ def keep_borrowed_layers_out_of_ddq() -> None:
     """Let DDQ's decoder use layers of the head without holding their weights a second time.
 
     Reason: the first training step makes them a part of the decoder, so that its checkpoints have
-    weights that no detector has which is yet to train: they did not fit, neither to go on with
-    the training nor to teach.
+    weights that a detector before its first step lacks: they fitted neither a resumed training nor
+    a teacher.
     For: mmdet 3.2 and 3.3.
     """
     from mmdet.models.detectors import DDQDETR
@@ -30,7 +30,7 @@ def keep_borrowed_layers_out_of_ddq() -> None:
 
     @functools.wraps(load)
     def load_own(self, state_dict, prefix, *args, **kwargs):
-        # Of checkpoints that were written without this mend.
+        # Of checkpoints that were written without this patch.
         for name in [name for name in state_dict if name.startswith(f'{prefix}{BORROWED}.')]:
             del state_dict[name]
         load(self, state_dict, prefix, *args, **kwargs)

@@ -1,4 +1,4 @@
-"""A mend of a sampler of either MMDetection."""
+"""A patch of a sampler of either MMDetection."""
 
 from __future__ import annotations
 

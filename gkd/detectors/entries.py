@@ -27,8 +27,23 @@ def name_of(kind: Any) -> str:
 
 def nested(entry: Any) -> Iterator[ConfigDict]:
     """All dicts inside a config, at every depth."""
+    for _, inner in placed(entry, ''):
+        yield inner
+
+
+def placed(entry: Any, key: str) -> Iterator[tuple[str, ConfigDict]]:
+    """All dicts inside a config, at every depth, each with its place.
+
+    Args:
+        entry: The config or a part of it.
+        key: Its place.
+
+    Example:
+        >>> [place for place, _ in placed(dict(train=[dict(type='CocoDataset')]), 'data')]
+        ['data', 'data.train.0']
+    """
     if isinstance(entry, dict):
-        yield entry
-    for inner in entry.values() if isinstance(entry, dict) else entry:
+        yield key, entry
+    for name, inner in entry.items() if isinstance(entry, dict) else enumerate(entry):
         if isinstance(inner, (dict, list, tuple)):
-            yield from nested(inner)
+            yield from placed(inner, f'{key}.{name}')

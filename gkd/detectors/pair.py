@@ -28,7 +28,7 @@ class DetectorInfo:
         samples_positives: Whether a training step chooses positive proposals or anchors that can
             be recorded.
         has_class_layers: Whether the layers can be had by which the head reads classes before it
-            scores them: Those of a dense head if they are the same for the maps of all levels,
+            scores them: those of a dense head if they are the same for the maps of all levels,
             or those of a RoI head that needs nothing but maps and boxes.
         roi_strides: Strides of the maps that such a RoI head pools from; empty for other heads.
         trains_places: Whether a training step that samples nothing shows which places of the maps

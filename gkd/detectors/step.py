@@ -155,7 +155,7 @@ class Step:
             is the sum of all ``n_b``.
         labels: Class of the ground truth that each positive was assigned to, ``(n,)``, int64.
         objects: Ground truth that each positive was assigned to, ``(n,)`` int64, counted over
-            the batch: An index into ``torch.cat(gt_boxes)``.
+            the batch: an index into ``torch.cat(gt_boxes)``.
         roi_levels: Paired level that the student pooled each positive from, ``(n,)``; two-stage
             students only.
         positions: Where each positive is among all anchors of the student, ``(n, 2)`` int64 as

@@ -20,7 +20,7 @@ from torch import nn
 from gkd.commands.values import unknown_setting
 from gkd.datasets.checks import check_class_names, check_same_classes, no_box
 from gkd.datasets.coco_json import load_coco
-from gkd.detectors.entries import name_of
+from gkd.detectors.entries import name_of, placed
 from gkd.engine.evaluators import build_evaluator
 from gkd.engine.leaf import Leaf
 from gkd.engine.loading import on_disk
@@ -154,17 +154,11 @@ def check_storages(entry: Any, key: str) -> None:
         entry: The part, such as a data set with its pipeline.
         key: Its place, for messages.
     """
-    if isinstance(entry, (list, tuple)):
-        for number, inner in enumerate(entry):
-            check_storages(inner, f'{key}.{number}')
-    elif isinstance(entry, dict):
-        for name, inner in entry.items():
-            place = f'{key}.{name}'
-            if name == 'backend_args' and inner:
-                with naming(f'{place} = {dict(inner)}'):
-                    get_file_backend(backend_args=inner)
-            else:
-                check_storages(inner, place)
+    for place, inner in placed(entry, key):
+        storage = inner.get('backend_args')
+        if storage:
+            with naming(f'{place}.backend_args = {dict(storage)}'):
+                get_file_backend(backend_args=storage)
 
 
 def build_named(entry: dict, key: str) -> Any:

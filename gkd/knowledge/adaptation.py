@@ -21,7 +21,7 @@ def adaptation(pair: DetectorPair, levels: Optional[Sequence[int]] = None) -> nn
     Args:
         pair: Traits of teacher and student.
         levels: Paired levels whose maps are needed, 0 being the finest; by default all. Maps of
-            other levels stay as they are: Distributed training waits for every layer's gradient.
+            other levels stay as they are: distributed training waits for every layer's gradient.
 
     Returns:
         The convolutions, finest level first.

@@ -37,6 +37,7 @@ from gkd.datasets.checks import (
 )
 from gkd.datasets.coco_json import load_coco
 from gkd.datasets.inspection import Finding
+from gkd.detectors.entries import placed
 from gkd.detectors.images import pipeline_of
 from gkd.errors import ConfigError, DataError, naming, shorten
 from gkd.matching import LOADED_BY, trained_on
@@ -120,17 +121,12 @@ def check_steps(entry: Any, key: str) -> None:
         entry: Config of a data set with its wrappers, or a part of it.
         key: Its place, for messages.
     """
-    if isinstance(entry, (list, tuple)):
-        for number, inner in enumerate(entry):
-            check_steps(inner, f'{key}.{number}')
-    elif isinstance(entry, dict):
-        for name, inner in entry.items():
-            check_steps(inner, f'{key}.{name}')
-        for number, step in enumerate(entry.get('pipeline') or ()):
+    for place, inner in placed(entry, key):
+        for number, step in enumerate(inner.get('pipeline') or ()):
             try:
                 Compose([step])
             except Exception as error:
-                raise ConfigError(f'{key}.pipeline.{number}: {type(error).__name__}: {error}. '
+                raise ConfigError(f'{place}.pipeline.{number}: {type(error).__name__}: {error}. '
                                   f'Mend this step, or leave it out.') from error
 
 

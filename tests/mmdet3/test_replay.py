@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.multiprocessing
 from helpers import small_detectors as small
+from helpers.zoo_detectors import tood
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
@@ -21,7 +22,6 @@ from gkd.frameworks import build_detector
 from gkd.looking.door import load_config
 from gkd.looking.replay import layers_not_finite, replay
 from gkd.looking.replay import origin as origin_of
-from studies import small_models
 
 
 @HOOKS.register_module()
@@ -85,15 +85,6 @@ def test_the_term_is_named_and_the_step_can_be_run_again(annotations, tmp_path, 
     runpy.run_path(str(TOOLS.parent / 'replay.py'))['main']()
     printed = capsys.readouterr().out
     assert f'loss_soft               {losses["loss_soft"]}\n' in printed and origin in printed
-
-
-def tood():
-    """It assigns otherwise from its second epoch on."""
-    model = small_models.small_config('tood/tood_r50_fpn_1x_coco')
-    model['bbox_head'].update(num_classes=small.NUM_CLASSES,
-                              norm_cfg=dict(type='GN', num_groups=4))
-    model['train_cfg']['initial_epoch'] = 1
-    return model
 
 
 @pytest.mark.slow
