@@ -147,6 +147,7 @@ def test_checkpoints_of_ddq_fit_one_that_has_not_trained_yet():
     config = small_models.small_config('ddq/ddq-detr-4scale_r50_8xb2-12e_coco')
     config['num_queries'] = 20
     trained, other = (build_detector(config).train() for _ in range(2))
+    trained.init_weights()
     student_losses(trained, noise(128, 128, 2, trained))
     weights = trained.state_dict()
     assert weights.keys() == other.state_dict().keys()
