@@ -278,6 +278,17 @@ def test_passes_of_a_training_that_counts_iterations_are_those_of_its_wrappers(t
     assert re.search(r'generations: +2, so', printed)
 
 
+@pytest.mark.parametrize('option, only, says', [
+    ('model.prototypes.min_size=999', 'error: no prototype can be chosen: no box in ', ' 999 '),
+    ('data.train.type=LVISV1Dataset', 'error: data.train: ImportError: ', 'lvis'),
+])
+def test_prototypes_that_cannot_be_planned(tmp_path, monkeypatch, option, only, says):
+    monkeypatch.setitem(sys.modules, 'lvis', None)
+    _, path = tiny_data.write_pair(tmp_path, 'one_stage')
+    status, printed, stderr = run_tool('plan', path, '--only-prototypes', '--cfg-options', option)
+    assert status == 2 and only in stderr and says in stderr and 'images to run' not in printed
+
+
 def test_the_class_space_can_be_planned(config):
     usual = make_plan(config, probes=PROBES)
     config.model.knowledge = [dict(type='RobustDistillingModule',

@@ -209,7 +209,7 @@ def plan_generation(config: Config, images: Optional[int] = None,
 
     Raises:
         ConfigError: The config distils nothing, or without prototypes.
-        DataError: The annotations are missing.
+        DataError: The annotations are missing, or no box is large enough.
     """
     if config.model.type != Distiller.__name__ or not config.model.get('prototypes'):
         raise ConfigError(f'{config.filename} generates no prototypes: give a config whose '
@@ -224,8 +224,10 @@ def plan_generation(config: Config, images: Optional[int] = None,
                     class_channels=model.frozen.class_channels)
     if images is not None:
         return GenerationPlan.bound(images, boxes, pair.num_classes, module.max_images, **settings)
-    candidates = choose_candidates(annotated_datasets(config), module.max_images,
-                                   module.min_size, module.seed)
+    datasets = annotated_datasets(config)
+    candidates = choose_candidates(datasets, module.max_images, module.min_size, module.seed)
+    if not candidates:
+        raise module.no_candidate(datasets)
     return GenerationPlan.of(candidates, pair.num_classes, module.batch_size, **settings)
 
 

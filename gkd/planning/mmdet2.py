@@ -94,9 +94,11 @@ def prototype_datasets(config: Config) -> list[Dataset]:
     """The data sets that prototypes come from; their images need not be there.
 
     Raises:
+        ConfigError: A data set cannot be built.
         DataError: Classes and annotations do not fit.
     """
-    datasets = PrototypeHook(prototype_configs(config)).datasets
+    with naming('data.train'):
+        datasets = PrototypeHook(prototype_configs(config)).datasets
     for dataset in datasets:
         check_classes(dataset, 'data.train')
     return datasets

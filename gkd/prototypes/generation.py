@@ -199,9 +199,7 @@ class PrototypeGenerationModule:
         """
         candidates = choose_candidates(datasets, self.max_images, self.min_size, self.seed)
         if not candidates:
-            raise DataError(
-                f'no prototype can be chosen: no box in {source_of(datasets[0])} is wider and '
-                f'higher than model.prototypes.min_size = {self.min_size} pixels.')
+            raise self.no_candidate(datasets)
         seen = np.unique(np.concatenate([candidate.labels for candidate in candidates]))
         classes = classes_of(datasets[0])
         missing = [name for label, name in enumerate(classes) if label not in seen]
@@ -213,6 +211,12 @@ class PrototypeGenerationModule:
         logger().info(f'Prototypes: {sum(len(c.labels) for c in candidates)} instances of '
                       f'{len(seen)} classes in {len(candidates)} images.')
         return candidates
+
+    def no_candidate(self, datasets: Sequence[Dataset]) -> DataError:
+        """The error of data without a box that is large enough."""
+        return DataError(
+            f'no prototype can be chosen: no box in {source_of(datasets[0])} is wider and higher '
+            f'than model.prototypes.min_size = {self.min_size} pixels.')
 
     def counts(self, batches: list[list[int]]) -> list[int]:
         """Instances of every batch."""
