@@ -130,7 +130,7 @@ def test_a_test_measures_what_the_training_does(folder):
 
 
 class Measured(CocoDataset):
-    """Reads COCO files, and has metrics of its own, as Cityscapes' data set."""
+    """Reads COCO files, and has metrics of its own."""
 
     def evaluate(self, results, metric='own'):
         return {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os.path as osp
 from collections.abc import Sequence
 from typing import Any, Optional, Union
 
@@ -15,7 +16,7 @@ from mmcv.parallel import DataContainer
 from mmcv.runner import HOOKS, Hook, get_dist_info
 from mmdet.core import BitmapMasks, PolygonMasks, anchor_inside_flags, bbox2roi, bbox_overlaps
 from mmdet.core.bbox.coder import DeltaXYWHBBoxCoder
-from mmdet.datasets import CustomDataset, VOCDataset, build_dataset
+from mmdet.datasets import CustomDataset, OpenImagesDataset, VOCDataset, build_dataset
 from mmdet.models import BACKBONES, DETECTORS, build_detector
 from mmdet.models.backbones.efficientnet import EfficientNet
 from mmdet.models.detectors import RPN, BaseDetector
@@ -31,6 +32,7 @@ from gkd.frameworks.alike import (
     source_of,
 )
 from gkd.frameworks.batch import Batch, filled_boxes, mask_parts, of_each_image
+from gkd.frameworks.open_images import in_pixels, named_image, size_of
 
 __all__ = [
     'BACKBONES', 'BATCH_PARTS', 'BESIDE_MODEL', 'CLASSES_SETTING', 'DETECTORS', 'HOOKS',
@@ -193,8 +195,14 @@ def classes_of(dataset: Dataset) -> tuple[str, ...]:
 
 
 def image_info(dataset: Dataset, index: int) -> dict[str, Any]:
-    """An image's ``folder``, its ``filename`` within it, its ``width`` and ``height``."""
-    info = dataset.data_infos[index]
+    """An image's ``folder``, its ``filename`` within it, its ``width`` and ``height``.
+
+    Open Images' annotations have no sizes; those of the files are taken, and kept.
+    """
+    info = named_image(dataset.data_infos[index])
+    if 'width' not in info:
+        width, height = size_of(osp.join(dataset.img_prefix or '', info['filename']))
+        info.update(width=width, height=height)
     return dict(folder=dataset.img_prefix, filename=info['filename'], width=info['width'],
                 height=info['height'])
 
@@ -202,6 +210,9 @@ def image_info(dataset: Dataset, index: int) -> dict[str, Any]:
 def annotation(dataset: Dataset, index: int) -> tuple[np.ndarray, np.ndarray]:
     """Boxes ``(n, 4)`` in pixels and labels ``(n,)`` of an image; crowds are left out."""
     found = dataset.get_ann_info(index)
+    if isinstance(dataset, OpenImagesDataset):
+        info = image_info(dataset, index)
+        return in_pixels(found, (info['width'], info['height']))
     return found['bboxes'], found['labels']
 
 

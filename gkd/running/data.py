@@ -40,6 +40,7 @@ from gkd.datasets.inspection import Finding
 from gkd.detectors.entries import placed
 from gkd.detectors.images import pipeline_of
 from gkd.errors import ConfigError, DataError, naming, shorten
+from gkd.frameworks.open_images import named_image
 from gkd.matching import LOADED_BY, trained_on
 from gkd.running.loading import check_loaded
 
@@ -296,7 +297,7 @@ def check_images(dataset: CustomDataset, key: str) -> None:
         return
     if dataset.img_prefix and not osp.isdir(dataset.img_prefix):
         raise DataError(f'{key}.img_prefix: no such folder: {dataset.img_prefix}')
-    names = [info['filename'] for info in dataset.data_infos]
+    names = [named_image(info)['filename'] for info in dataset.data_infos]
     check_files_exist([osp.join(dataset.img_prefix or '', path) for name in names
                        for path in (name if isinstance(name, list) else [name])],
                       dataset.ann_file, key)
@@ -305,9 +306,22 @@ def check_images(dataset: CustomDataset, key: str) -> None:
 def check_boxes(datasets: list[CustomDataset], key: str) -> None:
     """Raise DataError if there is no box at all to be trained on."""
     if not any(dataset.test_mode for dataset in datasets) and not any(
-            len(dataset.get_ann_info(index)['bboxes'])
+            len(read_boxes(dataset, index, key)['bboxes'])
             for dataset in datasets for index in range(len(dataset))):  # ends at the first box
         raise no_box(datasets[0].ann_file, findings_of(datasets[0]), key)
+
+
+def read_boxes(dataset: CustomDataset, index: int, key: str) -> dict:
+    """What a data set tells of an image's boxes.
+
+    Raises:
+        DataError: It cannot read them; with the image and the reason.
+    """
+    try:
+        return dataset.get_ann_info(index)
+    except Exception as error:
+        raise unusable(named_image(dataset.data_infos[index])['filename'], dataset.ann_file,
+                       f'{type(error).__name__}: {error}', key) from None
 
 
 def findings_of(dataset: CustomDataset) -> list[Finding]:
@@ -331,12 +345,8 @@ def check_annotations(dataset: CustomDataset, key: str) -> None:
         trained = []
         for index, info in enumerate(dataset.data_infos):
             image = info['filename']
-            try:
-                annotation = dataset.get_ann_info(index)
-                boxes, labels = annotation['bboxes'].tolist(), annotation['labels'].tolist()
-            except Exception as error:
-                raise unusable(image, dataset.ann_file, f'{type(error).__name__}: {error}',
-                               key) from None
+            annotation = read_boxes(dataset, index, key)
+            boxes, labels = annotation['bboxes'].tolist(), annotation['labels'].tolist()
             check_instances(boxes, labels, len(dataset.CLASSES or labels), image,
                             dataset.ann_file, key)
             trained += [] if dataset.test_mode else [(info, image, box) for box in boxes]

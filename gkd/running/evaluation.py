@@ -12,7 +12,14 @@ import torch
 from mmcv import Config
 from mmcv.runner import Hook, LoggerHook
 from mmdet.core import DistEvalHook, EvalHook
-from mmdet.datasets import CocoDataset, CustomDataset, LVISDataset, build_dataloader
+from mmdet.datasets import (
+    CityscapesDataset,
+    CocoDataset,
+    CustomDataset,
+    LVISDataset,
+    OpenImagesDataset,
+    build_dataloader,
+)
 from mmdet.models.detectors import RPN, BaseDetector
 from torch import nn
 from torch.utils.data import Dataset
@@ -24,7 +31,8 @@ from gkd.errors import ConfigError, naming
 from gkd.matching import check_num_classes
 from gkd.report.loggers import ImageLoggerHook
 from gkd.resume import evaluations, forget_evaluations, keep_evaluation
-from gkd.running.data import leaf_datasets, loader_settings
+from gkd.running import cityscapes, open_images
+from gkd.running.data import leaf_datasets, loader_settings, on_disk
 from gkd.running.resume import averages_in
 from gkd.running.runner import IterationRunner, runner_type, trained
 
@@ -188,7 +196,7 @@ class MissedEvaluation(Hook):
 
 def check_metrics(model: BaseDetector, dataset: CustomDataset, metrics: Sequence[str],
                   key: str) -> None:
-    """Raise ConfigError for a metric that a COCO data set lacks, before hours of detection.
+    """Raise GKDError for a metric that cannot be computed, before hours of detection.
 
     Args:
         model: The detector; for a distiller, its student is checked.
@@ -197,14 +205,20 @@ def check_metrics(model: BaseDetector, dataset: CustomDataset, metrics: Sequence
         key: Where they were asked for, for messages.
     """
     dataset = leaf_datasets(dataset)[0]
-    # Others that read COCO files, such as Cityscapes', have metrics of their own.
-    if type(dataset).evaluate not in (CocoDataset.evaluate, LVISDataset.evaluate):
-        return
     detector = model.student if isinstance(model, Distiller) else model
+    if metrics and type(dataset).evaluate is OpenImagesDataset.evaluate and on_disk(
+            dataset.file_client_args):
+        open_images.check_measured(dataset, key)
+    has_own = type(dataset).evaluate is CityscapesDataset.evaluate
+    if has_own and cityscapes.OWN_METRIC in metrics:
+        cityscapes.check_measured(detector, dataset, f'{key} {cityscapes.OWN_METRIC}')
+    # Others that read COCO files have metrics of their own.
+    if not has_own and type(dataset).evaluate not in (CocoDataset.evaluate, LVISDataset.evaluate):
+        return
     # Proposals alone are arrays, which proposal_fast takes, without classes.
     has_masks = detector.with_mask or hasattr(detector, 'panoptic_head')
     known = ['proposal', 'proposal_fast'] if isinstance(detector, RPN) else \
-        ['bbox', 'proposal'] + ['segm'] * has_masks
+        ['bbox', 'proposal'] + ['segm'] * has_masks + [cityscapes.OWN_METRIC] * has_own
     unknown = [metric for metric in metrics if metric not in known]
     if unknown:
         raise ConfigError(f'{key} {" ".join(map(str, unknown))}: {type(detector).__name__} on '

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os.path as osp
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Callable, Optional
 
 import mmcv
@@ -11,7 +12,7 @@ import torch
 from mmcv import Config
 from mmcv.runner import get_dist_info, wrap_fp16_model
 from mmdet.apis import multi_gpu_test, single_gpu_test
-from mmdet.datasets import CocoDataset, build_dataloader
+from mmdet.datasets import CityscapesDataset, CocoDataset, CustomDataset, build_dataloader
 from mmdet.datasets.pipelines import Collect
 from torch import nn
 from torch.utils.data import Dataset
@@ -23,6 +24,7 @@ from gkd.datasets.images import picture_file
 from gkd.errors import ConfigError, naming
 from gkd.files import check_writable, written_whole
 from gkd.matching import check_num_classes, check_tested_classes
+from gkd.running.cityscapes import check_written
 from gkd.running.config import student_config
 from gkd.running.console import open_logger
 from gkd.running.data import (
@@ -49,7 +51,8 @@ def test(config: Config, checkpoint: str, metrics: Sequence[str] = (), out: Opti
         out: Pickle file to write MMDetection's raw results to.
         format_only: Write the results in the data set's own format instead of evaluating: for COCO
             ``results.bbox.json`` beside the checkpoint, unless ``eval_options`` say
-            ``jsonfile_prefix``.
+            ``jsonfile_prefix``; for Cityscapes masks in the folder ``results`` there, unless they
+            say ``txtfile_prefix``, or ``jsonfile_prefix`` for COCO's format.
         show_dir: Folder to draw detections into.
         show_score_thr: Scores below are not drawn.
         eval_options: Passed on to the data set's ``evaluate`` or ``format_results``.
@@ -70,10 +73,10 @@ def test(config: Config, checkpoint: str, metrics: Sequence[str] = (), out: Opti
     check_num_classes(model, dataset.CLASSES, 'data.test')
     check_tested_classes(model.CLASSES, dataset.CLASSES, checkpoint, 'data.test')
     model.CLASSES = dataset.CLASSES
-    options = evaluation_options(dataset, eval_options or {}, checkpoint, format_only)
+    options = dict(eval_options or {})
+    write = writer(model, dataset, options, checkpoint) if format_only else None
     check_metrics(model, dataset, metrics, '--eval')
-    check_options(dataset.format_results if format_only else leaf_datasets(dataset)[0].evaluate,
-                  options, '--eval-options')
+    check_options(write or leaf_datasets(dataset)[0].evaluate, options, '--eval-options')
     device = use_device()
     if config.get('fp16') is not None and device.type == 'cuda':
         wrap_fp16_model(model)
@@ -91,9 +94,9 @@ def test(config: Config, checkpoint: str, metrics: Sequence[str] = (), out: Opti
         print(f'wrote {out}')
     if show_dir is not None:
         print(f'drew {len(results)} images into {show_dir}')
-    if format_only:
-        files, _ = dataset.format_results(results, **options)
-        print('wrote', *(sorted(set(files.values())) if isinstance(files, dict) else [files]))
+    if write is not None:
+        files, _ = write(results, **options)
+        print('wrote', *sorted(set(files.values() if isinstance(files, dict) else files)))
     return dataset.evaluate(results, metric=list(metrics), **options) if metrics else {}
 
 
@@ -114,29 +117,36 @@ def check_request(checkpoint: str, out: Optional[str], show_dir: Optional[str]) 
         raise ConfigError('--show-dir draws in one process only; leave the number of GPUs out.')
 
 
-def evaluation_options(dataset: Dataset, options: dict, checkpoint: str,
-                       format_only: bool) -> dict[str, Any]:
-    """The options of the data set's ``evaluate`` or ``format_results``, with their defaults.
+def writer(model: nn.Module, dataset: Dataset, options: dict, checkpoint: str) -> Callable:
+    """What writes results in the data set's own format.
 
     Args:
+        model: The detector.
         dataset: That of ``data.test``.
-        options: What the user gave.
+        options: What the user gave; it gets the place of the files if it names none. Without one,
+            MMDetection writes into a folder that it deletes at once.
         checkpoint: As in :func:`test`.
-        format_only: Likewise.
 
     Raises:
-        ConfigError: Several data sets were to write their results.
+        ConfigError: The data set has no format, or the results have no such form.
     """
-    if not format_only:
-        return dict(options)
-    if not hasattr(dataset, 'format_results'):
+    if hasattr(dataset, 'datasets'):
         raise ConfigError(f'--format-only writes one data set, data.test has '
                           f'{len(leaf_datasets(dataset))}; name one with --cfg-options '
                           f'data.test.ann_file=FILE.')
-    if not isinstance(dataset, CocoDataset):
-        return dict(options)
-    # Without a prefix MMDetection writes into a folder that it deletes at once.
-    return dict(jsonfile_prefix=osp.join(osp.dirname(checkpoint), 'results')) | options
+    write = getattr(dataset, 'format_results', None)
+    if write is None or write.__func__ is CustomDataset.format_results:
+        raise ConfigError(f'--format-only: {type(dataset).__name__} has no format for results. '
+                          f'--out FILE.pkl writes them as MMDetection holds them.')
+    prefix = osp.join(osp.dirname(checkpoint), 'results')
+    if isinstance(dataset, CityscapesDataset):
+        if 'jsonfile_prefix' in options:
+            return partial(CocoDataset.format_results, dataset)
+        check_written(model, '--format-only')
+        options.setdefault('txtfile_prefix', prefix)
+    elif isinstance(dataset, CocoDataset):
+        options.setdefault('jsonfile_prefix', prefix)
+    return write
 
 
 def detect(model: nn.Module, dataset: Dataset, loader_config: dict, show_dir: Optional[str],

@@ -159,7 +159,9 @@ def first_images(dataset: Dataset, count: int = 2) -> Dataset:
         few.datasets = [first_images(leaf, count) for leaf in dataset.datasets]
         few.cumulative_sizes = few.cumsum(few.datasets)
         return few
-    for name in ('data_infos', 'img_ids', 'proposals'):
-        if getattr(few, name, None) is not None:
-            setattr(few, name, getattr(few, name)[:count])
+    for name, value in vars(few).items():
+        if name in ('data_infos', 'img_ids', 'proposals') and value is not None:
+            setattr(few, name, value[:count])
+        elif type(value) is list:  # Open Images' data set collects what its pipeline has made
+            setattr(few, name, list(value))
     return few
