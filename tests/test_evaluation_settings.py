@@ -12,13 +12,14 @@ from helpers.coco_files import renumber_categories
 from helpers.refusals import append, refuse, refuse_training, train
 from helpers.running import run_tool, succeed
 from mmcv import Config
-from mmdet.datasets import CocoDataset
+from mmdet.datasets import CocoDataset, VOCDataset
 from mmdet.models import RetinaNet, build_detector
 
 from gkd.errors import ConfigError
 from gkd.running import load_config
 from gkd.running.evaluation import check_metrics
 from gkd.running.export import load_detector
+from gkd.running.test import writer
 
 TWO = '[data["{0}"], data["{0}"]]'
 CONCATENATED = 'dict(type="ConcatDataset", datasets=[data["{0}"], data["{0}"]])'
@@ -143,6 +144,12 @@ def test_data_sets_with_metrics_of_their_own(folder):
     data.__class__ = CocoDataset
     with pytest.raises(ConfigError, match='--eval own: RetinaNet on CocoDataset'):
         check_metrics(model, data, ['own'], '--eval')
+
+
+def test_data_sets_without_a_format_of_results():
+    data = VOCDataset.__new__(VOCDataset)
+    with pytest.raises(ConfigError, match='VOCDataset has no format for results. --out FILE.pkl'):
+        writer(None, data, {}, 'latest.pth')
 
 
 def test_detectors_with_a_panoptic_head_have_masks(folder):
