@@ -52,8 +52,10 @@ def apply() -> None:
 def _patch_mmdet2() -> None:
     # These import mmcv and mmdet, which is possible from here on only.
     from mmdet.core import InstanceBalancedPosSampler
+    from mmdet.datasets.pipelines import Albu
 
     from gkd.compat import (
+        augmentation,
         coco,
         config_text,
         defaults,
@@ -66,6 +68,7 @@ def _patch_mmdet2() -> None:
     )
 
     defaults.default_to_existing_device()
+    augmentation.let_albumentations_follow_the_seed(Albu, '__call__')
     coco.inspect_annotations()
     coco.evaluate_classes_in_their_order()
     coco.count_proposals()
@@ -96,10 +99,20 @@ def _patch_mmdet3() -> None:
     engine.know_the_standard_library()
 
     # These import mmdet, which is possible from here on only.
+    from mmdet.datasets.transforms import Albu
     from mmdet.models.task_modules import InstanceBalancedPosSampler
 
-    from gkd.compat import coco_metric, config_text, decoders, heads, images, samplers
+    from gkd.compat import (
+        augmentation,
+        coco_metric,
+        config_text,
+        decoders,
+        heads,
+        images,
+        samplers,
+    )
 
+    augmentation.let_albumentations_follow_the_seed(Albu, 'transform')
     coco_metric.inspect_annotations()
     coco_metric.evaluate_classes_in_their_order()
     config_text.write_readable_configs()

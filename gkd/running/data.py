@@ -127,8 +127,9 @@ def check_steps(entry: Any, key: str) -> None:
             try:
                 Compose([step])
             except Exception as error:
-                raise ConfigError(f'{place}.pipeline.{number}: {type(error).__name__}: {error}. '
-                                  f'Mend this step, or leave it out.') from error
+                reason = f'{type(error).__name__}: {error}'.rstrip('.')
+                raise ConfigError(f'{place}.pipeline.{number}: {reason}. Mend this step, or leave '
+                                  f'it out.') from error
 
 
 def loader_settings(config: Config, part: str) -> dict:
