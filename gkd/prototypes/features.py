@@ -225,10 +225,10 @@ def instance_features(detector: BaseDetector, levels: Sequence[int], images: Ten
     maps = detector.extract_feat(images)
     height, width = images.shape[-2:]
     scales = [(maps[level].shape[-1] / width, maps[level].shape[-2] / height) for level in levels]
-    features = [pool_instances(maps[level], boxes, scale).cpu()
+    features = [pool_instances(maps[level], boxes, scale)
                 for level, scale in zip(levels, scales)]
     if isinstance(class_layers, RoIClassLayers):
-        features.append(class_layers(tuple(map(widened, maps)), bbox2roi(boxes)).cpu())
+        features.append(class_layers(tuple(map(widened, maps)), bbox2roi(boxes)))
     elif class_layers is not None:
         head = main_head(detector)
         scores = predicted_maps(head, maps)[0]
@@ -236,8 +236,10 @@ def instance_features(detector: BaseDetector, levels: Sequence[int], images: Ten
                                        getattr(head, 'use_sigmoid_cls', True))
                        for level in levels]
         features.append(class_features([maps[level] for level in levels], confidences, scales,
-                                       boxes, class_layers).cpu())
-    return features
+                                       boxes, class_layers))
+    # One copy to the CPU, for which the host waits once.
+    channels = [level.shape[1] for level in features]
+    return list(torch.cat(features, dim=1).cpu().split(channels, dim=1))
 
 
 def class_features(maps: Sequence[Tensor], confidences: Sequence[Tensor],

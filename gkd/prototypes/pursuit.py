@@ -117,14 +117,15 @@ def _pursue(
     chosen = []
     for _ in range(num_prototypes):
         gain = ((atoms @ (weights * moments)) * atoms).sum(dim=1)
-        best = (gain >= gain.max() - tie).to(torch.uint8).argmax()
+        # One row, not a number: to index by a number, the host would wait for it.
+        best = (gain >= gain.max() - tie).to(torch.uint8).argmax(dim=0, keepdim=True)
         chosen.append(best)
         # An instance's coefficients are linear in its residual, so taking the chosen atom's
         # share away maps every residual by one matrix of rank two, and the moments by it twice.
-        atom = atoms[best, :, None] * member
+        atom = atoms[best].T * member
         moments = moments - atom @ (coupling @ (atom.T @ moments))
         moments = moments - ((moments @ atom) @ coupling) @ atom.T
-    return torch.stack(chosen)
+    return torch.cat(chosen)
 
 
 def _check_features(teacher: Tensor, student: Tensor) -> None:

@@ -6,6 +6,7 @@ Whole training steps run on it, values and gradients included, on a machine with
 import contextlib
 import traceback
 from collections import Counter
+from typing import Union
 from unittest import mock
 
 import pytest
@@ -13,6 +14,8 @@ import torch
 from torch.utils import backend_registration
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
+
+from gkd.installed import mmdet_major
 
 NAME = 'pretended'
 # What may read from both devices.
@@ -37,6 +40,16 @@ class Pretended(torch.Tensor):
         return tensor
 
     __torch_function__ = torch._C._disabled_torch_function_impl
+
+    def __getitem__(self, index):
+        """Some of it; torch makes tensors of lists in C++, which knows nothing of the device."""
+        parts = index if isinstance(index, tuple) else (index,)
+        return super().__getitem__(tuple(torch.tensor(part).to(self.device) if isinstance(
+            part, list) else part for part in parts))
+
+    def tolist(self):
+        """Its numbers; torch refuses to read those of a subclass."""
+        return self.cpu().tolist()
 
     @classmethod
     def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
@@ -105,6 +118,15 @@ def register():
     backend_registration._setup_privateuseone_for_python_backend(NAME, module)
 
 
+def indexes_of_mmengine():
+    """Let the device's tensors index MMEngine's data, which lists types of tensors by device."""
+    if mmdet_major() == 2:
+        return contextlib.nullcontext()
+    from mmengine.structures import instance_data
+    return mock.patch.object(instance_data, 'IndexType',
+                             Union[instance_data.IndexType, torch.Tensor])
+
+
 @contextlib.contextmanager
 def pretended_device():
     """Have the device, and yield it with the counts of the host's waits.
@@ -125,5 +147,6 @@ def pretended_device():
 
     # Written in C++, which knows nothing of a device in Python.
     with mock.patch.object(torch, 'tensor', tensor_there), \
-            mock.patch.object(torch.Tensor, 'new_tensor', new_tensor), OnDevice() as mode:
+            mock.patch.object(torch.Tensor, 'new_tensor', new_tensor), \
+            indexes_of_mmengine(), OnDevice() as mode:
         yield torch.device(NAME, 0), mode.waits
