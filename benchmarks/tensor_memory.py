@@ -3,7 +3,8 @@
 ResNet-101 teaches ResNet-50 on random images with COCO's 80 classes, as in gpu_step.py. A step
 runs on the CPU while the bytes of all tensors that exist are counted: also of weights, gradients
 and images. A GPU holds the same tensors, and besides what its libraries work with. The teacher is
-in bfloat16, which takes as many bytes as the half precision of a GPU; so is autocast.
+in bfloat16, which takes as many bytes as the half precision of a GPU; so is autocast. Most of what
+a step takes more are the weights of the teacher and of the distilling module.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Callable
 import gpu_step
 import inputs
 import measure
-from torch import Tensor
+from torch import Tensor, nn
 
 from gkd.planning.cost import TensorMemory
 
@@ -34,6 +35,11 @@ def peak(function: Callable[[], None], there: Iterable[Tensor]) -> int:
     return memory.peak
 
 
+def weight_bytes(part: nn.Module) -> int:
+    """Bytes of the weights of a part."""
+    return sum(tensor.nbytes for tensor in part.state_dict().values())
+
+
 def measure_family(family: str, args: argparse.Namespace) -> list[dict]:
     """All rows of a family of detectors."""
     distiller = gpu_step.build(family, dict(precision='bfloat16'), args)
@@ -50,7 +56,9 @@ def measure_family(family: str, args: argparse.Namespace) -> list[dict]:
         work.forget_gradients()
         rows.append(dict(family=family, images=images, size=list(batch['img'].shape[-2:]),
                          precision='bfloat16' if autocasts else 'float32',
-                         student=alone, step=step, ratio=step / alone))
+                         student=alone, step=step, ratio=step / alone,
+                         teacher=weight_bytes(distiller.teacher),
+                         module=weight_bytes(distiller.knowledge)))
     return rows
 
 
@@ -60,6 +68,8 @@ COLUMNS = {
     'student alone, MB': lambda row: f'{row["student"] * 1e-6:,.0f}',
     'step, MB': lambda row: f'{row["step"] * 1e-6:,.0f}',
     'step / student alone': lambda row: f'{row["ratio"]:.3f}',
+    'teacher\'s weights, MB': lambda row: f'{row["teacher"] * 1e-6:,.0f}',
+    'module\'s weights, MB': lambda row: f'{row["module"] * 1e-6:,.0f}',
 }
 
 
