@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import os.path as osp
+import re
 import sys
 import sysconfig
 import traceback
@@ -11,6 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from types import TracebackType
+from typing import Optional
 
 
 class GKDError(Exception):
@@ -69,7 +72,82 @@ def naming(key: str, *others: type[Exception]) -> Iterator[None]:
         raise
     except (KeyError, TypeError, ValueError, AttributeError, AssertionError, ImportError,
             FileNotFoundError, NotImplementedError, *others) as error:
-        raise ConfigError(f'{key}: {type(error).__name__}: {error}') from error
+        raise ConfigError(f'{key}: {describe(error)}') from error
+
+
+def describe(error: Exception, kind: Optional[type] = None) -> str:
+    """What to say of an error of building a class: that a setting is unknown, or its own words.
+
+    Args:
+        error: The error.
+        kind: The class; by default that which a registry of mmcv or MMEngine was building.
+
+    Example:
+        >>> describe(TypeError("f() got an unexpected keyword argument 'mesage'"), GKDError)
+        "GKDError has no setting 'mesage' (did you mean message?); it takes message"
+        >>> describe(TypeError("f() got an unexpected keyword argument 'colour'"), GKDError)
+        "GKDError has no setting 'colour'; it takes message"
+        >>> describe(ValueError('no'))
+        'ValueError: no'
+    """
+    plain = f'{type(error).__name__}: {error}'
+    unknown, kind = unknown_setting(error), kind or class_being_built(error)
+    if unknown is None or kind is None:
+        return plain
+    known = settings_of(kind)
+    if unknown in known:  # the class itself passes it on to what does not take it
+        return plain
+    meant = get_close_matches(unknown, known)
+    return (f'{kind.__name__} has no setting {unknown!r}'
+            + (f' (did you mean {", ".join(meant)}?)' if meant else '')
+            + (f'; it takes {", ".join(known)}' if known else ''))
+
+
+def settings_of(kind: type) -> list[str]:
+    """What the constructor of a class takes by name, with what its base classes take for it.
+
+    Example:
+        >>> class Circle:
+        ...     def __init__(self, radius, colour=None): ...
+        >>> class Disc(Circle):
+        ...     def __init__(self, filled, **settings): ...
+        >>> settings_of(Disc)
+        ['filled', 'radius', 'colour']
+    """
+    known = {}
+    for base in kind.__mro__:
+        if not inspect.isfunction(vars(base).get('__init__')):
+            continue
+        _, *parameters = inspect.signature(base.__init__).parameters.values()
+        known.update((each.name, None) for each in parameters
+                     if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY))
+        if all(each.kind is not each.VAR_KEYWORD for each in parameters):
+            break
+    return [*known]
+
+
+def unknown_setting(error: Exception) -> Optional[str]:
+    """The setting that a class does not take, by the error of building it; None for other errors.
+
+    Example:
+        >>> try:
+        ...     dict.fromkeys(iterabel=())
+        ... except TypeError as error:
+        ...     print(unknown_setting(error))
+        None
+        >>> unknown_setting(TypeError("A.__init__() got an unexpected keyword argument 'times'"))
+        'times'
+    """
+    found = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+    return found and found[1]
+
+
+def class_being_built(error: Exception) -> Optional[type]:
+    """The class that mmcv's or MMEngine's registry was building when an error was raised."""
+    while isinstance(error.__context__, type(error)):  # the registry raises it anew
+        error = error.__context__
+    held = [frame.f_locals.get('obj_cls') for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return next((kind for kind in reversed(held) if isinstance(kind, type)), None)
 
 
 def own_place(error: BaseException) -> str:

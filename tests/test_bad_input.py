@@ -70,8 +70,19 @@ def test_config_that_lacks_what_training_needs(folder, key):
     ('data.val=None', 'data.val = None; leave it out, or give'),
     ('data.train=[]', 'data.train = [] names no data set'),
     ('data.train.pipeline.2.type=Resise', "data.train.pipeline.2: KeyError: 'Resise is not in"),
-    ('data.train.pipeline.3.flip=1', 'data.train.pipeline.3: TypeError: RandomFlip: '),
-    ('data.val.pipeline.1.flip_ratio=1', 'data.val.pipeline.1: TypeError: MultiScaleFlipAug: '),
+    ('data.train.pipeline.3.flip=1',
+     "data.train.pipeline.3: RandomFlip has no setting 'flip'; it takes flip_ratio, direction. "),
+    ('data.val.pipeline.1.flip_ratio=1',
+     "data.val.pipeline.1: MultiScaleFlipAug has no setting 'flip_ratio' (did you mean "
+     'flip_direction?); it takes transforms, img_scale, '),
+    ('data.sample_per_gpu=1', 'nothing reads a setting `sample_per_gpu` of `data`'),
+    ('auto_scale_lr.enabled=True', 'of `auto_scale_lr`, so that it would have no effect. It takes '
+                                   'enable, base_batch_size. Did you mean enable?'),
+    ('model.prototype.interval=2',
+     "Distiller has no setting 'prototype' (did you mean prototypes?)"),
+    ('model.prototypes.intervals=2', "no setting 'intervals' (did you mean interval?)"),
+    ('model.knowledge.0.instance=gt', "no setting 'instance' (did you mean instances?)"),
+    ('runner.max_epoch=2', "no setting 'max_epoch' (did you mean max_epochs"),
     ('data.train.times=2', 'data.train.times: CocoDataset has no such setting'),
     ('model.student=student.py', "model.student = 'student.py': must be a dict with `config`")])
 def test_values_that_would_be_met_late_or_never(folder, option, says):

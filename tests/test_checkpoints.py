@@ -321,3 +321,12 @@ def test_commands_in_messages_can_be_copied_from_any_folder(tmp_path, monkeypatc
         Path(repository.REPOSITORY, 'tools', 'plan.py'))
     monkeypatch.setattr(repository, 'REPOSITORY', '/my packages/gkd/.mim')
     assert repository.tool('plan.py') == "'/my packages/gkd/.mim/tools/plan.py'"
+
+
+def test_checkpoints_of_ones_own_are_not_said_to_be_missing(folder):
+    """``get`` has nothing to do for them."""
+    status, stdout, _ = run_tool('checkpoints', 'get', 'distiller.py')
+    assert status == 0 and "teacher.pth: here; none of the model zoo's" in stdout
+    Path('teacher.pth').unlink()
+    status, stdout, _ = run_tool('checkpoints', 'get', 'distiller.py')
+    assert 'teacher.pth: Put the trained weights there' in stdout

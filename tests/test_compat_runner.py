@@ -8,7 +8,13 @@ import numpy as np
 import pytest
 import torch
 from mmcv.fileio import FileClient
-from mmcv.runner import EpochBasedRunner, Fp16OptimizerHook, IterBasedRunner, TextLoggerHook
+from mmcv.runner import (
+    CheckpointHook,
+    EpochBasedRunner,
+    Fp16OptimizerHook,
+    IterBasedRunner,
+    TextLoggerHook,
+)
 from torch import nn
 
 from gkd.errors import CheckpointError, ConfigError
@@ -163,3 +169,11 @@ def test_files_appear_whole(tmp_path):
         client.put('not bytes', path)
     assert path.read_bytes() == b'first'
     assert [file.name for file in path.parent.iterdir()] == ['epoch_1.pth']
+
+
+def test_what_mmdetections_own_training_sets_is_no_unknown_setting():
+    """Its tools/train.py does; `python -m gkd.run` runs it where mmcv has no operators."""
+    hook = CheckpointHook(interval=1, meta=dict(mmdet_version='2.28.2'))
+    assert hook.args == dict(meta=dict(mmdet_version='2.28.2'))
+    with pytest.raises(ConfigError, match='unknown settings metas'):
+        CheckpointHook(metas={})

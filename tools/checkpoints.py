@@ -78,7 +78,7 @@ def named(item):
 
 
 def of_recipe(path):
-    """The published checkpoints that a config names; how to get the others is printed."""
+    """The published checkpoints that a config names; where to get the others is printed."""
     paths = [source.checkpoint for source in sources_of(load_config(path).model)
              if source.checkpoint is not None]
     if not paths:
@@ -86,7 +86,8 @@ def of_recipe(path):
     found = {path: find(osp.basename(path)) for path in paths}
     for path, entry in found.items():
         if entry is None:
-            print(f'{path}: {how_to_get(path)}')
+            print(f'{path}: ' + ('here; none of the model zoo\'s' if osp.isfile(path)
+                                 else how_to_get(path)))
     return list(filter(None, found.values()))
 
 

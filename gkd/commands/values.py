@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
-from typing import Any, Optional
+from typing import Any
 
 from gkd.errors import ConfigError, require_count
 
@@ -55,19 +54,3 @@ def check_scaling(config: Any) -> None:
         raise ConfigError('auto_scale_lr.enable = True (or --auto-scale-lr): the config does not '
                           'say for how many images per step its learning rate is. Add '
                           'auto_scale_lr = dict(enable=True, base_batch_size=16).')
-
-
-def unknown_setting(error: Exception) -> Optional[str]:
-    """The setting that a class does not take, by the error of building it; None for other errors.
-
-    Example:
-        >>> try:
-        ...     dict.fromkeys(iterabel=())
-        ... except TypeError as error:
-        ...     print(unknown_setting(error))
-        None
-        >>> unknown_setting(TypeError("A.__init__() got an unexpected keyword argument 'times'"))
-        'times'
-    """
-    found = re.search(r"unexpected keyword argument '(\w+)'", str(error))
-    return found and found[1]

@@ -192,7 +192,8 @@ def check_fp16() -> None:
 
 def refuse_unknown_settings_of_checkpoints() -> None:
     """Refuse unknown settings in ``checkpoint_config`` before the first step."""
-    refuse_unknown_settings(CheckpointHook, ['filename_tmpl', 'create_symlink'],
+    # The `tools/train.py` of MMDetection 2 sets `meta`.
+    refuse_unknown_settings(CheckpointHook, ['filename_tmpl', 'create_symlink', 'meta'],
                             'checkpoint_config')
 
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from typing import Any, Optional
 
-from gkd.errors import ConfigError, shorten
-from gkd.frameworks import TOP_LEVEL, Config, logger
+from gkd.errors import ConfigError, did_you_mean, shorten
+from gkd.frameworks import KEYS_READ, TOP_LEVEL, Config, logger
 
 DELETE = '_delete_'  # mmcv's and MMEngine's key: what is there is replaced, not changed
 
@@ -28,6 +28,7 @@ def apply_options(config: Config, options: Optional[Mapping[str, Any]]) -> None:
     for name in options or {}:
         first, _, rest = name.partition('.')
         if first in TOP_LEVEL:
+            check_key(config, name)
             continue
         if first in config:
             logger().warning(
@@ -41,6 +42,17 @@ def apply_options(config: Config, options: Optional[Mapping[str, Any]]) -> None:
                           f'of a config, so that it would have no effect.'
                           + advice * bool(meant))
     replace_settings(config, options or {}, '--cfg-options')
+
+
+def check_key(config: Config, name: str) -> None:
+    """Raise ConfigError if nothing reads the second part of a setting's dotted name."""
+    first, *rest = name.split('.')
+    read = KEYS_READ.get(first)
+    if not read or not rest or rest[0] in (*read, *(config.get(first) or {}), DELETE):
+        return
+    raise ConfigError(f'--cfg-options: {name}: nothing reads a setting `{rest[0]}` of `{first}`, '
+                      f'so that it would have no effect. It takes {", ".join(read)}.'
+                      + did_you_mean(rest[0], read))
 
 
 def places_of(entry: Any, key: str, place: str = '') -> Iterator[str]:

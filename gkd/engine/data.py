@@ -17,14 +17,13 @@ from mmengine.fileio import get_file_backend
 from mmengine.registry import DefaultScope
 from torch import nn
 
-from gkd.commands.values import unknown_setting
 from gkd.datasets.checks import check_class_names, check_same_classes, no_box
 from gkd.datasets.coco_json import load_coco
 from gkd.detectors.entries import name_of, placed
 from gkd.engine.evaluators import build_evaluator
 from gkd.engine.leaf import Leaf
 from gkd.engine.loading import on_disk
-from gkd.errors import ConfigError, DataError, naming
+from gkd.errors import ConfigError, DataError, naming, unknown_setting
 from gkd.frameworks import logger
 from gkd.frameworks.mmdet3 import leaf_configs
 from gkd.matching import LOADED_BY, trained_on

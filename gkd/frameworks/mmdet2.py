@@ -36,10 +36,10 @@ from gkd.frameworks.open_images import in_pixels, named_image, size_of
 
 __all__ = [
     'BACKBONES', 'BATCH_PARTS', 'BESIDE_MODEL', 'CLASSES_SETTING', 'DETECTORS', 'HOOKS',
-    'IMAGES_SETTING', 'LOSSES_METHOD', 'MMDET_SCOPE', 'PACKING', 'RPN', 'SAMPLE_PARTS',
-    'TOP_LEVEL', 'VOC_CLASSES', 'BaseDetector', 'Batch', 'Config', 'ConfigDict', 'ContextBlock',
-    'Dataset', 'DeltaXYWHBBoxCoder', 'DetectorShell', 'EfficientNet', 'Hook', 'NonLocal2d',
-    'UntimedHook', 'anchor_inside_flags', 'annotation', 'bbox2roi', 'bbox_overlaps',
+    'IMAGES_SETTING', 'KEYS_READ', 'LOSSES_METHOD', 'MMDET_SCOPE', 'PACKING', 'RPN',
+    'SAMPLE_PARTS', 'TOP_LEVEL', 'VOC_CLASSES', 'BaseDetector', 'Batch', 'Config', 'ConfigDict',
+    'ContextBlock', 'Dataset', 'DeltaXYWHBBoxCoder', 'DetectorShell', 'EfficientNet', 'Hook',
+    'NonLocal2d', 'UntimedHook', 'anchor_inside_flags', 'annotation', 'bbox2roi', 'bbox_overlaps',
     'build_dataset', 'build_detector', 'classes_of', 'description', 'epochs_in_all',
     'fuse_conv_bn', 'get_dist_info', 'image_info', 'image_settings', 'logger', 'mmdet_configs',
     'network_input', 'positive_boxes', 'prototype_datasets', 'revert_sync_batchnorm',
@@ -72,6 +72,13 @@ TOP_LEVEL = frozenset((
     'optimizer_config', 'resume_from', 'runner', 'seed', 'test_cfg', 'total_epochs',
     'train_cfg', 'variants', 'work_dir', 'workflow',
 ))
+# Of which settings there only these keys are read; those of the others go to a class or function.
+KEYS_READ = {
+    'auto_scale_lr': ('enable', 'base_batch_size'),
+    'data': ('train', 'val', 'test', 'train_dataloader', 'val_dataloader', 'test_dataloader',
+             'samples_per_gpu', 'workers_per_gpu', 'persistent_workers', 'imgs_per_gpu'),
+    'log_config': ('interval', 'hooks'),
+}
 
 
 def logger() -> logging.Logger:

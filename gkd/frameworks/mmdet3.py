@@ -44,10 +44,10 @@ from gkd.frameworks.batch import Batch, filled_boxes, mask_parts, of_each_image
 
 __all__ = [
     'BACKBONES', 'BATCH_PARTS', 'BESIDE_MODEL', 'CLASSES_SETTING', 'DETECTORS', 'HOOKS',
-    'IMAGES_SETTING', 'LOSSES_METHOD', 'MMDET_SCOPE', 'PACKING', 'RPN', 'SAMPLE_PARTS',
-    'TOP_LEVEL', 'VOC_CLASSES', 'BaseDetector', 'Batch', 'Config', 'ConfigDict', 'ContextBlock',
-    'Dataset', 'DeltaXYWHBBoxCoder', 'DetectorShell', 'EfficientNet', 'Hook', 'NonLocal2d',
-    'UntimedHook', 'anchor_inside_flags', 'annotation', 'bbox2roi', 'bbox_overlaps',
+    'IMAGES_SETTING', 'KEYS_READ', 'LOSSES_METHOD', 'MMDET_SCOPE', 'PACKING', 'RPN',
+    'SAMPLE_PARTS', 'TOP_LEVEL', 'VOC_CLASSES', 'BaseDetector', 'Batch', 'Config', 'ConfigDict',
+    'ContextBlock', 'Dataset', 'DeltaXYWHBBoxCoder', 'DetectorShell', 'EfficientNet', 'Hook',
+    'NonLocal2d', 'UntimedHook', 'anchor_inside_flags', 'annotation', 'bbox2roi', 'bbox_overlaps',
     'build_dataset', 'build_detector', 'classes_of', 'description', 'epochs_in_all',
     'fuse_conv_bn', 'get_dist_info', 'image_info', 'image_settings', 'logger', 'mmdet_configs',
     'network_input', 'positive_boxes', 'prototype_datasets', 'revert_sync_batchnorm',
@@ -83,6 +83,11 @@ TOP_LEVEL = frozenset((
     'train_dataloader', 'tta_model', 'tta_pipeline', 'val_cfg', 'val_dataloader',
     'val_evaluator', 'variants', 'visualizer', 'work_dir',
 ))
+# Of which settings there only these keys are read; those of the others go to a class or function.
+KEYS_READ = {
+    'auto_scale_lr': ('enable', 'base_batch_size'),
+    'env_cfg': ('cudnn_benchmark', 'mp_cfg', 'dist_cfg', 'resource_limit'),
+}
 # What a distillation counts in epochs, for messages.
 DECAY = 'the decay of distillation is'
 

@@ -17,7 +17,7 @@ from gkd.bank import PrototypeBank
 from gkd.collectives import all_gather
 from gkd.detectors.entries import name_of
 from gkd.detectors.modes import eval_mode
-from gkd.errors import ConfigError, DataError, require_count
+from gkd.errors import ConfigError, DataError, describe, require_count
 from gkd.frameworks import (
     BaseDetector,
     Dataset,
@@ -304,4 +304,5 @@ def build_generation(config: dict) -> PrototypeGenerationModule:
     try:
         return PrototypeGenerationModule(**config)
     except TypeError as error:
-        raise ConfigError(f'model.prototypes: {error}') from None
+        raise ConfigError(
+            f'model.prototypes: {describe(error, PrototypeGenerationModule)}') from None

@@ -21,7 +21,6 @@ from mmdet.datasets.pipelines import Compose, LoadImageFromFile, LoadMultiChanne
 from torch import nn
 from torch.utils.data import Dataset
 
-from gkd.commands.values import unknown_setting
 from gkd.compat.coco import InspectedCOCO
 from gkd.datasets import prepare_embedded
 from gkd.datasets.checks import (
@@ -39,7 +38,7 @@ from gkd.datasets.coco_json import load_coco
 from gkd.datasets.inspection import Finding
 from gkd.detectors.entries import placed
 from gkd.detectors.images import pipeline_of
-from gkd.errors import ConfigError, DataError, naming, shorten
+from gkd.errors import ConfigError, DataError, describe, naming, shorten, unknown_setting
 from gkd.frameworks.open_images import named_image
 from gkd.matching import LOADED_BY, trained_on
 from gkd.running.loading import check_loaded
@@ -127,7 +126,7 @@ def check_steps(entry: Any, key: str) -> None:
             try:
                 Compose([step])
             except Exception as error:
-                reason = f'{type(error).__name__}: {error}'.rstrip('.')
+                reason = describe(error).rstrip('.')
                 raise ConfigError(f'{place}.pipeline.{number}: {reason}. Mend this step, or leave '
                                   f'it out.') from error
 

@@ -321,8 +321,8 @@ def test_settings_of_a_dataset(config):
            error=ConfigError)
     del dataset_of(config)['img_prefix']
     dataset_of(config).pipeline[1].with_boxes = True
-    refuse(config, 'train_dataloader.dataset: TypeError: ', 'with_boxes',
-           error=ConfigError)
+    refuse(config, "train_dataloader.dataset: LoadAnnotations has no setting 'with_boxes' "
+                   '(did you mean with_bbox, ', error=ConfigError)
     del dataset_of(config).pipeline[1]['with_boxes']
     folder = dataset_of(config).pop('data_prefix')
     refuse(config, 'train_dataloader.dataset.data_prefix has no `img`')
@@ -654,6 +654,8 @@ def test_a_metric_that_needs_another_package_says_so(config, monkeypatch):
     ('batch_size', 'mean test_dataloader.batch_size, train_dataloader.batch_size'),
     ('optim_wraper.optimizer.lr', 'mean optim_wrapper.optimizer.lr?'),
     ('nothing', 'nothing reads a setting `nothing`'),
+    ('auto_scale_lr.enabled', 'of `auto_scale_lr`, so that it would have no effect'),
+    ('env_cfg.cudnn_benchmarks', 'Did you mean cudnn_benchmark?'),
 ])
 def test_an_option_at_a_place_where_nothing_reads_it(config, tmp_path, name, says):
     config.dump(tmp_path / 'config.py')
