@@ -49,7 +49,7 @@ def naming_storage() -> Iterator[None]:
 def unwritable(path: Union[str, os.PathLike], error: OSError) -> StorageError:
     """The error of a file or a folder that cannot be written."""
     return StorageError(f'{path} cannot be written: {error.strerror or error}. Make room or name '
-                        f'another folder; the same command resumes from here.')
+                        f'another folder, then run the same command again.')
 
 
 def make_folder(path: str) -> None:
@@ -148,6 +148,10 @@ def written_whole(path: Union[str, os.PathLike]) -> Iterator[BinaryIO]:
         os.replace(unfinished, path)
     except OSError as error:
         raise unwritable(path, error) from error
+    except RuntimeError as error:  # torch.save puts one of its own in the place of what failed
+        if isinstance(error.__context__, OSError):
+            raise unwritable(path, error.__context__) from error
+        raise
     finally:
         with suppress(OSError):
             unfinished.unlink()

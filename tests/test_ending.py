@@ -73,7 +73,8 @@ def test_the_loss_of_another_process_is_no_fault_of_the_config(monkeypatch):
         raise lost
 
 
-LINE = '\nstopped; the same command resumes from the last checkpoint, if there is one.\n'
+LINE = ('\nstopped. Run the same command again to continue; a training resumes from its last '
+        'checkpoint.\n')
 
 
 @pytest.mark.parametrize('main, status, says', [

@@ -65,6 +65,15 @@ def write_under_a_limit(path):
         file.write(b'x' * 30000)
 
 
+def save_under_a_limit(path):
+    """Let torch write more than this process may."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10000, 10000))
+    with pytest.raises(StorageError, match=f'{path} cannot be written: File too large'), \
+            written_whole(path) as file:
+        torch.save(torch.zeros(30000), file)
+
+
 def write_a_log_under_a_limit(folder):
     """Write what others write, more than this process may."""
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -109,7 +118,8 @@ def write_until_killed(path):
 
 
 @pytest.mark.parametrize('function, status, left', [
-    (write_under_a_limit, 0, 1), (write_until_killed, -signal.SIGKILL, 2)])
+    (write_under_a_limit, 0, 1), (save_under_a_limit, 0, 1),
+    (write_until_killed, -signal.SIGKILL, 2)])
 def test_full_disk_and_kill_leave_the_older_file(tmp_path, function, status, left):
     path = tmp_path / 'epoch_3.pth'
     path.write_bytes(b'older')

@@ -22,7 +22,8 @@ from gkd.progress import silence
 
 # Seconds in which the launcher ends the other processes after the first one has failed.
 LAUNCHER_REACTS = 5
-STOPPED = '\nstopped; the same command resumes from the last checkpoint, if there is one.'
+STOPPED = ('\nstopped. Run the same command again to continue; a training resumes from its last '
+           'checkpoint.')
 # Set for a command that another one runs in the same terminal, and speaks for.
 SPOKEN_FOR = 'GKD_SPOKEN_FOR'
 
