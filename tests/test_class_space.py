@@ -175,6 +175,19 @@ def test_autocast_casts_the_frozen_layers_once():
     assert not part.state_dict()
 
 
+def test_other_layers_and_another_precision_are_cast_anew():
+    """As after a move of the teacher, or where half precision changes its kind."""
+    step, adapted = readable_step()
+    part = ClassSpaceKnowledge(class_space_pair())
+    seen = []
+    for scale, dtype in ((1, torch.bfloat16), (2, torch.bfloat16), (2, torch.float16)):
+        step.class_layers = nn.Sequential(nn.Conv2d(8, 8, 1))
+        nn.init.constant_(step.class_layers[0].weight, scale)
+        [layer] = part.class_layers(step, [feature.to(dtype) for feature in adapted])
+        seen.append((layer.weight.dtype, layer.weight.unique().item()))
+    assert seen == [(torch.bfloat16, 1), (torch.bfloat16, 2), (torch.float16, 2)]
+
+
 def test_scores_are_the_heads_own_maps():
     """No copy of them in another order is made, which is large for many classes."""
     model = build_distiller(small.retinanet(24), small.retinanet(), knowledge=[IN_CLASS_SPACE])

@@ -118,6 +118,35 @@ def test_only_the_most_confident_proposals_are_compared(classes):
     assert sorted(chosen) == sorted(bbox2roi(step.proposals)[[2, 5]].tolist())
 
 
+def test_every_class_may_be_one_that_a_sigmoid_is_confident_of():
+    """There is no background whose score would be left out."""
+    chosen = []
+    step = numbered(synthetic_step('two-stage'), chosen)
+    for part in (step.student, step.teacher):
+        part.proposal_logits = torch.full_like(part.proposal_logits[:, :-1], -9)
+    step.student.proposal_logits[2, -1] = step.teacher.proposal_logits[5, -1] = 9
+    part = ClassSpaceKnowledge(pair_of(able(sigmoid=True), info('two-stage', sigmoid=True)),
+                               num_cells=1)
+    part(step, [feature.detach() for feature in step.student.maps], decay=1.0)
+    assert sorted(chosen) == sorted(bbox2roi(step.proposals)[[2, 5]].tolist())
+
+
+def test_boxes_are_read_from_the_levels_that_the_teachers_head_pools():
+    step = numbered(synthetic_step('two-stage'), [])
+    teacher = info('two-stage', has_class_layers=True, roi_strides=STRIDES[1:])
+    part = ClassSpaceKnowledge(pair_of(teacher, info('two-stage')))
+    given = []
+
+    def read(maps, rois):
+        given.extend(maps)
+        return torch.zeros(len(rois), 8)
+
+    step.class_layers = read
+    adapted = [feature.detach() for feature in step.student.maps]
+    part(step, adapted, decay=1.0)
+    assert len(given) == 2 and all(map(torch.equal, given, adapted[1:]))
+
+
 def test_student_and_teacher_are_compared_at_the_same_proposals():
     model = build_pair(small.faster_rcnn(), local_knowledge=None, soft_label=None)
     _, step = model.observe(to_batch(**small.batch()))

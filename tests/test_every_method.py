@@ -1,6 +1,7 @@
 """What holds for every kind of knowledge, on real detectors."""
 
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from helpers.devices import StayOnDevice, fake_gpu, to_fake
 from helpers.distillers import build_distiller, losses_of, total
 from torch._subclasses import FakeTensorMode
 
+from gkd.detectors import DetectorPair
 from gkd.frameworks import to_batch
 from gkd.registry import KNOWLEDGE
 
@@ -41,6 +43,16 @@ def own_losses(model, data):
 def test_all_ten_are_registered():
     assert {'RobustDistillingModule', 'CWD', 'DeFeat', 'FBKD', 'FGD', 'FGFI', 'GID', 'MGD', 'PFI',
             'PKD'} <= set(METHODS)
+
+
+@pytest.mark.parametrize('method, one_stage, two_stage', [
+    ('CWD', 4, 4), ('FGD', 5, 4), ('MGD', 5, 4), ('PKD', 4, 4), ('RKD', 5, 5)])
+def test_levels_are_by_default_the_authors(method, one_stage, two_stage):
+    strides = (8, 16, 32, 64, 128)
+    for family, count in (('one-stage', one_stage), ('two-stage', two_stage)):
+        detector = dataclasses.replace(steps.info(family), channels=(8,) * 5, strides=strides)
+        pair = DetectorPair(detector, detector, strides)
+        assert KNOWLEDGE.build(dict(type=method, pair=pair)).levels == tuple(range(count))
 
 
 @both_families

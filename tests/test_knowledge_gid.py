@@ -235,6 +235,14 @@ def test_equal_predictions_and_features_have_no_loss():
     assert logits.grad.abs().max() < 1e-12
 
 
+def test_relations_do_not_feel_what_all_features_have_in_common():
+    student, teacher = random(6, 3, 4, 4), random(6, 3, 4, 4, seed=1)
+    valid = torch.ones(6, dtype=torch.bool)
+    exact = relation_loss(student, teacher, valid).float()
+    shifted = relation_loss((student + 1000).float(), (teacher - 1000).float(), valid)
+    torch.testing.assert_close(shifted, exact, rtol=1e-3, atol=0)
+
+
 def test_instances_may_look_the_same():
     """The root of a squared distance of 0, or just below by rounding, has no gradient."""
     student = random(1, 3, 10, 10).float().expand(4, -1, -1, -1).clone().requires_grad_()
@@ -306,3 +314,11 @@ def test_autocast_computes_the_losses_in_float32():
 def test_anchors_of_the_synthetic_steps_are_of_the_finest_level():
     """What `slow_losses` relies on."""
     assert max(IMAGE_SIZE, len(ANCHOR_SHAPES)) < 28 * STRIDES[0]
+
+
+def test_apart_are_boxes_that_do_not_overlap_at_all():
+    """Though by a threshold of 0 the slightest overlap is too much."""
+    boxes = torch.tensor([[[0., 0., 20., 20.], [19., 0., 40., 20.], [40., 0., 60., 20.]]])
+    chosen, valid = select_instances(torch.zeros(1, 3), torch.tensor([[0.9, 0.8, 0.3]]), boxes,
+                                     boxes, sizes=[(64, 64)], iou_threshold=0)
+    assert torch.equal(chosen[valid], boxes[0, [0, 2]])

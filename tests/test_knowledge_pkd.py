@@ -55,6 +55,13 @@ def test_constant_channels_are_finite_and_pass_no_gradient_on(shape):
     assert loss.isfinite() and torch.equal(student.grad, torch.zeros(shape))
 
 
+def test_a_channel_that_varies_little_counts_like_the_others():
+    student, teacher = random(2, 3, 4, 5), random(2, 3, 4, 5, seed=1)
+    quiet = torch.tensor([1, 1e-4, 1], dtype=torch.float64).reshape(3, 1, 1)
+    torch.testing.assert_close(pearson_loss(quiet * student, teacher),
+                               pearson_loss(student, teacher))
+
+
 @pytest.mark.parametrize('family, weight', [('one-stage', 10), ('two-stage', 6)])
 def test_levels_are_summed_with_the_authors_weight(family, weight):
     step = synthetic_step(family, dtype=torch.float64)

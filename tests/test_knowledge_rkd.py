@@ -1,9 +1,11 @@
 """RKD against distances and angles in loops over pairs and triples."""
 
+import dataclasses
+
 import pytest
 import torch
 from helpers.by_hand import random
-from helpers.synthetic_steps import BOXES, info, pair, synthetic_step
+from helpers.synthetic_steps import BOXES, info, pair, pair_of, synthetic_step
 
 from gkd.detectors import DetectorPair
 from gkd.errors import ConfigError
@@ -107,6 +109,18 @@ def test_ground_truth_and_levels():
     losses = RKD(pair(), instances='gt', levels=[1])(step)
     pooled = [pool_instances(part.maps[1], BOXES, 1 / 16) for part in (step.student, step.teacher)]
     torch.testing.assert_close(losses['loss_rkd_distance'], 5 * distance_loss(*pooled))
+
+
+def test_levels_may_differ_in_their_channels():
+    step = synthetic_step(dtype=torch.float64)
+    step.teacher.maps = (step.teacher.maps[0], *(feature.repeat(1, 2, 1, 1)
+                                                 for feature in step.teacher.maps[1:]))
+    teacher = dataclasses.replace(info(), channels=(8, 16, 16))
+    losses = RKD(pair_of(teacher))(step)
+    expected = sum(distance_loss(*(pool_instances(part.maps[level], step.boxes, 1 / stride)
+                                   for part in (step.student, step.teacher)))
+                   for level, stride in enumerate(step.strides))
+    torch.testing.assert_close(losses['loss_rkd_distance'], 5 * expected)
 
 
 def test_of_many_instances_some_are_drawn(monkeypatch):

@@ -449,3 +449,16 @@ def test_local_knowledge_keeps_differences_in_the_students_precision(dtype):
                             torch.autograd.grad(expected.sum(), wide)):
         assert ours.dtype == dtype
         torch.testing.assert_close(ours.double(), theirs, rtol=2 * rounding, atol=1e-7)
+
+
+def test_a_level_in_half_precision_does_not_coarsen_the_others():
+    torch.manual_seed(0)
+    teacher = [torch.randn(2, 8, side, side) for side in (12, 6)]
+    student = [torch.randn_like(teacher[0]).bfloat16().requires_grad_(),
+               torch.randn_like(teacher[1]).requires_grad_()]
+    masks = [(torch.rand(2, side, side) - 0.5).clamp(min=0) for side in (12, 6)]
+    together = local_knowledge_losses(student, teacher, masks)
+    alone = local_knowledge_losses(student[1:], teacher[1:], masks[1:])
+    torch.testing.assert_close(together[1:], alone)
+    torch.testing.assert_close(*(torch.autograd.grad(losses.sum(), student[1])
+                                 for losses in (together, alone)))
