@@ -4,13 +4,13 @@ import math
 
 import pytest
 import torch
-from helpers.by_hand import convolve
+from helpers.by_hand import convolve, random
 from helpers.synthetic_steps import STRIDES, info, pair, step_4_6, synthetic_step
 from torch._subclasses import FakeTensorMode
 
 from gkd.detectors import DetectorPair
 from gkd.errors import ConfigError
-from gkd.knowledge.attention import attention
+from gkd.knowledge.attention import attention, attention_masks, masked_squared_differences
 from gkd.knowledge.methods.fbkd import FBKD, NonLocal, feature_masks, relate
 from gkd.registry import KNOWLEDGE
 
@@ -210,6 +210,21 @@ def test_gradients(term):
         return module(step)[term]
 
     assert torch.autograd.gradcheck(loss, student.maps, fast_mode=True)
+
+
+def test_gradients_of_relations_to_fewer_cells():
+    queries, keys = random(2, 3, 2, 4).requires_grad_(), random(2, 3, 1, 2, seed=1).requires_grad_()
+    values = random(2, 4, 1, 2, seed=2).requires_grad_()
+    assert torch.autograd.gradcheck(relate, (queries, keys, values))
+
+
+def test_levels_with_fewer_channels_are_masked_by_their_own():
+    maps = [random(2, channels, 3, 2, seed=channels) for channels in (4, 6)]
+    zeros = list(map(torch.zeros_like, maps))
+    together = masked_squared_differences(zeros, maps, *attention_masks(attention(maps), 0.5))
+    for level, own, other in zip(together, maps, zeros):
+        alone = masked_squared_differences([other], [own], *attention_masks(attention([own]), 0.5))
+        torch.testing.assert_close(level, alone[0])
 
 
 def test_masks_have_no_gradient():
