@@ -95,7 +95,6 @@ class ResumableCheckpointHook(CheckpointHook):
             # A loader draws a number when it starts; a resumed run starts others.
             runner.val_loop.dataloader.generator = torch.Generator()
         state, self.resumed = self.resumed, None
-        self.order.epoch = runner.epoch
         if state is not None:
             self.restore(runner, state)
         self.training, done = True, trained(runner.train_loop)[0]

@@ -1,5 +1,6 @@
 """What a run of MMEngine that goes on puts back, seen with a model of one weight."""
 
+import json
 import logging
 from types import SimpleNamespace
 
@@ -13,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from gkd.bank import PrototypeBank
 from gkd.engine import resume
+from gkd.engine.evaluation import keep_metrics
 from gkd.engine.resume import BatchOrder, ResumableCheckpointHook
 from gkd.engine.runner import Runner
 from gkd.errors import ConfigError
@@ -84,7 +86,8 @@ COSINE = [dict(type='CosineAnnealingLR', by_epoch=True, T_max=3, convert_to_iter
 
 @pytest.mark.parametrize('former, batch_size', [(1, 2), (2, 1), (2, 2)])
 @pytest.mark.parametrize('done, schedules', [
-    (0.5, WARM_UP), (1.25, WARM_UP), (1.25, ONE_STEP), (1.25, COSINE)])
+    (0.5, WARM_UP), (1.25, WARM_UP), (1.25, ONE_STEP), (1.25, COSINE),
+    (1.25, [*COSINE, *ONE_STEP])])
 def test_rates_are_those_of_the_place_where_a_run_goes_on(
         tmp_path, former, batch_size, done, schedules):
     """With other batches, too; within the warm-up and after it, whatever it had come to."""
@@ -120,7 +123,9 @@ def test_a_schedule_that_waits_for_metrics_cannot_go_through_the_training_once_m
     # Where iterations are counted, those inside epochs are, too.
     (dict(loop=dict(type='IterationTrainLoop', max_iters=11), by_epoch=False, interval=4,
           inside_epoch=3),
-     ['epoch_1_iter_3', 'iter_4', 'epoch_1_iter_6', 'iter_8', 'epoch_2_iter_1', 'iter_11'])])
+     ['epoch_1_iter_3', 'iter_4', 'epoch_1_iter_6', 'iter_8', 'epoch_2_iter_1', 'iter_11']),
+    (dict(loop=dict(type='IterationTrainLoop', max_iters=10), by_epoch=False, interval=5,
+          inside_epoch=4), ['epoch_1_iter_4', 'iter_5', 'epoch_1_iter_8', 'iter_10'])])
 def test_checkpoints_are_written_once_and_where_the_optimiser_has_made_a_step(
         tmp_path, monkeypatch, settings, expected):
     written, write = [], Runner.save_checkpoint
@@ -132,6 +137,14 @@ def test_checkpoints_are_written_once_and_where_the_optimiser_has_made_a_step(
     monkeypatch.setattr(Runner, 'save_checkpoint', save)
     run(tmp_path, **settings)
     assert written == [f'{name}.pth' for name in expected]
+
+
+def test_checkpoints_inside_epochs_are_removed_where_they_are(tmp_path):
+    run(tmp_path / 'run', stop=6, inside_epoch=1, out_dir=str(tmp_path / 'elsewhere'))
+    assert {path.name for path in tmp_path.rglob('*.pth')} == {
+        'epoch_1_iter_5.pth', 'epoch_1_iter_6.pth'}
+    run(tmp_path / 'run', inside_epoch=1, out_dir=str(tmp_path / 'elsewhere'))
+    assert {path.name for path in tmp_path.rglob('*.pth')} == {'epoch_1.pth', 'epoch_2.pth'}
 
 
 @pytest.mark.parametrize('done', [0, 1])
@@ -154,6 +167,35 @@ def test_each_process_goes_on_with_its_own_random_numbers_and_gradients(done):
     next(iter(loader))
     drawn += torch.rand(2 - len(drawn) + done).tolist()
     assert drawn[done:] == expected[1]
+
+
+def restored(**state):
+    """The order of the images, and the model, of a run with two batches that goes on."""
+    loader = DataLoader(range(4), batch_size=2)
+    hook, model = ResumableCheckpointHook(), Line()
+    hook.order = BatchOrder(loader, seed=0)
+    hook.restore(SimpleNamespace(model=model, hooks=[], rank=0, world_size=1, epoch=0, iter=0,
+                                 param_schedulers=[], train_dataloader=loader,
+                                 logger=logging.getLogger()),
+                 dict(dict(batches=1, length=2, bank=None, random=[random_state()]), **state))
+    return hook.order, model
+
+
+def test_random_numbers_are_put_back_for_one_epoch_alone():
+    order, _ = restored()
+    assert len([*order]) == 1
+    drawn = torch.rand(3)
+    assert len([*order]) == 2
+    assert (torch.rand(3) != drawn).all()
+
+
+@pytest.mark.parametrize('other', [dict(length=4), dict(random=[None, None])])
+def test_gradients_of_other_batches_are_not_put_back(other):
+    """Those of another number of images, or of other processes."""
+    gradients = [{'layer.weight': torch.ones(1, 1)}]
+    for state, expected in ({}, torch.ones(1, 1)), (other, None):
+        _, model = restored(gradients=gradients, **state)
+        assert model.layer.weight.grad == expected
 
 
 def test_a_checkpoint_is_of_all_processes(monkeypatch):
@@ -193,6 +235,15 @@ def test_each_run_augments_by_its_own_seed(tmp_path):
         hooks = run(tmp_path / str(seed), stop=1, seed=seed).runner.hooks
         order, = (hook.order for hook in hooks if isinstance(hook, ResumableCheckpointHook))
         assert order.seed == seed
+
+
+def test_metrics_are_kept_once_and_as_numbers(tmp_path):
+    loop = SimpleNamespace(epoch=1, max_epochs=2)
+    for rank in (1, 0):
+        assert not (tmp_path / 'evaluation.json').exists()
+        keep_metrics(SimpleNamespace(rank=rank, work_dir=str(tmp_path), train_loop=loop),
+                     {'coco/bbox_mAP': torch.tensor(0.5).item(), 'coco/table': [0.5], 'none': None})
+    assert json.loads((tmp_path / 'evaluation.json').read_text()) == {'1': {'bbox_mAP': 0.5}}
 
 
 def test_metrics_are_kept_of_a_training_alone(annotations, tmp_path):
