@@ -213,9 +213,8 @@ def test_gradients(term):
 
 
 def test_gradients_of_relations_to_fewer_cells():
-    queries, keys = random(2, 3, 2, 4).requires_grad_(), random(2, 3, 1, 2, seed=1).requires_grad_()
-    values = random(2, 4, 1, 2, seed=2).requires_grad_()
-    assert torch.autograd.gradcheck(relate, (queries, keys, values))
+    parts = random(2, 3, 2, 4), random(2, 3, 1, 2, seed=1), random(2, 4, 1, 2, seed=2)
+    assert torch.autograd.gradcheck(relate, [part.requires_grad_() for part in parts])
 
 
 def test_levels_with_fewer_channels_are_masked_by_their_own():

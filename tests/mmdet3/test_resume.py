@@ -4,6 +4,7 @@ import json
 import logging
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from mmengine.hooks import EMAHook, Hook
@@ -242,7 +243,7 @@ def test_metrics_are_kept_once_and_as_numbers(tmp_path):
     for rank in (1, 0):
         assert not (tmp_path / 'evaluation.json').exists()
         keep_metrics(SimpleNamespace(rank=rank, work_dir=str(tmp_path), train_loop=loop),
-                     {'coco/bbox_mAP': torch.tensor(0.5).item(), 'coco/table': [0.5], 'none': None})
+                     {'coco/bbox_mAP': np.float32(0.5), 'coco/table': [0.5], 'none': None})
     assert json.loads((tmp_path / 'evaluation.json').read_text()) == {'1': {'bbox_mAP': 0.5}}
 
 
