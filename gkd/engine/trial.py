@@ -21,7 +21,7 @@ from gkd.detectors.modes import eval_mode
 from gkd.distiller import Distiller
 from gkd.errors import ConfigError, naming
 from gkd.files import naming_storage
-from gkd.frameworks.mmdet3 import revert_sync_batchnorm, set_initial_counts, to_batch
+from gkd.frameworks.mmdet3 import revert_sync_batchnorm, to_batch
 from gkd.progress import silence, without_log
 from gkd.prototypes.hook import choose_classes
 from gkd.randomness import random_state, set_random_state
@@ -74,7 +74,6 @@ def try_step(model: nn.Module, data: Any) -> None:
     """
     # SyncBN, which normalises over several processes, computes only on GPUs.
     trial = revert_sync_batchnorm(copy.deepcopy(model)).train()
-    set_initial_counts()
     data = trial.data_preprocessor(data, True)
     if isinstance(trial, Distiller) and trial.knowledge:
         trial.observe(to_batch(data['inputs'], data['data_samples']))
