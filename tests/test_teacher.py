@@ -2,6 +2,7 @@
 
 import copy
 import logging
+from functools import partial
 
 import pytest
 import torch
@@ -9,12 +10,13 @@ from helpers import distillers
 from helpers import small_detectors as small
 from helpers.devices import half_on_cpu
 from helpers.distillers import build_distiller, losses_of
+from mmdet.models.dense_heads import RetinaHead, RPNHead
 from mmdet.models.roi_heads.bbox_heads import Shared2FCBBoxHead
 from test_every_method import METHODS, build, own_losses
 
 from gkd.detectors import fast_copy, roi_heads
 from gkd.detectors.step import recorded
-from gkd.detectors.teacher import Teacher
+from gkd.detectors.teacher import INTERVAL, Teacher
 from gkd.errors import ConfigError
 from gkd.frameworks import to_batch
 from gkd.watching import watched
@@ -92,6 +94,41 @@ def test_layers_that_cannot_be_folded_compute_in_another_precision(monkeypatch):
     assert Teacher(distillers.build(small.retinanet()), 'bfloat16').dtype == torch.bfloat16
 
 
+def test_layers_are_folded_only_where_maps_stay_the_same(monkeypatch):
+    """As in NAS-FCOS, where folding may also go through and change the maps."""
+    def fold(change, detector):
+        with torch.no_grad():
+            detector.neck.fpn_convs[0].conv.weight.mul_(1 + change)
+        return detector
+
+    detector = distillers.build(small.retinanet()).eval()
+    image = torch.rand(1, 3, 128, 128)
+    exact = detector.extract_feat(image)[0]
+    for change, folds in ((1e-2, False), (1e-5, True)):
+        monkeypatch.setattr(fast_copy, 'fuse_conv_bn', partial(fold, change))
+        copied = fast_copy.folded(detector, image).extract_feat(image)[0]
+        assert torch.equal(copied, exact) != folds
+
+
+def test_maps_of_any_magnitude_may_differ_by_rounding_alone():
+    feature = torch.rand(1, 2, 3, 3)
+    for scale in (1e-6, 1, 1e6):
+        assert fast_copy.same(scale * feature, scale * feature * (1 + 1e-4))
+        assert not fast_copy.same(scale * feature, scale * feature * (1 + 1e-2))
+
+
+def test_maps_in_double_precision_stay_as_they_are():
+    for dtype, wide in ((torch.half, torch.float), (torch.double, torch.double)):
+        assert fast_copy.widened(torch.zeros(1, 1, 1, 1, dtype=dtype)).dtype == wide
+
+
+def test_a_copy_draws_no_random_numbers():
+    detector = distillers.build(small.retinanet())
+    before = torch.get_rng_state()
+    assert Teacher(detector, 'bfloat16').dtype == torch.bfloat16
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_standardised_weights_compute_in_another_precision_channels_first():
     """They are flattened, which weights with channels last cannot be."""
     detector = small.retinanet()
@@ -130,6 +167,20 @@ def test_a_head_of_boxes_that_cannot_compute_in_a_precision_keeps_the_teacher_ex
     assert model.teacher is model.frozen.exact
     assert 'cannot compute in torch.bfloat16' in caplog.text
     assert losses_of(model, small.batch())['loss_soft'].isfinite()
+
+
+@pytest.mark.parametrize('family, head', [('one_stage', RetinaHead), ('two_stage', RPNHead)])
+def test_so_does_a_dense_head(monkeypatch, family, head):
+    forward = head.forward_single
+
+    def in_float32_only(self, feature):
+        if feature.dtype != torch.float32:
+            raise RuntimeError('not implemented for BFloat16')
+        return forward(self, feature)
+
+    monkeypatch.setattr(head, 'forward_single', in_float32_only)
+    model = with_precision(family, 'bfloat16')
+    assert model.teacher is model.frozen.exact
 
 
 def test_boxes_are_pooled_at_their_exact_coordinates():
@@ -207,6 +258,47 @@ def test_an_overflow_counts_as_0_and_brings_the_exact_teacher_back(caplog):
     assert caplog.text.count('left the range of torch.float16') == 1
     again = losses_of(model, small.batch())
     assert all(torch.equal(again[name], exact[name]) for name in TAUGHT)
+
+
+def test_a_value_beyond_the_range_counts_as_0():
+    frozen = Teacher(distillers.build(small.retinanet()), 'bfloat16')
+    maps = torch.tensor([float('inf'), -float('inf'), float('nan'), 2]).half()[None, :, None, None]
+    assert frozen.watch((maps,))[0].flatten().tolist() == [0, 0, 0, 2]
+    assert not frozen.sums.isfinite()
+
+
+def test_a_sum_beyond_the_range_is_no_overflow():
+    """Each of many values may be within it."""
+    frozen = Teacher(distillers.build(small.retinanet()), 'bfloat16')
+    frozen.watch((torch.full((1, 8, 16, 16), 100.0).half(),))
+    assert frozen.sums.isfinite()
+
+
+@pytest.mark.parametrize('before', [0, 10, 75])
+def test_an_overflow_is_noticed_whenever_it_comes(before):
+    frozen = Teacher(distillers.build(small.retinanet()), 'bfloat16')
+    for _ in range(before):
+        frozen.check()
+    frozen.watch((torch.full((1, 1, 1, 1), float('inf')),))
+    for _ in range(INTERVAL + 1):
+        assert frozen.running is not frozen.exact
+        frozen.check()
+        if frozen.running is frozen.exact:
+            break
+    assert frozen.running is frozen.exact
+    frozen.apply(lambda tensor: tensor)  # as where the model is moved: it begins anew
+    assert frozen.running is not frozen.exact and frozen.sums.isfinite()
+
+
+def test_a_teacher_asks_for_no_gradient_and_is_shared_by_copies():
+    frozen = Teacher(distillers.build(small.retinanet()), 'bfloat16', reads_classes=True)
+    for part in (frozen.exact, frozen.running, frozen.class_layers):
+        assert not any(parameter.requires_grad for parameter in part.parameters())
+    assert not any(module.training for module in frozen.exact.modules())
+    copied, whole = (next(part.parameters()) for part in (
+        frozen.class_layers, frozen.exact.bbox_head.cls_convs))
+    assert torch.equal(copied, whole) and copied is not whole
+    assert copy.deepcopy(dict(teacher=frozen))['teacher'] is frozen
 
 
 def test_a_teacher_is_no_part_of_the_model_and_moves_with_it():
