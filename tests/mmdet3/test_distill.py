@@ -67,6 +67,14 @@ def test_config_is_the_students_own_with_a_distiller_and_its_hooks(
     assert 1.4 < float(costs[1]) < 2.4
 
 
+@pytest.mark.parametrize('named', ['math', ['math', 'gkd']])
+def test_what_the_student_imports_is_imported(pair, named):
+    with open(pair[0], 'a') as file:
+        file.write(f'custom_imports = dict(imports={named!r}, allow_failed_imports=True)\n')
+    imports = distillation_config(*pair).custom_imports
+    assert imports.imports == ['gkd', 'math'] and imports.allow_failed_imports
+
+
 def test_why_costs_are_not_known(pair, tmp_path, monkeypatch, capsys):
     student = load_config(pair[0])
     for loader in (student.train_dataloader, student.val_dataloader, student.test_dataloader):

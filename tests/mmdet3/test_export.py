@@ -11,9 +11,12 @@ from mmengine.config import Config
 from small_experiments import CLASSES, IMAGES, TOOLS, detector, experiment
 
 from gkd.compat.checkpoint import load_checkpoint_file
-from gkd.engine.export import export_student
+from gkd.engine.commands import augment_tests
+from gkd.engine.config import untrained_model
+from gkd.engine.export import export_student, load_detector
 from gkd.errors import ConfigError
 from gkd.frameworks import build_detector
+from gkd.frameworks.mmdet3 import leaf_configs
 from studies import coverage, small_models
 
 
@@ -39,9 +42,39 @@ def test_a_config_is_written_where_the_student_has_none_of_its_own(
     own = Config.fromfile('student.py')
     assert own.model.type == 'RetinaNet' and own.custom_imports.imports == ['math']
     assert 'Hook' not in str(own.get('custom_hooks')) and 'gkd' not in own.pretty_text
+    assert 'checkpoint' not in own.default_hooks  # else that of this project
     plain = init_detector('student.py', 'student.pth', device='cpu')
     assert all(map(torch.equal, weights.values(), plain.state_dict().values()))
     assert plain.dataset_meta['classes'] == CLASSES
+
+
+def test_a_detector_is_loaded_to_detect(annotations, tmp_path):
+    config, trained = experiment(annotations, tmp_path / 'work'), str(tmp_path / 'trained.pth')
+    weights = write_checkpoint(config, trained)
+    loaded = load_detector(config, trained)
+    assert not any(module.training for module in loaded.modules())
+    assert all(map(torch.equal, weights.values(), loaded.state_dict().values()))
+
+
+def test_a_model_without_weights_leaves_its_config_as_it_is(annotations, tmp_path):
+    config = experiment(annotations, tmp_path / 'work')
+    config.model.teacher.checkpoint = 'gone.pth'
+    before = config.pretty_text
+    assert untrained_model(config).bank is None
+    assert config.pretty_text == before
+
+
+def test_images_are_augmented_inside_of_wrappers(annotations, tmp_path):
+    config = experiment(annotations, tmp_path / 'work')
+    leaf = config.val_dataloader.dataset
+    config.test_dataloader = dict(dataset=dict(type='ConcatDataset', datasets=[
+        leaf, dict(type='RepeatDataset', times=1, dataset=leaf)]))
+    config.update(tta_model=dict(type='DetTTAModel'), tta_pipeline=[dict(type='TestTimeAug')])
+    detector_alone = config.model
+    augment_tests(config)
+    for inner in leaf_configs(config.test_dataloader.dataset).values():
+        assert inner.pipeline == config.tta_pipeline
+    assert config.model == dict(type='DetTTAModel', module=detector_alone)
 
 
 @pytest.mark.usefixtures('short_backbones')

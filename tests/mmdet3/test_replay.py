@@ -4,6 +4,7 @@ import math
 import os
 import runpy
 import sys
+from types import SimpleNamespace
 
 import cv2
 import pytest
@@ -16,6 +17,7 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from small_experiments import CLASSES, PREPROCESSOR, TOOLS, detector, experiment, train
 
+from gkd.engine.finite import FiniteLossHook
 from gkd.errors import NumericalError
 from gkd.finite.step import KeptStep
 from gkd.frameworks import build_detector
@@ -175,3 +177,24 @@ def end_in_process(rank, port, annotations, folder):
 def test_every_process_keeps_its_own_step(annotations, tmp_path, free_port):
     torch.multiprocessing.start_processes(
         end_in_process, (free_port, annotations, tmp_path), nprocs=2, start_method='fork')
+
+
+@pytest.mark.parametrize('loss', [torch.inf, -torch.inf, torch.nan, 1.0])
+def test_no_loss_that_is_not_finite_is_passed_on(monkeypatch, loss):
+    """And no batch is held longer than its step."""
+    refused, passed, hook = [], [], FiniteLossHook()
+    monkeypatch.setattr(hook, 'refuse', lambda *given: refused.append(given))
+    model = torch.nn.Linear(1, 1)
+    for mode in ('loss', 'predict'):
+        hook.remember_batch(model, (), dict(inputs=mode, mode=mode))
+    hook.losses = dict(loss=torch.tensor(loss))
+    update = hook.guarded(SimpleNamespace(model=model, iter=7, epoch=2, train_dataloader=range(3)),
+                          passed.append)
+    update(torch.tensor(loss))
+    assert not hook.batch
+    if loss == 1:
+        assert passed == [torch.tensor(1.0)] and not refused
+    else:
+        [(_, _, iteration, batch, losses)] = refused
+        assert not passed and (iteration, batch) == (2, dict(inputs='loss'))
+        assert str(losses) == str(dict(loss=loss))

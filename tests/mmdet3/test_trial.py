@@ -13,13 +13,14 @@ from mmengine.evaluator import BaseMetric, Evaluator
 from mmengine.hooks import CheckpointHook
 from mmengine.registry import HOOKS, METRICS, DefaultScope
 from small_experiments import CLASSES, experiment, train
+from test_engine import Line
 from torch.utils.data import ConcatDataset  # MMEngine's is one
 
 from gkd.commands.trial import first_images, try_training
 from gkd.compat.checkpoint import load_checkpoint_file
 from gkd.engine.data import build_part
 from gkd.engine.runner import Runner
-from gkd.engine.trial import TrialHook, check_best, measure, try_evaluation
+from gkd.engine.trial import TrialHook, check_best, measure, try_evaluation, try_step
 from gkd.errors import ConfigError
 
 
@@ -154,6 +155,23 @@ def test_a_trial_of_loading_leaves_what_a_pipeline_keeps(annotations, tmp_path, 
     assert drawn == (torch.rand(1).item(), np.random.rand())
     dataset[0]
     assert dataset.dataset.pipeline.transforms[2].results_cache
+
+
+class Noting(Line):
+    """Notes which model computes what, and in which mode."""
+
+    seen = []
+
+    def forward(self, *inputs, mode='tensor'):
+        self.seen.append((self, self.training, mode))
+        return super().forward(*inputs, mode=mode)
+
+
+def test_a_step_is_tried_by_a_copy_that_trains():
+    model = Noting().eval()
+    try_step(model, [torch.zeros(1)])
+    [(tried, training, mode)] = Noting.seen
+    assert tried is not model and training and mode == 'loss' and not model.training
 
 
 def test_two_images_of_every_data_set_are_tried():
