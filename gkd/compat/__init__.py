@@ -52,6 +52,7 @@ def apply() -> None:
 def _patch_mmdet2() -> None:
     # These import mmcv and mmdet, which is possible from here on only.
     from mmdet.core import InstanceBalancedPosSampler
+    from mmdet.core.optimizers import LearningRateDecayOptimizerConstructor
     from mmdet.datasets.pipelines import Albu
 
     from gkd.compat import (
@@ -61,6 +62,7 @@ def _patch_mmdet2() -> None:
         defaults,
         distributed,
         images,
+        optimizers,
         parallel,
         progress,
         runner,
@@ -74,6 +76,7 @@ def _patch_mmdet2() -> None:
     coco.count_proposals()
     config_text.write_readable_configs()
     images.name_unreadable_images()
+    optimizers.know_layers_of_students(LearningRateDecayOptimizerConstructor)
     parallel.run_steps_through_torch_ddp()
     parallel.copy_on_cuda_streams()
     parallel.stay_on_the_cpu_beside_gpus()
@@ -100,6 +103,7 @@ def _patch_mmdet3() -> None:
 
     # These import mmdet, which is possible from here on only.
     from mmdet.datasets.transforms import Albu
+    from mmdet.engine.optimizers import LearningRateDecayOptimizerConstructor
     from mmdet.models.task_modules import InstanceBalancedPosSampler
 
     from gkd.compat import (
@@ -109,6 +113,7 @@ def _patch_mmdet3() -> None:
         decoders,
         heads,
         images,
+        optimizers,
         samplers,
     )
 
@@ -119,6 +124,7 @@ def _patch_mmdet3() -> None:
     decoders.keep_borrowed_layers_out_of_ddq()
     heads.let_ssd_detect()
     images.name_unreadable_images_with_mmdet3()
+    optimizers.know_layers_of_students(LearningRateDecayOptimizerConstructor)
     engine.init_without_gpus()
     engine.collect_results_without_files()
     engine.read_checkpoints_safely()
