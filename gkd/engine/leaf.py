@@ -72,9 +72,10 @@ class Leaf:
             except GKDError:
                 raise
             except Exception as error:
+                reason = str(error).rstrip('.')
                 raise DataError(
                     f'{self.key}.ann_file: cannot read {dataset.ann_file!r} as '
-                    f'{type(dataset).__name__}: {type(error).__name__}: {error}.') from error
+                    f'{type(dataset).__name__}: {type(error).__name__}: {reason}.') from error
 
     def check_places(self) -> None:
         """Raise DataError if the annotation file or the folder of images is not there.

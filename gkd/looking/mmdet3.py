@@ -8,13 +8,15 @@ from typing import Any
 import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.logging import MessageHub
+from mmengine.registry import DefaultScope
 from torch import Tensor
 
 from gkd.engine.config import build_model, load_config
+from gkd.engine.data import build_checked_dataset
 from gkd.engine.export import load_detector
 from gkd.engine.runner import Runner
 from gkd.errors import ConfigError
-from gkd.frameworks import BaseDetector, Dataset, build_dataset
+from gkd.frameworks import BaseDetector, Dataset
 from gkd.frameworks.mmdet3 import leaf_configs, prototype_configs
 
 __all__ = ['build_model', 'detect', 'load_config', 'load_detector', 'prototype_datasets',
@@ -22,8 +24,26 @@ __all__ = ['build_model', 'detect', 'load_config', 'load_detector', 'prototype_d
 
 
 def prototype_datasets(config: Config) -> list[Dataset]:
-    """The training data, as tests see them."""
-    return [build_dataset(entry) for entry in prototype_configs(config)]
+    """The training data, as tests see them.
+
+    Raises:
+        GKDError: A setting is wrong, or files are missing or broken.
+    """
+    places = leaf_configs(config.train_dataloader.dataset, 'train_dataloader.dataset')
+    return checked_datasets(dict(zip(places, prototype_configs(config))))
+
+
+def checked_datasets(entries: dict[str, ConfigDict]) -> list[Dataset]:
+    """Build data sets, and check them as a training does.
+
+    Args:
+        entries: Their configs by their places, without wrappers.
+
+    Raises:
+        GKDError: A setting is wrong, or files are missing or broken.
+    """
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        return [build_checked_dataset(entry, place) for place, entry in entries.items()]
 
 
 def validation_config(config: Config) -> ConfigDict:
@@ -41,9 +61,9 @@ def validation_datasets(config: Config) -> list[Dataset]:
     """The validation data.
 
     Raises:
-        ConfigError: There are none.
+        GKDError: There are none, a setting is wrong, or files are missing or broken.
     """
-    return [build_dataset(entry) for entry in leaf_configs(validation_config(config)).values()]
+    return checked_datasets(leaf_configs(validation_config(config), 'val_dataloader.dataset'))
 
 
 @torch.no_grad()

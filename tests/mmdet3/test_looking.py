@@ -10,14 +10,16 @@ import numpy as np
 import pytest
 import torch
 from helpers import small_detectors as small
+from mmdet.datasets import CocoDataset
 from mmdet.models.detectors import RetinaNet
+from mmdet.registry import DATASETS
 from mmengine.config import Config
 from PIL import Image
 from small_experiments import CLASSES, PREPROCESSOR, TOOLS, detector, experiment, train
 
 from gkd.bank import PrototypeBank
 from gkd.comparison.mmdet3 import Training
-from gkd.errors import ConfigError
+from gkd.errors import ConfigError, DataError
 from gkd.frameworks import build_detector
 from gkd.looking.door import detect, load_config, load_detector, validation_datasets
 from gkd.looking.trained import TrainedPair, validation_images
@@ -27,6 +29,14 @@ from gkd.quickstart.run import draw_pictures
 from studies.corruptions import CORRUPTIONS, corrupt
 from studies.noise_study import MEASURES, features_of, versions_of
 from studies.pixels import Pixels
+
+
+@DATASETS.register_module()
+class Uninstalled(CocoDataset):
+    """A data set whose package is not installed."""
+
+    def load_data_list(self):
+        raise ImportError('no lvis.')
 
 
 @pytest.fixture
@@ -103,6 +113,23 @@ def test_masks_of_local_knowledge_are_drawn_for_a_student_that_trains_on_masks(p
     bank = trained.generate(str(tmp_path / 'trust')).bank
     masks, _ = local_masks(trained, bank, validation_images(config, min_size=0)[0])
     assert max(mask.max() for mask in masks) > 0
+
+
+@pytest.mark.parametrize('setting, value, message', [
+    ('ann_file', 'absent.json', 'ann_file: no such file: absent.json'),
+    ('metainfo', dict(classes=CLASSES[::-1]), 'lists them as red, green, blue'),
+    # As data sets do whose package is not installed.
+    ('type', 'Uninstalled', "ann_file: cannot read .* as Uninstalled: ImportError: no lvis[.]$")])
+def test_data_that_cannot_be_used_are_refused_as_a_training_refuses_them(
+        pair, tmp_path, setting, value, message):
+    config = load_config(pair[0])
+    trained = TrainedPair(config)
+    for part in ('train', 'val'):
+        config[f'{part}_dataloader'].dataset[setting] = value
+    with pytest.raises(DataError, match=f'^train_dataloader.dataset.*{message}'):
+        trained.generate(str(tmp_path / 'gallery'))
+    with pytest.raises(DataError, match=f'^val_dataloader.dataset.*{message}'):
+        validation_images(config, min_size=0)
 
 
 @pytest.mark.slow
