@@ -51,6 +51,7 @@ def apply() -> None:
 
 def _patch_mmdet2() -> None:
     # These import mmcv and mmdet, which is possible from here on only.
+    from mmcv import ProgressBar
     from mmdet.core import InstanceBalancedPosSampler
     from mmdet.core.optimizers import LearningRateDecayOptimizerConstructor
     from mmdet.datasets.pipelines import Albu
@@ -82,7 +83,7 @@ def _patch_mmdet2() -> None:
     parallel.stay_on_the_cpu_beside_gpus()
     distributed.init_without_gpus()
     distributed.collect_results_without_files()
-    progress.draw_bars_on_terminals_only()
+    progress.draw_bars_on_terminals_only(ProgressBar)
     runner.read_checkpoints_safely()
     runner.load_checkpoints_strictly()
     runner.resume_without_running_the_config()
@@ -105,6 +106,7 @@ def _patch_mmdet3() -> None:
     from mmdet.datasets.transforms import Albu
     from mmdet.engine.optimizers import LearningRateDecayOptimizerConstructor
     from mmdet.models.task_modules import InstanceBalancedPosSampler
+    from mmengine import ProgressBar
 
     from gkd.compat import (
         augmentation,
@@ -114,6 +116,7 @@ def _patch_mmdet3() -> None:
         heads,
         images,
         optimizers,
+        progress,
         samplers,
     )
 
@@ -125,6 +128,7 @@ def _patch_mmdet3() -> None:
     heads.let_ssd_detect()
     images.name_unreadable_images_with_mmdet3()
     optimizers.know_layers_of_students(LearningRateDecayOptimizerConstructor)
+    progress.draw_bars_on_terminals_only(ProgressBar)
     engine.init_without_gpus()
     engine.collect_results_without_files()
     engine.read_checkpoints_safely()
