@@ -52,8 +52,8 @@ def apply() -> None:
 def _patch_mmdet2() -> None:
     # These import mmcv and mmdet, which is possible from here on only.
     from mmcv import ProgressBar
+    from mmcv.runner import DefaultOptimizerConstructor
     from mmdet.core import InstanceBalancedPosSampler
-    from mmdet.core.optimizers import LearningRateDecayOptimizerConstructor
     from mmdet.datasets.pipelines import Albu
 
     from gkd.compat import (
@@ -77,7 +77,7 @@ def _patch_mmdet2() -> None:
     coco.count_proposals()
     config_text.write_readable_configs()
     images.name_unreadable_images()
-    optimizers.know_layers_of_students(LearningRateDecayOptimizerConstructor)
+    optimizers.show_students_to_constructors(DefaultOptimizerConstructor)
     parallel.run_steps_through_torch_ddp()
     parallel.copy_on_cuda_streams()
     parallel.stay_on_the_cpu_beside_gpus()
@@ -104,9 +104,9 @@ def _patch_mmdet3() -> None:
 
     # These import mmdet, which is possible from here on only.
     from mmdet.datasets.transforms import Albu
-    from mmdet.engine.optimizers import LearningRateDecayOptimizerConstructor
     from mmdet.models.task_modules import InstanceBalancedPosSampler
     from mmengine import ProgressBar
+    from mmengine.optim import DefaultOptimWrapperConstructor
 
     from gkd.compat import (
         augmentation,
@@ -127,7 +127,7 @@ def _patch_mmdet3() -> None:
     decoders.keep_borrowed_layers_out_of_ddq()
     heads.let_ssd_detect()
     images.name_unreadable_images_with_mmdet3()
-    optimizers.know_layers_of_students(LearningRateDecayOptimizerConstructor)
+    optimizers.show_students_to_constructors(DefaultOptimWrapperConstructor)
     progress.draw_bars_on_terminals_only(ProgressBar)
     engine.init_without_gpus()
     engine.collect_results_without_files()

@@ -1,44 +1,58 @@
-"""A patch of MMDetection's learning rates by layers, in either version."""
+"""A patch of how optimisers of either MMDetection are set up."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from typing import Any, Callable
 
 from torch import nn
 
-
-def know_layers_of_students(constructor: type) -> None:
-    """Let learning rates that grow from layer to layer do so in a student that is taught, too.
-
-    Reason: the constructor tells layers by names that begin with ``backbone``. A distiller's begin
-    with ``student.backbone``, and every layer got the rate of the head.
-    For: mmdet 2.2x and 3.x.
-
-    Args:
-        constructor: ``LearningRateDecayOptimizerConstructor`` of the installed MMDetection.
-    """
-    add = constructor.add_params
-
-    @functools.wraps(add)
-    def add_by_own_names(self, params, module, **settings):
-        add(self, params, WithOwnNames(module), **settings)
-
-    constructor.add_params = add_by_own_names
+from gkd.frameworks import DetectorShell
 
 
-class WithOwnNames:
-    """A model whose student's parameters have the names that they have without a distiller.
+def show_students_to_constructors(default: type) -> None:
+    """Let constructors that set a rate for each layer see a student as without a teacher.
+
+    Reason: MMDetection's for ConvNeXt, as others, tells layers by names that begin with
+    ``backbone``. A distiller's begin with ``student.backbone``, and every layer got the rate of
+    the head.
+    For: mmcv 1.x, mmengine 0.x.
 
     Args:
-        model: A distiller, or a detector, which stays as it is.
+        default: The constructor that others inherit from. By itself it does as before: it looks
+            for its keys anywhere in a name.
     """
+    build = default.__call__
 
-    def __init__(self, model: nn.Module):
-        self.backbone = model.backbone
-        self.model = model
+    @functools.wraps(build)
+    def build_showing_students(self, model):
+        if type(self).add_params is not default.add_params:
+            self.add_params = functools.partial(add_student_first, self.add_params)
+        return build(self, model)
 
-    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Names and parameters."""
-        for name, parameter in self.model.named_parameters():
-            yield name.removeprefix('student.'), parameter
+    default.__call__ = build_showing_students
+
+
+def add_student_first(add: Callable, groups: list[dict], module: nn.Module,
+                      *args: Any, **settings: Any) -> None:
+    """Add a model's parameters; of a distiller the student's, then all others with usual rates.
+
+    Args:
+        add: The constructor's method for models.
+        groups: The optimiser's groups of parameters.
+        module: The model, or a part of it if ``add`` goes through the parts.
+        *args: Further arguments of ``add``.
+        **settings: Likewise.
+    """
+    if not isinstance(module, DetectorShell):
+        add(groups, module, *args, **settings)
+        return
+    add(groups, module.student, *args, **settings)
+    others = {name: parameter for name, parameter in module.named_parameters()
+              if parameter.requires_grad and not name.startswith('student.')}
+    if not others:
+        return
+    group = dict(params=[*others.values()])
+    if 'param_names' in groups[0]:  # torch takes the names of all or of none
+        group['param_names'] = [*others]
+    groups.append(group)
