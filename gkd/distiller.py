@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from gkd.argument_types import check_types
 from gkd.bank import PrototypeBank
 from gkd.detectors import one_stage, two_stage
 from gkd.detectors.fast_copy import widened
@@ -98,6 +99,7 @@ class Distiller(DetectorShell):
                               'student alone: set it to None in the `model` and at the top of the '
                               'config that has the Distiller.')
         check_entries(knowledge, 'model.knowledge')
+        check_types(Distiller.__init__, dict(prototypes=prototypes), 'model')
         self.student_source = DetectorSource.parse(student, 'model.student')
         teacher_source = DetectorSource.parse(teacher, 'model.teacher', checkpoint_required=True)
         with naming('model.student cannot be built', RuntimeError, OSError):

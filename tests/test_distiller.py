@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import logging
 import random
+import re
 
 import numpy as np
 import pytest
@@ -264,6 +265,42 @@ def test_refuses_with_the_reason(teacher, student, settings, message):
     knowledge = [dict(type='RobustDistillingModule', **settings)]
     with pytest.raises(ConfigError, match=message):
         build_detector(small.distiller(teacher, student, knowledge=knowledge))
+
+
+@pytest.mark.parametrize('settings, message', [
+    (dict(robust='no'), "RobustDistillingModule.robust = 'no': must be True or False"),
+    (dict(start='half'), "RobustDistillingModule.start = 'half': must be a finite number"),
+    (dict(global_knowledge='own'), "global_knowledge = 'own': must be a dict or None"),
+    (dict(global_knowledge=dict(loss_weight='5')),
+     "global_knowledge.loss_weight = '5': must be a finite number"),
+    (dict(global_knowledge=dict(space='classes', num_cells=2.5)),
+     'global_knowledge.num_cells = 2.5: must be a whole number'),
+    (dict(local_knowledge=dict(levels=9)), 'levels = 9: must be a list of whole numbers or None'),
+    (dict(local_knowledge=dict(levels='01')), "levels = '01': must be a list of whole numbers"),
+    (dict(local_knowledge=dict(background_weight=-4)),
+     'local_knowledge.background_weight = -4: must be at least 0'),
+    (dict(soft_label=dict(temperature=float('nan'))), 'temperature = nan: must be a finite'),
+])
+def test_settings_of_another_type_are_refused(settings, message):
+    knowledge = [dict(type='RobustDistillingModule', **settings)]
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        build(small.distiller(small.retinanet(), small.retinanet(), knowledge=knowledge))
+
+
+@pytest.mark.parametrize('part, settings, message', [
+    ('prototypes', 'on', "model.prototypes = 'on': must be a dict or None"),
+    ('prototypes', dict(alpha='10'), "model.prototypes.alpha = '10': must be a finite number"),
+    ('prototypes', dict(workers=True), 'workers = True: must be a whole number or None'),
+    ('teacher', dict(graphs=-1), 'model.teacher.graphs = -1: must be a whole number from 0 on'),
+    ('teacher', dict(checkpoint=5), 'model.teacher.checkpoint = 5: must be text or None'),
+    ('teacher', dict(config=5), 'model.teacher.config = 5: must be text or a dict'),
+    ('student', dict(overrides='a=1'), "model.student.overrides = 'a=1': must be a dict"),
+])
+def test_settings_of_other_parts_of_another_type_are_refused(part, settings, message):
+    config = small.distiller(small.retinanet(), small.retinanet())
+    config[part] = {**config[part], **settings} if isinstance(settings, dict) else settings
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        build(config)
 
 
 @KNOWLEDGE.register_module()

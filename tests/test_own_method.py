@@ -34,6 +34,16 @@ def returning(make):
         forward=lambda self, step: make(step.student.maps[0].mean())))
 
 
+class OfOtherTypes(Knowledge):
+    """Its annotations name what no module of it imports."""
+
+    def __init__(self, pair, gain: 'Unknown' = 1.0):  # noqa: F821
+        super().__init__(pair)
+
+    def forward(self, step):
+        return dict(loss_mine=step.student.maps[0].mean())
+
+
 class NoModule:
     def __init__(self, pair):
         pass
@@ -90,6 +100,10 @@ class Fails(Knowledge):
 def test_a_class_that_cannot_teach_is_refused_when_it_is_built(teach, method, message):
     with pytest.raises(ConfigError, match=f'model.knowledge: {message}'):
         teach(method)
+
+
+def test_a_class_whose_annotations_cannot_be_read_teaches(teach):
+    assert 'loss_mine' in teach(OfOtherTypes)
 
 
 @pytest.mark.parametrize('make, message', [

@@ -23,6 +23,13 @@ def test_a_key_of_a_value_without_keys_is_named(settings, place, found):
         replace_settings(config(), settings, 'here')
 
 
+@pytest.mark.parametrize('name', ['hooks.a', 'hooks.5.a', 'hooks.x.a'])
+def test_an_entry_that_a_list_does_not_have_is_named(name):
+    with pytest.raises(ConfigError, match=f'^here: {name} is no place in hooks, .* list of 2 .* '
+                                          f'as in hooks.0'):
+        replace_settings(config(), {name: 2}, 'here')
+
+
 def test_what_the_message_says_to_write_works():
     changed = config()
     replace_settings(changed, {'grad.clip._delete_': True, 'grad.clip.max_norm': 35}, 'here')
@@ -37,5 +44,3 @@ def test_new_places_lists_and_whole_values_are_replaced():
                      'here')
     assert changed.new == dict(deep=1) and changed.hooks == [dict(a=2), dict(b=None)]
     assert changed.grad == dict(clip=None, other=None) and changed.pair == [3]
-    with pytest.raises(ConfigError, match='^here .*Index 5 exceeds'):
-        replace_settings(changed, {'hooks.5.a': 2}, 'here')

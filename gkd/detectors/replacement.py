@@ -91,6 +91,10 @@ def replace_settings(config: Config, settings: Mapping[str, Any], where: str) ->
         blocked = place_without_keys(config, name, given)
         if blocked is not None:
             place, found = blocked
+            if isinstance(found, list):
+                raise ConfigError(
+                    f'{where}: {name} is no place in {place}, which is a list of {len(found)} in '
+                    f'the config. Name one of its entries by number, from 0 on, as in {place}.0')
             raise ConfigError(
                 f'{where}: {name} is a key of {place}, but {place} is {found!r} in the config and '
                 f'has no keys. To put a dict there, give both: {place}.{DELETE}=True '
@@ -112,7 +116,9 @@ def flat(settings: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 def place_without_keys(config: Config, name: str,
                        given: Mapping[str, Any]) -> Optional[tuple[str, Any]]:
-    """The place on the way to a setting that is neither a dict nor a list, and what is there.
+    """The place on the way to a setting that cannot have such a key, and what is there.
+
+    It is neither a dict nor a list, or a list without this entry.
 
     Args:
         config: The config.
@@ -121,13 +127,11 @@ def place_without_keys(config: Config, name: str,
     """
     place, found = '', config._cfg_dict
     for key in name.split('.'):
-        if given.get(f'{place}.{DELETE}'):
+        if given.get(f'{place}.{DELETE}') or place in given:
             return None
-        if not isinstance(found, (dict, list)):
-            return place, found
         try:
             found = found[int(key) if isinstance(found, list) else key]
-        except (LookupError, ValueError):
-            return None
+        except (LookupError, ValueError, TypeError):
+            return None if isinstance(found, dict) else (place, found)
         place = f'{place}.{key}' if place else key
     return None

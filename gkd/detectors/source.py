@@ -9,6 +9,7 @@ from typing import Optional, Union
 
 from torch import nn
 
+from gkd.argument_types import check_types
 from gkd.checkpoints import check_file, how_to_get
 from gkd.compat.checkpoint import load_checkpoint_file
 from gkd.compat.weights import class_names, load_strictly
@@ -16,7 +17,7 @@ from gkd.detectors.config_files import find_file, read_config
 from gkd.detectors.entries import nested
 from gkd.detectors.images import ImageFormat, format_of
 from gkd.detectors.replacement import replace_settings
-from gkd.errors import CheckpointError, ConfigError, shorten
+from gkd.errors import CheckpointError, ConfigError, require_count, shorten
 from gkd.finite.weights import not_finite
 from gkd.frameworks import (
     BESIDE_MODEL,
@@ -75,7 +76,7 @@ class DetectorSource:
                 ``checkpoint=None`` asks for untrained weights and is let through.
 
         Raises:
-            ConfigError: A key is missing or unknown.
+            ConfigError: A key is missing or unknown, or a value is of another type.
 
         Example:
             >>> source = DetectorSource.parse(
@@ -113,6 +114,8 @@ class DetectorSource:
             if checkpoint_required:
                 raise ConfigError(f'{key} needs `checkpoint`: an untrained teacher teaches noise.')
             checkpoint = None
+        check_types(cls, dict(config=config, checkpoint=checkpoint, overrides=overrides), key)
+        require_count(graphs, f'{key}.graphs', least=0)
         return cls(config, checkpoint, key, overrides, precision, graphs, img_norm_cfg,
                    tuple(inherit), classes and tuple(classes))
 

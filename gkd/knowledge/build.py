@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from gkd.argument_types import check_types
 from gkd.detectors.entries import name_of
 from gkd.errors import ConfigError, GKDError, describe, did_you_mean, own_place
 from gkd.knowledge.base import Knowledge
@@ -33,6 +34,7 @@ def build_knowledge(config: dict, pair: DetectorPair) -> Knowledge:
                           f'known are {sorted(KNOWLEDGE.module_dict)}.'
                           + did_you_mean(str(config.get('type')), KNOWLEDGE.module_dict))
     check_class(kind)
+    check_types(kind.__init__, settings, kind.__name__)
     try:
         built = kind(pair=pair, **settings)
     except GKDError:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Optional, Union
 import torch
 from torch import Tensor, nn
 
+from gkd.argument_types import check_types
 from gkd.detectors.places import centres, smallest_object
 from gkd.detectors.step import Needs
 from gkd.errors import ConfigError
@@ -318,7 +319,7 @@ def build(kind: type, settings: Optional[Mapping], key: str, *args) -> Optional[
     """Build a part from its settings; None stays None.
 
     Raises:
-        ConfigError: A setting is unknown.
+        ConfigError: A setting is unknown, or of another type.
     """
     if settings is None:
         return None
@@ -327,6 +328,7 @@ def build(kind: type, settings: Optional[Mapping], key: str, *args) -> Optional[
     if unknown:
         raise ConfigError(f'{key} has unknown settings {sorted(unknown)}; '
                           f'it takes {sorted(known)}.')
+    check_types(kind.__init__, settings, key)
     return kind(*args, **settings)
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from gkd.argument_types import check_types
 from gkd.bank import PrototypeBank
 from gkd.collectives import all_gather
 from gkd.detectors.entries import name_of
@@ -301,6 +302,7 @@ def build_generation(config: dict) -> PrototypeGenerationModule:
     if name_of(kind) != 'PrototypeGenerationModule':
         raise ConfigError(f'model.prototypes.type = {kind!r} is unknown; '
                           f'it must be "PrototypeGenerationModule".')
+    check_types(PrototypeGenerationModule.__init__, config, 'model.prototypes')
     try:
         return PrototypeGenerationModule(**config)
     except TypeError as error:
