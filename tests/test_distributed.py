@@ -61,12 +61,16 @@ def test_two_processes_give_the_gradients_of_one(family, knowledge, tmp_path):
 
 
 @pytest.mark.parametrize('family', small.FAMILIES)
-def test_identical_halves_give_the_gradients_of_one(family, tmp_path):
-    """Exact with robust weights and random sampling as well: both halves are the same."""
+@pytest.mark.parametrize('recompute', [False, True])
+def test_identical_halves_give_the_gradients_of_one(family, recompute, tmp_path):
+    """Exact with robust weights and random sampling as well: both halves are the same.
+
+    And where the backward pass computes the student's activations again instead of keeping them.
+    """
     data = small.batch(num_images=1)
 
     def half(rank):
-        return gradients(wrap(build(family, {}), CPU), data)
+        return gradients(wrap(build(family, {}, recompute=recompute), CPU), data)
 
     expected_losses, expected = gradients(wrap(build(family, {}), CPU), data)
     for losses, found in in_processes(tmp_path / 'group', half):

@@ -11,11 +11,11 @@ from helpers import small_detectors as small
 CPU = torch.device('cpu')
 
 
-def build(family, knowledge, take_all=False):
+def build(family, knowledge, take_all=False, recompute=False):
     """A distiller whose batch normalisation has fixed statistics."""
     detector = small.FAMILIES[family]
     student = detector()
-    student['backbone'].update(norm_eval=True)
+    student['backbone'].update(norm_eval=True, with_cp=recompute)
     if take_all:
         for part in ('rpn', 'rcnn'):
             student['train_cfg'][part]['sampler'].update(num=10 ** 6, pos_fraction=1.0)
