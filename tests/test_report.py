@@ -136,8 +136,8 @@ def test_panoptic_data_are_measured_by_their_own_metrics(tmp_path):
     table = metrics_table(SimpleNamespace(evaluations={1: hook.metrics}, unit='epoch'))
     assert '40.5' in table and 'AP' not in table
     for kind, problem in (('CocoDataset', 'not in reach'),
-                          ('CocoPanopticDataset', 'not a single COCO file'),
-                          ('LVISV1Dataset', 'not a single COCO file')):
+                          ('CocoPanopticDataset', 'not evaluated as COCO'),
+                          ('LVISV1Dataset', 'LVISV1Dataset, which is not evaluated as COCO')):
         config = Config(dict(data=dict(val=dict(type=kind, ann_file='a.json'))))
         assert problem in Validation(config).problem
 

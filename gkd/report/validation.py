@@ -88,14 +88,16 @@ class Validation:
         self.config = config.data.get('val', {})
         files = annotation_files(self.config)
         named = files[0] if len(files) == 1 else None
+        kind = name_of(self.config.get('type')) if isinstance(self.config, dict) else None
         is_coco = isinstance(self.config, dict) and isinstance(named, str) and \
-            named.endswith('.json') and 'dataset' not in self.config and \
-            name_of(self.config.get('type')) not in OTHERS
+            named.endswith('.json') and 'dataset' not in self.config and kind not in OTHERS
         root = (self.config.get('data_root') or '') if is_coco else ''
         self.folder = osp.join(root, self.config.get('img_prefix') or '') if is_coco else ''
         self.path = find_file(osp.join(root, named)) if is_coco else None
         self.problem = ''
-        if not is_coco:
+        if kind in OTHERS:
+            self.problem = f'The validation data are of {kind}, which is not evaluated as COCO.'
+        elif not is_coco:
             self.problem = 'The validation data are not a single COCO file.'
         elif self.path is None:
             self.problem = (f'The annotations {named} are not in reach; rebuild the report in the '
