@@ -4,6 +4,7 @@ import json
 import sys
 from types import ModuleType, SimpleNamespace
 
+import numpy as np
 import pytest
 from helpers.refusals import append, edit, refuse, refuse_training, train
 from helpers.running import succeed
@@ -67,6 +68,10 @@ def test_what_the_own_metric_needs(tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match=f'^here: .*pip install {PACKAGE}'):
         cityscapes.check_measured(masks, data, 'here')
     install(monkeypatch, cityscapes.LABELS, cityscapes.METRIC)
+    monkeypatch.delattr(np, 'in1d', raising=False)
+    with pytest.raises(ConfigError, match='pip install "numpy<2.4"'):
+        cityscapes.check_measured(masks, data, 'here')
+    monkeypatch.setattr(np, 'in1d', np.isin, raising=False)
     with pytest.raises(ConfigError, match='gtFine beside leftImg8bit'):
         cityscapes.check_measured(masks, data, 'here')
     city = tmp_path / 'gtFine' / 'val' / 'aachen'

@@ -6,6 +6,7 @@ import importlib
 import os.path as osp
 from glob import glob
 
+import numpy as np
 from mmdet.datasets import CityscapesDataset
 from mmdet.models.detectors import BaseDetector
 
@@ -43,6 +44,11 @@ def check_measured(detector: BaseDetector, dataset: CityscapesDataset, key: str)
     """
     check_written(detector, key)
     check_package(METRIC, key)
+    if not hasattr(np, 'in1d'):
+        raise ConfigError(f'{key}: Cityscapes\' package computes its metric with functions that '
+                          f'numpy has had up to version 2.3; {np.__version__} is installed. '
+                          f'Install another: pip install "numpy<2.4", or leave the metric out: '
+                          f'`bbox` and `segm` need only the annotations.')
     wanted = osp.join(dataset.img_prefix.replace('leftImg8bit', 'gtFine'),
                       '*', '*_gtFine_instanceIds.png')
     if not glob(wanted):
