@@ -25,6 +25,7 @@ from torch import Tensor
 import gkd
 from gkd.detectors.config_files import find_file
 from gkd.detectors.step import Needs, Step
+from gkd.detectors.teacher import Teacher
 from gkd.detectors.view import PROBE_SIZE, image_size, probe
 from gkd.distiller import Distiller
 from gkd.errors import GKDError
@@ -130,12 +131,13 @@ def try_pair(outcome: Outcome) -> None:
     outcome.teaches = sorted(taught.keys() - expected.keys())
     train(model, batch)
 
+    outcome.bfloat16 = caught(lambda: teach_in_bfloat16(model, batch))
     outcome.methods = try_methods(model, batch)
     outcome.class_space = caught(lambda: teach_in_class_space(configs, batch))
     outcome.detects = detects(model, batch)
     if not outcome.detects:
         raise RuntimeError('a test gives no results')
-    tried = {**outcome.methods, 'class space': outcome.class_space}
+    tried = {**outcome.methods, 'class space': outcome.class_space, 'bfloat16': outcome.bfloat16}
     faults = [f'{name}: {said}' for name, said in tried.items() if said.startswith('FAULT')]
     if not outcome.own_losses_equal:
         faults.append('the student\'s own losses differ from those of a plain training')
@@ -257,6 +259,22 @@ def teach_in_class_space(configs: list[dict], batch: dict) -> None:
         batch: What the student trains on.
     """
     train(build(distiller(*configs, global_knowledge=dict(space='classes'))), batch, steps=1)
+
+
+def teach_in_bfloat16(model: Distiller, batch: dict) -> None:
+    """Take a step with the teacher in bfloat16; raise if a loss or a gradient is not finite.
+
+    Raises:
+        GKDError: The teacher falls back to full precision.
+    """
+    exact = model.frozen
+    model.frozen = Teacher(exact.exact, 'bfloat16')
+    try:
+        if model.frozen.dtype is None:
+            raise GKDError('the teacher falls back to full precision')
+        train(model, batch, steps=1)
+    finally:
+        model.frozen = exact
 
 
 def observed(model: Distiller, batch: dict) -> Step:

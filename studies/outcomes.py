@@ -28,6 +28,7 @@ their configs; the last ones of MMDetection 3 are kinds that 2 lacks. Each pair
 - takes two steps of the distilling module with its default settings, and one of each of the ten
   other methods,
 - takes a step of the distilling module in the class space, gradients included,
+- takes a step of the distilling module with the teacher in bfloat16, on the CPU,
 - tests the student on an image.
 
 Weights are untrained, images are noise of 256 pixels (or what the head is made for), backbones
@@ -37,7 +38,9 @@ the positives that it trains on, or at the ground truth; soft labels of rows wit
 taught at the cells that it trains as objects. Global and local knowledge are taught in every row
 that has an entry there. "Class space" says whether `global_knowledge=dict(space='classes')` works:
 not where the teacher's head has no layers that read classes from maps alone, or where teacher and
-student neither both predict at every place nor both classify boxes.
+student neither both predict at every place nor both classify boxes. "bfloat16" says whether the
+teacher computes in bfloat16; one that falls back to full precision does not. On a GPU, teachers
+compute in half precision by default, for which the CPU lacks many operations.
 '''
 
 
@@ -56,6 +59,7 @@ class Outcome:
         left_out: Why soft labels are left out; empty if they are taught.
         methods: Message of each other method; empty if the method works.
         class_space: Message of the module in the class space; empty likewise.
+        bfloat16: Message of the module with the teacher in bfloat16; empty likewise.
         own_losses_equal: Whether the student's own losses are those of a plain training, bit by
             bit.
         detects: Whether the student detects in a test afterwards.
@@ -71,6 +75,7 @@ class Outcome:
     left_out: str = ''
     methods: dict[str, str] = field(default_factory=dict)
     class_space: str = ''
+    bfloat16: str = 'not tried'
     own_losses_equal: Optional[bool] = None
     detects: Optional[bool] = None
     build_seconds: float = 0.0
@@ -126,24 +131,28 @@ def markdown(outcomes: list[Outcome]) -> str:
             if len(chosen) < listed else ''
         tables.append('\n'.join([
             f'## {MMDETECTION}: {title}\n', f'{works} of {len(chosen)} work.{rest}\n',
-            '| config | soft labels | at | class space | other methods | what is not, and why |',
-            '| --- | --- | --- | --- | --- | --- |', *map(row, chosen)]) + '\n')
+            '| config | soft labels | at | class space | bfloat16 | other methods | what is not, '
+            'and why |',
+            '| --- | --- | --- | --- | --- | --- | --- |', *map(row, chosen)]) + '\n')
     return '\n'.join(tables)
 
 
 def row(outcome: Outcome) -> str:
     """A row of the table."""
     if outcome.verdict != WORKS:
-        return f'| {outcome.name} | | | | | **{outcome.verdict}**: {cell(outcome.message)} |'
+        return f'| {outcome.name} | | | | | | **{outcome.verdict}**: {cell(outcome.message)} |'
     refused = {name for name, said in outcome.methods.items() if said}
     notes = [f'soft labels: {outcome.left_out.rstrip(".")}'] if outcome.left_out else []
     if refused:
         notes.append(f'refused: {", ".join(sorted(refused))}')
+    if outcome.bfloat16:
+        notes.append(f'bfloat16: {outcome.bfloat16.rstrip(".")}')
     soft = 'yes' if 'loss_soft' in outcome.teaches else ''
     at = {'positives': 'positives', 'gt': 'ground truth'}[outcome.instances]
     methods = f'{len(outcome.methods) - len(refused)} of {len(outcome.methods)}'
-    space = '' if outcome.class_space else 'yes'
-    return f'| {outcome.name} | {soft} | {at} | {space} | {methods} | {cell("; ".join(notes))} |'
+    space, low = ('' if said else 'yes' for said in (outcome.class_space, outcome.bfloat16))
+    return (f'| {outcome.name} | {soft} | {at} | {space} | {low} | {methods} | '
+            f'{cell("; ".join(notes))} |')
 
 
 def cell(text: str) -> str:

@@ -7,7 +7,7 @@ import torch
 from helpers import disagreeing_heads
 from helpers.resized import assert_teacher_sees_the_resized
 
-from gkd.detectors import trial_step
+from gkd.detectors import teacher, trial_step
 from gkd.detectors.config_files import find_file
 from gkd.detectors.inspection import inspect_detector
 from gkd.detectors.places import centres
@@ -71,6 +71,7 @@ def check(name, instances, soft):
     assert {'loss_global', 'loss_local_fg', 'loss_local_bg'} <= set(outcome.teaches)
     reason = 'no layers that read classes' if name in WITHOUT_CLASS_SPACE else ''
     assert reason in outcome.class_space and bool(reason) == bool(outcome.class_space)
+    assert outcome.bfloat16 == ''
     # What compares maps alone works everywhere.
     assert not any(outcome.methods[method] for method in ('CWD', 'FGD', 'MGD', 'PKD'))
 
@@ -91,8 +92,28 @@ def test_more_detectors_teach_and_are_taught(name, instances, soft):
     'sparse_rcnn/sparse_rcnn_r50_fpn_1x_coco',  # its RPN has no forward
     'ssd/ssd300_coco'])  # for images of one size
 def test_a_teacher_computes_in_another_precision(name):
-    teacher = Teacher(build_detector(small_models.small_config(name)), 'bfloat16')
-    assert teacher.dtype == torch.bfloat16
+    assert Teacher(build_detector(small_models.small_config(name)),
+                   'bfloat16').dtype == torch.bfloat16
+
+
+def test_a_teacher_that_falls_back_to_full_precision_does_not_work_in_bfloat16(monkeypatch):
+    def refuse(*args):
+        raise RuntimeError('not implemented for BFloat16')
+
+    monkeypatch.setattr(teacher, 'fast_copy', refuse)
+    outcome = coverage.check(*['retinanet/retinanet_r18_fpn_1x_coco'] * 2)
+    assert outcome.verdict == 'works' and 'falls back' in outcome.bfloat16
+    *_, low, methods, notes, _ = map(str.strip, outcomes.row(outcome).split('|'))
+    assert low == '' and 'bfloat16: the teacher falls back to full precision' in notes
+
+
+def test_a_step_that_fails_with_a_teacher_in_bfloat16_is_a_fault(monkeypatch):
+    def fail(detector):
+        raise TypeError('no float32')
+
+    monkeypatch.setattr(Teacher, 'check', fail)
+    outcome = coverage.check(*['retinanet/retinanet_r18_fpn_1x_coco'] * 2)
+    assert outcome.verdict == 'fault' and outcome.message.startswith('bfloat16: FAULT TypeError')
 
 
 def test_teacher_sees_the_batch_that_the_student_has_resized():

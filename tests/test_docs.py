@@ -22,6 +22,7 @@ from gkd.registry import KNOWLEDGE
 from gkd.running import load_config
 from gkd.running.config import build_model
 from gkd.zoo import of_configs
+from studies import outcomes, zoo, zoo_mmdet3
 
 DOCS = REPOSITORY / 'docs'
 PAGES = sorted(DOCS.glob('*.md'))
@@ -98,6 +99,25 @@ def test_common_pairs_are_those_of_the_model_zoo():
     for student, teacher in pairs:
         assert find_file(f'mmdet::{student}.py')
         assert len(list(of_configs(f'mmdet::{teacher}.py'))) == 1
+
+
+@pytest.mark.parametrize('version, lists', [(2, zoo), (3, zoo_mmdet3)])
+def test_the_detectors_page_is_what_the_command_writes(version, lists):
+    """With a row for each config and pair of the lists, and the number of those that work."""
+    page = (DOCS / 'detectors.md').read_text()
+    assert page.startswith(outcomes.INTRODUCTION)
+    tables = re.findall(
+        rf'^## MMDetection {version}.*?\n\n(\d+) of (\d+) work.\n\n(.*?)(?:\n\n|\Z)', page,
+        re.DOTALL | re.MULTILINE)
+    listed = [[(name, name) for name in lists.SELF_PAIRS], lists.PAIRS]
+    assert len(tables) == len(listed)
+    for (works, count, table), pairs in zip(tables, listed):
+        rows = table.splitlines()[2:]
+        assert [row.split(' | ')[0] for row in rows] == [
+            f'| {outcomes.pair_name(*pair)}' for pair in pairs]
+        assert (int(works), int(count)) == (sum('| **' not in row for row in rows), len(rows))
+    readme = (REPOSITORY / 'README.md').read_text()
+    assert '{} of {}'.format(*tables[0]) in readme
 
 
 def test_the_worked_configs_describe_what_the_pages_say(method, tmp_path):

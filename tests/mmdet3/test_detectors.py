@@ -57,6 +57,7 @@ def check(name, instances, soft, class_space):
     assert {'loss_global', 'loss_local_fg', 'loss_local_bg'} <= set(outcome.teaches)
     reason = '' if class_space else 'no layers that read classes'
     assert reason in outcome.class_space and bool(reason) == bool(outcome.class_space)
+    assert outcome.bfloat16 == ''
     # What compares maps alone works everywhere.
     assert not any(outcome.methods[method] for method in ('CWD', 'FGD', 'MGD', 'PKD'))
 
