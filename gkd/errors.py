@@ -143,11 +143,19 @@ def unknown_setting(error: Exception) -> Optional[str]:
 
 
 def class_being_built(error: Exception) -> Optional[type]:
-    """The class that mmcv's or MMEngine's registry was building when an error was raised."""
+    """The class whose constructor raised an error while mmcv's or MMEngine's registry built it.
+
+    None if the registry built no class, or if what the constructor calls raised the error.
+    """
     while isinstance(error.__context__, type(error)):  # the registry raises it anew
         error = error.__context__
-    held = [frame.f_locals.get('obj_cls') for frame, _ in traceback.walk_tb(error.__traceback__)]
-    return next((kind for kind in reversed(held) if isinstance(kind, type)), None)
+    places = [frame.f_locals for frame, _ in traceback.walk_tb(error.__traceback__)]
+    kind = next((place['obj_cls'] for place in reversed(places) if 'obj_cls' in place), None)
+    if not isinstance(kind, type):
+        return None
+    # A call with an argument that nobody takes fails where it stands.
+    by_registry = 'obj_cls' in places[-1]
+    return kind if by_registry or isinstance(places[-1].get('self'), kind) else None
 
 
 def own_place(error: BaseException) -> str:

@@ -62,6 +62,11 @@ def no_such_hook(config):
     config.custom_hooks.append(dict(type='NoSuchHook'))
 
 
+def no_such_setting_of_a_loader(config):
+    """Of the loader, which the training loop makes; not of the loop."""
+    config.train_dataloader.batchsize = 2
+
+
 def no_such_schedule(config):
     config.param_scheduler[0].speed = 3
 
@@ -184,6 +189,8 @@ REFUSED = [
     (a_folder_to_start_from, 'load_from: .* is a folder; name the checkpoint'),
     (a_folder_for_a_teacher, 'model.teacher.checkpoint: .* is a folder; name the checkpoint'),
     (no_such_hook, 'default_hooks or custom_hooks: KeyError.*NoSuchHook'),
+    (no_such_setting_of_a_loader,
+     "train_dataloader or train_cfg: TypeError: .* argument 'batchsize'"),
     (no_such_schedule, "param_scheduler: LinearLR has no setting 'speed'; it takes "),
     (other_classes, 'RetinaNet detects 3 classes')]
 
