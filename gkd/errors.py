@@ -72,10 +72,10 @@ def naming(key: str, *others: type[Exception]) -> Iterator[None]:
         raise
     except (KeyError, TypeError, ValueError, AttributeError, AssertionError, ImportError,
             FileNotFoundError, NotImplementedError, *others) as error:
-        raise ConfigError(f'{key}: {describe(error)}') from error
+        raise ConfigError(f'{key}: {why_not_built(error)}') from error
 
 
-def describe(error: Exception, kind: Optional[type] = None) -> str:
+def why_not_built(error: Exception, kind: Optional[type] = None) -> str:
     """What to say of an error of building a class: that a setting is unknown, or its own words.
 
     Args:
@@ -83,11 +83,11 @@ def describe(error: Exception, kind: Optional[type] = None) -> str:
         kind: The class; by default that which a registry of mmcv or MMEngine was building.
 
     Example:
-        >>> describe(TypeError("f() got an unexpected keyword argument 'mesage'"), GKDError)
+        >>> why_not_built(TypeError("f() got an unexpected keyword argument 'mesage'"), GKDError)
         "GKDError has no setting 'mesage' (did you mean message?); it takes message"
-        >>> describe(TypeError("f() got an unexpected keyword argument 'colour'"), GKDError)
+        >>> why_not_built(TypeError("f() got an unexpected keyword argument 'colour'"), GKDError)
         "GKDError has no setting 'colour'; it takes message"
-        >>> describe(ValueError('no'))
+        >>> why_not_built(ValueError('no'))
         'ValueError: no'
     """
     plain = f'{type(error).__name__}: {error}'

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from gkd.argument_types import check_types
 from gkd.detectors.entries import name_of
-from gkd.errors import ConfigError, GKDError, describe, did_you_mean, own_place
+from gkd.errors import ConfigError, GKDError, did_you_mean, own_place, why_not_built
 from gkd.knowledge.base import Knowledge
 from gkd.knowledge.checks import check_built, check_class
 from gkd.registry import KNOWLEDGE
@@ -40,7 +40,7 @@ def build_knowledge(config: dict, pair: DetectorPair) -> Knowledge:
     except GKDError:
         raise
     except TypeError as error:
-        raise ConfigError(f'model.knowledge: {describe(error, kind)}') from error
+        raise ConfigError(f'model.knowledge: {why_not_built(error, kind)}') from error
     except Exception as error:
         place = own_place(error)
         raise ConfigError(f'model.knowledge: {kind.__name__} cannot be built: '

@@ -90,7 +90,8 @@ class TrainingPlan:
             ('batch', f'{images} images of at most {self.width} x {self.height} on each of '
                       f'{self.gpus} GPUs, {images * self.gpus} a step'),
             ('learning rate', 'the optimizer\'s own' if rate is None else f'{rate:g}'
-             + (f', scaled from {base:g}' if base != rate else ', as in the config')),
+             + (f'; the {base:g} of the config is for {self.schedule.base_batch} images a step'
+                if base != rate else ', as in the config')),
             ('a step', f'{operations} on each GPU'),
             ('memory', f'{with_prefix(self.memory)}B a GPU in single precision, without what '
                        f'CUDA, cuDNN and fragmentation take; in a step {parts}'),

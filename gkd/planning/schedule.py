@@ -25,7 +25,7 @@ class Schedule:
     Example:
         >>> Schedule(12, 'epoch', images=2, learning_rate=0.01, base_batch=16,
         ...          checkpoints=12).describe(gpus=4)
-        '12 epochs, 8 images per step, learning rate 0.005 (scaled from 0.01)'
+        '12 epochs, 8 images per step, learning rate 0.005 (0.01 is for 16 images)'
     """
 
     length: int
@@ -60,7 +60,8 @@ class Schedule:
         rate = self.scaled_rate(gpus)
         if rate is None:
             return text
-        scaled = f' (scaled from {self.learning_rate:g})' if rate != self.learning_rate else ''
+        scaled = (f' ({self.learning_rate:g} is for {self.base_batch} images)'
+                  if rate != self.learning_rate else '')
         return f'{text}, learning rate {rate:g}{scaled}'
 
 

@@ -18,7 +18,7 @@ from gkd.bank import PrototypeBank
 from gkd.collectives import all_gather
 from gkd.detectors.entries import name_of
 from gkd.detectors.modes import eval_mode
-from gkd.errors import ConfigError, DataError, describe, require_count
+from gkd.errors import ConfigError, DataError, require_count, why_not_built
 from gkd.frameworks import (
     BaseDetector,
     Dataset,
@@ -307,4 +307,4 @@ def build_generation(config: dict) -> PrototypeGenerationModule:
         return PrototypeGenerationModule(**config)
     except TypeError as error:
         raise ConfigError(
-            f'model.prototypes: {describe(error, PrototypeGenerationModule)}') from None
+            f'model.prototypes: {why_not_built(error, PrototypeGenerationModule)}') from None

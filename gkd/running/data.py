@@ -38,7 +38,7 @@ from gkd.datasets.coco_json import load_coco
 from gkd.datasets.inspection import Finding
 from gkd.detectors.entries import placed
 from gkd.detectors.images import pipeline_of
-from gkd.errors import ConfigError, DataError, describe, naming, shorten, unknown_setting
+from gkd.errors import ConfigError, DataError, naming, shorten, unknown_setting, why_not_built
 from gkd.frameworks.open_images import named_image
 from gkd.matching import LOADED_BY, trained_on
 from gkd.running.loading import check_loaded
@@ -126,7 +126,7 @@ def check_steps(entry: Any, key: str) -> None:
             try:
                 Compose([step])
             except Exception as error:
-                reason = describe(error).rstrip('.')
+                reason = why_not_built(error).rstrip('.')
                 raise ConfigError(f'{place}.pipeline.{number}: {reason}. Mend this step, or leave '
                                   f'it out.') from error
 

@@ -60,7 +60,7 @@ def test_config_is_the_students_own_with_a_distiller_and_its_hooks(
     for line in ('teaches    global knowledge, local knowledge, soft labels at the positives',
                  'teaches    PKD', '16 channels of the student, 24 of the teacher',
                  '3, to the teacher red, green, blue', 'images     as the teacher was trained on',
-                 'schedule   1 epoch, 2 images per step, learning rate 0.005 (scaled from 0.01)'):
+                 'schedule   1 epoch, 2 images per step, learning rate 0.005 (0.01 is for '):
         assert line in said
     costs = re.search(r'costs +([\d.]+) times the operations of training the student alone; '
                       r'0.0 GiB of each GPU', said)
