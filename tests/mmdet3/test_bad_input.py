@@ -2,6 +2,7 @@
 
 import copy
 import json
+import pickle
 import re
 import runpy
 import shutil
@@ -11,11 +12,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
 
+import numpy as np
 import pytest
 import torch
 from helpers import small_detectors as small
 from helpers.other_training import other_training
 from helpers.small_detectors import FAMILIES
+from mmdet.datasets import CocoDataset
 from mmdet.evaluation import CocoMetric
 from mmengine.config import ConfigDict
 from mmengine.registry import DefaultScope
@@ -205,6 +208,13 @@ def test_no_image_is_left(config, data):
     refuse(config, 'train_dataloader.dataset: no image of', 'red, green, blue', 'left out')
 
 
+def test_boxes_that_only_tests_need_not_have(config, data):
+    """A crowd is none to be trained on."""
+    edit(data, lambda content: [entry.update(iscrowd=1) for entry in content['annotations']])
+    refuse(config, 'train_dataloader.dataset: no box of')
+    assert len(build_part(config, 'val').dataset) == IMAGES
+
+
 def test_a_part_of_the_data_may_show_background_alone(config, data):
     empty = copy.deepcopy(dataset_of(config))
     empty.ann_file = str(data.with_name('empty.json'))
@@ -278,6 +288,8 @@ def test_evaluator(config, data, tmp_path):
     refuse(config, 'val_evaluator.ann_file: no such file: gone.json', '`data_root`', part='val')
     config.val_evaluator = [whole.val_evaluator, dict(type='CocoMetric', ann_file='gone.json')]
     refuse(config, 'val_evaluator.1.ann_file: no such file', part='val')
+    config.val_evaluator = dict(metrics=config.val_evaluator)
+    refuse(config, 'val_evaluator.metrics.1.ann_file: no such file', part='val')
     config.val_evaluator = dict(type='CocoMetric', metric='box')
     refuse(config, 'val_evaluator: ', 'box', part='val', error=ConfigError)
     other = tmp_path / 'other.json'
@@ -381,6 +393,12 @@ def test_proposals_that_are_asked_for(config, data):
     refuse(config, 'train_dataloader.dataset.proposal_file is not set', 'loads proposals')
     dataset_of(config).proposal_file = str(data.parent / 'gone.pkl')
     refuse(config, 'train_dataloader.dataset.proposal_file: no such file')
+    dataset_of(config).update(data_root=str(data.parent), ann_file=data.name, data_prefix=dict(
+        img=''), proposal_file='found.pkl')
+    (data.parent / 'found.pkl').write_bytes(pickle.dumps({
+        f'{data.parent.name}/{number}.png': dict(bboxes=np.zeros((1, 4)), scores=np.zeros(1))
+        for number in range(IMAGES)}))
+    assert len(build_part(config, 'train').dataset) == IMAGES
 
 
 def test_panoptic_segments_that_are_asked_for(config, monkeypatch):
@@ -401,6 +419,16 @@ def test_test_data_are_looked_at_before_a_training(config, data, tmp_path):
     dataset_of(config, 'test').ann_file = str(tmp_path / 'broken.json')
     refuse_training(config, 'test_dataloader.dataset.ann_file: ', 'broken.json', error=DataError)
     assert not (tmp_path / 'work').exists()
+    dataset_of(config, 'test').update(data_root=str(tmp_path), ann_file='broken.json')
+    with pytest.raises(DataError, match='test_dataloader.dataset.ann_file: .*broken.json'):
+        check_test_data(config)
+    dataset_of(config, 'test').type = OfAnotherFormat
+    check_test_data(config)
+
+
+class OfAnotherFormat(CocoDataset):
+    def load_data_list(self):
+        raise AssertionError('nothing is known of its files')
 
 
 @pytest.mark.parametrize('part', ['train', 'val'])
@@ -489,6 +517,21 @@ def test_ground_truth_that_no_pipeline_loads(config):
     # It loads masks and maps by default, as configs of panoptic data leave it.
     dataset_of(config).dataset.pipeline[1] = dict(type='LoadPanopticAnnotations')
     check_ground_truth(plain, dataset_of(config), 'key')
+    check_ground_truth(plain, ConfigDict(type='ConcatDataset', datasets=[dataset_of(config)]),
+                       'key')
+    dataset_of(config).dataset.pipeline[1]['with_mask'] = False
+    with pytest.raises(ConfigError, match='key.pipeline: MaskRCNN trains on `gt_masks`'):
+        check_ground_truth(plain, dataset_of(config), 'key')
+
+
+def test_proposals_that_no_pipeline_loads(config):
+    model = build_detector(config.model)
+    model.pair = replace(model.pair, student=replace(model.pair.student,
+                                                     ground_truth=('proposals',)))
+    with pytest.raises(ConfigError, match='trains on `proposals`, .*LoadProposals'):
+        check_ground_truth(model, dataset_of(config), 'key')
+    dataset_of(config).pipeline.insert(1, dict(type='LoadProposals'))
+    check_ground_truth(model, dataset_of(config), 'key')
 
 
 def test_ground_truth_is_asked_for_before_the_first_step(config):

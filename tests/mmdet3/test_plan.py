@@ -114,6 +114,8 @@ def test_checkpoints_are_as_large_as_told(annotations, tmp_path):
          dict(type='RandomChoiceResize', scales=[(480, 1000), (900, 1000)])]])], (1333, 900)),
     ([dict(type='Resize', scale=(640, 400)),
       dict(type='RandomCrop', crop_type='relative', crop_size=(0.5, 0.5))], (640, 400)),
+    ([dict(type='Resize', scale=(640, 400)),
+      dict(type='RandomCrop', crop_type='relative_range', crop_size=(0.5, 0.5))], (640, 400)),
     ([dict(type='Resize', scale=(640, 400)), dict(type='Pad', pad_to_square=True)], (640, 640)),
     ([dict(type='Resize', scale=(600, 400)), dict(type='Pad', size_divisor=32)], (608, 416)),
     ([dict(type='Resize', scale=(600, 400)), dict(type='Pad', size=(800, 300))], (800, 400)),
@@ -149,6 +151,13 @@ def test_data_sets_in_wrappers(config, wrapped):
     config.train_dataloader.dataset.pipeline[2].scale = (300, 200)
     config.train_dataloader.dataset = wrapped(config.train_dataloader.dataset)
     assert image_size(config) == (320, 224)  # a multiple of 32 for the student
+
+
+def test_batches_that_the_preprocessor_scales(config):
+    config.train_dataloader.dataset.pipeline[2].scale = (300, 200)
+    config.model.student.config.data_preprocessor.batch_augments = [
+        dict(type='BatchSyncRandomResize', random_size_range=(480, 896))]
+    assert image_size(config) == (1280, 896)  # four times the padded image
 
 
 def test_pipeline_without_a_size(config):
