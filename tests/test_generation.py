@@ -28,7 +28,7 @@ from gkd.detectors.step import recorded
 from gkd.errors import CheckpointError, ConfigError, DataError, NumericalError, StorageError
 from gkd.files import save_tensors
 from gkd.prototypes import PrototypeBank, PrototypeGenerationModule, select_prototypes, shares
-from gkd.prototypes.features import choose_candidates
+from gkd.prototypes.features import batch_features, choose_candidates, stack_images
 from gkd.prototypes.hook import PrototypeHook, reload_bank
 
 LEVELS = (0, 2, 3)
@@ -145,6 +145,16 @@ def test_classes_that_share_their_images_are_drawn_apart():
     first, second = ({image.index for image in found if label in image.labels}
                      for label in (0, 1))
     assert len(first) == len(second) == 2 and first != second
+
+
+def test_instances_keep_the_order_of_images_of_several_sizes(monkeypatch):
+    """As where annotations do not know that a camera has turned some."""
+    monkeypatch.setattr('gkd.prototypes.features.instance_features',
+                        lambda detector, levels, images, boxes, *_: [torch.cat(boxes)])
+    samples = [(torch.zeros(3, *size), torch.full((count, 4), float(row)), size)
+               for row, (size, count) in enumerate([((32, 64), 1), ((64, 32), 2), ((32, 64), 3)])]
+    [found] = batch_features(None, [0], stack_images(samples), torch.device('cpu'))
+    assert found[:, 0].tolist() == [0, 1, 1, 2, 2, 2]
 
 
 def test_features_are_means_over_the_cells_of_boxes(detectors, datasets, tmp_path):

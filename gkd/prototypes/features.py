@@ -122,7 +122,7 @@ def group_by_size(candidates: Sequence[CandidateImage], batch_size: int) -> list
 
     Example:
         >>> from types import SimpleNamespace
-        >>> images = [SimpleNamespace(size=size) for size in ((640, 480), (480, 640), (640, 480))]
+        >>> images = [SimpleNamespace(size=size) for size in ((640, 480), (640, 360), (640, 480))]
         >>> group_by_size(images, batch_size=2)
         [[0, 2], [1]]
     """
