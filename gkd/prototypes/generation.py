@@ -185,7 +185,7 @@ class PrototypeGenerationModule:
         bank = PrototypeBank(
             student=[feature[row] for feature, row in zip(student_features, rows)],
             teacher=[feature[row] for feature, row in zip(self.teacher_features, rows)],
-            offsets=[offsets.clone() for _ in rows],
+            offsets=[offsets] * len(rows),
             metadata=dict(origins=json.dumps(origins(rows, images))))
         pooled = self.teacher_features[:len(rows)]
         if class_layers is not None:

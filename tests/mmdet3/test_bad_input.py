@@ -367,8 +367,9 @@ def test_masks_that_only_polygons_can_be(config, data):
     assert len(build_part(config, 'train').dataset) == IMAGES
     dataset_of(config).pipeline[1].poly2mask = False
     refuse(config, 'polygons only, but annotation 1 has a run-length code', 'poly2mask=True')
-    edit(data, lambda content: content['annotations'][0].update(iscrowd=1))
-    assert len(build_part(config, 'train').dataset) == IMAGES
+    for settings in (dict(iscrowd=1), dict(iscrowd=0, ignore=1, segmentation=[])):
+        edit(data, lambda content, own=settings: content['annotations'][0].update(own))
+        assert len(build_part(config, 'train').dataset) == IMAGES
 
 
 def test_segmentation_maps_that_are_asked_for(config, data):
@@ -404,8 +405,10 @@ def test_proposals_that_are_asked_for(config, data):
 def test_panoptic_segments_that_are_asked_for(config, monkeypatch):
     monkeypatch.setitem(sys.modules, 'panopticapi', SimpleNamespace(utils=SimpleNamespace(
         rgb2id=abs)))
-    dataset_of(config).pipeline[1] = dict(type='LoadPanopticAnnotations')
-    refuse(config, 'loads panoptic segments, but a CocoDataset gives none', 'CocoPanopticDataset')
+    for loaded in ({}, dict(with_mask=False), dict(with_seg=False)):
+        dataset_of(config).pipeline[1] = dict(type='LoadPanopticAnnotations', **loaded)
+        refuse(config, 'loads panoptic segments, but a CocoDataset gives none',
+               'CocoPanopticDataset')
 
 
 def test_test_data_are_looked_at_before_a_training(config, data, tmp_path):
