@@ -34,6 +34,15 @@ class WantsEverything(Knowledge):
         return dict(loss_everything=sum(feature.sum() for feature in step.student.maps) * 0)
 
 
+def wide_batch():
+    """Images that are wider than high: rows and columns cannot be confused."""
+    data = small.batch(boxes=((8, 8, 60, 60), (70, 34, 120, 90)))
+    data['img'] = data['img'][:, :, :96]
+    for meta in data['img_metas']:
+        meta.update(img_shape=(96, 128, 3), ori_shape=(96, 128, 3), pad_shape=(96, 128, 3))
+    return data
+
+
 def step_of(teacher, student, data=None):
     """Distiller and a step, with the calls of the student's and the teacher's dense heads."""
     model = build_distiller(teacher, student, knowledge=[dict(type='WantsEverything')])
@@ -48,7 +57,7 @@ def step_of(teacher, student, data=None):
 @pytest.mark.parametrize('family', small.FAMILIES)
 def test_every_place_has_its_logits_anchor_and_box(family):
     detector = small.FAMILIES[family]
-    model, step, head, *both_calls = step_of(detector(24), detector())
+    model, step, head, *both_calls = step_of(detector(24), detector(), wide_batch())
     for role, calls in zip(('student', 'teacher'), both_calls):
         dense, dense_head = getattr(step, role).dense, getattr(getattr(model, role), head)
         assert len(calls) == 1, 'the head runs once per step'
