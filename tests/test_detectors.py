@@ -7,7 +7,7 @@ import torch
 from helpers import disagreeing_heads
 from helpers.resized import assert_teacher_sees_the_resized
 
-from gkd.detectors import teacher, trial_step
+from gkd.detectors import teacher, trial_step, two_stage
 from gkd.detectors.config_files import find_file
 from gkd.detectors.inspection import inspect_detector
 from gkd.detectors.places import centres
@@ -207,6 +207,17 @@ def test_each_stage_of_a_cascade_is_taught_by_the_same_stage():
     taught = kind(step)['loss_soft']
     torch.testing.assert_close(taught, first + 0.5 * second + 0.25 * third)
     assert min(first, second, third) > 1e-3 and 'loss_soft' in losses
+
+
+def test_a_stage_is_recorded_at_its_own_positives():
+    """Of each image these come first."""
+    sampled = [SimpleNamespace(pos_bboxes=torch.zeros(positives, 4), bboxes=torch.zeros(all_, 4),
+                               pos_gt_labels=torch.zeros(positives, dtype=torch.long))
+               for positives, all_ in ((1, 3), (2, 4))]
+    step = SimpleNamespace(stages=[], student=SimpleNamespace(stage_logits=[]))
+    two_stage.add_stage(step, sampled, dict(cls_score=torch.arange(7.0)[:, None]), 0.5)
+    assert step.student.stage_logits[0].flatten().tolist() == [0, 3, 4]
+    assert step.stages[0].loss_weight == 0.5 and len(step.stages[0].labels) == 3
 
 
 def test_stages_whose_samplers_run_the_heads_themselves():

@@ -1,10 +1,13 @@
 """Switches of the robust distilling module: decay, a later start, a quiet start, levels."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from helpers import small_detectors as small
 from helpers.synthetic_steps import info, pair, pair_of, synthetic_step
 
+from gkd.detectors.step import Stage
 from gkd.errors import ConfigError
 from gkd.knowledge import RobustDistillingModule, map_levels
 from gkd.knowledge.global_knowledge import GlobalKnowledge
@@ -235,3 +238,16 @@ def test_soft_labels_are_softened_by_2_and_over_all_classes_that_there_are(
     usual, named = (SoftLabel(detectors, **settings)(*logits, torch.ones(4)) for settings in (
         {}, dict(temperature=2.0, activation=activation)))
     assert usual == named and usual['loss_soft'] > 0
+
+
+def test_a_later_stage_is_weighed_at_its_own_boxes():
+    seen, stage = [], Stage(boxes=[torch.ones(2, 4)], labels=torch.zeros(2), loss_weight=0.5)
+    part = SimpleNamespace(
+        weigh_boxes=lambda step, *instances: seen.append(instances) or 'weights',
+        soft_label=lambda *given: seen.append(given) or dict(loss_soft=4.0))
+    step = SimpleNamespace(stages=[stage], student=SimpleNamespace(stage_logits=['student']),
+                           teacher=SimpleNamespace(stage_logits=['teacher']))
+    losses = dict(loss_soft=1.0)
+    RobustDistillingModule.teach_stages(part, step, losses)
+    assert losses == dict(loss_soft=3.0)
+    assert seen == [(stage.boxes, stage.labels), ('student', 'teacher', 'weights')]
