@@ -24,6 +24,7 @@ from safetensors.torch import save_file
 from torch.utils.data import DataLoader
 
 from gkd.detectors.dense import class_layers
+from gkd.detectors.images import ChannelMap, ImageFormat
 from gkd.detectors.step import recorded
 from gkd.errors import CheckpointError, ConfigError, DataError, NumericalError, StorageError
 from gkd.files import save_tensors
@@ -358,9 +359,15 @@ def change_scale(detectors, datasets, settings):
     return detectors, LEVELS
 
 
+def change_image_format(detectors, datasets, settings):
+    teacher = copy.deepcopy(detectors[0])
+    teacher.test_images = ChannelMap(ImageFormat(), ImageFormat(rgb=True))
+    return (teacher, detectors[1]), LEVELS
+
+
 @pytest.mark.parametrize('change', [change_weights, change_statistics, change_levels,
                                     change_candidates, change_a_box, change_folder,
-                                    change_scale])
+                                    change_scale, change_image_format])
 def test_teachers_features_are_computed_again_when_they_change(detectors, datasets, tmp_path,
                                                                change):
     generate(generation(), detectors, datasets, tmp_path)
