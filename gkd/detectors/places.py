@@ -95,8 +95,9 @@ def labels_of_mask(mask: Tensor, targets: Tensor, num_classes: int) -> Tensor:
         num_classes: ``C``.
 
     Example:
-        >>> labels_of_mask(torch.tensor([False, True]), torch.tensor([[0.0, 0.7, 0.0]]), 3)
-        tensor([3, 1])
+        >>> targets = torch.tensor([[0.0, 0.7, 0.0], [0.0, 0.0, 0.0]])  # the second box is missed
+        >>> labels_of_mask(torch.tensor([False, True, True]), targets, num_classes=3)
+        tensor([3, 1, 3])
     """
     confidence, classes = targets.max(dim=1)
     classes = torch.where(confidence > 0, classes, num_classes)
