@@ -54,7 +54,7 @@ class TrialHook(Hook):
             choose_classes(model, runner)
         try_training(loader.dataset, 'train_dataloader.dataset',
                      lambda samples: try_step(model, loader.collate_fn(samples)),
-                     loader.batch_size or 1)
+                     images_of_batch(loader))
         if runner.val_loop is None:
             return
         metrics = try_evaluation(runner)
@@ -111,9 +111,17 @@ def try_evaluation(runner) -> dict[str, float]:
 
 def load(loader: DataLoader) -> list[Any]:
     """Batches of the first images of a loader."""
-    indices, size = first_images(loader.dataset), loader.batch_size or 1
+    indices, size = first_images(loader.dataset), images_of_batch(loader)
     return [loader.collate_fn([loader.dataset[index] for index in indices[start:start + size]])
             for start in range(0, len(indices), size)]
+
+
+def images_of_batch(loader: DataLoader) -> int:
+    """Images that a loader puts into a batch; 1 if it is not known.
+
+    torch's loader itself has no number where a ``batch_sampler`` makes the batches.
+    """
+    return loader.batch_size or getattr(loader.batch_sampler, 'batch_size', None) or 1
 
 
 @torch.no_grad()

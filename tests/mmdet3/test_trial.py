@@ -18,6 +18,7 @@ from torch.utils.data import ConcatDataset  # MMEngine's is one
 
 from gkd.commands.trial import first_images, try_training
 from gkd.compat.checkpoint import load_checkpoint_file
+from gkd.engine import trial
 from gkd.engine.data import build_part
 from gkd.engine.runner import Runner
 from gkd.engine.trial import TrialHook, check_best, measure, try_evaluation, try_step
@@ -54,6 +55,21 @@ def training_on_no_steps(config):
 
 def training_without_shapes(config):
     config.train_dataloader.dataset.pipeline[-1].meta_keys = ('img_id', 'scale_factor')
+
+
+@pytest.mark.parametrize('batch_sampler', [None, dict(type='AspectRatioBatchSampler')])
+def test_a_step_is_tried_with_as_many_images_as_a_batch_has(
+        annotations, tmp_path, monkeypatch, batch_sampler):
+    """Statistics of one image fail where ResNeSt normalises what it has pooled."""
+    config = experiment(annotations, tmp_path / 'work')
+    config.train_dataloader.batch_sampler = batch_sampler
+
+    def count(model, batch):
+        raise ConfigError(f'{len(batch["inputs"])} images')
+
+    monkeypatch.setattr(trial, 'try_step', count)
+    with pytest.raises(ConfigError, match='^2 images$'):
+        Runner.with_checked_data(config, 'train', 'val').train()
 
 
 @pytest.mark.parametrize('change, says', [
