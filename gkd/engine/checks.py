@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from mmdet.registry import OPTIMIZERS
 from mmengine.config import Config
 
@@ -38,3 +41,16 @@ def check_together(config: Config) -> None:
             raise ConfigError(f'config {config.filename}: {", ".join(keys)} belong together, and '
                               f'it has no {", ".join(missing)}. Give all of them, or set all to '
                               f'None.')
+
+
+def check_default_hooks(hooks: Mapping[str, Any]) -> None:
+    """Raise ConfigError for a hook without a type, as a misspelt name on the command line makes.
+
+    Args:
+        hooks: The config's ``default_hooks``.
+    """
+    typed = [name for name, hook in hooks.items() if not isinstance(hook, dict) or 'type' in hook]
+    for name in hooks:
+        if name not in typed:
+            raise ConfigError(f'default_hooks.{name} = {dict(hooks[name])} has no `type`.'
+                              + did_you_mean(name, typed))

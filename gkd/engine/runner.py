@@ -23,7 +23,7 @@ from gkd.commands.values import check_counts, check_scaling
 from gkd.compat.wrapper import unwrap
 from gkd.detectors.source import check_checkpoints, check_start
 from gkd.distiller import Distiller
-from gkd.engine.checks import COUNTS, check_optimizer, check_together
+from gkd.engine.checks import COUNTS, check_default_hooks, check_optimizer, check_together
 from gkd.engine.data import (
     Part,
     build_part,
@@ -253,6 +253,7 @@ class Runner(runner.Runner):
 
     def register_hooks(self, default_hooks=None, custom_hooks=None) -> None:
         """Likewise."""
+        check_default_hooks(default_hooks or {})
         with naming('default_hooks or custom_hooks'):
             super().register_hooks(default_hooks, custom_hooks)
 

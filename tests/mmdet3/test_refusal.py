@@ -62,6 +62,10 @@ def no_such_hook(config):
     config.custom_hooks.append(dict(type='NoSuchHook'))
 
 
+def a_misspelt_default_hook(config):
+    config.default_hooks.checkpont = dict(interval=2)
+
+
 def no_such_setting_of_a_loader(config):
     """Of the loader, which the training loop makes; not of the loop."""
     config.train_dataloader.batchsize = 2
@@ -189,6 +193,8 @@ REFUSED = [
     (a_folder_to_start_from, 'load_from: .* is a folder; name the checkpoint'),
     (a_folder_for_a_teacher, 'model.teacher.checkpoint: .* is a folder; name the checkpoint'),
     (no_such_hook, 'default_hooks or custom_hooks: KeyError.*NoSuchHook'),
+    (a_misspelt_default_hook,
+     r"default_hooks.checkpont = {'interval': 2} has no `type`. Did you mean checkpoint\?"),
     (no_such_setting_of_a_loader,
      "train_dataloader or train_cfg: TypeError: .* argument 'batchsize'"),
     (no_such_schedule, "param_scheduler: LinearLR has no setting 'speed'; it takes "),
