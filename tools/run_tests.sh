@@ -17,7 +17,7 @@ cd "$root"
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 # On Linux, memory that nothing was written to then holds huge numbers. It often holds zeros else,
 # and a test of a weight that was never set would fail now and then.
-export MALLOC_PERTURB_="${MALLOC_PERTURB_:-1}"
+export MALLOC_PERTURB_=1
 # A file's tests stay together: they share what is costly to make.
 processes=(-n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder)
 if [ $# -gt 0 ]; then
