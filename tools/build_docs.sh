@@ -17,6 +17,11 @@ case "${1:-}" in
 esac
 
 python="$(bash "$root/tools/setup.sh" --print-python)"
+if "$python" "$root/gkd/installed.py" mmdet 3 4; then
+  echo "error: the documentation is built with MMDetection 2, and $python has 3." \
+    "Name another environment: GKD_VENV=FOLDER bash tools/build_docs.sh" >&2
+  exit 2
+fi
 "$python" -m pip install -q --disable-pip-version-check -r "$root/requirements/docs.txt"
 out="$root/docs/_build/html"
 # Warnings are errors: a link to nowhere, a docstring that cannot be read.
