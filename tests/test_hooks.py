@@ -59,7 +59,8 @@ class Kill(Hook):
         self.count = kept['count']
 
 
-def test_averages_and_states_inside_an_epoch(folder):
+@pytest.mark.parametrize('step', [3, 4])
+def test_averages_and_states_inside_an_epoch(folder, step):
     append('distiller.py', f'custom_hooks = [dict(type="Kill", priority=45), {EMA!r}]\n'
                            f'checkpoint_config["inside_epoch"] = 1')
     train('--epochs', '2')
@@ -67,9 +68,11 @@ def test_averages_and_states_inside_an_epoch(folder):
     assert whole['meta']['resume']['hooks'] == dict(Kill=dict(count=4))
     (folder / 'work').rename(folder / 'before')
     status, *_ = run_tool('train', 'distiller.py', '--work-dir', 'work', '--epochs', '2',
-                          '--cfg-options', 'custom_hooks.0.step=3')
+                          '--cfg-options', f'custom_hooks.0.step={step}')
     assert status == 130
-    # Killed after the step and before its checkpoint: it is done once more.
+    # Killed after the step and before its checkpoint: it is done once more. The checkpoint before
+    # the third step is that of an epoch, the one before the fourth is inside of one.
+    assert len(list((folder / 'work').glob('epoch_2_iter_*.pth'))) == step - 3
     train('--epochs', '2')
     resumed = torch.load('work/epoch_2.pth')
     assert not list((folder / 'work').glob('epoch_*_iter_*.pth'))

@@ -9,6 +9,7 @@ from unittest import mock
 
 import pytest
 import torch
+from mmcv import Config
 from mmcv.runner import EpochBasedRunner, Hook
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -27,7 +28,13 @@ from gkd.resume import (
     restore_model,
     with_seeds,
 )
-from gkd.running.resume import HookStates, ImageOrder, ResumableCheckpointHook, ResumeHook
+from gkd.running.resume import (
+    HookStates,
+    ImageOrder,
+    ResumableCheckpointHook,
+    ResumeHook,
+    find_checkpoint,
+)
 from gkd.work_dir import EVALUATION, checkpoints, last_whole_checkpoint
 
 
@@ -158,6 +165,21 @@ def test_the_newest_checkpoint_that_can_be_read(tmp_path):
         intact_checkpoint(str(tmp_path))
 
 
+def test_a_run_goes_on_from_its_own_checkpoint_before_that_of_the_config(tmp_path):
+    other = tmp_path / 'other.pth'
+    other.touch()
+    config = Config(dict(work_dir=str(tmp_path / 'work'), resume_from=str(other)))
+    (tmp_path / 'work').mkdir()
+    assert find_checkpoint('auto', config) == str(other)
+    own = tmp_path / 'work' / 'epoch_1.pth'
+    torch.save(dict(state_dict=dict(weight=torch.zeros(1))), own)
+    assert find_checkpoint('auto', config) == str(own)
+    assert find_checkpoint('never', config) is None
+    assert find_checkpoint(str(other), config) == str(other)
+    with pytest.raises(CheckpointError, match='--resume: .*nothing.pth'):
+        find_checkpoint('nothing.pth', config)
+
+
 def test_an_epoch_goes_on_with_the_next_batch():
     order = ImageOrder(DataLoader(TensorDataset(torch.arange(6)), batch_size=2), seed=0)
     order.skip = 2
@@ -212,6 +234,15 @@ def test_epochs_augment_the_same_images_differently():
     seeds = set()
     for epoch in range(2):
         ResumeHook(order).before_train_epoch(SimpleNamespace(epoch=epoch))
+        seeds.update(index.seed for index in order)
+    assert len(seeds) == 8
+
+
+def test_processes_augment_differently(monkeypatch):
+    order = ImageOrder(DataLoader(TensorDataset(torch.arange(4)), num_workers=1), seed=0)
+    seeds = set()
+    for rank in range(2):
+        monkeypatch.setattr('gkd.running.resume.get_dist_info', lambda rank=rank: (rank, 2))
         seeds.update(index.seed for index in order)
     assert len(seeds) == 8
 
