@@ -1,5 +1,6 @@
 """Every documented setting of evaluation works, or is refused before the first step."""
 
+import copy
 import json
 from unittest import mock
 
@@ -9,17 +10,20 @@ import torch
 from helpers import small_detectors as small
 from helpers import tiny_data
 from helpers.coco_files import renumber_categories
+from helpers.distillers import assert_same_state
 from helpers.refusals import append, refuse, refuse_training, train
 from helpers.running import run_tool, succeed
 from mmcv import Config
-from mmdet.datasets import CocoDataset, VOCDataset
+from mmdet.datasets import CocoDataset, VOCDataset, build_dataset
 from mmdet.models import RetinaNet, build_detector
 
 from gkd.errors import ConfigError
 from gkd.running import load_config
+from gkd.running.config import build_model
 from gkd.running.evaluation import check_metrics
 from gkd.running.export import load_detector
 from gkd.running.test import writer
+from gkd.running.trial import try_step
 
 TWO = '[data["{0}"], data["{0}"]]'
 CONCATENATED = 'dict(type="ConcatDataset", datasets=[data["{0}"], data["{0}"]])'
@@ -174,6 +178,17 @@ def test_the_trial_leaves_the_training_as_it_is(folder):
     train('--epochs', '1', '--resume', 'never')
     for name, tensor in torch.load('work/latest.pth')['state_dict'].items():
         assert torch.equal(tensor, expected[name]), name
+
+
+@pytest.mark.parametrize('config', ['student.py', 'distiller.py'])
+def test_a_step_is_tried_with_a_copy(folder, config):
+    config = load_config(config)
+    model = build_model(config).eval()
+    dataset = build_dataset(config.data.train)
+    before = copy.deepcopy(model.state_dict())
+    try_step(model, torch.device('cpu'), [dataset[0], dataset[1]])
+    assert_same_state(model.state_dict(), before)
+    assert not any(module.training for module in model.modules())
 
 
 def test_two_images_are_evaluated_first_and_none_without_validation(folder):

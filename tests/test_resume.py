@@ -238,6 +238,14 @@ def test_epochs_augment_the_same_images_differently():
     assert len(seeds) == 8
 
 
+def test_workers_take_no_random_number_of_the_training():
+    loader = DataLoader(TensorDataset(torch.arange(4)), num_workers=1)
+    ImageOrder(loader, seed=0)
+    before = torch.get_rng_state()
+    iter(loader)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_processes_augment_differently(monkeypatch):
     order = ImageOrder(DataLoader(TensorDataset(torch.arange(4)), num_workers=1), seed=0)
     seeds = set()
