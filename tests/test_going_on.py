@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from mmcv import Config
 
 from gkd.commands import run
 from gkd.running import load_config
-from gkd.running.changes import flat, is_from_checkpoint, settings_in
+from gkd.running.changes import apply_optimizer, flat, is_from_checkpoint, settings_in
 
 
 def rate(path='work/latest.pth'):
@@ -42,6 +43,14 @@ def test_new_settings_of_the_optimiser_are_applied_if_asked_for(folder):
     assert 'take no effect' not in said and 'lr: 1.000e-04' in said
     assert rate()['initial_lr'] == 0.0001 and rate()['momentum'] == 0.5
     assert torch.load('work/latest.pth')['optimizer']['state'].keys() == buffers.keys()
+
+
+def test_no_setting_of_the_former_optimiser_stays():
+    weight = torch.nn.Parameter(torch.ones(1))
+    optimizer = torch.optim.SGD([weight], lr=0.1)
+    optimizer.param_groups[0].update(initial_lr=0.2, betas=(0.9, 0.999))  # of AdamW
+    apply_optimizer(SimpleNamespace(optimizer=optimizer), [dict(lr=0.3, momentum=0.5)])
+    assert optimizer.param_groups == [dict(params=[weight], lr=0.3, momentum=0.5, initial_lr=0.3)]
 
 
 def test_another_optimiser_is_refused_or_begins_anew(folder):

@@ -93,6 +93,15 @@ def test_the_teacher_sees_what_its_own_pipeline_makes(folder, fed, teacher):
         assert_same_maps(one, other)
 
 
+def test_a_copy_of_the_teacher_in_another_precision_sees_the_same(folder):
+    with_kinds(folder, 'tiny', 'caffe')
+    config = load_config('distiller.py')
+    config.model.teacher.precision = 'bfloat16'
+    teacher = build_model(config).frozen
+    assert teacher.running is not teacher.exact
+    assert teacher.running.test_images is teacher.exact.test_images is not None
+
+
 def test_a_training_step_shows_the_teacher_its_own_images(folder):
     with_kinds(folder, 'tiny', 'caffe')
     config = load_config('distiller.py')
