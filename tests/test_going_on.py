@@ -1,5 +1,6 @@
 """Going on with other settings, and what else can be typed at the command line."""
 
+import json
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -238,6 +239,14 @@ def test_an_interrupted_evaluation_is_made_up_for_where_checkpoints_lie_elsewher
     kept.unlink()
     assert 'Evaluating epoch 1, which was interrupted' in train(*elsewhere)
     assert kept.read_text() == measured
+
+
+def test_the_checkpoint_of_another_training_is_not_evaluated(folder):
+    train('--epochs', '1', '--no-validate')
+    said = ''.join(succeed('train', 'distiller.py', '--work-dir', 'next', '--epochs', '2',
+                           '--resume', 'work/epoch_1.pth'))
+    assert 'Epoch [2][2/2]' in said and 'which was interrupted' not in said
+    assert [*json.loads((folder / 'next' / 'evaluation.json').read_text())] == ['2']
 
 
 def test_a_place_of_checkpoints_that_cannot_be_written_to(folder):
