@@ -24,10 +24,10 @@ import gkd  # noqa: F401  (must come before anything imports mmdet)
 from gkd.installed import mmdet_major
 
 # Under MMDetection 3: its own tests, and those that concern neither. Under 2: all others.
-OF_BOTH = ('test_bank.py', 'test_compat_config_text.py', 'test_compat_optimizers.py',
-           'test_compat_samplers.py', 'test_config_files.py', 'test_config_text.py',
-           'test_files.py', 'test_kept_step.py', 'test_locks.py', 'test_losses.py',
-           'test_pursuit.py')
+OF_BOTH = ('test_bank.py', 'test_commands_trial.py', 'test_compat_config_text.py',
+           'test_compat_optimizers.py', 'test_compat_samplers.py', 'test_config_files.py',
+           'test_config_text.py', 'test_files.py', 'test_kept_step.py', 'test_locks.py',
+           'test_losses.py', 'test_pursuit.py')
 collect_ignore = ['mmdet3'] if mmdet_major() == 2 else [
     path.name for path in Path(__file__).parent.glob('*') if path.name not in (*OF_BOTH, 'mmdet3')]
 

@@ -300,6 +300,9 @@ def test_overridden_student_is_exported_with_its_own_config(pair):
     refuse(pair, 'export_student', pair / 'distiller.py', pair / 'full.pth', pair / 'student.pth',
            says=[f'{pair}/student.py is there already', 'name another file'])
     assert (pair / 'student.py').read_text() == before
+    again = f'{pair}/../{pair.name}/full.pth'  # the same file by another name
+    refuse(pair, 'export_student', pair / 'distiller.py', pair / 'full.pth', again,
+           says=[f'{again} is the checkpoint to export from', 'name another file'])
 
 
 def test_a_second_run_in_one_process_writes_its_own_log(pair):

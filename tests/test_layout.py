@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from gkd.commands.layout import place
+from gkd.commands.layout import overflows, place
 
 CPU, LAST = torch.device('cpu'), dict(cpu_channels_last=True)
 
@@ -55,3 +55,12 @@ def test_a_gradient_that_would_overflow_is_taken_with_channels_first(channels):
 @pytest.mark.parametrize('target, config', [('meta', LAST), ('cpu', {})])
 def test_elsewhere_and_by_default_the_layout_stays(target, config):
     assert place(conv_net(), torch.device(target), config)[0].weight.is_contiguous()
+
+
+@pytest.mark.parametrize('expected, channels, kernel, settings', [
+    (True, 8, 1, dict(stride=2)), (True, 8, 1, dict(stride=(1, 2))), (False, 8, 1, dict()),
+    (False, 8, 3, dict(stride=2)), (False, 16, 1, dict(stride=2)),
+    (True, 32, 1, dict(stride=2, groups=4)),  # 8 in each group
+])
+def test_which_gradients_would_overflow(expected, channels, kernel, settings):
+    assert overflows(nn.Conv2d(channels, 16, kernel, **settings)) == expected

@@ -14,9 +14,8 @@ from mmengine.hooks import CheckpointHook
 from mmengine.registry import HOOKS, METRICS, DefaultScope
 from small_experiments import CLASSES, experiment, train
 from test_engine import Line
-from torch.utils.data import ConcatDataset  # MMEngine's is one
 
-from gkd.commands.trial import first_images, try_training
+from gkd.commands.trial import try_training
 from gkd.compat.checkpoint import load_checkpoint_file
 from gkd.engine import trial
 from gkd.engine.data import build_part
@@ -188,12 +187,6 @@ def test_a_step_is_tried_by_a_copy_that_trains():
     try_step(model, [torch.zeros(1)])
     [(tried, training, mode)] = Noting.seen
     assert tried is not model and training and mode == 'loss' and not model.training
-
-
-def test_two_images_of_every_data_set_are_tried():
-    joined = ConcatDataset([range(3), range(1), range(5)])
-    assert first_images(joined) == [0, 1, 3, 4, 5]
-    assert first_images([0]) == [0]
 
 
 def test_the_best_checkpoint_by_the_first_metric():
