@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import re
 import subprocess
@@ -121,10 +122,19 @@ def init_over_gloo(dist_utils: ModuleType, unless: Callable[[], bool]) -> None:
             else:
                 given = {name: kwargs[name] for name in ('timeout',) if kwargs.get(name)}
                 init_distributed(launcher, **given)
+                # MMDetection's own tools leave it to the end of the process, where gloo's threads
+                # may abort it.
+                atexit.register(leave_group)
         return init
 
     dist_utils._init_dist_pytorch = patched('pytorch', dist_utils._init_dist_pytorch)
     dist_utils._init_dist_slurm = patched('slurm', dist_utils._init_dist_slurm)
+
+
+def leave_group() -> None:
+    """Leave the group of processes, if this one is still in it."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def collect_results_without_files() -> None:
