@@ -37,3 +37,9 @@ def cpu_group() -> dist.ProcessGroup:
     if not hasattr(cpu_group, 'group'):
         cpu_group.group = dist.new_group(backend='gloo')
     return cpu_group.group
+
+
+def leave_group() -> None:
+    """Leave the group of processes, if this one is still in it."""
+    if dist.is_initialized():
+        dist.destroy_process_group()

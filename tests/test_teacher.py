@@ -153,16 +153,20 @@ def test_layers_around_pooling_compute_beside_those_in_another_precision(teacher
     torch.testing.assert_close(*logits, rtol=3e-2, atol=3e-2 * logits[0].abs().max().item())
 
 
-def test_a_head_of_boxes_that_cannot_compute_in_a_precision_keeps_the_teacher_exact(
-        monkeypatch, caplog):
-    forward = Shared2FCBBoxHead.forward
+def let_compute_in_float32_only(monkeypatch, kind, name):
+    compute = getattr(kind, name)
 
-    def in_float32_only(head, features):
+    def in_float32_only(self, features):
         if features.dtype != torch.float32:
             raise RuntimeError('not implemented for BFloat16')
-        return forward(head, features)
+        return compute(self, features)
 
-    monkeypatch.setattr(Shared2FCBBoxHead, 'forward', in_float32_only)
+    monkeypatch.setattr(kind, name, in_float32_only)
+
+
+def test_a_head_of_boxes_that_cannot_compute_in_a_precision_keeps_the_teacher_exact(
+        monkeypatch, caplog):
+    let_compute_in_float32_only(monkeypatch, Shared2FCBBoxHead, 'forward')
     model = with_precision('two_stage', 'bfloat16')
     assert model.teacher is model.frozen.exact
     assert 'cannot compute in torch.bfloat16' in caplog.text
@@ -171,14 +175,7 @@ def test_a_head_of_boxes_that_cannot_compute_in_a_precision_keeps_the_teacher_ex
 
 @pytest.mark.parametrize('family, head', [('one_stage', RetinaHead), ('two_stage', RPNHead)])
 def test_so_does_a_dense_head(monkeypatch, family, head):
-    forward = head.forward_single
-
-    def in_float32_only(self, feature):
-        if feature.dtype != torch.float32:
-            raise RuntimeError('not implemented for BFloat16')
-        return forward(self, feature)
-
-    monkeypatch.setattr(head, 'forward_single', in_float32_only)
+    let_compute_in_float32_only(monkeypatch, head, 'forward_single')
     model = with_precision(family, 'bfloat16')
     assert model.teacher is model.frozen.exact
 

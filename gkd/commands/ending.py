@@ -12,8 +12,7 @@ import time
 from collections.abc import Iterator
 from typing import Callable, Optional
 
-import torch.distributed as dist
-
+from gkd.collectives import leave_group
 from gkd.commands.explain import describe, keep_traceback, lost_another_process
 from gkd.commands.options import rank_of
 from gkd.errors import GKDError, RunError
@@ -48,8 +47,7 @@ def run(main: Callable[[], None]) -> None:
                 silence() if rank else contextlib.nullcontext()):
             tolerate_other_encodings()
             main()
-        if dist.is_initialized():
-            dist.destroy_process_group()
+        leave_group()
     except GKDError as error:
         time.sleep(LAUNCHER_REACTS if rank else 0)
         print(f'\n{name}: {error}', file=sys.stderr, flush=True)

@@ -14,7 +14,7 @@ from typing import Callable, Optional
 import torch
 import torch.distributed as dist
 
-from gkd.collectives import gather
+from gkd.collectives import gather, leave_group
 from gkd.errors import ConfigError, EnvironmentMismatchError
 
 LAUNCHERS = ('none', 'pytorch', 'slurm')
@@ -129,12 +129,6 @@ def init_over_gloo(dist_utils: ModuleType, unless: Callable[[], bool]) -> None:
 
     dist_utils._init_dist_pytorch = patched('pytorch', dist_utils._init_dist_pytorch)
     dist_utils._init_dist_slurm = patched('slurm', dist_utils._init_dist_slurm)
-
-
-def leave_group() -> None:
-    """Leave the group of processes, if this one is still in it."""
-    if dist.is_initialized():
-        dist.destroy_process_group()
 
 
 def collect_results_without_files() -> None:
