@@ -3,6 +3,7 @@
 import json
 import socket
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -12,9 +13,10 @@ from mmdet.models import build_detector
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from gkd.datasets import digit_scenes
+from gkd.datasets import digit_scenes, scenes
 from gkd.datasets.degrees import evaluate_by_degree
-from gkd.datasets.digit_scenes import Digit, Scene, draw_digit, make_scene, prepare_digit_scenes
+from gkd.datasets.digit_scenes import digit_symbols, draw_digit, prepare_digit_scenes
+from gkd.datasets.scenes import Scene, Symbol, make_scene
 from gkd.errors import DataError
 from gkd.matching import check_num_classes
 from gkd.repository import REPOSITORY
@@ -49,8 +51,8 @@ def sources(monkeypatch):
         photographs[name][:, width * 6 // 10:] = BLUE
     monkeypatch.setattr(digit_scenes, 'load_scans', lambda: (
         scans.astype(np.uint8), np.arange(95) % 10))
-    monkeypatch.setattr(digit_scenes, 'load_photographs', lambda: photographs)
-    monkeypatch.setattr(digit_scenes, '_colour', lambda *_: np.zeros(3, np.int32))
+    monkeypatch.setattr(scenes, 'load_photographs', lambda: photographs)
+    monkeypatch.setattr(scenes, '_colour', lambda *_: np.zeros(3, np.int32))
     monkeypatch.setattr(digit_scenes, 'IMAGES', dict(train=12, val=8))
     return photographs
 
@@ -109,30 +111,30 @@ def test_paste_hides_what_is_below_and_only_that():
     scene = Scene(np.full((256, 256, 3), 100, np.uint8))
     ink = np.zeros((256, 256), bool)
     ink[50:60, 20:60] = True
-    scene.digits.append(Digit(3, 0, 40, 0.0, ink.sum(), ink.copy()))
+    scene.symbols.append(Symbol(3, 0, 40, 0.0, ink.sum(), ink.copy()))
     opacity = np.zeros((256, 256), np.uint8)
     opacity[40:80, 50:90] = 255
     opacity[40:80, 40:50] = 51  # a fifth: what is below can be seen
     scene.paste(np.full((256, 256, 3), (0, 200, 250)), opacity)
-    assert scene.digits[0].occlusion == 0.25
-    assert (scene.digits[0].visible == ink & (opacity < 255)).all()
+    assert scene.symbols[0].occlusion == 0.25
+    assert (scene.symbols[0].visible == ink & (opacity < 255)).all()
     assert scene.image[60, 70].tolist() == [0, 200, 250]
     assert scene.image[60, 45].tolist() == [80, 120, 130]
     assert scene.image[60, 39].tolist() == scene.image[80, 60].tolist() == [100] * 3
 
     later = np.zeros((256, 256), bool)
     later[60:70, 60:70] = True
-    scene.digits.append(Digit(4, 0, 10, 0.0, later.sum(), later))
-    assert scene.digits[1].occlusion == 0
+    scene.symbols.append(Symbol(4, 0, 10, 0.0, later.sum(), later))
+    assert scene.symbols[1].occlusion == 0
 
 
 def test_later_digits_hide_earlier_ones_and_hidden_ones_are_dropped(sources, monkeypatch,
                                                                      tmp_path):
-    scans, labels = digit_scenes.load_scans()
+    symbols = digit_symbols(*digit_scenes.load_scans())
     hidden = 0
     for seed in range(10):
-        scene, _ = make_scene(np.random.default_rng(seed), scans, labels, sources)
-        sharp = [digit for digit in scene.digits if digit.blur == 0]
+        scene, _ = make_scene(np.random.default_rng(seed), symbols, 'val', sources)
+        sharp = [digit for digit in scene.symbols if digit.blur == 0]
         assert sum(digit.visible.astype(int) for digit in sharp).max() <= 1
         hidden += sum(digit.occlusion > 0 for digit in sharp)
     assert hidden > 3
@@ -141,9 +143,9 @@ def test_later_digits_hide_earlier_ones_and_hidden_ones_are_dropped(sources, mon
         return 100, 100
 
     # all the same block of ink at the same place
-    monkeypatch.setattr(digit_scenes, '_place', stacked)
-    monkeypatch.setattr(digit_scenes, 'log_uniform', lambda *_: 40)
-    monkeypatch.setattr(digit_scenes, 'MAX_BLUR', 0.3)
+    monkeypatch.setattr(scenes, '_place', stacked)
+    monkeypatch.setattr(scenes, 'log_uniform', lambda *_: 40)
+    monkeypatch.setattr(scenes, 'MAX_BLUR', 0.3)
     monkeypatch.setattr(digit_scenes, 'load_scans', lambda: (
         np.full((100, 8, 8), 255, np.uint8), np.arange(100) % 10))
     root = prepare_digit_scenes(tmp_path / 'stacked')
@@ -182,10 +184,11 @@ def test_images_of_real_digits_stay_the_same():
     pytest.importorskip('skimage')
     scans, labels = digit_scenes.load_scans()
     assert scans.shape == (1797, 8, 8) and (scans.min(), scans.max()) == (0, 255)
+    symbols = replace(digit_symbols(scans, labels), splits=dict(all=np.arange(1797)))
     scene, source = make_scene(
-        np.random.default_rng([0, 0, 1]), scans, labels, digit_scenes.load_photographs())
+        np.random.default_rng([0, 0, 1]), symbols, 'all', scenes.load_photographs())
     assert source == EXPECTED_SOURCE
-    assert [(d.label, d.scan, d.size, d.blur, round(d.occlusion, 3)) for d in scene.digits] \
+    assert [(d.label, d.example, d.size, d.blur, round(d.occlusion, 3)) for d in scene.symbols] \
         == EXPECTED_DIGITS
     # JPEG decoders may differ by a grey value
     blocks = cv2.resize(scene.image, (2, 2), interpolation=cv2.INTER_AREA).astype(int)
@@ -200,12 +203,12 @@ def test_photographs_are_large_enough_and_need_no_download(monkeypatch):
         raise OSError('no network')
 
     monkeypatch.setattr(socket.socket, 'connect', refuse)
-    photographs = digit_scenes.load_photographs()
+    photographs = scenes.load_photographs()
     assert len(photographs) == 11
     for name, photograph in photographs.items():
         assert photograph.dtype == np.uint8 and photograph.shape[2] == 3, name
         height, width = photograph.shape[:2]
-        assert min(height, 0.4 * width) >= digit_scenes.MIN_REGION, name
+        assert min(height, 0.4 * width) >= scenes.MIN_REGION, name
     blue, _, red = photographs['coffee'].mean((0, 1))
     assert red > 2 * blue  # a red cup on wood
 
@@ -229,7 +232,7 @@ def test_complete_data_set_is_kept_and_another_replaced(sources, tmp_path, monke
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(digit_scenes, 'make_scene', interrupted)
+        patch.setattr(scenes, 'make_scene', interrupted)
         with pytest.raises(KeyboardInterrupt):
             prepare_digit_scenes(root, seed=1)
     assert {path.name for path in tmp_path.iterdir()} == {'digits', '.digits.lock'}

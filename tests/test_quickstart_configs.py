@@ -13,9 +13,9 @@ from gkd.commands.layout import place
 from gkd.repository import REPOSITORY
 from gkd.running.config import load_config
 
-SIZES = {'tree-crowns': 256, 'digit-scenes': 192}
+SIZES = {'tree-crowns': 256, 'digit-scenes': 192, 'character-scenes': 192}
 CONFIGS = sorted(
-    file for folder in ('quickstart', 'digits')
+    file for folder in ('quickstart', 'digits', 'characters')
     for file in glob(osp.join(REPOSITORY, 'configs', folder, '*.py'))
     if not osp.basename(file).startswith('gkd_'))
 

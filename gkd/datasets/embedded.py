@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from functools import partial
 
+from .character_scenes import prepare_character_scenes
 from .digit_scenes import prepare_digit_scenes
 from .tree_crowns import STRIPS, prepare_tree_crowns, strip_folder
 
 EMBEDDED = {'data/digit_scenes/': prepare_digit_scenes,
+            'data/character_scenes/': prepare_character_scenes,
             **{strip_folder(strip): partial(prepare_tree_crowns, strip_folder(strip)[:-1], ends)
                for strip, ends in STRIPS.items()}}
 
