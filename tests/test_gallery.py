@@ -10,12 +10,13 @@ import torch
 import torch.nn.functional as F
 from helpers import tiny_data
 from helpers.running import REPOSITORY, run_tool
+from matplotlib.text import Text
 from PIL import Image
 
 from gkd.knowledge import instance_mask, robust_weights
 from gkd.looking.gallery import agreement, choose_shown
 from gkd.looking.trained import TrainedPair, validation_images
-from gkd.looking.trust import choose_images, draw_extremes, judge, local_masks
+from gkd.looking.trust import choose_images, draw_extremes, draw_images, judge, local_masks
 from gkd.prototypes import select_prototypes
 from gkd.prototypes.contributions import align, contributions, principal_plane
 from gkd.running import load_config
@@ -215,11 +216,30 @@ def test_judges_and_draws(pair, tmp_path):
     status, stdout, stderr = run_tool('draw_trust', *pair, '--out', out, '--images',
                                       'image_1.png', '--extremes', 2)
     assert status == 0, stderr
-    assert '8 instances' in stdout
+    assert '8 instances' in stdout and 'images.png shows image_1.png\n' in stdout
     for name in ('images', 'class_red', 'class_green', 'class_blue'):
         assert np.asarray(Image.open(out / f'{name}.png').convert('L')).std() > 5
     status, _, stderr = run_tool('draw_trust', *pair, '--out', out, '--images', 'other.png')
     assert status == 2 and 'no image with boxes named other.png' in stderr
+
+
+def test_pictures_of_trust_name_the_files_of_their_images(pair, tmp_path, monkeypatch):
+    """As the annotations and ``--images`` do."""
+    pictures = []
+    monkeypatch.setattr('gkd.looking.trust.save', lambda figure, path: pictures.append(
+        '\n'.join(text.get_text() for text in figure.findobj(Text))))
+    trained = TrainedPair(load_config(pair[0]), pair[1])
+    images = validation_images(load_config(pair[0]), min_size=0)
+    bank = trained.generate(str(tmp_path)).bank
+    trust = judge(trained, bank, images)
+    draw_images(trained, bank, images, trust, [2, 0], 'images.png')
+    assert re.findall(r'image_\d\.png', pictures.pop()) == ['image_2.png', 'image_0.png']
+
+    draw_extremes(images, trust, 0, 1, 'class.png')
+    of_class = trust.weights.masked_fill(trust.labels != 0, torch.nan)
+    extremes = [images[int(trust.images[np.nanargmax(order * of_class)])].filename
+                for order in (1, -1)]
+    assert re.findall(r'image_\d\.png', pictures.pop()) == extremes
 
 
 def test_every_class_has_a_picture_of_its_own():

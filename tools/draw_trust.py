@@ -42,6 +42,7 @@ def main():
         choose_images(trust, args.count)
     if numbers:
         draw_images(trained, bank, images, trust, numbers, osp.join(out, 'images.png'))
+        print(f'images.png shows {", ".join(images[number].filename for number in numbers)}')
     paths = class_paths(out, classes_of(images[0].dataset))
     drawn = [path for label, path in enumerate(paths)
              if draw_extremes(images, trust, label, args.extremes, path)]

@@ -23,7 +23,7 @@ from gkd.looking.agreement import coordinates, typicality
 from gkd.looking.trained import TrainedPair
 from gkd.prototypes import PrototypeBank
 from gkd.prototypes.features import CandidateImage, CandidateImages
-from gkd.report.drawing import as_text, crop, plt, rectangle, save
+from gkd.report.drawing import as_text, crop, end_of, plt, rectangle, save
 
 COLOURS = matplotlib.colormaps['viridis']
 
@@ -135,6 +135,8 @@ def draw_images(trained: TrainedPair, bank: PrototypeBank, images: Sequence[Cand
                 trust: Trust, numbers: Sequence[int], path: str) -> None:
     """Draw images with boxes coloured by robust weight, and the masks as heat maps over them.
 
+    Each image is drawn under the name of its file.
+
     Args:
         trained: Teacher and student.
         bank: Their prototypes.
@@ -173,7 +175,8 @@ def draw_images(trained: TrainedPair, bank: PrototypeBank, images: Sequence[Cand
             axis.set_xlim(0, pixels.shape[1])
             axis.set_ylim(pixels.shape[0], 0)
             axis.set_title(f'mask of local knowledge, level {level}', fontsize=9)
-        row[0].set_title('ground truth, by robust weight', fontsize=9)
+        name = as_text(end_of(images[number].filename, 44))
+        row[0].set_title(f'{name}\nground truth, by robust weight', fontsize=9)
     colours = plt.cm.ScalarMappable(scale, COLOURS)
     figure.colorbar(colours, ax=axes, shrink=0.6, label='robust weight')
     save(figure, path)
@@ -181,7 +184,7 @@ def draw_images(trained: TrainedPair, bank: PrototypeBank, images: Sequence[Cand
 
 def draw_extremes(images: Sequence[CandidateImage], trust: Trust, label: int, count: int,
                   path: str) -> bool:
-    """Draw the most and the least trusted instances of a class.
+    """Draw the most and the least trusted instances of a class, each above the name of its file.
 
     Args:
         images: Images with all their boxes.
@@ -199,7 +202,7 @@ def draw_extremes(images: Sequence[CandidateImage], trust: Trust, label: int, co
     order = of_class[trust.weights[of_class].argsort(descending=True, stable=True)]
     count = min(count, (len(order) + 1) // 2)
     figure, axes = plt.subplots(2, count, squeeze=False, layout='constrained',
-                                figsize=(max(1.15 * count + 0.4, 4), 4))
+                                figsize=(max(1.15 * count + 0.4, 4), 4.3))
     rows = (('most trusted', order[:count]), ('least trusted', order.flip(0)[:count]))
     for row, (title, chosen) in zip(axes, rows):
         row[0].set_ylabel(title, fontsize=9)
@@ -211,8 +214,8 @@ def draw_extremes(images: Sequence[CandidateImage], trust: Trust, label: int, co
             image = images[int(trust.images[index])]
             axis.imshow(crop(image.path, trust.boxes[index].tolist()))
             axis.set_title(f'{trust.weights[index]:.2f}', fontsize=10, pad=3)
-            axis.set_xlabel(f'T {trust.teacher[index]:.2f}  S {trust.student[index]:.2f}',
-                            fontsize=7)
+            axis.set_xlabel(f'T {trust.teacher[index]:.2f}  S {trust.student[index]:.2f}\n'
+                            f'{as_text(end_of(image.filename, 20))}', fontsize=6.5)
     name = as_text(classes_of(images[0].dataset)[label])
     figure.suptitle(f'"{name}": robust weight, and how typical the teacher (T) and the student '
                     f'(S) find it', fontsize=9, wrap=True)

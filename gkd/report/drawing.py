@@ -79,6 +79,18 @@ def as_text(name: str) -> str:
     return name.replace('$', r'\$')
 
 
+def end_of(name: str, length: int) -> str:
+    """The last characters of a name that is too long for its place in a picture.
+
+    The end is kept, as names of files mostly differ there.
+
+    Example:
+        >>> end_of('val/camera_3/000017.jpg', 12)
+        '…/000017.jpg'
+    """
+    return name if len(name) <= length else f'…{name[1 - length:]}'
+
+
 def rectangle(box: Sequence[float], color, linewidth: float = 1.6, **style) -> Rectangle:
     """The outline of a box ``x1, y1, x2, y2``."""
     x1, y1, x2, y2 = map(float, box)
