@@ -244,7 +244,7 @@ def write_csv(study: Study, path: str) -> None:
 def draw_study(study: Study, title: str, path: str) -> None:
     """Draw every measure against the degree, with its confidence band, to a picture file."""
     figure, axes = plt.subplots(len(PANELS), len(CORRUPTIONS), sharex=True, sharey='row',
-                                figsize=(2.7 * len(CORRUPTIONS), 2.1 * len(PANELS) + 0.5))
+                                figsize=(2.7 * len(CORRUPTIONS) + 1.6, 2.1 * len(PANELS) + 0.5))
     for row, (name, measures) in enumerate(PANELS):
         for column, kind in enumerate(CORRUPTIONS):
             axis = axes[row, column]
@@ -261,8 +261,10 @@ def draw_study(study: Study, title: str, path: str) -> None:
             if row == len(PANELS) - 1:
                 axis.set_xlabel('degree')
         axes[row, 0].set_ylabel(name)
-        axes[row, 0].legend(fontsize=7)
-    figure.suptitle(title, fontsize=11)
+        # Beside the panels: inside of them it would hide curves.
+        axes[row, -1].legend(fontsize=7, loc='upper left', bbox_to_anchor=(1.02, 1),
+                             borderaxespad=0)
+    figure.suptitle(f'{title}; shaded: 95 % confidence band of the mean', fontsize=11)
     figure.tight_layout()
     save(figure, path)
 

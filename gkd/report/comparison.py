@@ -209,7 +209,7 @@ def gains_figure(gains: Mapping[str, Sequence[Sequence[float]]], title: str) -> 
     """
     intervals = {name: confidence_interval(groups) for name, groups in gains.items()}
     drawn = sorted(gains, key=lambda name: intervals[name].mean)
-    figure, axis = plt.subplots(figsize=(7.5, 1.5 + 0.4 * max(2, len(drawn))))
+    figure, axis = plt.subplots(figsize=(7.5, 1.7 + 0.4 * max(2, len(drawn))))
     axis.axvline(0, color=GREY, linewidth=1)
     for place, name in enumerate(drawn):
         values = [value for group in gains[name] for value in group]
@@ -224,8 +224,9 @@ def gains_figure(gains: Mapping[str, Sequence[Sequence[float]]], title: str) -> 
     axis.margins(x=0.08)
     axis.grid(axis='x', alpha=0.3)
     axis.spines[['top', 'right']].set_visible(False)
-    axis.set_xlabel('gain in AP over the plain student of the same seed,\n'
-                    'mean and its 95 % confidence interval; number of pairs in parentheses')
+    axis.set_xlabel('gain in AP over the student that trained on alone\n'
+                    'small dots: single pairs, their number in parentheses\n'
+                    'large dots: mean with its 95 % confidence interval')
     axis.set_title(title, fontsize=11)
     figure.tight_layout()
     return figure
