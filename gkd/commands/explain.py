@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 import torch.distributed as dist
 
+from gkd.commands.machine import advice_on
 from gkd.errors import GKDError, RunError, own_place
 from gkd.files import naming_storage
 
@@ -46,9 +47,10 @@ def describe(error: Exception) -> str:
         ...     print(describe(error).splitlines()[0])
         KeyError: 'gone'
     """
+    advice = advice_on(error) or ('Check the settings and the data that are used there; if both '
+                                  'are right, this is a defect.')
     return (f'{type(error).__name__}: {shown(error)}\n'
-            f'It happened in {place_of(error)}. Check the settings and the data that are used '
-            f'there; if both are right, this is a defect.')
+            f'It happened in {place_of(error)}. {advice}')
 
 
 def keep_traceback() -> str:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from gkd.commands.explain import lost_another_process, place_of, shown
+from gkd.commands.machine import advice_on
 from gkd.errors import ConfigError, GKDError
 from gkd.frameworks import PACKING, SAMPLE_PARTS
 from gkd.progress import silence, without_log
@@ -108,5 +109,5 @@ def trying(key: str, part: str, advice: str, whole: str = 'the evaluation') -> I
             raise
         raise ConfigError(
             f'{key}: a trial with two images fails, so that {whole} would, in {part}: '
-            f'{type(error).__name__}: {shown(error)}\nIt happened in {place_of(error)}. {advice}'
-            .rstrip()) from error
+            f'{type(error).__name__}: {shown(error)}\nIt happened in {place_of(error)}. '
+            f'{advice_on(error) or advice}'.rstrip()) from error

@@ -35,15 +35,16 @@ from gkd.frameworks.batch import Batch, filled_boxes, mask_parts, of_each_image
 from gkd.frameworks.open_images import in_pixels, named_image, size_of
 
 __all__ = [
-    'BACKBONES', 'BATCH_PARTS', 'BESIDE_MODEL', 'CLASSES_SETTING', 'DETECTORS', 'HOOKS',
-    'IMAGES_SETTING', 'KEYS_READ', 'LOSSES_METHOD', 'MMDET_SCOPE', 'PACKING', 'RPN',
-    'SAMPLE_PARTS', 'TOP_LEVEL', 'VOC_CLASSES', 'BaseDetector', 'Batch', 'Config', 'ConfigDict',
-    'ContextBlock', 'Dataset', 'DeltaXYWHBBoxCoder', 'DetectorShell', 'EfficientNet', 'Hook',
-    'NonLocal2d', 'UntimedHook', 'anchor_inside_flags', 'annotation', 'bbox2roi', 'bbox_overlaps',
-    'build_dataset', 'build_detector', 'classes_of', 'description', 'epochs_in_all',
-    'fuse_conv_bn', 'get_dist_info', 'image_info', 'image_settings', 'logger', 'mmdet_configs',
-    'network_input', 'positive_boxes', 'prototype_datasets', 'revert_sync_batchnorm',
-    'sampled_boxes', 'source_of', 'student_losses', 'synthetic_batch', 'test_view', 'to_batch',
+    'BACKBONES', 'BATCH_PARTS', 'BATCH_SIZE_SETTING', 'BESIDE_MODEL', 'CLASSES_SETTING',
+    'DETECTORS', 'HOOKS', 'IMAGES_SETTING', 'KEYS_READ', 'LOSSES_METHOD', 'MMDET_SCOPE', 'PACKING',
+    'RPN', 'SAMPLE_PARTS', 'TOP_LEVEL', 'VOC_CLASSES', 'WORKERS_SETTING', 'BaseDetector', 'Batch',
+    'Config', 'ConfigDict', 'ContextBlock', 'Dataset', 'DeltaXYWHBBoxCoder', 'DetectorShell',
+    'EfficientNet', 'Hook', 'NonLocal2d', 'UntimedHook', 'anchor_inside_flags', 'annotation',
+    'bbox2roi', 'bbox_overlaps', 'build_dataset', 'build_detector', 'classes_of', 'description',
+    'epochs_in_all', 'fuse_conv_bn', 'get_dist_info', 'image_info', 'image_settings', 'logger',
+    'mmdet_configs', 'network_input', 'positive_boxes', 'prototype_datasets',
+    'revert_sync_batchnorm', 'sampled_boxes', 'source_of', 'student_losses', 'synthetic_batch',
+    'test_view', 'to_batch',
 ]
 
 Dataset = CustomDataset
@@ -53,6 +54,9 @@ VOC_CLASSES = VOCDataset.CLASSES
 BATCH_PARTS = {BitmapMasks: mask_parts, PolygonMasks: mask_parts}
 # Settings of a detector that configs older than MMDetection 2.4 keep beside its `model`.
 BESIDE_MODEL = ('train_cfg', 'test_cfg')
+# Images of a step for each GPU, and processes that load them, for messages.
+BATCH_SIZE_SETTING = 'data.samples_per_gpu'
+WORKERS_SETTING = 'data.workers_per_gpu'
 # Settings of a data set, for messages.
 CLASSES_SETTING = 'classes'
 IMAGES_SETTING = 'img_prefix'

@@ -43,15 +43,16 @@ from gkd.frameworks.alike import (
 from gkd.frameworks.batch import Batch, filled_boxes, mask_parts, of_each_image
 
 __all__ = [
-    'BACKBONES', 'BATCH_PARTS', 'BESIDE_MODEL', 'CLASSES_SETTING', 'DETECTORS', 'HOOKS',
-    'IMAGES_SETTING', 'KEYS_READ', 'LOSSES_METHOD', 'MMDET_SCOPE', 'PACKING', 'RPN',
-    'SAMPLE_PARTS', 'TOP_LEVEL', 'VOC_CLASSES', 'BaseDetector', 'Batch', 'Config', 'ConfigDict',
-    'ContextBlock', 'Dataset', 'DeltaXYWHBBoxCoder', 'DetectorShell', 'EfficientNet', 'Hook',
-    'NonLocal2d', 'UntimedHook', 'anchor_inside_flags', 'annotation', 'bbox2roi', 'bbox_overlaps',
-    'build_dataset', 'build_detector', 'classes_of', 'description', 'epochs_in_all',
-    'fuse_conv_bn', 'get_dist_info', 'image_info', 'image_settings', 'logger', 'mmdet_configs',
-    'network_input', 'positive_boxes', 'prototype_datasets', 'revert_sync_batchnorm',
-    'sampled_boxes', 'source_of', 'student_losses', 'synthetic_batch', 'test_view', 'to_batch',
+    'BACKBONES', 'BATCH_PARTS', 'BATCH_SIZE_SETTING', 'BESIDE_MODEL', 'CLASSES_SETTING',
+    'DETECTORS', 'HOOKS', 'IMAGES_SETTING', 'KEYS_READ', 'LOSSES_METHOD', 'MMDET_SCOPE', 'PACKING',
+    'RPN', 'SAMPLE_PARTS', 'TOP_LEVEL', 'VOC_CLASSES', 'WORKERS_SETTING', 'BaseDetector', 'Batch',
+    'Config', 'ConfigDict', 'ContextBlock', 'Dataset', 'DeltaXYWHBBoxCoder', 'DetectorShell',
+    'EfficientNet', 'Hook', 'NonLocal2d', 'UntimedHook', 'anchor_inside_flags', 'annotation',
+    'bbox2roi', 'bbox_overlaps', 'build_dataset', 'build_detector', 'classes_of', 'description',
+    'epochs_in_all', 'fuse_conv_bn', 'get_dist_info', 'image_info', 'image_settings', 'logger',
+    'mmdet_configs', 'network_input', 'positive_boxes', 'prototype_datasets',
+    'revert_sync_batchnorm', 'sampled_boxes', 'source_of', 'student_losses', 'synthetic_batch',
+    'test_view', 'to_batch',
 ]
 
 Dataset = BaseDetDataset
@@ -60,6 +61,9 @@ VOC_CLASSES = VOCDataset.METAINFO['classes']
 # Settings of a detector that a config may keep beside its `model`. `train_cfg` and `test_cfg` are
 # the loops' there.
 BESIDE_MODEL = ('data_preprocessor',)
+# Images of a step for each GPU, and processes that load them, for messages.
+BATCH_SIZE_SETTING = 'train_dataloader.batch_size'
+WORKERS_SETTING = 'train_dataloader.num_workers'
 # Settings of a data set, for messages.
 CLASSES_SETTING = 'metainfo.classes'
 IMAGES_SETTING = 'data_prefix.img'
