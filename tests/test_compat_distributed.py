@@ -4,8 +4,11 @@ import importlib
 import inspect
 import os
 import subprocess
+import sys
+import time
 from datetime import timedelta
 from types import SimpleNamespace
+from unittest import mock
 
 import mmcv.parallel._functions
 import mmcv.runner
@@ -20,6 +23,7 @@ from mmdet.core.bbox import AssignResult, IoUBalancedNegSampler
 from mmdet.models.dense_heads import AnchorHead
 from torch import nn
 
+from gkd.collectives import all_gather, leave_group
 from gkd.compat.distributed import init_distributed
 from gkd.errors import ConfigError, EnvironmentMismatchError
 
@@ -71,6 +75,27 @@ def steps(rank):
     wrapped(**batch(rank)).backward()
     return dict(gradients=gradients, loss=loss, validation=validation,
                 unused=model.unused.weight.grad, keys=sorted(output))
+
+
+def threads_after_leaving(rank):
+    """Number of threads once a process that has trained has left the group."""
+    model = nn.parallel.DistributedDataParallel(nn.Linear(2, 2))
+    model(torch.ones(1, 2)).sum().backward()
+    with mock.patch.object(dist, 'get_backend', lambda *_: 'nccl'):
+        assert all_gather(rank) == [0, 1]  # through a group for objects on the CPU
+    model.hooks = [model]  # a cycle, as runners and their hooks are
+    del model
+    leave_group()
+    until = time.monotonic() + 5  # a thread that has ended may be listed a little longer
+    while len(os.listdir('/proc/self/task')) > 1 and time.monotonic() < until:
+        time.sleep(0.01)
+    return len(os.listdir('/proc/self/task'))
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='elsewhere threads are listed otherwise')
+def test_no_thread_of_a_group_is_left_when_python_ends(tmp_path):
+    """One that waits for Python's lock then would abort the process."""
+    assert in_processes(tmp_path / 'group', threads_after_leaving) == [1, 1]
 
 
 def test_two_processes_have_the_gradients_of_one(tmp_path):

@@ -122,8 +122,7 @@ def init_over_gloo(dist_utils: ModuleType, unless: Callable[[], bool]) -> None:
             else:
                 given = {name: kwargs[name] for name in ('timeout',) if kwargs.get(name)}
                 init_distributed(launcher, **given)
-                # MMDetection's own tools leave it to the end of the process, where gloo's threads
-                # may abort it.
+                # MMDetection's own tools leave no group.
                 atexit.register(leave_group)
         return init
 
