@@ -24,9 +24,10 @@ from gkd import recorder
 from gkd.errors import DataError
 from gkd.recorder import Stopwatch, WeightHistogram
 from gkd.report import drawing, page
+from gkd.report.figures import draw_ap
 from gkd.report.names import NOTHING
 from gkd.report.page import ap_table, columns_of
-from gkd.report.runs import Run, read_logs, read_run, read_runs, read_teacher
+from gkd.report.runs import DETECTOR, Run, read_logs, read_run, read_runs, read_teacher
 from gkd.report.summary import metrics_table
 from gkd.report.validation import Validation, read_detections
 from gkd.running.evaluation import EvaluationRecorder
@@ -400,6 +401,16 @@ def test_several_kinds_of_knowledge_share_a_step():
     run = Run('run', 'detector', None, Config(), '', None, '', record=record)
     assert run.step_seconds() == dict(data=1.0, student=1.0, teacher=0.0, knowledge=2.0,
                                       backward=0.0, other=1.0)
+
+
+@pytest.mark.parametrize('last, apart', [(1, 1), (10, 1), (24, None)])
+def test_no_two_ticks_stand_for_one_epoch(last, apart):
+    """As labels are whole numbers, ticks at 0.2 and 0.4 would both be 0."""
+    config = Config(dict(runner=dict(max_epochs=last), model=dict(type='RetinaNet')))
+    run = Run('student', DETECTOR, None, config, '', None, '',
+              evaluations={last: dict(bbox_mAP=0.5)})
+    axis = draw_ap([run]).layout.xaxis
+    assert (axis.tickformat, axis.dtick) == ('d', apart)
 
 
 def test_letters_that_the_font_lacks_are_taken_from_an_installed_one(monkeypatch):

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from gkd.frameworks import Config
+from gkd.frameworks import Config, image_info
 from gkd.looking.door import detect, load_detector, validation_datasets
 from gkd.report.detections import draw_image, typical_images
-from gkd.report.drawing import plt, save
+from gkd.report.drawing import as_text, end_of, plt, save
 
 
 def draw_detections(detectors: Sequence[tuple[str, Config, str]], path: str,
@@ -32,5 +32,10 @@ def draw_detections(detectors: Sequence[tuple[str, Config, str]], path: str,
         model = load_detector(config, checkpoint)
         for row, index in enumerate(images):
             draw_image(axes[row, column], dataset, index, detect(model, dataset, index), title)
+    for axis, index in zip(axes[:, 0], images):
+        axis.text(-0.02, 0.5, as_text(end_of(image_info(dataset, index)['filename'], 44)),
+                  transform=axis.transAxes, rotation=90, ha='right', va='center', fontsize=9)
+    figure.supxlabel('green: class and place of an object; red: not; dashed yellow: missed',
+                     fontsize=10)
     figure.tight_layout()
     save(figure, path)

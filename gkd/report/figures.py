@@ -47,7 +47,9 @@ def figure(x: str, y: str, height: int = 260, **layout) -> go.Figure:
     """An empty figure with named axes."""
     return go.Figure(layout=dict(
         height=height, margin=dict(l=52, r=16, t=12, b=44), hovermode='closest', showlegend=False,
-        xaxis=dict(title=dict(text=x)), yaxis=dict(title=dict(text=y)), **layout))
+        # Small numbers such as learning rates as 8e-4: Plotly would write 800µ.
+        xaxis=dict(title=dict(text=x)), yaxis=dict(title=dict(text=y), exponentformat='e'),
+        **layout))
 
 
 def common_unit(runs: Sequence[Run]) -> str:
@@ -71,7 +73,9 @@ def draw_ap(runs: Sequence[Run]) -> Optional[go.Figure]:
             plot.add_scatter(x=list(values), y=list(values.values()), name=run.name,
                              mode='lines+markers', line=dict(color=colours(runs)[run.name]),
                              hovertemplate=f'{unit} %{{x}}: AP %{{y:.1f}}')
-    plot.update_xaxes(tickformat='d', rangemode='tozero')
+    # Plotly would put several ticks into an epoch and round their labels to the same number.
+    few = all(max(line.x) <= 10 for line in plot.data)
+    plot.update_xaxes(tickformat='d', rangemode='tozero', dtick=1 if few else None)
     return plot if plot.data else None
 
 

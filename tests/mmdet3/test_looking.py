@@ -5,11 +5,13 @@ import json
 import re
 import runpy
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from helpers import small_detectors as small
+from matplotlib.text import Text
 from mmdet.datasets import CocoDataset
 from mmdet.models.detectors import RetinaNet
 from mmdet.registry import DATASETS
@@ -26,6 +28,7 @@ from gkd.looking.trained import TrainedPair, validation_images
 from gkd.looking.trust import judge, local_masks
 from gkd.prototypes.features import CandidateImages
 from gkd.quickstart.run import draw_pictures
+from gkd.report.drawing import save
 from studies.corruptions import CORRUPTIONS, corrupt
 from studies.noise_study import MEASURES, features_of, versions_of
 from studies.pixels import Pixels
@@ -140,7 +143,8 @@ def test_the_method_is_drawn_with_a_pair_of_ones_own(pair, tmp_path, monkeypatch
         assert np.asarray(Image.open(tmp_path / 'concept' / f'{name}.jpg').convert('L')).std() > 5
 
 
-def test_quickstart_draws_what_detectors_find_and_the_last_prototypes(pair, tmp_path):
+def test_quickstart_draws_what_detectors_find_and_the_last_prototypes(
+        pair, annotations, tmp_path, monkeypatch):
     config = load_config(pair[0])
     config.train_cfg.max_epochs = 1
     config.dump(pair[0])
@@ -150,7 +154,12 @@ def test_quickstart_draws_what_detectors_find_and_the_last_prototypes(pair, tmp_
     teacher.dump(tmp_path / 'teacher.py')
     teacher = Training(str(tmp_path / 'teacher.py'), str(tmp_path / 'teacher.pth'))
     distilled = Training(pair[0], str(tmp_path / 'work' / 'epoch_1.pth'))
+    said = []
+    monkeypatch.setattr('gkd.looking.detections.save', lambda figure, path: (
+        said.extend(text.get_text() for text in figure.findobj(Text)), save(figure, path)))
     draw_pictures(teacher, distilled, distilled, str(tmp_path))
+    names = {image['file_name'] for image in json.loads(Path(annotations).read_text())['images']}
+    assert len(names & {*said}) == 2 and any('yellow: missed' in text for text in said)
     for name in ('detections', 'prototypes'):
         assert np.asarray(Image.open(tmp_path / f'{name}.png').convert('L')).std() > 5
 
