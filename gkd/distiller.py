@@ -206,6 +206,12 @@ class Distiller(DetectorShell):
             self.frozen.apply(lambda tensor: tensor)
         if self.student_source.checkpoint is None:
             self.student.init_weights()
+            unused = self.student_source.own_start()
+            if unused:
+                logger().warning(
+                    f'model.student.checkpoint is not set: the student does not start with '
+                    f'{unused}, with which the training of {self.student_source.config} alone '
+                    f'starts. If it should, name that as model.student.checkpoint.')
         else:
             self.student_source.load_checkpoint(self.student)
         inherit(self.student, self.frozen.exact, self.student_source.inherit)

@@ -1,11 +1,13 @@
 """A pair without a config: what is made of it, said about it, and refused."""
 
 import pytest
+from helpers import small_detectors as small
 from helpers import tiny_data
 from helpers.running import run_tool, succeed
 
 from gkd.bank import PrototypeBank
-from gkd.running.config import load_config
+from gkd.errors import CheckpointError
+from gkd.running.config import build_model, load_config
 from gkd.running.distill import distillation_config
 
 
@@ -71,3 +73,39 @@ def test_methods_are_named_as_elsewhere(pair):
     student, teacher = pair
     with pytest.raises(Exception, match='telepathy is unknown.*fgd.*gkd'):
         distillation_config(str(student), teacher, 'gkd+telepathy')
+
+
+@pytest.mark.parametrize('setting', ['load_from', 'resume_from'])
+def test_student_starts_as_its_own_training_does(pair, tmp_path, setting):
+    student, teacher = pair
+    tiny_data.write_weights(tmp_path / 'student.pth', small.retinanet())
+    with open(student, 'a') as file:
+        file.write(f'\n{setting} = {str(tmp_path / "student.pth")!r}\n')
+    path, lines = succeed('distill', student, teacher, '--work-dir', tmp_path / 'work')
+    config = load_config(path.strip())
+    assert config.model.student.checkpoint == str(tmp_path / 'student.pth')
+    assert f'{student}, {tmp_path}/student.pth' in lines
+    assert not {'load_from', 'resume_from'} & config.keys()  # which take distillers' checkpoints
+    named = distillation_config(f'{student}:{tmp_path / "teacher.pth"}', teacher)
+    assert named.model.student.checkpoint == str(tmp_path / 'teacher.pth')
+
+
+def test_a_start_that_is_no_file_is_refused_and_can_be_declined(pair):
+    student, teacher = pair
+    with open(student, 'a') as file:
+        file.write('\nload_from = "https://example.org/student.pth"\n')
+    with pytest.raises(CheckpointError, match='model.student.checkpoint.*must be a file'):
+        distillation_config(str(student), teacher)
+    config = distillation_config(str(student), teacher,
+                                 options={'model.student.checkpoint': None})
+    assert config.model.student.checkpoint is None
+
+
+def test_a_start_that_a_distillation_does_not_take_is_named(pair, caplog):
+    student, teacher = pair
+    config = distillation_config(str(student), teacher)
+    with open(student, 'a') as file:
+        file.write('\nload_from = "start.pth"\n')
+    with caplog.at_level('WARNING', 'mmdet'):
+        build_model(config).init_weights()
+    assert 'does not start with start.pth' in caplog.text

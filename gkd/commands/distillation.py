@@ -32,7 +32,8 @@ def pair_config(student: str, teacher: str, methods: str,
 
     Args:
         student: ``CONFIG`` or ``CONFIG:CHECKPOINT``; the config's data, schedule and head are
-            used. A path, or ``mmdet::...`` for one that the installed MMDetection ships.
+            used. A path, or ``mmdet::...`` for one that the installed MMDetection ships. Without
+            a checkpoint, the student starts with the one that its own config starts with, if any.
         teacher: ``CONFIG:CHECKPOINT``.
         methods: Names of kinds of knowledge joined by ``+``; ``gkd`` is this project's own in the
             paper's form, ``class-space`` the same with global knowledge in the class space.
@@ -47,6 +48,9 @@ def pair_config(student: str, teacher: str, methods: str,
     if config.model.type == settings['type']:
         raise ConfigError(f'{own} is a distillation config already: bash {tool("train.sh")} '
                           f'{own} trains it.')
+    start = take_start(config)
+    if settings['student']['checkpoint'] is None:
+        settings['student']['checkpoint'] = start
     config.model = settings
     # Not the student's own work dir: the student's training would be mistaken for this one.
     config.work_dir = default_folder(settings)
@@ -54,6 +58,22 @@ def pair_config(student: str, teacher: str, methods: str,
     if scaling and 'base_batch_size' in scaling:
         scaling.enable = True  # a rate for 16 images is too high for those of one GPU
     return config
+
+
+def take_start(config: Any) -> Optional[str]:
+    """Remove a checkpoint that a detector's own training begins with from its config.
+
+    A distillation could not load it: its checkpoints hold a distiller.
+
+    Args:
+        config: The detector's own config, of either MMDetection; changed in place.
+
+    Returns:
+        The checkpoint, None if the training begins without one.
+    """
+    config.pop('resume', None)
+    resumed, loaded = (config.pop(name, None) for name in ('resume_from', 'load_from'))
+    return resumed or loaded
 
 
 def pair_settings(student: str, teacher: str, methods: str) -> dict[str, Any]:

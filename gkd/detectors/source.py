@@ -188,6 +188,11 @@ class DetectorSource:
                                  if self.config.startswith(MMDET_SCOPE) else ''))
         return read_config(path, f'{self.key}.config: ')
 
+    def own_start(self) -> Optional[str]:
+        """The whole detector's checkpoint that the training of its config file begins with."""
+        config = self.read_file() if isinstance(self.config, str) else {}
+        return config.get('resume_from') or config.get('load_from')
+
     def load_checkpoint(self, model: nn.Module) -> None:
         """Fill ``model`` with the checkpoint's weights, all of them or none.
 

@@ -85,6 +85,15 @@ def test_why_costs_are_not_known(pair, tmp_path, monkeypatch, capsys):
     assert 'costs      not known: neither train_dataloader nor test_dataloader' in said
 
 
+@pytest.mark.parametrize('resume', [False, True])
+def test_student_starts_as_its_own_training_does(pair, tmp_path, resume):
+    with open(pair[0], 'a') as file:
+        file.write(f'load_from = {str(tmp_path / "teacher.pth")!r}\nresume = {resume}\n')
+    config = distillation_config(*pair)
+    assert config.model.student.checkpoint == str(tmp_path / 'teacher.pth')
+    assert not config.get('load_from') and not config.get('resume')
+
+
 @pytest.mark.slow
 def test_what_was_written_trains(pair, tmp_path, monkeypatch, capsys):
     write(pair, tmp_path / 'work', monkeypatch, capsys, '--epochs', '1')
