@@ -205,6 +205,22 @@ def test_an_image_whose_name_has_no_ending_is_drawn(pair):
         f'image_{number}.png' for number in range(4)]
 
 
+def test_drawings_replace_neither_images_nor_each_other(pair):
+    """Names may be absolute paths, and the images of several data sets may have the same ones."""
+    image = pair / 'images' / 'image_3.png'
+    content = (pair / 'annotations.json').read_text()
+    (pair / 'absolute.json').write_text(content.replace('image_3.png', str(image)))
+    before = image.read_bytes()
+    weights = tiny_data.write_weights(pair / 'student.pth', small.retinanet())
+    succeed('test', pair / 'student.py', weights, '--show-dir', pair / 'shown', '--cfg-options',
+            f'data.test.ann_file=[{pair}/absolute.json,{pair}/annotations.json]')
+    assert image.read_bytes() == before
+    drawn = [path.relative_to(pair / 'shown') for path in (pair / 'shown').rglob('*.png')]
+    assert sorted(map(str, drawn)) == sorted(
+        ['image_3.png', str(image).lstrip('/'),
+         *(f'image_{number}{copy}.png' for number in range(3) for copy in ('', '_2'))])
+
+
 def test_resuming_from_a_named_checkpoint(pair):
     succeed('train', pair / 'distiller.py', '--work-dir', pair / 'one', '--epochs', 1)
     _, stderr = succeed('train', pair / 'distiller.py', '--work-dir', pair / 'two', '--resume',

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os.path as osp
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain, count
+from pathlib import Path
 from typing import Optional
 
 import cv2
@@ -35,14 +37,41 @@ def read_image(path: str) -> np.ndarray:
     return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
 
 
-def picture_file(path: str) -> str:
-    """The file to draw an image into: its own name, with ``.png`` if no format is written by it.
+class PictureFiles:
+    """Files to draw images into: inside of a folder, and each image into one of its own.
+
+    The name of an image may be an absolute path or begin with ``..``, so that its picture would
+    replace the image itself. Those of several data sets may be alike.
+
+    Args:
+        folder: Where pictures go.
 
     Example:
-        >>> picture_file('a/1.jpg'), picture_file('a/photo_1')
-        ('a/1.jpg', 'a/photo_1.png')
+        >>> files = PictureFiles('out')
+        >>> [files(f'out/{name}') for name in ('a/1.jpg', 'a/1.jpg', '../b/1.jpg', 'photo_1')]
+        ['out/a/1.jpg', 'out/a/1_2.jpg', 'out/b/1.jpg', 'out/photo_1.png']
+        >>> files('/data/1.jpg')
+        'out/data/1.jpg'
     """
-    return path if cv2.haveImageWriter(path) else f'{path}.png'
+
+    def __init__(self, folder: str):
+        self.folder = osp.join(folder, '')
+        self.taken: set[str] = set()
+
+    def __call__(self, path: str) -> str:
+        """The file for an image, with ``.png`` if no format is written by its name.
+
+        Args:
+            path: The folder joined with the name of the image.
+        """
+        parts = Path(path.removeprefix(self.folder)).parts
+        inside = [part for part in parts if part not in (osp.sep, osp.pardir)]
+        file = osp.join(self.folder, *inside)
+        stem, ending = osp.splitext(file) if cv2.haveImageWriter(file) else (file, '.png')
+        free = chain([stem + ending], (f'{stem}_{number}{ending}' for number in count(2)))
+        file = next(file for file in free if file not in self.taken)
+        self.taken.add(file)
+        return file
 
 
 def reason(path: str) -> str:

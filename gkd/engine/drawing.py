@@ -9,7 +9,7 @@ from typing import Any, Callable
 from mmdet.engine.hooks import DetVisualizationHook
 from mmengine.registry import HOOKS
 
-from gkd.datasets.images import picture_file
+from gkd.datasets.images import PictureFiles
 from gkd.watching import watched
 
 
@@ -27,6 +27,7 @@ class DrawingHook(DetVisualizationHook):
     def __init__(self, folder: str):
         super().__init__(draw=True)
         self.folder = osp.abspath(folder)
+        self.files = PictureFiles(self.folder)
 
     def after_test_iter(self, runner, batch_idx: int, data_batch: Any,
                         outputs: Sequence) -> None:
@@ -38,13 +39,12 @@ class DrawingHook(DetVisualizationHook):
             if 'pred_instances' in sample:
                 # CrowdDet numbers classes by real numbers, which the visualizer cannot draw.
                 sample.pred_instances.labels = sample.pred_instances.labels.long()
-            with watched(self._visualizer, 'add_datasample', draw):
+            with watched(self._visualizer, 'add_datasample', self.write):
                 super().after_test_iter(runner, batch_idx, data_batch, [sample])
 
-
-def draw(method: Callable, *args: Any, out_file: str, **settings: Any) -> None:
-    """Stands for the visualizer's method that draws an image into a file."""
-    method(*args, out_file=picture_file(out_file), **settings)
+    def write(self, method: Callable, *args: Any, out_file: str, **settings: Any) -> None:
+        """Stands for the visualizer's method that draws an image into a file."""
+        method(*args, out_file=self.files(out_file), **settings)
 
 
 def folder_inside(path: str, root: Any) -> str:

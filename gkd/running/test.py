@@ -20,7 +20,7 @@ from torch.utils.data import Dataset
 from gkd.commands.layout import place
 from gkd.compat.checkpoint import check_is_file
 from gkd.compat.wrapper import unwrap
-from gkd.datasets.images import picture_file
+from gkd.datasets.images import PictureFiles
 from gkd.errors import ConfigError, naming
 from gkd.files import check_writable, written_whole
 from gkd.matching import check_num_classes, check_tested_classes
@@ -168,13 +168,13 @@ def detect(model: nn.Module, dataset: Dataset, loader_config: dict, show_dir: Op
     if show_dir is not None:
         for leaf in leaf_datasets(dataset):
             collect_names(leaf.pipeline)
+    files = PictureFiles(show_dir or '')
+
+    def draw(method: Callable, *args: Any, out_file: str, **settings: Any) -> Any:
+        return method(*args, out_file=files(out_file), **settings)
+
     with watched(unwrap(model), 'show_result', draw):
         return single_gpu_test(model, loader, out_dir=show_dir, show_score_thr=show_score_thr)
-
-
-def draw(method: Callable, *args: Any, out_file: Optional[str] = None, **settings: Any) -> Any:
-    """Stands for a detector's method that draws an image, which has any name, into a file."""
-    return method(*args, out_file=out_file and picture_file(out_file), **settings)
 
 
 def collect_names(step: Any) -> None:

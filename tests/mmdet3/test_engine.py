@@ -223,6 +223,21 @@ def test_an_image_whose_name_has_no_ending_is_drawn(annotations, tmp_path, monke
     assert drawn == [str(tmp_path / 'drawn' / 'photo.png')]
 
 
+def test_images_of_one_name_in_two_data_sets_are_both_drawn(annotations, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(Visualizer, 'get_current_instance', lambda: SimpleNamespace(
+        add_datasample=lambda *_, out_file, **settings: drawn.append(out_file)))
+    runner = SimpleNamespace(test_dataloader=SimpleNamespace(dataset=None), work_dir='',
+                             timestamp='')
+    hook = DrawingHook(folder=str(tmp_path / 'drawn'))
+    for folder in ('one', 'two'):
+        (tmp_path / folder).mkdir()
+        shutil.copy(annotations.parent / '0.png', tmp_path / folder / '0.png')
+        hook.after_test_iter(runner, 0, None, [
+            DetDataSample(metainfo=dict(img_path=str(tmp_path / folder / '0.png')))])
+    assert drawn == [str(tmp_path / 'drawn' / name) for name in ('0.png', '0_2.png')]
+
+
 def test_classes_that_are_numbered_by_real_numbers_are_drawn(tmp_path, monkeypatch):
     """As CrowdDet's are."""
     drawn = []
