@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import os.path as osp
 import re
-from typing import Optional
+from collections import Counter
+from typing import Any, Optional
 
 EVALUATION = 'evaluation.json'  # metrics by epoch
 RECORD, DETECTIONS, REPORT = 'record.json', 'detections.bbox.json', 'report.html'
@@ -41,6 +42,21 @@ def checkpoints(work_dir: str) -> list[str]:
     return [latest] * osp.isfile(latest) + [
         osp.join(folder, name) for name in found
         if name != newest and (reached is None or progress_of(name) < reached)]
+
+
+def without_prefixes(metrics: dict[str, Any]) -> dict[str, Any]:
+    """Metrics of MMEngine by the names that MMDetection 2 has for them.
+
+    Those that would then have one name, as of two data sets, keep what comes before it.
+
+    Example:
+        >>> without_prefixes({'coco/bbox_mAP': 0.5, 'day/coco/AR': 0.5, 'night/coco/AR': 0.25})
+        {'bbox_mAP': 0.5, 'day/coco/AR': 0.5, 'night/coco/AR': 0.25}
+    """
+    short = {name: name.rpartition('/')[2] for name in metrics}
+    times = Counter(short.values())
+    return {short[name] if times[short[name]] == 1 else name: value
+            for name, value in metrics.items()}
 
 
 def named_folder(path: str) -> Optional[str]:

@@ -22,7 +22,7 @@ from gkd.frameworks import Config, ConfigDict
 from gkd.planning.door import schedule_of
 from gkd.progress import silence
 from gkd.report.runs import Run, read_run
-from gkd.work_dir import DETECTIONS, EVALUATION
+from gkd.work_dir import DETECTIONS, EVALUATION, without_prefixes
 
 __all__ = ['StagePlanner', 'validation_data']
 
@@ -79,8 +79,7 @@ class Evaluation(Testing):
 
     def values(self, comparison: Comparison) -> dict[str, float]:
         """APs over all objects, in percent, and those by degree if the data carry degrees."""
-        values = percent({name.rpartition('/')[2]: value
-                          for name, value in json.loads(read(self.output)).items()})
+        values = percent(without_prefixes(json.loads(read(self.output))))
         if comparison.columns:
             values.update(aps_by_degree(comparison.dataset, json.loads(
                 read(osp.join(self.folder, DETECTIONS)))))

@@ -9,13 +9,14 @@ from typing import Any
 from gkd.collectives import all_gather
 from gkd.engine.loop import is_evaluated, trained
 from gkd.resume import evaluations, keep_evaluation
+from gkd.work_dir import without_prefixes
 
 
 def keep_metrics(runner, metrics: dict[str, Any]) -> None:
     """Keep the metrics of the epoch (or iteration) that has ended, in ``evaluation.json``."""
     if runner.rank == 0:
         keep_evaluation(runner.work_dir, trained(runner.train_loop)[0], {
-            name.rpartition('/')[2]: float(value) for name, value in metrics.items()
+            name: float(value) for name, value in without_prefixes(metrics).items()
             if isinstance(value, Real)})
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os.path as osp
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from mmdet.datasets.api_wrappers import COCO
+from mmdet.evaluation import MultiDatasetsEvaluator
 from mmengine.evaluator import Evaluator
 from mmengine.registry import EVALUATOR
 
@@ -48,11 +49,34 @@ def build_evaluator(settings: Any, part: str, dataset: Any) -> Evaluator:
             raise DataError(f'{key}.ann_file: {error}') from None
         except RuntimeError as error:  # so a metric says what it needs to be installed
             raise ConfigError(f'{key}: {error}') from error
-        for metric in evaluator.metrics:
+        for metric, measured in zip(evaluator.metrics, measured_datasets(evaluator, dataset, key)):
             coco = getattr(metric, '_coco_api', None)
             if isinstance(coco, COCO):
-                check_evaluated(dataset, coco, part, ', '.join(files.values()))
+                check_evaluated(measured, coco, part, ', '.join(files.values()))
     return evaluator
+
+
+def measured_datasets(evaluator: Evaluator, dataset: Any, key: str) -> Sequence[Any]:
+    """The data set that each metric of an evaluator measures detections in.
+
+    Args:
+        evaluator: MMDetection's ``MultiDatasetsEvaluator`` gives each metric a data set of a
+            ``ConcatDataset``, others give each the whole.
+        dataset: The whole.
+        key: Place of the evaluator in the config, for messages.
+
+    Raises:
+        ConfigError: There are not as many data sets as metrics; some would not be measured.
+    """
+    if not isinstance(evaluator, MultiDatasetsEvaluator):
+        return [dataset] * len(evaluator.metrics)
+    datasets = getattr(dataset, 'datasets', [dataset])
+    if not len(datasets) == len(evaluator.metrics) == len(evaluator.dataset_prefixes):
+        raise ConfigError(
+            f'{key}: a MultiDatasetsEvaluator takes a metric and a prefix for each data set of a '
+            f'ConcatDataset. There are {len(datasets)} data sets, {len(evaluator.metrics)} '
+            f'`metrics` and {len(evaluator.dataset_prefixes)} `dataset_prefixes`.')
+    return datasets
 
 
 def metric_files(settings: Any, key: str) -> Iterator[tuple[str, str]]:

@@ -13,6 +13,7 @@ from mmengine.registry import HOOKS
 
 from gkd.commands.processes import how_it_ended
 from gkd.compat.wrapper import unwrap
+from gkd.engine.trial import metrics_of
 from gkd.recorder import Recorder, first_epoch
 from gkd.work_dir import DETECTIONS, REPORT
 
@@ -108,6 +109,6 @@ def keep_detections(runner) -> None:
     """Let metrics that can keep what is detected write it to the work dir."""
     if runner.val_loop is None:
         return
-    for metric in runner.val_loop.evaluator.metrics:
+    for metric in metrics_of(runner.val_loop.evaluator):
         if getattr(metric, 'outfile_prefix', '') is None:
             metric.outfile_prefix = osp.join(runner.work_dir, DETECTIONS.partition('.')[0])

@@ -9,6 +9,7 @@ from math import ceil
 
 from gkd.frameworks import Config
 from gkd.report.logs import order, read_log
+from gkd.work_dir import without_prefixes
 
 
 def read_scalars(work_dir: str) -> tuple[list[dict], str | None]:
@@ -50,8 +51,7 @@ def lines_of(path: str) -> Iterator[dict]:
             iteration = None if 'epoch' in line else line['iter']
             yield dict(line, mode='train', epoch=line.get('epoch', 1))  # a loop may count none
         elif any('/' in name for name in line):
-            metrics = {name.rpartition('/')[2]: value for name, value in line.items()}
-            yield dict(metrics, mode='val', epoch=iteration or line['step'], iter=0)
+            yield dict(without_prefixes(line), mode='val', epoch=iteration or line['step'], iter=0)
 
 
 def with_names_of_mmdetection_2(config: Config) -> Config:

@@ -327,6 +327,30 @@ def test_evaluator(config, data, tmp_path):
     assert len(build_part(whole, 'val').dataset) == 2 * IMAGES
 
 
+def test_an_evaluator_that_measures_each_data_set_by_itself(config, data, tmp_path):
+    """Their images may have the same ids; each metric gets the detections of its own data set."""
+    few = tmp_path / 'few.json'
+    edit(data, lambda content: content.update(images=content['images'][:2]), few)
+    dataset, metric = config.val_dataloader.dataset, config.val_evaluator
+    datasets = [{**dataset, 'ann_file': str(path)} for path in (data, few)]
+    config.val_dataloader.dataset = dict(type='ConcatDataset', datasets=datasets)
+
+    def evaluate(*files, prefixes=('all', 'few')):
+        config.val_evaluator = dict(
+            type='MultiDatasetsEvaluator', dataset_prefixes=prefixes,
+            metrics=[{**metric, 'ann_file': str(path)} for path in files])
+
+    evaluate(data, few)
+    assert len(build_part(config, 'val').dataset) == IMAGES + 2
+    evaluate(few, data)
+    refuse(config, f'val_evaluator.ann_file: {IMAGES - 2} of {IMAGES} images', part='val')
+    for files, prefixes in (([data], ['all', 'few']), ([data, few], ['all'])):
+        evaluate(*files, prefixes=prefixes)
+        refuse(config, 'val_evaluator: a MultiDatasetsEvaluator takes a metric and a prefix',
+               f'are 2 data sets, {len(files)} `metrics` and {len(prefixes)} ', part='val',
+               error=ConfigError)
+
+
 def test_settings_of_a_dataset(config):
     dataset_of(config).img_prefix = 'images/'
     refuse(config, 'train_dataloader.dataset.img_prefix: CocoDataset has no such setting',

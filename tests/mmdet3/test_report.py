@@ -10,6 +10,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from mmdet.evaluation import MultiDatasetsEvaluator
+from mmengine.evaluator import Evaluator
 from small_experiments import TOOLS, detector, experiment, train
 
 from gkd.compat.checkpoint import load_checkpoint_file
@@ -230,6 +232,14 @@ def test_metrics_that_keep_detections_themselves_go_on_to():
     own, usual, other = (SimpleNamespace(outfile_prefix='mine'),
                          SimpleNamespace(outfile_prefix=None), SimpleNamespace())
     keep_detections(SimpleNamespace(work_dir='work', val_loop=SimpleNamespace(
-        evaluator=SimpleNamespace(metrics=[own, usual, other]))))
+        evaluator=Evaluator([own, usual, other]))))
     assert own.outfile_prefix == 'mine' and usual.outfile_prefix == 'work/detections'
     assert not vars(other)
+
+
+def test_metrics_that_divide_the_images_among_them_keep_no_detections():
+    """The last one's would be taken for all."""
+    metrics = [SimpleNamespace(outfile_prefix=None) for _ in range(2)]
+    keep_detections(SimpleNamespace(work_dir='work', val_loop=SimpleNamespace(
+        evaluator=MultiDatasetsEvaluator(metrics, ['day', 'night']))))
+    assert [metric.outfile_prefix for metric in metrics] == [None, None]

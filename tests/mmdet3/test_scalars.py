@@ -1,9 +1,12 @@
 """What MMEngine's runner leaves in a work dir is read for the report."""
 
 import json
+from types import SimpleNamespace
 
+from gkd.engine.evaluation import keep_metrics
 from gkd.report.runs import read_run
 from gkd.report.summary import format_summary
+from gkd.resume import evaluations
 
 
 def start(folder, *lines):
@@ -35,6 +38,17 @@ def test_a_later_start_replaces_what_it_repeats(tmp_path):
         1: 0.2, 2: 0.3}
     assert (run.trained, run.length, run.config.seed) == (2, 3, '20260101_000001')
     assert run.config.data.val.img_prefix == 'images'
+
+
+def test_metrics_of_two_data_sets_are_kept_apart(tmp_path):
+    metrics = {'day/coco/bbox_mAP': 0.2, 'night/coco/bbox_mAP': 0.1, 'night/coco/AR': 0.5}
+    start(tmp_path / '20260101_000000', step(1, 2, 4.0), {**metrics, 'step': 1})
+    line = read_run(str(tmp_path)).lines[-1]
+    kept = {'day/coco/bbox_mAP': 0.2, 'night/coco/bbox_mAP': 0.1, 'AR': 0.5}
+    assert kept.items() <= line.items() and 'bbox_mAP' not in line
+    keep_metrics(SimpleNamespace(rank=0, work_dir=str(tmp_path), train_loop=SimpleNamespace(
+        epoch=1, max_epochs=1)), metrics)
+    assert evaluations(str(tmp_path), 1) == {'1': kept}
 
 
 def test_a_training_that_counts_iterations(tmp_path):
