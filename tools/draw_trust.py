@@ -2,7 +2,7 @@
 """Draw how far instances are trusted: boxes by robust weight, masks of local knowledge, extremes.
 
 Writes images.png, with the validation images whose instances are trusted most differently, and for
-every class CLASS.png with its most and its least trusted validation instances.
+every class class_NAME.png with its most and its least trusted validation instances.
 """
 
 import argparse
