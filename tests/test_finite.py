@@ -1,6 +1,7 @@
 """Losses and weights that are not finite: named, kept, stopped at or skipped, never saved."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,11 +10,14 @@ from helpers import tiny_data
 from helpers.refusals import append
 from helpers.running import run_tool
 from helpers.zoo_detectors import tood
+from mmcv.parallel import DataContainer
 from mmcv.runner import HOOKS, Hook
+from torch import nn
 
 from gkd.finite.step import KeptStep
 from gkd.looking.replay import replay
 from gkd.running import load_config
+from gkd.running.finite import FiniteLossHook
 from studies import small_models
 
 
@@ -115,6 +119,15 @@ def test_what_heads_count_is_kept_with_the_step(folder, student, forgotten):
     step.save(path)
     former, _ = replay(load_config('distiller.py'), path)
     assert former['loss_cls'] != again['loss_cls']
+
+
+def test_boxes_are_kept_as_they_were_before_the_step():
+    """YOLOX scales them in place."""
+    hook, boxes = FiniteLossHook(), torch.ones(1, 4)
+    hook.before_train_iter(SimpleNamespace(
+        model=nn.Linear(1, 1), data_batch=dict(gt_bboxes=DataContainer([[boxes]]))))
+    boxes *= 2
+    assert hook.boxes['gt_bboxes'].data[0][0].tolist() == [[1.0] * 4]
 
 
 def test_skipped_steps_leave_no_trace(folder):

@@ -4,6 +4,7 @@ import json
 import re
 from pathlib import Path
 from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 import torch
@@ -12,10 +13,19 @@ from helpers import tiny_data
 from helpers.refusals import append, refuse_training, train
 from helpers.running import run_tool, succeed
 from mmcv import Config
+from mmcv.runner import EpochBasedRunner
 
 from gkd.commands import run
-from gkd.running import load_config
-from gkd.running.changes import apply_optimizer, flat, is_from_checkpoint, settings_in
+from gkd.resume import KEY
+from gkd.running import load_config, start
+from gkd.running.changes import (
+    apply_optimizer,
+    flat,
+    has_other_optimizer,
+    is_from_checkpoint,
+    settings_in,
+)
+from gkd.running.runner import IterationRunner
 
 
 def rate(path='work/latest.pth'):
@@ -74,6 +84,7 @@ def test_config_texts_are_read_and_not_run(tmp_path):
         'list.0.type': 'A', 'list.1.type': 'B'}
     assert settings_in('import os\nos.mkdir("x")') is None and settings_in(None) is None
     assert settings_in('a = print(1)') is None
+    assert not has_other_optimizer(None, Config(dict(optimizer=dict(type='SGD'))))
     assert is_from_checkpoint('model.backbone.init_cfg.checkpoint')
     assert not is_from_checkpoint('model.knowledge.0.alpha')
 
@@ -90,6 +101,7 @@ def test_config_texts_are_read_and_not_run(tmp_path):
     (['seed=abc'], ["seed = 'abc'", 'integer']),
     (['seed=-1'], ['seed = -1']),
     (['seed=1.5'], ['seed = 1.5']),
+    (['seed=True'], ['seed = True']),
 ])
 def test_options_end_in_messages(folder, options, says):
     refuse_training(folder, '--cfg-options', *options, says=says)
@@ -239,6 +251,18 @@ def test_an_interrupted_evaluation_is_made_up_for_where_checkpoints_lie_elsewher
     kept.unlink()
     assert 'Evaluating epoch 1, which was interrupted' in train(*elsewhere)
     assert kept.read_text() == measured
+
+
+@pytest.mark.parametrize('kind, batches, expected', [
+    (EpochBasedRunner, 0, True), (EpochBasedRunner, 3, False), (IterationRunner, 3, True)])
+def test_an_evaluation_is_made_up_for_where_one_may_have_been_due(
+        tmp_path, monkeypatch, kind, batches, expected):
+    """At the end of an epoch, not inside; at any iteration where these are counted."""
+    monkeypatch.setattr(start, 'resume', lambda *settings: None)
+    runner = mock.Mock(spec=kind, work_dir=str(tmp_path), meta={KEY: dict(batches=batches)},
+                       iter=1, epoch=1, max_iters=9, max_epochs=9)
+    start.load_or_resume(runner, Config(), str(tmp_path / 'any.pth'), mock.Mock(), 'cpu')
+    assert runner.register_hook.called == expected
 
 
 def test_the_checkpoint_of_another_training_is_not_evaluated(folder):

@@ -11,6 +11,8 @@ from mmcv import Config
 from mmcv.runner import HOOKS, Hook
 from mmdet.models import build_detector
 
+from gkd.running.hooks import checkpoint_config
+
 EMA = dict(type='EMAHook', momentum=0.1)
 
 
@@ -150,3 +152,10 @@ custom_hooks = [{MODE!r}]''')
     train(*args)
     assert seen == whole[2:]
     assert_same_state(state('work/latest.pth'), final)
+
+
+def test_a_hook_of_ones_own_may_write_the_checkpoints():
+    config = Config(dict(runner=dict(type='EpochBasedRunner'), checkpoint_config=dict(interval=2)))
+    assert checkpoint_config(config) == dict(type='ResumableCheckpointHook', interval=2)
+    config.checkpoint_config.type = 'Mine'
+    assert checkpoint_config(config) == dict(type='Mine', interval=2)

@@ -10,12 +10,13 @@ from unittest import mock
 import pytest
 import torch
 from mmcv import Config
-from mmcv.runner import EpochBasedRunner, Hook
+from mmcv.runner import EMAHook, EpochBasedRunner, Hook
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from gkd.bank import PrototypeBank
 from gkd.commands.resume import intact_checkpoint
+from gkd.compat.runner import EMA
 from gkd.errors import CheckpointError, DataError, StorageError
 from gkd.randomness import random_state
 from gkd.resume import (
@@ -95,6 +96,9 @@ def test_prototypes_come_back_with_the_model():
     restore_model(model, dict(bank=bank.state_dict()), 0)
     assert torch.equal(model.bank.student[0], bank.student[0])
     assert model.bank.metadata == dict(epoch='3')
+    model = nn.Linear(1, 1, device='meta')
+    restore_model(model, dict(bank=bank.state_dict()), 0)
+    assert model.bank.student[0].device == model.weight.device
 
 
 def test_metrics_are_kept_of_the_epochs_that_a_run_has_done(tmp_path):
@@ -341,3 +345,51 @@ def test_checkpoints_are_written_once_and_tell_what_is_done(tmp_path, settings, 
         assert (meta['epoch'], meta['seed']) == (epoch - inside, 3) and checkpoint['optimizer']
         assert meta['iter'] == (epoch - inside) * 8 + batches
         assert meta[KEY]['batches'] == batches and len(meta[KEY]['random']) == 1
+        # With this the order of the running epoch's images is drawn again.
+        assert (meta[KEY]['epoch_start'] != [None]) == inside
+        assert meta[KEY]['averaged'] != inside  # averages are in the model between epochs
+
+
+class Stop(Hook):
+    def after_train_iter(self, runner):
+        if runner.iter + 1 == 4:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize('elsewhere, former', [(True, 'latest.pth'), (False, 'last_checkpoint')])
+def test_a_checkpoint_inside_an_epoch_is_the_last_where_out_dir_has_changed(
+        tmp_path, elsewhere, former):
+    """The work dir no longer names the one that was written to the former place."""
+    work = tmp_path / 'work'
+    work.mkdir()
+    if elsewhere:
+        (work / former).symlink_to('epoch_1.pth')
+    else:
+        (work / former).write_text(str(tmp_path / 'store' / 'epoch_1.pth'))
+    loader = DataLoader(range(8))
+    runner = runner_of(loader, work)
+    runner.register_hook(ResumableCheckpointHook(
+        inside_epoch=3, out_dir=str(tmp_path / 'store') if elsewhere else None))
+    runner.register_hook(Stop(), 'LOWEST')
+    with pytest.raises(KeyboardInterrupt):
+        runner.run([loader], [('train', 1)])
+    assert not os.path.lexists(work / former)
+    assert Path(checkpoints(str(work))[0]).resolve().name == 'epoch_1_iter_3.pth'
+
+
+@pytest.mark.parametrize('state, averaged', [
+    (dict(batches=3, averaged=False), False), (dict(batches=3, averaged=True), True),
+    (dict(batches=0), True), (dict(batches=3), False)])  # of earlier releases
+def test_averages_are_put_where_their_hook_expects_them(tmp_path, state, averaged):
+    """At the beginning of an epoch it gives the model the weights that it keeps."""
+    runner, hook = runner_of(DataLoader(range(8)), tmp_path), EMAHook()
+    runner.register_hook(hook)
+    hook.before_run(runner)
+    runner.meta = {EMA: {name: torch.full_like(value, 7.0)
+                         for name, value in hook.model_buffers.items() if 'weight' in name}}
+    runner.model.weight.data.fill_(5.0)
+    resume = ResumeHook(None)
+    resume.state = state
+    HookStates(resume).before_run(runner)
+    hook.before_train_epoch(runner)
+    assert runner.model.weight.item() == (7.0 if averaged else 5.0)
