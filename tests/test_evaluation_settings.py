@@ -20,10 +20,11 @@ from mmdet.models import RetinaNet, build_detector
 from gkd.errors import ConfigError
 from gkd.running import load_config
 from gkd.running.config import build_model
-from gkd.running.evaluation import check_metrics
+from gkd.running.data import build_checked_dataset, build_evaluated_dataset
+from gkd.running.evaluation import check_metrics, evaluation_hook
 from gkd.running.export import load_detector
 from gkd.running.test import writer
-from gkd.running.trial import try_step
+from gkd.running.trial import check_best, try_hook, try_step
 
 TWO = '[data["{0}"], data["{0}"]]'
 CONCATENATED = 'dict(type="ConcatDataset", datasets=[data["{0}"], data["{0}"]])'
@@ -180,6 +181,31 @@ def test_the_trial_leaves_the_training_as_it_is(folder):
         assert torch.equal(tensor, expected[name]), name
 
 
+def test_the_trial_leaves_the_evaluation_as_it_is(folder):
+    append('student.py', 'evaluation.update(save_best="auto", jsonfile_prefix="found")')
+    config = load_config('student.py')
+    model = build_model(config).train()
+    evaluation = evaluation_hook(config, model, build_evaluated_dataset(config, 'val'))
+    settings = copy.deepcopy(evaluation.eval_kwargs), evaluation.rule, evaluation.key_indicator
+    before = torch.get_rng_state()
+    try_hook(evaluation, config, model, torch.device('cpu'))
+    check_best(evaluation, dict(bbox_mAP=0.1))
+    assert settings == (evaluation.eval_kwargs, evaluation.rule, evaluation.key_indicator)
+    assert not list(folder.glob('found*')) and model.training
+    iter(evaluation.dataloader)  # nor does the evaluation draw from the training's generator
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_images_without_boxes_are_evaluated_and_not_trained_on(folder):
+    config = load_config('student.py')
+    for empty, trained in ((0, 4), (1, 3)):
+        tiny_data.write_data(folder, empty_images=empty)
+        assert len(build_checked_dataset(config.data.train, 'data.train')) == trained
+        assert len(build_evaluated_dataset(config, 'val')) == 4
+    tiny_data.write_data(folder, empty_images=4)
+    assert len(build_evaluated_dataset(config, 'val')) == 4
+
+
 @pytest.mark.parametrize('config', ['student.py', 'distiller.py'])
 def test_a_step_is_tried_with_a_copy(folder, config):
     config = load_config(config)
@@ -207,6 +233,27 @@ def test_two_images_are_evaluated_first_and_none_without_validation(folder):
             mock.patch('gkd.running.trial.USUAL_EVALUATIONS', [count]):
         succeed('test', 'student.py', weights)
         assert counts == [2, 4]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='there is a GPU')
+def test_a_detector_of_mixed_precision_is_tested_on_the_cpu(folder):
+    weights = tiny_data.write_weights('student.pth', small.retinanet())
+    found = []
+    for precision in ('None', 'dict(loss_scale="dynamic")'):
+        append('student.py', f'fp16 = {precision}')
+        succeed('test', 'student.py', weights, '--out', 'found.pkl')
+        found.append((folder / 'found.pkl').read_bytes())
+    assert found[0] == found[1]
+
+
+def test_drawings_name_the_classes_of_the_data(folder, monkeypatch):
+    weights = tiny_data.write_weights('student.pth', small.retinanet())
+    torch.save(dict(state_dict=torch.load(weights)['state_dict']), weights)  # it names none
+    names = []
+    monkeypatch.setattr(RetinaNet, 'show_result',
+                        lambda model, *args, **settings: names.append(model.CLASSES))
+    succeed('test', 'student.py', weights, '--show-dir', 'drawn')
+    assert names == [[*tiny_data.CLASSES]] * 4
 
 
 def test_metrics_of_a_test_are_tried_first(folder):
