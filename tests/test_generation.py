@@ -31,6 +31,7 @@ from gkd.files import save_tensors
 from gkd.prototypes import PrototypeBank, PrototypeGenerationModule, select_prototypes, shares
 from gkd.prototypes.features import batch_features, choose_candidates, stack_images
 from gkd.prototypes.hook import PrototypeHook, reload_bank
+from gkd.running.data import prototype_datasets
 
 LEVELS = (0, 2, 3)
 
@@ -676,3 +677,15 @@ def test_loads_with_the_training_loaders_workers():
     distiller.prototypes = generation(workers=1)
     PrototypeHook().generate(distiller, runner, '')
     assert distiller.prototypes.workers == 1
+
+
+def test_prototypes_come_from_each_data_set_once_in_the_order_of_the_config():
+    def leaf(name):
+        return dict(type='CocoDataset', ann_file=name, pipeline=['of the training'])
+
+    train = [dict(type='RepeatDataset', times=2, dataset=leaf('a')),
+             dict(type='ConcatDataset', datasets=[leaf('b'), [leaf('c'), leaf('d')]]), leaf('e')]
+    config = Config(dict(data=dict(train=train, test=dict(pipeline=['of the test']))))
+    found = prototype_datasets(config)
+    assert [entry.ann_file for entry in found] == [*'abcde']
+    assert all(entry.pipeline == ['of the test'] for entry in found)

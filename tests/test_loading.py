@@ -95,6 +95,20 @@ def test_masks_as_polygons(config):
     assert len(build_checked_dataset(config, 'data.train')) == 4
 
 
+def test_masks_of_annotations_that_are_ignored_are_not_needed(config):
+    path = Path(config.ann_file)
+    content = json.loads(path.read_text())
+    for entry in content['annotations']:
+        entry['segmentation'] = [[0, 0, 4, 0, 4, 4]]
+    del content['annotations'][0]['segmentation']
+    path.write_text(json.dumps(content))
+    load(config, with_mask=True)
+    refuse(config, 'annotation 1')
+    content['annotations'][0]['ignore'] = True
+    path.write_text(json.dumps(content))
+    assert len(build_checked_dataset(config, 'data.train')) == 4
+
+
 @pytest.mark.parametrize('test_mode', [False, True])
 def test_proposals(config, tmp_path, test_mode):
     config.pipeline.insert(1, dict(type='LoadProposals'))

@@ -119,6 +119,9 @@ def test_files_beside_the_saved_detections_are_removed(tmp_path):
         (tmp_path / f'{UNFINISHED}.{kind}.json').write_text('[]')
     hook.collect_detections(SimpleNamespace(work_dir=str(tmp_path)))
     assert [path.name for path in tmp_path.iterdir()] == [DETECTIONS]
+    hook.evaluation.eval_kwargs = dict(jsonfile_prefix='mine')
+    keep_results(hook.evaluation, str(tmp_path / UNFINISHED))
+    assert hook.evaluation.eval_kwargs == dict(jsonfile_prefix='mine')
     panoptic = SimpleNamespace(eval_kwargs={}, dataloader=SimpleNamespace(
         dataset=CocoPanopticDataset.__new__(CocoPanopticDataset)))
     keep_results(panoptic, str(tmp_path / UNFINISHED))

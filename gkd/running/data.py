@@ -254,8 +254,10 @@ def on_disk(file_client: Optional[dict]) -> bool:
     """Whether mmcv's file client with these settings reads files of a disk.
 
     Example:
-        >>> on_disk(None), on_disk(dict(backend='disk')), on_disk(dict(backend='http'))
-        (True, True, False)
+        >>> on_disk(None), on_disk(dict(backend='disk'))
+        (True, True)
+        >>> on_disk(dict(backend='http')), on_disk(dict(prefix='s3'))
+        (False, False)
     """
     settings = file_client or {}
     return settings.get('backend', 'disk') == 'disk' and not settings.get('prefix')
