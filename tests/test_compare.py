@@ -26,7 +26,7 @@ from gkd.commands import run as run_command
 from gkd.commands.settings import DictAction, add_settings_option
 from gkd.comparison import compare, mmdet2, stages
 from gkd.comparison.data import data_name, move_to_strip, strip_of
-from gkd.comparison.degrees import degree_column
+from gkd.comparison.degrees import degree_column, degree_columns
 from gkd.comparison.methods import choose_methods, variant
 from gkd.comparison.mmdet2 import Detection, Training
 from gkd.comparison.plan import check_methods
@@ -313,6 +313,8 @@ def test_a_teacher_with_more_classes_is_not_tested(processes, tmp_path):
     assert status == 0, printed
     assert [name for name, *_ in processes.commands] == [
         'train student_seed0', 'train plain_seed0', 'train gkd_seed0']
+    own = load_config(str(tmp_path / 'work' / 'configs' / 'student.py'))
+    assert own.model.bbox_head.num_classes == 2  # it is trained with its overrides, too
     assert '- teacher: not tested: it detects 3 classes, of which the data have 2' in printed
 
 
@@ -347,8 +349,14 @@ def test_nothing_is_trained_if_a_method_is_wrong_or_none_is_left(
 
 def test_a_failure_stops_only_what_needs_it(processes, tmp_path):
     config = write_experiment(tmp_path)
-    processes.outcome = lambda name: None if name in (
-        'train student_seed0', 'train gkd_seed1') else dict.fromkeys(METRICS, 0.3)
+
+    def outcome(name):
+        if name == 'train mean_seed1':  # the table is there before the end
+            assert 'failed with seed 1' in (tmp_path / 'work' / 'comparison.md').read_text()
+        return None if name in ('train student_seed0', 'train gkd_seed1') else \
+            dict.fromkeys(METRICS, 0.3)
+
+    processes.outcome = outcome
     status, printed = run_compare(config, '--methods', 'gkd', 'mean', '--seeds', 2,
                                   '--work-dir', tmp_path / 'work')
     assert status == 2 and '5 stages failed or could not start' in printed
@@ -403,6 +411,32 @@ def test_methods_of_a_comparison_leave_other_trainings_as_they_are(tmp_path):
     with open(path, 'a') as file:
         file.write("model['knowledge'] = [dict(type='MeanOfMaps')]\n")
     assert Training(path, stage.checkpoint).fingerprint() != before
+
+
+def test_a_training_is_repeated_if_what_it_depends_on_has_changed(processes, tmp_path):
+    """Also if nothing was trained from it before, as of detectors that are there already."""
+    path, checkpoint = write_experiment(tmp_path), str(tmp_path / 'work' / 'latest.pth')
+    stage = Training(path, checkpoint)
+    assert not stage.prepare() and not stage.finished()  # it is begun
+    stage.run()
+    assert stage.finished() and not Training(path, checkpoint, seed=1).finished()
+    for role in ('teacher', 'student'):
+        assert Training(path, checkpoint).prepare()
+        with open(tmp_path / f'{role}.py', 'a') as file:
+            file.write('note = "better"\n')
+        stage = Training(path, checkpoint)
+        assert not stage.finished() and not stage.prepare()
+        stage.run()
+
+
+def test_a_folder_of_the_users_own_is_not_emptied(tmp_path):
+    (tmp_path / 'notes.txt').touch()
+    stages.claim(str(tmp_path), 'one')
+    assert (tmp_path / 'notes.txt').exists()
+    stages.claim(str(tmp_path), 'one')
+    assert (tmp_path / 'notes.txt').exists()
+    stages.claim(str(tmp_path), 'other')  # now it was a stage's
+    assert [path.name for path in tmp_path.iterdir()] == [stages.STAMP]
 
 
 def test_gpus_are_dealt_out_in_turn(monkeypatch):
@@ -659,9 +693,9 @@ def test_cost_is_read_from_the_logs(processes, tmp_path):
     assert stage.cost() == dict(time=0.4, memory=800.5)
     stage.run()  # it goes on, and needs less
     assert stage.cost()['memory'] == 800.5
-    (tmp_path / '2.log.json').write_text(json.dumps(
-        dict(mode='train', time=0.1, data_time=0, memory=70)))
-    assert stage.cost()['memory'] == 70  # of the GPU
+    line = json.dumps(dict(mode='train', time=0.1, data_time=0, memory=70))
+    (tmp_path / '2.log.json').write_text(f'{line}\n{line}')
+    assert stage.cost() == dict(time=pytest.approx(0.2), memory=70)  # of the GPU
 
 
 def test_machine_and_version_are_known_of_a_training_that_outlived_its_comparison(
@@ -684,9 +718,22 @@ def test_detection_is_renewed_with_its_checkpoint(processes, tmp_path):
     stage = Detection(config, str(tmp_path / 'weights.pth'), str(tmp_path / 'found'))
     assert not stage.prepare()
     stage.run()
-    assert stage.prepare() and Path(stage.output).exists()
-    (tmp_path / 'weights.pth').write_text('22')
+    assert stage.prepare() and stage.finished() and Path(stage.output).exists()
+    (tmp_path / 'weights.pth').write_text('2')
+    os.utime(tmp_path / 'weights.pth', (1, 1))
+    assert not stage.finished()
     assert not stage.prepare() and not Path(stage.output).exists()
+    stage.run()
+    with open(config, 'a') as file:
+        file.write('data["test"]["test_mode"] = True\n')
+    assert not stage.prepare() and not Path(stage.output).exists()
+
+
+def test_degrees_that_some_annotations_lack_are_no_columns():
+    whole = dict.fromkeys(DIGIT_SCENES_DEGREES, 0)
+    columns = [degree_columns(SimpleNamespace(dataset=dict(annotations=annotations)))
+               for annotations in ([whole], [whole, {}], [{}], [])]
+    assert columns[0] and columns[1:] == [[], [], []]
 
 
 def test_table_and_plot_of_few_and_odd_runs(tmp_path):
