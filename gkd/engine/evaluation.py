@@ -6,6 +6,8 @@ import os.path as osp
 from numbers import Real
 from typing import Any
 
+from mmengine.hooks import EarlyStoppingHook
+
 from gkd.collectives import all_gather
 from gkd.engine.loop import is_evaluated, trained
 from gkd.resume import evaluations, keep_evaluation
@@ -34,3 +36,23 @@ def is_evaluation_missing(runner, folder: str) -> bool:
     # The first process decides: others may see the folder a little later.
     return not all_gather(known)[0] and runner.val_loop is not None and (
         is_evaluated(runner.train_loop))
+
+
+def tell_early_stopping(runner) -> None:
+    """Tell hooks that end a training early of the evaluations before it was resumed.
+
+    MMEngine keeps nothing of such a hook in a checkpoint: it would begin to wait anew, and a
+    training that it had ended would go on.
+
+    Args:
+        runner: The runner, before it trains on.
+    """
+    done = trained(runner.train_loop)[0]
+    kept = all_gather(evaluations(runner.work_dir, done))[0]
+    for hook in runner.hooks:
+        if isinstance(hook, EarlyStoppingHook):
+            for _, metrics in sorted(kept.items(), key=lambda item: int(item[0])):
+                short = hook.monitor.rpartition('/')[2]
+                score = metrics.get(hook.monitor, metrics.get(short))
+                if score is not None:
+                    hook.after_val_epoch(runner, {hook.monitor: score})

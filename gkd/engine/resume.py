@@ -26,7 +26,11 @@ from torch.utils.data import DataLoader
 
 from gkd.collectives import all_gather
 from gkd.compat.wrapper import unwrap
-from gkd.engine.evaluation import is_evaluation_missing, keep_metrics
+from gkd.engine.evaluation import (
+    is_evaluation_missing,
+    keep_metrics,
+    tell_early_stopping,
+)
 from gkd.engine.loop import IterationTrainLoop, trained
 from gkd.errors import ConfigError
 from gkd.files import make_folder
@@ -100,6 +104,7 @@ class ResumableCheckpointHook(CheckpointHook):
         self.training, done = True, trained(runner.train_loop)[0]
         if runner.rank == 0:
             forget_evaluations(runner.work_dir, done)
+        tell_early_stopping(runner)
         if (not self.by_epoch or not self.order.skip) and \
                 is_evaluation_missing(runner, self.out_dir):
             unit = 'epoch' if self.by_epoch else 'iteration'

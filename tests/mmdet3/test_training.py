@@ -218,6 +218,21 @@ def test_an_interrupted_evaluation_is_made_up_for_before_the_run_goes_on(annotat
     assert ''.join(logs).count('coco/bbox_mAP"') == 2
 
 
+@pytest.mark.slow
+def test_a_run_that_goes_on_ends_as_early_as_it_would_have(annotations, tmp_path):
+    """Three evaluations in a row show no better AP; the run is killed after the first of them."""
+    config = experiment(annotations, tmp_path, inside_epoch=0)
+    config.model, config.train_cfg.max_epochs = detector('one_stage'), 5
+    config.custom_hooks = [dict(type='EarlyStoppingHook', monitor='coco/bbox_mAP', patience=2,
+                                min_delta=1)]
+    with pytest.raises(InterruptedError):
+        train(config, custom_hooks=[*config.custom_hooks, dict(type='Kill', after=7)])
+    assert Path(find_latest_checkpoint(config.work_dir)).name == 'epoch_2.pth'
+    for _ in range(2):  # the one that has ended trains no further, either
+        resumed = train(config, resume=True)
+        assert (resumed.epoch, resumed.train_loop.stop_training) == (3, True)
+
+
 def test_what_is_evaluated(annotations, tmp_path, monkeypatch):
     """By the loop's settings, and not where a checkpoint from elsewhere was the start."""
     config = experiment(annotations, tmp_path)
