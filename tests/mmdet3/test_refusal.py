@@ -161,6 +161,10 @@ def a_seed_in_words(config):
     config.randomness.seed = '3'
 
 
+def a_flag_for_a_seed(config):
+    config.randomness.seed = True
+
+
 def randomness_that_does_not_exist(config):
     config.randomness.speed = 3
 
@@ -183,6 +187,7 @@ REFUSED = [
     (a_rate_scaled_from_nothing, r'Add auto_scale_lr = dict\(enable=True, base_batch_size=16\)'),
     (a_distiller_that_is_compiled, 'compile = True: every step .* compile every step anew'),
     (a_seed_in_words, "randomness.seed = '3': must be an integer from 0 to"),
+    (a_flag_for_a_seed, 'randomness.seed = True: must be an integer from 0 to'),
     (randomness_that_does_not_exist, 'randomness: TypeError: .*speed'),
     (no_training_data, 'config .* has no `train_dataloader`'),
     (half_an_evaluation, 'belong together, and it has no val_dataloader. Give all of them, or'),

@@ -11,7 +11,7 @@ from mmengine.hooks import EMAHook, Hook
 from small_experiments import detector, experiment
 from test_engine import Line
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from gkd.bank import PrototypeBank
 from gkd.engine import resume
@@ -140,6 +140,18 @@ def test_checkpoints_are_written_once_and_where_the_optimiser_has_made_a_step(
     assert written == [f'{name}.pth' for name in expected]
 
 
+@pytest.mark.parametrize('done, ended', [(3, dict(stop=3)), (8, dict(epochs=1)),
+                                         (11, dict(stop=11))])
+def test_a_run_goes_on_after_the_last_step_that_was_kept(
+        tmp_path, monkeypatch, done, ended):
+    """An evaluation may only have been interrupted between two epochs."""
+    run(tmp_path, inside_epoch=1, **ended)
+    asked = []
+    monkeypatch.setattr(resume, 'is_evaluation_missing', lambda *given: asked.append(given))
+    assert len(run(tmp_path, inside_epoch=1).rates) == 2 * IMAGES - done
+    assert len(asked) == (done == IMAGES)
+
+
 def test_checkpoints_inside_epochs_are_removed_where_they_are(tmp_path):
     run(tmp_path / 'run', stop=6, inside_epoch=1, out_dir=str(tmp_path / 'elsewhere'))
     assert {path.name for path in tmp_path.rglob('*.pth')} == {
@@ -229,6 +241,31 @@ def test_a_checkpoint_that_others_write_holds_no_state_of_an_earlier_one():
     for checkpoint in (own, others):
         hook.before_save_checkpoint(None, checkpoint)
     assert own == {KEY: dict(batches=1)} and others == {}
+
+
+def test_epochs_augment_the_same_images_differently():
+    hook, seeds = ResumableCheckpointHook(), set()
+    hook.order = BatchOrder(DataLoader(TensorDataset(torch.arange(4)), num_workers=1), seed=0)
+    for epoch in range(2):
+        hook.before_train_epoch(SimpleNamespace(epoch=epoch))
+        seeds.update(index.seed for batch in hook.order for index in batch)
+    assert len(seeds) == 8
+
+
+def test_loaders_take_no_random_number_of_the_training(annotations, tmp_path):
+    """A run that goes on starts others."""
+    config = experiment(annotations, tmp_path)
+    config.model, config.custom_hooks = detector('one_stage'), []
+    runner = Runner.from_cfg(config)
+    runner._train_loop = runner.build_train_loop(runner._train_loop)
+    runner._val_loop = runner.build_val_loop(runner._val_loop)
+    for hook in runner.hooks:
+        if isinstance(hook, ResumableCheckpointHook):
+            hook.before_train(runner)
+    before = torch.get_rng_state()
+    for loop in (runner.train_loop, runner.val_loop):
+        iter(loop.dataloader)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_each_run_augments_by_its_own_seed(tmp_path):
