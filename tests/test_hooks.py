@@ -11,7 +11,10 @@ from mmcv import Config
 from mmcv.runner import HOOKS, Hook
 from mmdet.models import build_detector
 
+from gkd.running import load_config
+from gkd.running.data import build_checked_dataset
 from gkd.running.hooks import checkpoint_config
+from gkd.running.train import initial_model
 
 EMA = dict(type='EMAHook', momentum=0.1)
 
@@ -159,3 +162,12 @@ def test_a_hook_of_ones_own_may_write_the_checkpoints():
     assert checkpoint_config(config) == dict(type='ResumableCheckpointHook', interval=2)
     config.checkpoint_config.type = 'Mine'
     assert checkpoint_config(config) == dict(type='Mine', interval=2)
+
+
+def test_a_distiller_gets_one_hook_that_generates_prototypes(folder):
+    """Also where the config names it, as the one that a work dir keeps does."""
+    config = load_config('distiller.py')
+    train_set = build_checked_dataset(config.data.train, 'data.train')
+    for _ in range(2):
+        initial_model(config, train_set)
+        assert [hook['type'] for hook in config.custom_hooks] == ['PrototypeHook']

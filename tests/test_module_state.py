@@ -9,7 +9,7 @@ from helpers.refusals import append, train
 from torch import nn
 
 from gkd.detectors.view import probe
-from gkd.module_state import module_state, restore_module_state
+from gkd.module_state import counting_parts, module_state, restore_module_state, state_of
 from studies import coverage, small_models
 from studies.door import losses, training_batch
 
@@ -44,6 +44,16 @@ def test_an_attribute_that_a_class_lacks_is_left_out():
     assert module_state(model) == {'': dict(_input_size=None)}
     restore_module_state(model, {'': dict(_input_size=(64, 96), _progress_in_iter=3)})
     assert model._input_size == (64, 96) and not hasattr(model, '_progress_in_iter')
+
+
+def test_what_a_hook_has_switched_on_is_of_a_kept_step_and_not_of_a_checkpoint():
+    """The hook itself switches it on again where a run is resumed."""
+    model = type('YOLOXHead', (nn.Identity,), dict(use_l1=True))()
+    assert module_state(model) == {}
+    state = state_of(counting_parts(model, scheduled=True))
+    model.use_l1 = False
+    restore_module_state(model, state)
+    assert model.use_l1
 
 
 def test_state_is_a_copy_of_plain_numbers_all_of_which_come_back():

@@ -36,6 +36,7 @@ from gkd.running.resume import (
     ResumeHook,
     find_checkpoint,
 )
+from gkd.running.train import prepare_work_dir
 from gkd.work_dir import EVALUATION, checkpoints, last_whole_checkpoint
 
 
@@ -118,6 +119,17 @@ def test_metrics_are_kept_of_the_epochs_that_a_run_has_done(tmp_path):
             pytest.raises((OSError, StorageError)):
         keep_evaluation(folder, 2, dict(AR=0.6))
     assert evaluations(folder, 9) == {'1': dict(AR=0.5)}
+
+
+def test_what_a_killed_run_has_left_unfinished_is_removed_by_the_first_process(tmp_path):
+    (tmp_path / 'prototypes').mkdir()
+    unfinished = [tmp_path / '.epoch_1.pth.12.tmp', tmp_path / 'prototypes/.1.safetensors.12.tmp']
+    for path in (*unfinished, tmp_path / 'epoch_1.pth'):
+        path.touch()
+    for rank in (1, 0):
+        assert all(path.exists() for path in unfinished)
+        prepare_work_dir(SimpleNamespace(work_dir=str(tmp_path), rank=rank))
+    assert [path.name for path in tmp_path.rglob('*') if path.is_file()] == ['epoch_1.pth']
 
 
 @pytest.mark.parametrize('content', ['{"1"', '[1]', '{"one": {}}', '{"1": 0.5}'])
