@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os.path as osp
 from numbers import Real
-from typing import Any
+from typing import Any, Optional
 
 from mmengine.hooks import EarlyStoppingHook
 
@@ -52,7 +52,16 @@ def tell_early_stopping(runner) -> None:
     for hook in runner.hooks:
         if isinstance(hook, EarlyStoppingHook):
             for _, metrics in sorted(kept.items(), key=lambda item: int(item[0])):
-                short = hook.monitor.rpartition('/')[2]
-                score = metrics.get(hook.monitor, metrics.get(short))
+                score = kept_metric(metrics, hook.monitor)
                 if score is not None:
                     hook.after_val_epoch(runner, {hook.monitor: score})
+
+
+def kept_metric(metrics: dict[str, float], name: str) -> Optional[float]:
+    """A metric as it is kept, by MMEngine's name; None if it is not there.
+
+    Example:
+        >>> kept_metric({'bbox_mAP': 0.5}, 'coco/bbox_mAP')
+        0.5
+    """
+    return metrics.get(name, metrics.get(name.rpartition('/')[2]))

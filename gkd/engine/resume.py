@@ -29,6 +29,7 @@ from gkd.compat.wrapper import unwrap
 from gkd.engine.evaluation import (
     is_evaluation_missing,
     keep_metrics,
+    kept_metric,
     tell_early_stopping,
 )
 from gkd.engine.loop import IterationTrainLoop, trained
@@ -42,6 +43,7 @@ from gkd.resume import (
     KEPT_INSIDE,
     KEY,
     batches_done,
+    evaluations,
     forget_evaluations,
     hook_states,
     is_same_setup,
@@ -75,6 +77,7 @@ class ResumableCheckpointHook(CheckpointHook):
         self.state: Optional[dict] = None
         self.resumed: Optional[dict] = None
         self.training = False
+        self.evaluated = False  # what is written now, its evaluation included
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
         """Take the state out of a checkpoint; keep it only if the run resumes from it."""
@@ -105,6 +108,8 @@ class ResumableCheckpointHook(CheckpointHook):
         if runner.rank == 0:
             forget_evaluations(runner.work_dir, done)
         tell_early_stopping(runner)
+        if state is not None and state.get('evaluated') is False and not self.order.skip:
+            tell_schedules(runner)
         if (not self.by_epoch or not self.order.skip) and \
                 is_evaluation_missing(runner, self.out_dir):
             unit = 'epoch' if self.by_epoch else 'iteration'
@@ -178,7 +183,9 @@ class ResumableCheckpointHook(CheckpointHook):
 
     def after_val_epoch(self, runner, metrics: dict[str, float]) -> None:
         """Write the best checkpoint; then the evaluation is done, and its metrics are kept."""
+        self.evaluated = True
         super().after_val_epoch(runner, metrics)
+        self.evaluated = False
         if self.training:
             keep_metrics(runner, metrics)
 
@@ -187,7 +194,7 @@ class ResumableCheckpointHook(CheckpointHook):
         # checkpoint of an epoch again if the epoch is the best so far.
         self.due = False
         started = 0 if self.by_epoch else step - runner.epoch * len(runner.train_dataloader)
-        self.state = training_state(runner, batches=started)
+        self.state = dict(training_state(runner, batches=started), evaluated=self.evaluated)
         super()._save_checkpoint_with_step(runner, step, meta)
         if is_main_process():
             remove_inside(self.out_dir, keep=0)
@@ -356,6 +363,23 @@ def step_schedules(runner) -> None:
             for schedule in schedules:
                 if not schedule.by_epoch or done % length == 0:
                     schedule.step()
+
+
+def tell_schedules(runner) -> None:
+    """Give schedules that wait for metrics those of the evaluation after the last checkpoint.
+
+    An epoch's checkpoint is written before its evaluation, so it lacks this step of theirs.
+
+    Args:
+        runner: The runner, before it trains on from such a checkpoint.
+    """
+    done = trained(runner.train_loop)[0]
+    metrics = all_gather(evaluations(runner.work_dir, done))[0].get(str(done), {})
+    for schedule in in_one_list(runner.param_schedulers):
+        if getattr(schedule, 'need_val_args', False):
+            metric = kept_metric(metrics, schedule.monitor)
+            if metric is not None:
+                schedule.step({schedule.monitor: metric})
 
 
 def in_one_list(schedules: Any) -> list:

@@ -233,6 +233,34 @@ def test_a_run_that_goes_on_ends_as_early_as_it_would_have(annotations, tmp_path
         assert (resumed.epoch, resumed.train_loop.stop_training) == (3, True)
 
 
+@pytest.mark.slow
+def test_a_schedule_that_waits_for_metrics_goes_on_exactly(annotations, tmp_path):
+    """No evaluation after the first is better; each of these but the last halves the rate.
+
+    The run is killed after the second, whose step the checkpoint of the epoch lacks.
+    """
+    def halving(folder):
+        config = experiment(annotations, folder, inside_epoch=0)
+        config.model, config.train_cfg.max_epochs = detector('one_stage'), 4
+        config.param_scheduler = [dict(
+            type='ReduceOnPlateauLR', monitor='coco/bbox_mAP', rule='greater', patience=0,
+            threshold=1, threshold_rule='abs', factor=0.5)]
+        config.custom_hooks = []
+        return config
+
+    def rate(runner):
+        return runner.optim_wrapper.param_groups[0]['lr'] / runner.cfg.optim_wrapper.optimizer.lr
+
+    whole = train(halving(tmp_path / 'whole'))
+    assert rate(whole) == 1 / 4
+    config = halving(tmp_path / 'killed')
+    with pytest.raises(InterruptedError):
+        train(config, custom_hooks=[dict(type='Kill', after=7)])
+    assert Path(find_latest_checkpoint(config.work_dir)).name == 'epoch_2.pth'
+    for _ in range(2):  # with nothing left to train, too
+        assert rate(train(config, resume=True)) == 1 / 4
+
+
 def test_what_is_evaluated(annotations, tmp_path, monkeypatch):
     """By the loop's settings, and not where a checkpoint from elsewhere was the start."""
     config = experiment(annotations, tmp_path)
