@@ -376,6 +376,34 @@ def test_training_without_a_last_evaluation_has_failed(processes, tmp_path):
     assert [name for name, *_ in processes.commands] == ['train teacher', 'train student_seed0']
 
 
+@pytest.mark.parametrize('measured, shown', [
+    ({'mAP': 0.5, 'AP50': 0.5}, {'AP': '50.0', 'AP50': '50.0'}),  # PASCAL VOC, Open Images
+    ({'bbox_AP': 0.25, 'bbox_AP50': 0.5, 'bbox_AP75': 0.125, 'bbox_APs': -1.0, 'bbox_APr': 0.0},
+     {'AP': '25.0', 'AP50': '50.0', 'AP75': '12.5'}),  # LVIS
+])
+def test_average_precision_of_other_evaluations_is_compared(processes, tmp_path, measured, shown):
+    config = write_experiment(tmp_path)
+    processes.outcome = lambda name: measured
+    status, printed = run_compare(config, '--methods', 'gkd', '--seeds', 1,
+                                  '--work-dir', tmp_path / 'work',
+                                  '--results', tmp_path / 'rows.csv')
+    assert status == 0, printed
+    row = table_of(tmp_path / 'work' / 'comparison.csv')['gkd']
+    assert {name: f'{float(row[f"{name} mean"]):.1f}' for name in shown} == shown
+    assert read_results(str(tmp_path / 'rows.csv'))[-1].AP == f'{float(shown["AP"]):g}'
+
+
+def test_data_without_average_precision_end_a_comparison_at_its_first_training(processes,
+                                                                              tmp_path):
+    config = write_experiment(tmp_path)
+    processes.outcome = lambda name: {'PQ': 40.0, 'one/coco/bbox_mAP': 0.5}
+    status, printed = run_compare(config, '--methods', 'gkd', '--seeds', 1,
+                                  '--work-dir', tmp_path / 'work')
+    assert status == 2
+    assert 'measures PQ, one/coco/bbox_mAP, and no average precision of all' in printed
+    assert [name for name, *_ in processes.commands] == ['train teacher', 'train student_seed0']
+
+
 def test_jobs_run_at_once_and_wait_for_what_they_need(processes, tmp_path, monkeypatch):
     config = write_experiment(tmp_path)
     monkeypatch.delenv('OMP_NUM_THREADS', raising=False)

@@ -15,6 +15,7 @@ from gkd.comparison.methods import without_methods
 from gkd.comparison.plan import Comparison, Planner
 from gkd.comparison.stages import Testing, percent, read
 from gkd.compat.coco import InspectedCOCO
+from gkd.datasets.coco_eval import by_coco_names
 from gkd.detectors.entries import name_of
 from gkd.errors import ConfigError, DataError
 from gkd.files import write_atomically
@@ -79,7 +80,7 @@ class Evaluation(Testing):
 
     def values(self, comparison: Comparison) -> dict[str, float]:
         """APs over all objects, in percent, and those by degree if the data carry degrees."""
-        values = percent(without_prefixes(json.loads(read(self.output))))
+        values = percent(by_coco_names(without_prefixes(json.loads(read(self.output)))))
         if comparison.columns:
             values.update(aps_by_degree(comparison.dataset, json.loads(
                 read(osp.join(self.folder, DETECTIONS)))))

@@ -28,10 +28,11 @@ from gkd.report.names import TEACHER
 from gkd.report.results import append_result
 
 LEGEND = '''
-AP in percent on the validation data at the end of training, mean over seeds. Gain: mean difference
-to the plain student of the same seed, with its 95 % confidence interval (Student's t over the
-seeds). Time: median training step without loading data and without generating prototypes between
-epochs. Memory: peak of {device}, which holds the teacher, for the plain student too.
+AP in percent on the validation data at the end of training, mean over seeds; at an IoU of 0.5
+where the data are evaluated so (PASCAL VOC, Open Images). Gain: mean difference to the plain
+student of the same seed, with its 95 % confidence interval (Student's t over the seeds). Time:
+median training step without loading data and without generating prototypes between epochs. Memory:
+peak of {device}, which holds the teacher, for the plain student too.
 '''
 BAR = '{desc}: {bar:20} {n_fmt}/{total_fmt}{postfix}'
 

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from gkd.commands.processes import StageFailed, cfg_option, how_it_ended, run_tool
 from gkd.comparison.methods import without_methods
-from gkd.datasets.coco_eval import METRICS
+from gkd.datasets.coco_eval import METRICS, by_coco_names
 from gkd.detectors.config_files import find_file, read_config
 from gkd.distiller import Distiller
 from gkd.files import write_atomically
@@ -145,10 +145,11 @@ class Training(ABC):
         self.metrics()
 
     def metrics(self) -> dict[str, float]:
-        """Metrics at its end.
+        """Metrics at its end, by COCO's names.
 
         Raises:
-            StageFailed: It has not been evaluated there, or detected nothing.
+            StageFailed: It has not been evaluated there, or detected nothing, or no average
+                precision was measured.
         """
         history = self.history()
         if self.end not in history:
@@ -157,7 +158,12 @@ class Training(ABC):
                               f'nothing was detected in its evaluation: MMDetection measures '
                               f'nothing then. Train longer, or lower `score_thr` in the '
                               f'detector\'s test_cfg.')
-        return history[self.end]
+        metrics = by_coco_names(history[self.end])
+        if METRICS['AP'] not in metrics:
+            raise StageFailed(f'{self.config}: its evaluation measures {", ".join(metrics)}, and '
+                              f'no average precision of all validation data, which a comparison '
+                              f'needs.')
+        return metrics
 
     def made_with(self) -> dict[str, str]:
         """Machine and version that trained it, empty if that was not written down."""

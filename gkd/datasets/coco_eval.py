@@ -13,8 +13,23 @@ from gkd.progress import silence
 # By the name that tables give it, what MMDetection calls it; in the order of COCOeval's `stats`.
 METRICS = {'AP': 'bbox_mAP', 'AP50': 'bbox_mAP_50', 'AP75': 'bbox_mAP_75',
            'AP small': 'bbox_mAP_s', 'AP medium': 'bbox_mAP_m', 'AP large': 'bbox_mAP_l'}
+# How LVIS's evaluation calls the same, and those at an IoU of 0.5 (PASCAL VOC, Open Images).
+OTHER_NAMES = {
+    'bbox_AP': 'bbox_mAP', 'bbox_AP50': 'bbox_mAP_50', 'bbox_AP75': 'bbox_mAP_75',
+    'bbox_APs': 'bbox_mAP_s', 'bbox_APm': 'bbox_mAP_m', 'bbox_APl': 'bbox_mAP_l',
+    'mAP': 'bbox_mAP', 'AP50': 'bbox_mAP_50'}
 # Detections of an image that count, at most, as MMDetection sets it.
 MAX_DETECTIONS = (100, 300, 1000)
+
+
+def by_coco_names(metrics: dict[str, float]) -> dict[str, float]:
+    """Metrics, the average precisions among them by the names that COCO's evaluation has.
+
+    Example:
+        >>> by_coco_names({'mAP': 0.7, 'AP50': 0.7}), by_coco_names({'bbox_mAP': 0.5})
+        ({'bbox_mAP': 0.7, 'bbox_mAP_50': 0.7}, {'bbox_mAP': 0.5})
+    """
+    return {OTHER_NAMES.get(name, name): value for name, value in metrics.items()}
 
 
 def evaluate(coco: COCO, detections: Sequence[dict], categories: Optional[Sequence[int]] = None,
