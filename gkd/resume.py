@@ -1,4 +1,4 @@
-"""What an exact resume needs under either MMDetection: the state's place, its files, and seeds."""
+"""What an exact resume needs under either MMDetection: start, state, files and seeds."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os.path as osp
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 import numpy as np
 from torch import nn
@@ -22,6 +22,18 @@ from gkd.work_dir import EVALUATION, INSIDE, progress_of
 
 KEY = 'resume'  # of the state: in a checkpoint (MMDetection 3) or in its `meta` (MMDetection 2)
 KEPT_INSIDE = 2
+# What a whole training starts with: the first of them that is set.
+START_SETTINGS = ('resume_from', 'load_from')
+
+
+def start_of(config: dict) -> Optional[str]:
+    """The whole model's checkpoint that a training starts with, None without one.
+
+    Example:
+        >>> start_of(dict(load_from='a.pth', resume_from=None)), start_of({})
+        ('a.pth', None)
+    """
+    return next((config[name] for name in START_SETTINGS if config.get(name)), None)
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from mmdet.models import build_detector
+from helpers.scene_configs import build_with_data
 
 from gkd.datasets import character_scenes, scenes
 from gkd.datasets.character_scenes import (
@@ -17,10 +17,7 @@ from gkd.datasets.character_scenes import (
     prepare_character_scenes,
     print_character,
 )
-from gkd.matching import check_num_classes
 from gkd.repository import REPOSITORY
-from gkd.running.config import load_config
-from gkd.running.data import build_checked_dataset
 
 CONFIGS = sorted(Path(REPOSITORY, 'configs', 'characters').glob('*.py'))
 
@@ -78,14 +75,4 @@ def test_characters_are_turned_and_stretched_within_bounds():
 
 @pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
 def test_config_builds_and_fits_the_data(root, path):
-    config = load_config(str(path))
-    if config.model.type == 'Distiller':
-        config.model.teacher.checkpoint = None
-    model = build_detector(config.model)
-    for split in ('train', 'val'):
-        entry = config.data[split]
-        assert entry.ann_file == f'data/character_scenes/{split}.json'
-        entry.update(ann_file=str(root / f'{split}.json'), img_prefix=str(root / 'images'))
-        dataset = build_checked_dataset(entry, split)
-        check_num_classes(model, dataset.CLASSES, split)
-        assert dataset.CLASSES == CLASSES
+    build_with_data(path, root, CLASSES)

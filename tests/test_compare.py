@@ -400,7 +400,7 @@ def test_data_without_average_precision_end_a_comparison_at_its_first_training(p
     status, printed = run_compare(config, '--methods', 'gkd', '--seeds', 1,
                                   '--work-dir', tmp_path / 'work')
     assert status == 2
-    assert 'measures PQ, one/coco/bbox_mAP, and no average precision of all' in printed
+    assert 'measures PQ, one/coco/bbox_mAP, and no average precision of boxes in all' in printed
     assert [name for name, *_ in processes.commands] == ['train teacher', 'train student_seed0']
 
 

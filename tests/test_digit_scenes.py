@@ -9,7 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from mmdet.models import build_detector
+from helpers.scene_configs import build_with_data
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
@@ -18,10 +18,7 @@ from gkd.datasets.degrees import evaluate_by_degree
 from gkd.datasets.digit_scenes import digit_symbols, draw_digit, prepare_digit_scenes
 from gkd.datasets.scenes import Scene, Symbol, make_scene
 from gkd.errors import DataError
-from gkd.matching import check_num_classes
 from gkd.repository import REPOSITORY
-from gkd.running.config import load_config
-from gkd.running.data import build_checked_dataset
 
 CONFIGS = Path(REPOSITORY, 'configs', 'digits')
 FIGURES = ('1110', '0100', '1101', '1011', '0101', '1000', '0110', '0011', '1111', '1001')
@@ -318,18 +315,6 @@ def test_annotation_without_the_degree_is_named():
 
 @pytest.mark.parametrize('path', sorted(CONFIGS.glob('*.py')), ids=lambda path: path.stem)
 def test_config_builds_and_fits_the_data(sources, tmp_path, path):
-    root = prepare_digit_scenes(tmp_path / 'digits')
-    config = load_config(str(path))
-    if config.model.type == 'Distiller':
-        config.model.teacher.checkpoint = None
-    model = build_detector(config.model)
-    for split, test_mode in (('train', False), ('val', True)):
-        entry = config.data[split]
-        assert entry.ann_file == f'data/digit_scenes/{split}.json'
-        entry.update(ann_file=str(root / f'{split}.json'), img_prefix=str(root / 'images'))
-        dataset = build_checked_dataset(entry, split, dict(test_mode=test_mode))
-        check_num_classes(model, dataset.CLASSES, split)
-        assert dataset.CLASSES == digit_scenes.CLASSES
-    train = build_checked_dataset(config.data.train, 'train')
+    train = build_with_data(path, prepare_digit_scenes(tmp_path / 'digits'), digit_scenes.CLASSES)
     # a mirrored digit is none
     assert not any(train[index]['img_metas'].data['flip'] for index in range(12))

@@ -15,6 +15,7 @@ from gkd.files import write_atomically
 from gkd.frameworks import MMDET_SCOPE
 from gkd.registry import KNOWLEDGE
 from gkd.repository import tool
+from gkd.resume import START_SETTINGS, start_of
 from gkd.zoo import PublishedCheckpoint, of_configs
 
 GKD = 'RobustDistillingModule'
@@ -71,9 +72,10 @@ def take_start(config: Any) -> Optional[str]:
     Returns:
         The checkpoint, None if the training begins without one.
     """
-    config.pop('resume', None)
-    resumed, loaded = (config.pop(name, None) for name in ('resume_from', 'load_from'))
-    return resumed or loaded
+    start = start_of(config)
+    for name in ('resume', *START_SETTINGS):
+        config.pop(name, None)
+    return start
 
 
 def pair_settings(student: str, teacher: str, methods: str) -> dict[str, Any]:

@@ -161,8 +161,8 @@ class Training(ABC):
         metrics = by_coco_names(history[self.end])
         if METRICS['AP'] not in metrics:
             raise StageFailed(f'{self.config}: its evaluation measures {", ".join(metrics)}, and '
-                              f'no average precision of all validation data, which a comparison '
-                              f'needs.')
+                              f'no average precision of boxes in all validation data, which a '
+                              f'comparison needs.')
         return metrics
 
     def made_with(self) -> dict[str, str]:

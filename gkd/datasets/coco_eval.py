@@ -25,11 +25,16 @@ MAX_DETECTIONS = (100, 300, 1000)
 def by_coco_names(metrics: dict[str, float]) -> dict[str, float]:
     """Metrics, the average precisions among them by the names that COCO's evaluation has.
 
+    Where COCO's own are there, too, these stay.
+
     Example:
-        >>> by_coco_names({'mAP': 0.7, 'AP50': 0.7}), by_coco_names({'bbox_mAP': 0.5})
-        ({'bbox_mAP': 0.7, 'bbox_mAP_50': 0.7}, {'bbox_mAP': 0.5})
+        >>> by_coco_names({'mAP': 0.75, 'time': 1.0})
+        {'bbox_mAP': 0.75, 'time': 1.0}
+        >>> by_coco_names({'bbox_mAP': 0.5, 'mAP': 0.75})
+        {'bbox_mAP': 0.5}
     """
-    return {OTHER_NAMES.get(name, name): value for name, value in metrics.items()}
+    renamed = {OTHER_NAMES.get(name, name): value for name, value in metrics.items()}
+    return {name: metrics.get(name, value) for name, value in renamed.items()}
 
 
 def evaluate(coco: COCO, detections: Sequence[dict], categories: Optional[Sequence[int]] = None,

@@ -27,6 +27,7 @@ from gkd.frameworks import (
     logger,
     mmdet_configs,
 )
+from gkd.resume import start_of
 from gkd.work_dir import named_folder, no_checkpoint
 
 NOT_GIVEN = object()
@@ -190,8 +191,7 @@ class DetectorSource:
 
     def own_start(self) -> Optional[str]:
         """The whole detector's checkpoint that the training of its config file begins with."""
-        config = self.read_file() if isinstance(self.config, str) else {}
-        return config.get('resume_from') or config.get('load_from')
+        return start_of(self.read_file()) if isinstance(self.config, str) else None
 
     def load_checkpoint(self, model: nn.Module) -> None:
         """Fill ``model`` with the checkpoint's weights, all of them or none.

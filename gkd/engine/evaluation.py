@@ -38,7 +38,7 @@ def is_evaluation_missing(runner, folder: str) -> bool:
         is_evaluated(runner.train_loop))
 
 
-def tell_early_stopping(runner) -> None:
+def tell_early_stopping(runner, kept: dict[str, dict[str, float]]) -> None:
     """Tell hooks that end a training early of the evaluations before it was resumed.
 
     MMEngine keeps nothing of such a hook in a checkpoint: it would begin to wait anew, and a
@@ -46,9 +46,8 @@ def tell_early_stopping(runner) -> None:
 
     Args:
         runner: The runner, before it trains on.
+        kept: Metrics of the evaluations, by epoch (or iteration).
     """
-    done = trained(runner.train_loop)[0]
-    kept = all_gather(evaluations(runner.work_dir, done))[0]
     for hook in runner.hooks:
         if isinstance(hook, EarlyStoppingHook):
             for _, metrics in sorted(kept.items(), key=lambda item: int(item[0])):

@@ -107,9 +107,10 @@ class ResumableCheckpointHook(CheckpointHook):
         self.training, done = True, trained(runner.train_loop)[0]
         if runner.rank == 0:
             forget_evaluations(runner.work_dir, done)
-        tell_early_stopping(runner)
+        kept = all_gather(evaluations(runner.work_dir, done))[0]
+        tell_early_stopping(runner, kept)
         if state is not None and state.get('evaluated') is False and not self.order.skip:
-            tell_schedules(runner)
+            tell_schedules(runner, kept.get(str(done), {}))
         if (not self.by_epoch or not self.order.skip) and \
                 is_evaluation_missing(runner, self.out_dir):
             unit = 'epoch' if self.by_epoch else 'iteration'
@@ -365,16 +366,15 @@ def step_schedules(runner) -> None:
                     schedule.step()
 
 
-def tell_schedules(runner) -> None:
+def tell_schedules(runner, metrics: dict[str, float]) -> None:
     """Give schedules that wait for metrics those of the evaluation after the last checkpoint.
 
     An epoch's checkpoint is written before its evaluation, so it lacks this step of theirs.
 
     Args:
         runner: The runner, before it trains on from such a checkpoint.
+        metrics: What was measured there; nothing if that was interrupted.
     """
-    done = trained(runner.train_loop)[0]
-    metrics = all_gather(evaluations(runner.work_dir, done))[0].get(str(done), {})
     for schedule in in_one_list(runner.param_schedulers):
         if getattr(schedule, 'need_val_args', False):
             metric = kept_metric(metrics, schedule.monitor)
